@@ -1,0 +1,242 @@
+//! The command line and the environment, turned into a [`Config`].
+//!
+//! Owns the names and forms of flags and variables and the words of every
+//! refusal. Pure: argv, the environment and the user id are handed in. Knows
+//! nothing of the machine: whether an address can be bound or the limit on open
+//! files suffices is the shell's to find out.
+//!
+//! 1. What is refused is refused whole: there is no partly used configuration.
+//! 2. A refusal is at most three lines and names the flag or variable to mend.
+//! 3. The value of a variable, or of a flag that may hold a secret, is in no text.
+
+mod environment;
+mod flag;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::{self, Display};
+
+use ipnet::IpNet;
+use lexopt::Arg;
+
+pub use self::environment::Environment;
+use self::flag::Flag;
+use crate::config::{Config, LogFormat, MESSAGE_MAX};
+
+/// What `--help` prints.
+pub const HELP: &str = include_str!("cli/help.txt");
+
+/// Least `--buffer-memory`, in bytes.
+pub const BUFFER_MEMORY_MIN: usize = 1024 * 1024;
+
+// A relay that cannot queue one largest message, with the up to 64 bytes of its
+// envelope, would shed every peer that sends one.
+const _: () = assert!(BUFFER_MEMORY_MIN > MESSAGE_MAX + 64);
+
+/// What the program was asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Run the relay.
+    Serve(Config),
+    /// Print [`describe`] of this and end.
+    CheckConfig(Config),
+    /// Print [`HELP`] and end.
+    Help,
+    /// Print the version and end.
+    Version,
+}
+
+/// Why the program does not start: one to three lines for the operator, without
+/// a newline at the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused(String);
+
+impl Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Reads `args`, which begin after the program's name, and the environment.
+///
+/// `--help` and `--version` end the reading where they stand. Of a flag given
+/// twice the last wins, as in Go's `flag` package.
+///
+/// # Errors
+///
+/// [`Refused`] for the first thing that is unknown, malformed, out of range, not
+/// in this version, or forbidden by `PYRYCODE_RELAY_PRODUCTION` or on Fly.io.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    environment: &Environment<'_>,
+) -> Result<Command, Refused> {
+    let mut parser = lexopt::Parser::from_args(args.into_iter().map(with_two_dashes));
+    let mut config = Config::default();
+    let mut check_only = false;
+
+    while let Some(arg) = parser.next().map_err(|error| Refused(error.to_string()))? {
+        let name = match arg {
+            Arg::Long(name) => name.to_owned(),
+            Arg::Short(letter) => return Err(unknown_flag(&format!("-{letter}"))),
+            Arg::Value(stray) => return Err(stray_argument(&stray)),
+        };
+        let mut flag = Flag { name, parser: &mut parser };
+        let limits = &mut config.limits;
+        match flag.name.as_str() {
+            "insecure-listen" => config.listen = flag.listen_address()?,
+            "metrics-listen" => config.metrics_listen = flag.metrics_address()?,
+            "trust-x-forwarded-for" => config.forwarded.trust_x_forwarded_for = flag.is_on()?,
+            "trusted-proxies" => config.forwarded.trusted_proxies = Some(flag.networks()?),
+            "max-connections" => limits.connections = Some(flag.number(1..=u32::MAX as usize)?),
+            "max-connections-per-ip" => limits.connections_per_ip = flag.number(0..=u32::MAX)?,
+            "rate-limit-per-minute" => limits.rate_per_minute = flag.number(0..=u32::MAX)?,
+            "rate-limit-burst" => limits.rate_burst = flag.number(0..=u32::MAX)?,
+            "buffer-memory" => {
+                limits.buffer_memory = flag.number(BUFFER_MEMORY_MIN..=usize::MAX)?;
+            }
+            "log-format" => config.log_format = flag.log_format()?,
+            "check-config" => check_only = flag.is_on()?,
+            "h" | "help" => {
+                if flag.is_on()? {
+                    return Ok(Command::Help);
+                }
+            }
+            "V" | "version" => {
+                if flag.is_on()? {
+                    return Ok(Command::Version);
+                }
+            }
+            _ => accept_only_if_off(flag)?,
+        }
+    }
+
+    if config.limits.rate_burst == 0 && config.limits.rate_per_minute > 0 {
+        return Err(Refused(
+            "--rate-limit-burst: 0 would refuse every upgrade; give 1 or more,\n\
+             or turn the rate limit off with --rate-limit-per-minute 0"
+                .into(),
+        ));
+    }
+    environment.read_into(&mut config)?;
+    Ok(if check_only { Command::CheckConfig(config) } else { Command::Serve(config) })
+}
+
+/// What of the contract is not in this version. Its flags are known, so that a
+/// command line of the reference is told what to do instead.
+const ABSENT: &[(&str, Absent, &str)] = &[
+    ("domain", Absent::Flag, NO_TLS),
+    ("cert-cache", Absent::Flag, NO_TLS),
+    ("https-listen", Absent::Flag, NO_TLS),
+    ("http-listen", Absent::Flag, NO_TLS),
+    ("tls-cert", Absent::Flag, NO_TLS),
+    ("tls-key", Absent::Flag, NO_TLS),
+    ("https-proxy-protocol", Absent::Switch, NO_TLS),
+    ("proxy-protocol", Absent::Switch, NO_PROXY_PROTOCOL),
+    ("fcm-endpoint", Absent::Flag, NO_PUSH_WAKE),
+    ("PYRYCODE_RELAY_FCM_CREDENTIALS", Absent::Variable, NO_PUSH_WAKE),
+];
+
+const NO_TLS: &str =
+    "TLS is not in this version; put a TLS proxy in front and use --insecure-listen";
+const NO_PROXY_PROTOCOL: &str =
+    "the PROXY protocol is not in this version; use --trust-x-forwarded-for";
+const NO_PUSH_WAKE: &str = "push wake is not in this version; start without it";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// A flag with a value: refused.
+    Flag,
+    /// A boolean flag: refused unless off.
+    Switch,
+    /// An environment variable: refused when set.
+    Variable,
+}
+
+/// Go's `flag` package takes `-name` for `--name`; to lexopt it would be five
+/// short flags. No value of any flag begins with a dash and a letter, so this
+/// need not know which arguments are values.
+fn with_two_dashes(arg: OsString) -> OsString {
+    match arg.as_encoded_bytes() {
+        [b'-', letter, ..] if letter.is_ascii_alphabetic() => {
+            let mut long = OsString::from("-");
+            long.push(arg);
+            long
+        }
+        _ => arg,
+    }
+}
+
+fn unknown_flag(flag: &str) -> Refused {
+    Refused(format!("unknown flag {}; --help lists the flags", flag.escape_debug()))
+}
+
+fn stray_argument(argument: &OsStr) -> Refused {
+    // `NAME=value` is a variable in the wrong place: its value is not repeated.
+    let text = argument.to_string_lossy();
+    let name = text.split_once('=').map_or(text.as_ref(), |(name, _)| name);
+    Refused(format!(
+        "stray argument {name:?}; every value follows its flag,\n\
+         and a boolean is written --name or --name=false"
+    ))
+}
+
+/// The end of every flag that does nothing here: a switch of [`ABSENT`] may be
+/// given as off, all else is refused with its value unread.
+fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
+    let absent =
+        ABSENT.iter().find(|(name, kind, _)| *kind != Absent::Variable && *name == flag.name);
+    match absent {
+        Some((_, Absent::Switch, _)) if !flag.is_on()? => Ok(()),
+        Some((_, _, why)) => Err(flag.refuse(why)),
+        None => Err(unknown_flag(&format!("--{}", flag.name))),
+    }
+}
+
+/// What `--check-config` prints: one `name value` a line, named as
+/// the flags are; every line ends with a newline.
+pub fn describe(config: &Config) -> String {
+    let Config { listen, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
+        config;
+    let metrics_listen =
+        metrics_listen.map_or("off".into(), |address| format!("{address} (not served yet)"));
+    let connections = limits
+        .connections
+        .map_or("what the limit on open files leaves".into(), |limit| limit.to_string());
+    let mut proxies = forwarded
+        .trusted_proxies
+        .as_ref()
+        .map_or("loopback and private ranges".into(), |networks| {
+            networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",")
+        });
+    if !forwarded.trust_x_forwarded_for {
+        proxies.push_str(" (unused without --trust-x-forwarded-for)");
+    }
+    let log_format = match log_format {
+        LogFormat::Logfmt => "logfmt",
+        LogFormat::Json => "json",
+    };
+
+    [
+        ("insecure-listen", listen.to_string()),
+        ("metrics-listen", metrics_listen),
+        ("trust-x-forwarded-for", forwarded.trust_x_forwarded_for.to_string()),
+        ("trusted-proxies", proxies),
+        ("max-connections", connections),
+        ("max-connections-per-ip", number_or_off(limits.connections_per_ip)),
+        ("rate-limit-per-minute", number_or_off(limits.rate_per_minute)),
+        ("rate-limit-burst", limits.rate_burst.to_string()),
+        ("buffer-memory", limits.buffer_memory.to_string()),
+        ("log-format", log_format.into()),
+        ("log-level", log_level.to_string().to_lowercase()),
+    ]
+    .iter()
+    .map(|(name, value)| format!("{name} {value}\n"))
+    .collect()
+}
+
+fn number_or_off(number: u32) -> String {
+    if number == 0 { "off".into() } else { number.to_string() }
+}

@@ -1,0 +1,105 @@
+//! The environment: variables that are configuration, and the places in which
+//! the relay refuses to run.
+//!
+//! No refusal repeats the value of a variable: one may hold a secret, or be
+//! mistaken for the one that should.
+
+use std::ffi::{OsStr, OsString};
+
+use log::LevelFilter;
+
+use super::flag::is_loopback;
+use super::{ABSENT, Absent, Refused};
+use crate::config::Config;
+
+/// What surrounds the process, as far as the configuration depends on it.
+#[derive(Clone, Copy)]
+pub struct Environment<'a> {
+    /// Looks an environment variable up; `None` means not set.
+    pub variables: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The effective user id; 0 is root.
+    pub uid: u32,
+}
+
+impl Environment<'_> {
+    /// Adds what the environment says to `config`, then checks that the whole
+    /// may run here.
+    pub(super) fn read_into(&self, config: &mut Config) -> Result<(), Refused> {
+        let is_production = self.is_on("PYRYCODE_RELAY_PRODUCTION")?;
+        let is_single_instance = self.is_on("PYRYCODE_RELAY_SINGLE_INSTANCE")?;
+        if let Some(level) = self.log_level()? {
+            config.log_level = level;
+        }
+        self.refuse_absent()?;
+
+        if is_production {
+            self.refuse_unfit_for_production(config)?;
+        }
+        // Fly.io sets it on every machine; empty is how one unsets it elsewhere.
+        let is_on_fly = self.value("FLY_APP_NAME").is_some_and(|name| !name.is_empty());
+        if is_on_fly && !is_single_instance {
+            return Err(Refused(
+                "FLY_APP_NAME is set: with two relays behind one address, one answers 4404 for a\n\
+                 binary that the other one holds. Run exactly one machine (fly scale count 1),\n\
+                 then say so with PYRYCODE_RELAY_SINGLE_INSTANCE=1"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn value(&self, name: &str) -> Option<OsString> {
+        (self.variables)(name)
+    }
+
+    fn is_on(&self, name: &str) -> Result<bool, Refused> {
+        match self.value(name).as_deref().map(OsStr::to_str) {
+            None | Some(Some("0")) => Ok(false),
+            Some(Some("1")) => Ok(true),
+            Some(_) => Err(Refused(format!("{name}: must be 1 (on) or 0 (off), or not set"))),
+        }
+    }
+
+    fn log_level(&self) -> Result<Option<LevelFilter>, Refused> {
+        const NAME: &str = "PYRYCODE_RELAY_LOG";
+        let Some(value) = self.value(NAME) else { return Ok(None) };
+        match value.to_str().map(str::parse) {
+            Some(Ok(level)) => Ok(Some(level)),
+            _ => Err(Refused(format!(
+                "{NAME}: must be off, error, warn, info, debug or trace, or not set"
+            ))),
+        }
+    }
+
+    fn refuse_absent(&self) -> Result<(), Refused> {
+        for (name, _, why) in ABSENT.iter().filter(|(_, kind, _)| *kind == Absent::Variable) {
+            match self.value(name) {
+                None => {}
+                Some(value) if value.is_empty() => {
+                    return Err(Refused(format!("{name}: is set but empty; unset it")));
+                }
+                Some(_) => return Err(Refused(format!("{name}: {why}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_unfit_for_production(&self, config: &Config) -> Result<(), Refused> {
+        if !is_loopback(config.listen) {
+            return Err(Refused(format!(
+                "PYRYCODE_RELAY_PRODUCTION=1: --insecure-listen {} would carry plain text beyond\n\
+                 this machine; listen on 127.0.0.1:{} and put a TLS proxy in front",
+                config.listen,
+                config.listen.port()
+            )));
+        }
+        if self.uid == 0 {
+            return Err(Refused(
+                "PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root (uid 0);\n\
+                 start it as a user of its own, it needs no privilege"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+}

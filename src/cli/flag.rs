@@ -1,0 +1,131 @@
+//! One flag of the command line and its value, checked.
+//!
+//! Owns what a value of each kind looks like and the words that refuse another.
+//! Knows no flag by name, but for what its refusals suggest.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use super::Refused;
+use crate::config::LogFormat;
+
+/// One flag, and the value it may have.
+pub(super) struct Flag<'p> {
+    /// Without its dashes.
+    pub(super) name: String,
+    /// Stands just after the name.
+    pub(super) parser: &'p mut lexopt::Parser,
+}
+
+impl Flag<'_> {
+    pub(super) fn refuse(&self, why: impl Display) -> Refused {
+        Refused(format!("--{}: {why}", self.name))
+    }
+
+    fn utf8(&self, value: OsString) -> Result<String, Refused> {
+        value.into_string().map_err(|_| self.refuse("the value is not UTF-8"))
+    }
+
+    fn value(&mut self) -> Result<String, Refused> {
+        let value = self.parser.value().map_err(|_| self.refuse("needs a value"))?;
+        self.utf8(value)
+    }
+
+    /// Whether a boolean flag was given as on; the words are those of Go's
+    /// `strconv.ParseBool`.
+    pub(super) fn is_on(&mut self) -> Result<bool, Refused> {
+        let Some(value) = self.parser.optional_value() else { return Ok(true) };
+        match self.utf8(value)?.as_str() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            other => Err(self.refuse(format_args!("{other:?} is not true or false"))),
+        }
+    }
+
+    /// Decimal digits and nothing else: Go would read `0x10` as 16 and `1_000`
+    /// as 1000, which here are refused rather than guessed at.
+    pub(super) fn number<N>(&mut self, range: RangeInclusive<N>) -> Result<N, Refused>
+    where
+        N: FromStr + PartialOrd + Display,
+    {
+        let value = self.value()?;
+        let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+        match value.parse() {
+            Ok(number) if digits && range.contains(&number) => Ok(number),
+            _ => Err(self.refuse(format_args!(
+                "{value:?} is not a whole number from {} to {}",
+                range.start(),
+                range.end()
+            ))),
+        }
+    }
+
+    pub(super) fn listen_address(&mut self) -> Result<SocketAddr, Refused> {
+        let value = self.value()?;
+        let address = match value.rsplit_once(':') {
+            // As in Go: every interface, and with it IPv4 as well.
+            Some(("", port)) => format!("[::]:{port}").parse(),
+            Some(("localhost", port)) => format!("127.0.0.1:{port}").parse(),
+            _ => value.parse(),
+        };
+        address.map_err(|_| {
+            self.refuse(format_args!(
+                "{value:?} is not an address to listen on;\n\
+                 write :8080 (every interface), 127.0.0.1:8080, [::1]:8080 or localhost:8080"
+            ))
+        })
+    }
+
+    pub(super) fn metrics_address(&mut self) -> Result<Option<SocketAddr>, Refused> {
+        let value = self.value()?;
+        if value.is_empty() {
+            return Ok(None);
+        }
+        match value.parse() {
+            Ok(address) if is_loopback(address) => Ok(Some(address)),
+            _ => Err(self.refuse(format_args!(
+                "{value:?} is not a loopback address;\n\
+                 write 127.0.0.1:9090 or [::1]:9090, or --metrics-listen= for no metrics"
+            ))),
+        }
+    }
+
+    pub(super) fn networks(&mut self) -> Result<Vec<IpNet>, Refused> {
+        let value = self.value()?;
+        value
+            .split(',')
+            .map(|item| {
+                network(item.trim()).ok_or_else(|| {
+                    self.refuse(format_args!(
+                        "{item:?} is not an address or a network; write 10.0.0.0/8,2001:db8::1"
+                    ))
+                })
+            })
+            .collect()
+    }
+
+    pub(super) fn log_format(&mut self) -> Result<LogFormat, Refused> {
+        match self.value()?.as_str() {
+            "logfmt" => Ok(LogFormat::Logfmt),
+            "json" => Ok(LogFormat::Json),
+            other => Err(self.refuse(format_args!("{other:?} is not logfmt or json"))),
+        }
+    }
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Some(IpNet::from(address.to_canonical())),
+        Err(_) => text.parse().ok().map(|network: IpNet| network.trunc()),
+    }
+}
+
+/// `::ffff:127.0.0.1` is loopback too.
+pub(super) fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}

@@ -1,0 +1,522 @@
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStringExt;
+
+use super::*;
+
+const ROOT: u32 = 0;
+const USER: u32 = 1000;
+
+fn run(args: &[OsString], variables: &[(&str, OsString)], uid: u32) -> Result<Command, Refused> {
+    let variables: BTreeMap<&str, OsString> = variables.iter().cloned().collect();
+    let lookup = |name: &str| variables.get(name).cloned();
+    parse(args.iter().cloned(), &Environment { variables: &lookup, uid })
+}
+
+/// A line as a shell would split it; `''` is an empty argument.
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(|word| if word == "''" { "" } else { word }.into()).collect()
+}
+
+fn parse_line(line: &str) -> Result<Command, Refused> {
+    run(&words(line), &[], USER)
+}
+
+fn serve(line: &str) -> Config {
+    match parse_line(line) {
+        Ok(Command::Serve(config)) => config,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+/// The refusal's text, of which every refusal's shape is checked.
+fn text(refused: Result<Command, Refused>, what: &str) -> String {
+    let text = refused.expect_err(what).to_string();
+    let lines = text.lines().count();
+    assert!((1..=3).contains(&lines), "{what}: {lines} lines: {text}");
+    assert!(text.lines().all(|line| line.len() <= 110), "{what}: {text}");
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{what}: {text}");
+    text
+}
+
+fn refusal(line: &str) -> String {
+    text(parse_line(line), line)
+}
+
+fn with_variables(variables: &[(&str, &str)], line: &str, uid: u32) -> Result<Command, Refused> {
+    let variables: Vec<_> = variables.iter().map(|&(name, value)| (name, value.into())).collect();
+    run(&words(line), &variables, uid)
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn nothing_said_is_the_default() {
+    assert_eq!(parse_line(""), Ok(Command::Serve(Config::default())));
+    assert_eq!(serve("").listen, address("127.0.0.1:8080"));
+    assert_eq!(serve("--").listen, address("127.0.0.1:8080"));
+}
+
+#[test]
+fn each_flag_reaches_its_field() {
+    let default = Config::default();
+    let limits = |change: fn(&mut crate::config::Limits)| {
+        let mut config = Config::default();
+        change(&mut config.limits);
+        config
+    };
+    let forwarded = |trust: bool, networks: Option<&[&str]>| Config {
+        forwarded: crate::config::Forwarded {
+            trust_x_forwarded_for: trust,
+            trusted_proxies: networks
+                .map(|networks| networks.iter().map(|network| network.parse().unwrap()).collect()),
+        },
+        ..Config::default()
+    };
+    let cases = [
+        ("--max-connections 1", limits(|l| l.connections = Some(1))),
+        ("--max-connections 4294967295", limits(|l| l.connections = Some(4_294_967_295))),
+        ("--max-connections-per-ip 7", limits(|l| l.connections_per_ip = 7)),
+        ("--max-connections-per-ip 0", default.clone()),
+        ("--rate-limit-per-minute 0", limits(|l| l.rate_per_minute = 0)),
+        ("--rate-limit-per-minute 4294967295", limits(|l| l.rate_per_minute = u32::MAX)),
+        ("--rate-limit-burst 1", limits(|l| l.rate_burst = 1)),
+        ("--buffer-memory 1048576", limits(|l| l.buffer_memory = 1_048_576)),
+        ("--trust-x-forwarded-for", forwarded(true, None)),
+        ("--trusted-proxies 10.0.0.0/8,::1", forwarded(false, Some(&["10.0.0.0/8", "::1/128"]))),
+        ("--trusted-proxies 10.1.2.3/8", forwarded(false, Some(&["10.0.0.0/8"]))),
+        ("--trusted-proxies ::ffff:10.1.2.3", forwarded(false, Some(&["10.1.2.3/32"]))),
+        ("--trusted-proxies 0.0.0.0/0,::/0", forwarded(false, Some(&["0.0.0.0/0", "::/0"]))),
+        ("--log-format json", Config { log_format: LogFormat::Json, ..default.clone() }),
+        ("--log-format logfmt", default.clone()),
+        ("--metrics-listen=", Config { metrics_listen: None, ..default.clone() }),
+        ("--metrics-listen ''", Config { metrics_listen: None, ..default }),
+    ];
+    for (line, expected) in cases {
+        assert_eq!(serve(line), expected, "{line}");
+    }
+    let spaced = ["--trusted-proxies".into(), "10.0.0.0/8, ::1".into()];
+    assert_eq!(
+        run(&spaced, &[], USER),
+        Ok(Command::Serve(forwarded(false, Some(&["10.0.0.0/8", "::1/128"]))))
+    );
+}
+
+#[test]
+fn a_rate_limit_that_is_off_needs_no_burst() {
+    let limits = serve("--rate-limit-burst 0 --rate-limit-per-minute 0").limits;
+    assert_eq!((limits.rate_per_minute, limits.rate_burst), (0, 0));
+    assert!(refusal("--rate-limit-burst 0").starts_with("--rate-limit-burst: "));
+    assert!(refusal("--rate-limit-per-minute 1 --rate-limit-burst 0").contains("-per-minute 0"));
+}
+
+#[test]
+fn one_dash_is_as_good_as_two() {
+    for line in [
+        "--max-connections 5 --trust-x-forwarded-for",
+        "--max-connections=5 --trust-x-forwarded-for=true",
+        "-max-connections 5 -trust-x-forwarded-for",
+        "-max-connections=5 -trust-x-forwarded-for=1",
+    ] {
+        let config = serve(line);
+        assert_eq!(config.limits.connections, Some(5), "{line}");
+        assert!(config.forwarded.trust_x_forwarded_for, "{line}");
+    }
+}
+
+#[test]
+fn the_last_of_a_flag_given_twice_wins() {
+    assert_eq!(serve("--max-connections 5 -max-connections=6").limits.connections, Some(6));
+    let config = serve("--trust-x-forwarded-for --trust-x-forwarded-for=false");
+    assert!(!config.forwarded.trust_x_forwarded_for);
+    assert!(matches!(parse_line("--check-config --check-config=false"), Ok(Command::Serve(_))));
+}
+
+#[test]
+fn booleans_are_those_of_go() {
+    for (words, on) in [
+        (["1", "t", "T", "true", "TRUE", "True"], true),
+        (["0", "f", "F", "false", "FALSE", "False"], false),
+    ] {
+        for word in words {
+            let config = serve(&format!("--trust-x-forwarded-for={word}"));
+            assert_eq!(config.forwarded.trust_x_forwarded_for, on, "{word}");
+        }
+    }
+    for word in ["", "yes", "tRUE", "2", "on"] {
+        let refused = refusal(&format!("--trust-x-forwarded-for={word}"));
+        assert!(refused.contains("not true or false"), "{refused}");
+    }
+    // A value after a space is a stray argument, as in Go.
+    assert!(refusal("--trust-x-forwarded-for false").contains("--name=false"));
+}
+
+#[test]
+fn addresses_to_listen_on() {
+    for (given, expected) in [
+        (":8080", "[::]:8080"),
+        (":0", "[::]:0"),
+        ("127.0.0.1:0", "127.0.0.1:0"),
+        ("0.0.0.0:80", "0.0.0.0:80"),
+        ("192.0.2.1:65535", "192.0.2.1:65535"),
+        ("[::1]:8080", "[::1]:8080"),
+        ("[::]:8080", "[::]:8080"),
+        ("localhost:8080", "127.0.0.1:8080"),
+    ] {
+        assert_eq!(
+            serve(&format!("--insecure-listen {given}")).listen,
+            address(expected),
+            "{given}"
+        );
+    }
+    for given in [
+        "''",
+        ":",
+        "8080",
+        "::1:8080",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:65536",
+        ":-1",
+        ":+1",
+        ":http",
+        "*:8080",
+        "example.org:80",
+        "localhost",
+        "localhost.:80",
+        "127.1:80",
+        "[::1]",
+        "http://127.0.0.1:80",
+        "127.0.0.1:80/",
+        "[127.0.0.1]:80",
+        "::8080",
+        "[::1:80",
+        "]:80",
+    ] {
+        let refused = refusal(&format!("--insecure-listen {given}"));
+        assert!(refused.starts_with("--insecure-listen: "), "{refused}");
+        assert!(refused.contains(":8080 (every interface)"), "{refused}");
+    }
+}
+
+#[test]
+fn metrics_stay_on_loopback() {
+    for given in ["127.0.0.1:9090", "127.8.8.8:0", "[::1]:9090", "[::ffff:127.0.0.1]:9090"] {
+        let config = serve(&format!("--metrics-listen {given}"));
+        assert_eq!(config.metrics_listen, Some(address(given)));
+    }
+    for given in [":9090", "0.0.0.0:9090", "[::]:9090", "10.0.0.1:9090", "localhost:9090", "9090"] {
+        let refused = refusal(&format!("--metrics-listen {given}"));
+        assert!(refused.contains("not a loopback address"), "{refused}");
+    }
+}
+
+#[test]
+fn numbers_are_decimal_and_in_range() {
+    for (flag, low, high) in [
+        ("max-connections", "1", "4294967295"),
+        ("max-connections-per-ip", "0", "4294967295"),
+        ("rate-limit-per-minute", "0", "4294967295"),
+        ("rate-limit-burst", "0", "4294967295"),
+        ("buffer-memory", "1048576", "18446744073709551615"),
+    ] {
+        let range = format!("not a whole number from {low} to {high}");
+        for value in
+            ["-1", "+1", "''", "0x10", "1_000", "1.0", "1e3", "ten", "18446744073709551616"]
+        {
+            let refused = refusal(&format!("--{flag} {value}"));
+            let value = if value == "''" { "" } else { value };
+            assert_eq!(refused, format!("--{flag}: {value:?} is {range}"));
+        }
+    }
+    for line in ["--max-connections 0", "--max-connections=-5", "--max-connections 4294967296"] {
+        assert!(refusal(line).contains("from 1 to 4294967295"), "{line}");
+    }
+    assert!(refusal("--buffer-memory 1048575").contains("from 1048576 "));
+}
+
+#[test]
+fn what_is_not_a_known_flag_is_refused() {
+    for (line, expected) in [
+        ("serve", "stray argument \"serve\""),
+        ("--log-format json extra", "stray argument \"extra\""),
+        ("PYRYCODE_RELAY_LOG=hunter2", "stray argument \"PYRYCODE_RELAY_LOG\";"),
+        ("-- --help", "stray argument \"--help\""),
+        ("-", "stray argument \"-\""),
+        ("''", "stray argument \"\""),
+        ("--bogus", "unknown flag --bogus;"),
+        ("-bogus=hunter2", "unknown flag --bogus;"),
+        ("---help", "unknown flag ---help;"),
+        ("--=x", "unknown flag --;"),
+        ("-5", "unknown flag -5;"),
+        ("--insecure-listen=:1 --max-conns 5", "unknown flag --max-conns;"),
+        ("--max-connection 5", "unknown flag --max-connection;"),
+        ("--Help", "unknown flag --Help;"),
+        ("--help=false --bogus", "unknown flag --bogus;"),
+        ("--PYRYCODE_RELAY_FCM_CREDENTIALS=hunter2", "unknown flag --PYRYCODE_"),
+        ("--max-connections", "--max-connections: needs a value"),
+        ("-log-format", "--log-format: needs a value"),
+        ("--log-format text", "--log-format: \"text\" is not logfmt or json"),
+        ("--trusted-proxies=", "--trusted-proxies: \"\" is not an address or a network"),
+        ("--trusted-proxies 10.0.0.0/8,", "--trusted-proxies: \"\" is not"),
+        ("--trusted-proxies 10.0.0.0/33", "--trusted-proxies: \"10.0.0.0/33\" is not"),
+        ("--trusted-proxies 10.0.0.1:80", "--trusted-proxies: \"10.0.0.1:80\" is not"),
+        ("--trusted-proxies example.org", "--trusted-proxies: \"example.org\" is not"),
+    ] {
+        let refused = refusal(line);
+        assert!(refused.starts_with(expected), "{line}: {refused}");
+        assert!(!refused.contains("hunter2"), "{line}: {refused}");
+    }
+}
+
+#[test]
+fn what_is_not_utf8_is_refused() {
+    let bytes = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+    for (args, expected) in [
+        (vec![bytes(b"--insecure-listen=\xff")], "--insecure-listen: the value is not UTF-8"),
+        (vec!["--log-format".into(), bytes(b"js\xffon")], "--log-format: the value is not UTF-8"),
+        (vec![bytes(b"--trust-x-forwarded-for=\xff")], "--trust-x-forwarded-for: the value is not"),
+        (vec![bytes(b"--bo\xffgus")], "unknown flag --bo"),
+        (vec![bytes(b"\xff")], "stray argument "),
+        (vec!["--bo\ngus\n\n\n".into()], "unknown flag --bo\\ngus"),
+        (vec!["--log-format=a\nb\nc\nd\x1b".into()], "--log-format: \"a\\nb\\nc\\nd"),
+    ] {
+        let refused = text(run(&args, &[], USER), expected);
+        assert!(refused.starts_with(expected), "{refused}");
+    }
+    for name in
+        ["PYRYCODE_RELAY_PRODUCTION", "PYRYCODE_RELAY_SINGLE_INSTANCE", "PYRYCODE_RELAY_LOG"]
+    {
+        let refused = text(run(&[], &[(name, bytes(b"1\xff"))], USER), name);
+        assert!(refused.starts_with(&format!("{name}: must be ")), "{refused}");
+    }
+}
+
+#[test]
+fn help_and_version_end_the_reading() {
+    for line in ["--help", "-help", "-h", "--h", "--help=true --bogus", "--check-config -h"] {
+        assert_eq!(parse_line(line), Ok(Command::Help), "{line}");
+    }
+    for line in ["--version", "-version", "-V", "--version --bogus"] {
+        assert_eq!(parse_line(line), Ok(Command::Version), "{line}");
+    }
+    // They work in an environment in which the relay would not start.
+    let broken = [("PYRYCODE_RELAY_LOG", "loud"), ("PYRYCODE_RELAY_PRODUCTION", "")];
+    assert_eq!(with_variables(&broken, "--help", ROOT), Ok(Command::Help));
+    assert_eq!(with_variables(&broken, "--version", ROOT), Ok(Command::Version));
+    assert_eq!(serve("--help=false --version=false"), Config::default());
+}
+
+#[test]
+fn check_config_checks_what_serving_would() {
+    let Ok(Command::CheckConfig(config)) = parse_line("--check-config --insecure-listen :1") else {
+        panic!("not a check");
+    };
+    assert_eq!(config, serve("--insecure-listen :1"));
+    refusal("--check-config --rate-limit-burst 0");
+    let production = [("PYRYCODE_RELAY_PRODUCTION", "1")];
+    text(with_variables(&production, "--check-config --insecure-listen :1", USER), "production");
+}
+
+#[test]
+fn what_is_not_in_this_version_says_so() {
+    assert_eq!(serve("--proxy-protocol=false -https-proxy-protocol=0"), Config::default());
+    for (name, kind, why) in ABSENT {
+        match kind {
+            Absent::Flag => {
+                for line in
+                    [format!("--{name} hunter2"), format!("-{name}=hunter2"), format!("--{name}")]
+                {
+                    assert_eq!(refusal(&line), format!("--{name}: {why}"), "{line}");
+                }
+            }
+            Absent::Switch => {
+                for line in [format!("--{name}"), format!("-{name}=true")] {
+                    assert_eq!(refusal(&line), format!("--{name}: {why}"), "{line}");
+                }
+                assert_eq!(serve(&format!("--{name}=false")), Config::default());
+                assert!(refusal(&format!("--{name}=maybe")).contains("not true or false"));
+            }
+            Absent::Variable => {
+                let refused = text(with_variables(&[(name, "hunter2")], "", USER), name);
+                assert_eq!(refused, format!("{name}: {why}"));
+                let refused = text(with_variables(&[(name, "")], "", USER), name);
+                assert_eq!(refused, format!("{name}: is set but empty; unset it"));
+            }
+        }
+    }
+}
+
+#[test]
+fn switches_of_the_environment_are_1_or_0() {
+    for name in ["PYRYCODE_RELAY_PRODUCTION", "PYRYCODE_RELAY_SINGLE_INSTANCE"] {
+        for value in ["1", "0"] {
+            let command = with_variables(&[(name, value)], "", USER);
+            assert_eq!(command, Ok(Command::Serve(Config::default())), "{name}={value}");
+        }
+        for value in ["", " 1", "1\n", "true", "yes", "01", "hunter2"] {
+            let refused = text(with_variables(&[(name, value)], "", USER), value);
+            assert_eq!(refused, format!("{name}: must be 1 (on) or 0 (off), or not set"));
+        }
+    }
+}
+
+#[test]
+fn log_level_comes_from_the_environment() {
+    use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+    for (value, level) in [
+        ("off", Off),
+        ("error", Error),
+        ("warn", Warn),
+        ("info", Info),
+        ("debug", Debug),
+        ("trace", Trace),
+        ("TRACE", Trace),
+    ] {
+        let command = with_variables(&[("PYRYCODE_RELAY_LOG", value)], "", USER);
+        let expected = Config { log_level: level, ..Config::default() };
+        assert_eq!(command, Ok(Command::Serve(expected)), "{value}");
+    }
+    for value in ["", "loud", "info ", "3", "info,mio=debug"] {
+        let refused = text(with_variables(&[("PYRYCODE_RELAY_LOG", value)], "", USER), value);
+        assert!(refused.starts_with("PYRYCODE_RELAY_LOG: must be off, "), "{refused}");
+    }
+}
+
+#[test]
+fn production_refuses_plain_text_beyond_loopback_and_root() {
+    let on = [("PYRYCODE_RELAY_PRODUCTION", "1")];
+    for line in ["", "--insecure-listen [::1]:80", "--insecure-listen localhost:80"] {
+        assert!(with_variables(&on, line, USER).is_ok(), "{line}");
+    }
+    for address in [":8080", "0.0.0.0:8080", "[::]:8080", "10.0.0.1:8080", "[2001:db8::1]:8080"] {
+        let line = format!("--insecure-listen {address}");
+        let refused = text(with_variables(&on, &line, USER), &line);
+        assert!(
+            refused.starts_with("PYRYCODE_RELAY_PRODUCTION=1: --insecure-listen "),
+            "{refused}"
+        );
+        assert!(refused.contains("listen on 127.0.0.1:8080"), "{refused}");
+        for off in [&[("PYRYCODE_RELAY_PRODUCTION", "0")][..], &[]] {
+            assert!(with_variables(off, &line, ROOT).is_ok(), "{line}");
+        }
+    }
+    let refused = text(with_variables(&on, "", ROOT), "root");
+    assert!(
+        refused.starts_with("PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn several_relays_behind_one_address_are_refused() {
+    const FLY: (&str, &str) = ("FLY_APP_NAME", "my-relay");
+    for (variables, starts) in [
+        (&[FLY][..], false),
+        (&[FLY, ("PYRYCODE_RELAY_SINGLE_INSTANCE", "0")], false),
+        (&[FLY, ("PYRYCODE_RELAY_SINGLE_INSTANCE", "1")], true),
+        (&[("FLY_APP_NAME", "")], true),
+    ] {
+        let command = with_variables(variables, "", USER);
+        if starts {
+            assert!(command.is_ok(), "{variables:?}: {command:?}");
+        } else {
+            let refused = text(command, "fly");
+            assert!(refused.starts_with("FLY_APP_NAME is set"), "{refused}");
+            assert!(refused.contains("PYRYCODE_RELAY_SINGLE_INSTANCE=1"), "{refused}");
+            assert!(!refused.contains("my-relay"), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn a_description_names_what_would_run() {
+    assert_eq!(
+        describe(&serve("")),
+        "insecure-listen 127.0.0.1:8080\n\
+         metrics-listen 127.0.0.1:9090 (not served yet)\n\
+         trust-x-forwarded-for false\n\
+         trusted-proxies loopback and private ranges (unused without --trust-x-forwarded-for)\n\
+         max-connections what the limit on open files leaves\n\
+         max-connections-per-ip off\n\
+         rate-limit-per-minute 10\n\
+         rate-limit-burst 20\n\
+         buffer-memory 67108864\n\
+         log-format logfmt\n\
+         log-level info\n"
+    );
+    let line = "--insecure-listen :1 --metrics-listen= --trust-x-forwarded-for --log-format json \
+                --trusted-proxies 10.0.0.0/8,::1 --max-connections 5 --max-connections-per-ip 6 \
+                --rate-limit-per-minute 0 --rate-limit-burst 0 --buffer-memory 1048576";
+    assert_eq!(
+        describe(&serve(line)),
+        "insecure-listen [::]:1\n\
+         metrics-listen off\n\
+         trust-x-forwarded-for true\n\
+         trusted-proxies 10.0.0.0/8,::1/128\n\
+         max-connections 5\n\
+         max-connections-per-ip 6\n\
+         rate-limit-per-minute off\n\
+         rate-limit-burst 0\n\
+         buffer-memory 1048576\n\
+         log-format json\n\
+         log-level info\n"
+    );
+}
+
+/// The flags that begin a line of the help.
+fn flags_in_help() -> Vec<&'static str> {
+    let lines = HELP.lines().filter_map(|line| line.strip_prefix("  --"));
+    lines.map(|line| line.split([' ', ',']).next().unwrap()).collect()
+}
+
+#[test]
+fn help_knows_the_flags_and_the_flags_know_help() {
+    let (works, missing) = HELP.split_once("Not there yet").expect("a last paragraph");
+    let flags = flags_in_help();
+    for flag in &flags {
+        let refused = parse_line(&format!("--{flag}=\u{1}")).expect_err("a value nothing accepts");
+        assert!(refused.to_string().starts_with(&format!("--{flag}: \"")), "{refused}");
+    }
+    // What can be described can be set, and what can be set is in the help.
+    for line in describe(&Config::default()).lines() {
+        let name = line.split(' ').next().unwrap();
+        assert!(flags.contains(&name) || name == "log-level", "{name}");
+    }
+    for flag in ["help", "version", "check-config"] {
+        assert!(flags.contains(&flag), "{flag}");
+    }
+    for (name, ..) in ABSENT {
+        let is_name = |word: &str| word.trim_start_matches("--") == *name;
+        let mentions = |text: &str| text.split([' ', '\n', '(', ')', ',', '.']).any(is_name);
+        assert!(mentions(missing) && !mentions(works), "{name}");
+    }
+    let named = missing.matches("--").count() + missing.matches("PYRYCODE").count();
+    assert_eq!(named, ABSENT.len(), "what is not there yet: {missing}");
+}
+
+#[test]
+fn help_states_the_defaults_and_fits_a_terminal() {
+    let config = Config::default();
+    let metrics = config.metrics_listen.expect("a default").to_string();
+    for default in [
+        format!("on {}, for this machine only", config.listen),
+        format!("default {}", config.listen),
+        format!("{metrics}, empty"),
+        format!("default {}, which turns it off", config.limits.connections_per_ip),
+        format!("default\n{:30}{}; 0 turns", "", config.limits.rate_per_minute),
+        format!("default {})", config.limits.rate_burst),
+        format!("default {},", config.limits.buffer_memory),
+        format!("least {BUFFER_MEMORY_MIN}"),
+    ] {
+        assert!(HELP.contains(&default), "{default}");
+    }
+    for line in HELP.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    for example in HELP.lines().filter_map(|line| line.strip_prefix("  pyrycode-relay")) {
+        assert!(parse_line(example).is_ok(), "{example}");
+    }
+}

@@ -1,0 +1,186 @@
+//! What a run of the relay is told: limits, timeouts, addresses, log.
+//!
+//! Owns every default with its reason, and the relations between them as
+//! compile-time assertions. Knows nothing of argv or the environment
+//! ([`crate::cli`] does) and nothing of the machine (the shell does).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// Everything a run of the relay is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where plain HTTP/WebSocket is served; port 0 lets the kernel choose.
+    pub listen: SocketAddr,
+    /// Loopback address of the metrics listener; `None` turns it off.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Bounds on what peers may use.
+    pub limits: Limits,
+    /// How long peers may take.
+    pub timeouts: Timeouts,
+    /// Whom to believe about a client's address.
+    pub forwarded: Forwarded,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// The least severe level that is written.
+    pub log_level: log::LevelFilter,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            // Loopback only: nothing is exposed by accident.
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            forwarded: Forwarded::default(),
+            log_format: LogFormat::Logfmt,
+            log_level: log::LevelFilter::Info,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `time=… level=… msg=… key=value`
+    Logfmt,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Whom to believe about a client's address when a proxy stands in front.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Take the client address from X-Forwarded-For.
+    pub trust_x_forwarded_for: bool,
+    /// Proxies that may name a client; `None` means loopback and private ranges.
+    pub trusted_proxies: Option<Vec<IpNet>>,
+}
+
+/// The most bytes of a request head, request line to blank line (else 431).
+pub const HEAD_MAX: usize = 8 * 1024;
+/// The most header fields of a request (else 431).
+pub const HEADERS_MAX: usize = 64;
+/// The most bytes of one message after reassembly (else 1009).
+pub const MESSAGE_MAX: usize = 256 * 1024;
+/// The deepest nesting of a JSON frame. Go's `encoding/json`, which the daemons
+/// use, stops at 10,000 levels; the envelope is one of them.
+pub const NESTING_MAX: usize = 9_999;
+/// The most phones on one server-id (else 4429).
+pub const PHONES_PER_SERVER_MAX: usize = 16;
+/// Unsent bytes queued to one phone, beyond the kernel's buffer, at which it is
+/// closed 1011 `phone backlog full`.
+pub const PHONE_BACKLOG_MAX: usize = 4 * 1024 * 1024;
+/// Unsent bytes queued to one binary at which its phones are no longer read.
+pub const BINARY_HIGH_WATER: usize = 256 * 1024;
+/// Unsent bytes queued to one binary at which its phones are read again.
+pub const BINARY_LOW_WATER: usize = 64 * 1024;
+/// Bytes read and thrown away after a close frame or a refusal, so that the
+/// kernel does not answer unread input with a reset that destroys it.
+pub const DRAIN_MAX: usize = 4 * 1024 * 1024;
+/// Descriptors kept for everything that is not a WebSocket.
+pub const DESCRIPTORS_RESERVED: usize = 64;
+/// Default of `--buffer-memory`, in bytes.
+pub const BUFFER_MEMORY: usize = 64 * 1024 * 1024;
+/// Unsent bytes that may sit in the kernel beyond what is in flight
+/// (`TCP_NOTSENT_LOWAT`), so that a ping overtakes queued data.
+pub const NOTSENT_LOWAT: u32 = 16 * 1024;
+
+const _: () = assert!(BINARY_LOW_WATER < BINARY_HIGH_WATER);
+// A phone that is sent one largest message must not be shed for it.
+const _: () = assert!(PHONE_BACKLOG_MAX > MESSAGE_MAX);
+// One largest message in, one out, must fit into the default budget many times.
+const _: () = assert!(BUFFER_MEMORY >= 8 * PHONE_BACKLOG_MAX);
+const _: () = assert!(HEAD_MAX < MESSAGE_MAX);
+
+/// Bounds on what peers may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Live WebSockets, binaries and phones in one pool. `None`: what
+    /// `RLIMIT_NOFILE` leaves after [`DESCRIPTORS_RESERVED`].
+    pub connections: Option<usize>,
+    /// Concurrent WebSockets per client address (IPv6: per /64); 0 is off.
+    pub connections_per_ip: u32,
+    /// Upgrade attempts per client address and minute; 0 is off.
+    pub rate_per_minute: u32,
+    /// Upgrade attempts a client address may make at once.
+    pub rate_burst: u32,
+    /// Bytes that all queues of all connections may hold together.
+    pub buffer_memory: usize,
+    /// See [`MESSAGE_MAX`].
+    pub message: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: None,
+            connections_per_ip: 0,
+            rate_per_minute: 10,
+            rate_burst: 20,
+            buffer_memory: BUFFER_MEMORY,
+            message: MESSAGE_MAX,
+        }
+    }
+}
+
+/// How long peers may take. Constants of the protocol, not flags: tests pass
+/// shorter ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Between two pings of one connection.
+    pub ping_interval: Duration,
+    /// From when a ping was due to when its pong must have come.
+    pub pong: Duration,
+    /// From a probe of a claimed slot to when its pong must have come.
+    pub probe: Duration,
+    /// A slot is kept for its binary this long after it left.
+    pub grace: Duration,
+    /// From accept to the end of the request head.
+    pub head: Duration,
+    /// From the first byte of a frame to the end of its message.
+    pub message: Duration,
+    /// With bytes queued, the longest time in which none of them drained.
+    pub write: Duration,
+    /// From our close frame or refusal to the end of the socket.
+    pub linger: Duration,
+    /// Longest time in which a close that waits behind queued messages may wait.
+    pub close_backlog: Duration,
+    /// From the signal to the end of the process.
+    pub shutdown: Duration,
+}
+
+impl Timeouts {
+    /// The times of the protocol.
+    pub const STANDARD: Self = Self {
+        ping_interval: Duration::from_secs(30),
+        pong: Duration::from_secs(30),
+        probe: Duration::from_secs(10),
+        grace: Duration::from_secs(30),
+        head: Duration::from_secs(5),
+        message: Duration::from_secs(30),
+        write: Duration::from_secs(10),
+        linger: Duration::from_secs(5),
+        close_backlog: Duration::from_secs(30),
+        shutdown: Duration::from_secs(10),
+    };
+}
+
+// The promise: a dead peer's slot is free 60 s after its death at the latest.
+// Death just after a pong is noticed one interval plus one pong timeout later.
+const _: () = assert!(
+    Timeouts::STANDARD.ping_interval.as_secs() + Timeouts::STANDARD.pong.as_secs() == 60
+);
+// A probe must be able to end before the next ordinary ping would, or takeover
+// would never be faster than the heartbeat.
+const _: () = assert!(Timeouts::STANDARD.probe.as_secs() < Timeouts::STANDARD.pong.as_secs());
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self::STANDARD
+    }
+}

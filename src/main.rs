@@ -1,0 +1,68 @@
+//! The program: parse, configure, bind, run, exit code. Decides nothing else.
+
+use std::process::ExitCode;
+
+use pyrycode_relay::cli::{self, Command, Environment};
+use pyrycode_relay::config::Config;
+use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
+
+/// A listener failed.
+const FAILED: u8 = 1;
+/// The configuration is refused.
+const REFUSED: u8 = 2;
+
+fn main() -> ExitCode {
+    #[expect(clippy::disallowed_methods, reason = "argv is read here")]
+    let arguments = std::env::args_os().skip(1);
+    let environment = Environment {
+        variables: &|name| std::env::var_os(name),
+        uid: rustix::process::geteuid().as_raw(),
+    };
+    match cli::parse(arguments, &environment) {
+        Ok(Command::Help) => print!("{}", cli::HELP),
+        Ok(Command::Version) => println!("pyrycode-relay {}", env!("CARGO_PKG_VERSION")),
+        Ok(Command::CheckConfig(config)) => print!("{}", cli::describe(&config)),
+        Ok(Command::Serve(config)) => return serve(&config),
+        Err(refused) => {
+            eprintln!("pyrycode-relay: {refused}");
+            return ExitCode::from(REFUSED);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn serve(config: &Config) -> ExitCode {
+    let sink = match sink::install(config) {
+        Ok(sink) => sink,
+        Err(error) => {
+            eprintln!("pyrycode-relay: cannot start logging: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let outcome = run(config);
+    if let Err(error) = &outcome {
+        log::error!(err:% = error; "failed");
+    }
+    sink.flush_within(sink::FLUSH_TIMEOUT);
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+}
+
+fn run(config: &Config) -> std::io::Result<()> {
+    let descriptors = descriptors::raise_limit();
+    let capacity = descriptors::capacity(descriptors, config.limits.connections);
+    let signals = signals::Signals::install()?;
+    let listener = Listener::bind(config.listen)?;
+    let listen = listener.local_addr()?;
+    let mut seed = [0; 32];
+    #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
+    getrandom::fill(&mut seed)?;
+    let mut server = Server::new(config, capacity, seed, listener, Some(signals))?;
+    log::info!(
+        listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
+        descriptors, buffer_memory = config.limits.buffer_memory;
+        "listening"
+    );
+    server.run()?;
+    log::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! One connection: bytes in, bytes out. Knows no other connection, no socket
+//! and no clock.
+
+pub mod client_address;
+pub mod close;
+pub mod connection;
+pub mod heartbeat;
+pub mod outbox;
+pub mod request;
+pub mod response;
+pub mod websocket;

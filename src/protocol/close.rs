@@ -1,0 +1,192 @@
+//! Why a connection ends, as a value.
+//!
+//! Owns the one table from cause to wire code, reason, metric label and whether
+//! queued messages still go out. Knows nothing of how a close is sent.
+//!
+//! A cause is not an error: the first one wins, so that the wire sees exactly
+//! one close frame.
+
+/// Why a WebSocket ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCause {
+    /// The peer sent a valid close frame; it is echoed.
+    PeerClosed,
+    /// The TCP connection ended without a close frame, or broke.
+    Disconnected,
+    /// A pong did not come in time.
+    HeartbeatTimeout,
+    /// Nothing drained for the write timeout.
+    WriteTimeout,
+    /// A phone's backlog passed its bound.
+    BacklogFull,
+    /// The byte budget is spent and this connection held most of it.
+    OutOfBufferMemory,
+    /// A message took too long from first to last byte.
+    MessageTimeout,
+    /// A message is longer than allowed.
+    MessageTooBig,
+    /// The peer broke RFC 6455.
+    ProtocolError,
+    /// A text message or a close reason is not UTF-8.
+    InvalidUtf8,
+    /// A phone's message is not one JSON value.
+    NotJson,
+    /// Another binary holds the server-id and is alive.
+    ServerIdClaimed,
+    /// A phone asked for a server-id that nobody holds.
+    NoSuchServer,
+    /// The server-id has as many phones as it may have.
+    TooManyPhones,
+    /// A binary claimed the server-id anew; its phones dial again.
+    BinaryReclaimed,
+    /// A phone sent a frame while its binary was away.
+    BinaryDisconnected,
+    /// The binary did not come back in time.
+    GraceExpired,
+    /// The binary asked for this phone to be closed, with this code.
+    BinaryRequest(u16),
+    /// The relay is shutting down.
+    Shutdown,
+}
+
+/// One row of the table.
+struct Row {
+    /// Status code and reason of the close frame; `None`: no frame of ours.
+    frame: Option<(u16, &'static str)>,
+    label: &'static str,
+}
+
+const fn row(code: u16, reason: &'static str, label: &'static str) -> Row {
+    Row { frame: Some((code, reason)), label }
+}
+
+impl CloseCause {
+    /// Every label, for counters that start at zero.
+    pub const LABELS: [&'static str; 19] = [
+        "peer_closed",
+        "disconnected",
+        "heartbeat_timeout",
+        "write_timeout",
+        "backlog_full",
+        "out_of_buffer_memory",
+        "message_timeout",
+        "message_too_big",
+        "protocol_error",
+        "invalid_utf8",
+        "not_json",
+        "server_id_claimed",
+        "no_such_server",
+        "too_many_phones",
+        "binary_reclaimed",
+        "binary_disconnected",
+        "grace_expired",
+        "binary_request",
+        "shutdown",
+    ];
+
+    const fn row(self) -> Row {
+        match self {
+            Self::PeerClosed => Row { frame: None, label: "peer_closed" },
+            Self::Disconnected => Row { frame: None, label: "disconnected" },
+            Self::HeartbeatTimeout => row(1011, "heartbeat timeout", "heartbeat_timeout"),
+            Self::WriteTimeout => row(1011, "write timeout", "write_timeout"),
+            Self::BacklogFull => row(1011, "phone backlog full", "backlog_full"),
+            Self::OutOfBufferMemory => {
+                row(1011, "relay out of buffer memory", "out_of_buffer_memory")
+            }
+            Self::MessageTimeout => row(1008, "message timeout", "message_timeout"),
+            Self::MessageTooBig => row(1009, "message too big", "message_too_big"),
+            Self::ProtocolError => row(1002, "protocol error", "protocol_error"),
+            Self::InvalidUtf8 => row(1007, "invalid UTF-8", "invalid_utf8"),
+            Self::NotJson => row(1007, "frame is not valid JSON", "not_json"),
+            Self::ServerIdClaimed => row(4409, "server-id already claimed", "server_id_claimed"),
+            Self::NoSuchServer => row(4404, "no server with that id", "no_such_server"),
+            Self::TooManyPhones => row(4429, "too many phones for server-id", "too_many_phones"),
+            Self::BinaryReclaimed => row(4404, "binary reclaimed server-id", "binary_reclaimed"),
+            Self::BinaryDisconnected => row(4404, "binary disconnected", "binary_disconnected"),
+            Self::GraceExpired => row(1000, "", "grace_expired"),
+            Self::BinaryRequest(code) => {
+                row(if is_sendable(code) { code } else { 1011 }, "", "binary_request")
+            }
+            Self::Shutdown => row(1001, "shutting down", "shutdown"),
+        }
+    }
+
+    /// Status code and reason of the close frame that tells the peer; `None`
+    /// where the peer's own close is echoed or no frame can reach it.
+    #[must_use]
+    pub const fn frame(self) -> Option<(u16, &'static str)> {
+        self.row().frame
+    }
+
+    /// The value of `cause` in metrics and log lines.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        self.row().label
+    }
+
+    /// Whether messages queued before the close still go out ahead of it. Where
+    /// the peer is dead, slow or wrong the close overtakes them instead.
+    #[must_use]
+    pub const fn delivers_backlog(self) -> bool {
+        matches!(
+            self,
+            Self::BinaryReclaimed | Self::GraceExpired | Self::BinaryRequest(_) | Self::Shutdown
+        )
+    }
+}
+
+/// Whether a status code may stand in a close frame (RFC 6455 §7.4, and the
+/// codes registered since: 1012–1014).
+#[must_use]
+pub const fn is_sendable(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_that_may_go_on_the_wire() {
+        for (code, sendable) in [
+            (0, false),
+            (999, false),
+            (1000, true),
+            (1003, true),
+            (1004, false),
+            (1005, false),
+            (1006, false),
+            (1007, true),
+            (1014, true),
+            (1015, false),
+            (2999, false),
+            (3000, true),
+            (4999, true),
+            (5000, false),
+            (u16::MAX, false),
+        ] {
+            assert_eq!(is_sendable(code), sendable, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_code_that_may_not_go_on_the_wire_becomes_1011() {
+        assert_eq!(CloseCause::BinaryRequest(1005).frame(), Some((1011, "")));
+        assert_eq!(CloseCause::BinaryRequest(4001).frame(), Some((4001, "")));
+    }
+
+    #[test]
+    fn every_reason_fits_a_control_frame() {
+        for cause in [
+            CloseCause::HeartbeatTimeout,
+            CloseCause::OutOfBufferMemory,
+            CloseCause::TooManyPhones,
+            CloseCause::BinaryReclaimed,
+        ] {
+            let (_, reason) = cause.frame().expect("has a frame");
+            assert!(reason.len() <= 123, "{cause:?}");
+            assert!(CloseCause::LABELS.contains(&cause.label()));
+        }
+    }
+}

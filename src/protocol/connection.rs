@@ -1,0 +1,411 @@
+//! One connection, from its first byte to its last.
+//!
+//! Owns what the connection is waiting for and, between the first and the last
+//! byte of a message, the memory for it. Knows no other connection: what a
+//! request or a message means is for `relay/` to say.
+//!
+//! ```text
+//! Head ──upgrade──▶ Open ──────────▶ Closing ──▶ gone
+//!   │  └──claim──▶ Waiting ──▲ │        ▲
+//!   └──────────refuse──────────┴────────┘
+//! ```
+//!
+//! 1. Every state has exactly one deadline ([`Connection::deadline`]).
+//! 2. At rest (open, nothing queued, on a frame boundary) it owns no memory
+//!    beyond itself.
+//! 3. The first close wins; nothing is queued after it.
+
+use std::mem;
+
+use super::close::CloseCause;
+use super::heartbeat::{Answer, Beat, Heartbeat};
+use super::outbox::Outbox;
+use super::websocket::{Assembly, Codec, Incoming};
+use crate::config::{DRAIN_MAX, Timeouts};
+use crate::time::Instant;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    state: State,
+    inbound: Option<Box<Inbound>>,
+    outbox: Option<Box<Outbox>>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The request head is not complete.
+    Head { deadline: Instant },
+    /// Upgraded, but the server-id may belong to another binary: neither read
+    /// nor pinged until that is known.
+    Waiting { deadline: Instant },
+    /// An open WebSocket.
+    Open(Heartbeat),
+    /// Our last bytes are queued; then half-close, drain, disconnect.
+    Closing(Closing),
+}
+
+#[derive(Debug)]
+struct Closing {
+    deadline: Instant,
+    /// Bytes thrown away since.
+    drained: u32,
+    /// Our last bytes are out and the writing half is shut down.
+    half_closed: bool,
+    /// The peer has sent its last byte.
+    peer_ended: bool,
+}
+
+impl Closing {
+    fn until(deadline: Instant) -> State {
+        State::Closing(Self { deadline, drained: 0, half_closed: false, peer_ended: false })
+    }
+}
+
+/// Input that is not a message yet, and since when it is not read.
+#[derive(Debug)]
+struct Inbound {
+    /// An unfinished request head, or what followed a complete one.
+    early: Vec<u8>,
+    assembly: Assembly,
+    /// When the first byte of the message under way came; moved on by the time
+    /// in which the relay did not read.
+    since: Instant,
+    /// Reading stands still since then.
+    paused: Option<Instant>,
+}
+
+impl Inbound {
+    fn new(now: Instant) -> Self {
+        Self { early: Vec::new(), assembly: Assembly::default(), since: now, paused: None }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.early.is_empty() && self.assembly.is_empty() && self.paused.is_none()
+    }
+}
+
+/// What a connection's deadline asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// The request head did not come in time.
+    Head,
+    /// The incumbent did not answer the probe that this claimant waits on.
+    Claim,
+    /// The ping with this sequence number is due.
+    Ping(u32),
+    /// The connection is to be closed.
+    Close(CloseCause),
+    /// It has closed; the socket goes.
+    Disconnect,
+}
+
+impl Connection {
+    /// A connection that was accepted at `now`.
+    #[must_use]
+    pub fn new(now: Instant, timeouts: &Timeouts) -> Self {
+        Self { state: State::Head { deadline: now + timeouts.head }, inbound: None, outbox: None }
+    }
+
+    /// The request head is not complete.
+    #[must_use]
+    pub fn is_head(&self) -> bool {
+        matches!(self.state, State::Head { .. })
+    }
+
+    /// The last bytes to it are queued or sent.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        matches!(self.state, State::Closing(_))
+    }
+
+    /// Whether its input is wanted now.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        let paused = self.inbound.as_ref().is_some_and(|inbound| inbound.paused.is_some());
+        !paused && !matches!(self.state, State::Waiting { .. })
+    }
+
+    /// Bytes of memory that its queues hold.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let inbound = self.inbound.as_ref();
+        let inbound = inbound.map_or(0, |inbound| inbound.early.len() + inbound.assembly.held());
+        inbound + self.backlog()
+    }
+
+    /// Bytes queued to the peer.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.outbox.as_ref().map_or(0, |outbox| outbox.len())
+    }
+
+    // Input
+
+    /// Keeps input for later: of an unfinished head, or behind a complete one.
+    pub fn keep_early(&mut self, bytes: Vec<u8>, now: Instant) {
+        if !bytes.is_empty() {
+            self.inbound(now).early = bytes;
+        }
+    }
+
+    /// Takes what [`Self::keep_early`] kept.
+    pub fn take_early(&mut self) -> Vec<u8> {
+        let early =
+            self.inbound.as_mut().map(|inbound| mem::take(&mut inbound.early)).unwrap_or_default();
+        self.settle();
+        early
+    }
+
+    /// The next message or control frame in `input`, which is used up to its
+    /// end. `None`: `input` is used up.
+    ///
+    /// # Errors
+    /// The cause to close with.
+    pub fn next_incoming(
+        &mut self,
+        input: &mut &[u8],
+        codec: &mut Codec,
+        now: Instant,
+    ) -> Result<Option<Incoming>, CloseCause> {
+        if let State::Closing(closing) = &mut self.state {
+            let more = u32::try_from(input.len()).unwrap_or(u32::MAX);
+            closing.drained = closing.drained.saturating_add(more);
+            *input = &[];
+            return Ok(None);
+        }
+        let mut at_rest = Assembly::default();
+        let assembly = match &mut self.inbound {
+            Some(inbound) => &mut inbound.assembly,
+            None => &mut at_rest,
+        };
+        let between = assembly.is_empty();
+        let incoming = codec.next(assembly, input)?;
+        if !at_rest.is_empty() {
+            self.inbound(now).assembly = at_rest;
+        } else if let Some(inbound) = &mut self.inbound
+            && between
+        {
+            inbound.since = now;
+        }
+        self.settle();
+        Ok(incoming)
+    }
+
+    /// The peer has sent its last byte.
+    pub fn on_end(&mut self) {
+        if let State::Closing(closing) = &mut self.state {
+            closing.peer_ended = true;
+        }
+    }
+
+    /// Whether the socket may go: nothing more can reach either end, or the
+    /// peer sends on and on after the close.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match &self.state {
+            State::Closing(closing) => {
+                closing.half_closed && closing.peer_ended || closing.drained as usize > DRAIN_MAX
+            }
+            _ => false,
+        }
+    }
+
+    /// Stops reading, so that TCP pushes back to the peer.
+    pub fn pause(&mut self, now: Instant) {
+        if !self.is_closing() {
+            self.inbound(now).paused.get_or_insert(now);
+        }
+    }
+
+    /// Reads again. The time in between counts against no deadline of the peer's.
+    /// Returns whether it had been paused.
+    pub fn resume(&mut self, now: Instant, timeouts: &Timeouts) -> bool {
+        let Some(since) = self.inbound.as_mut().and_then(|inbound| inbound.paused.take()) else {
+            return false;
+        };
+        if let Some(inbound) = &mut self.inbound {
+            inbound.since += now.since(since);
+        }
+        if let State::Open(heartbeat) = &mut self.state {
+            heartbeat.on_unread(since, now, timeouts);
+        }
+        self.settle();
+        true
+    }
+
+    /// A pong with this sequence number has come.
+    pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<Answer> {
+        match &mut self.state {
+            State::Open(heartbeat) => heartbeat.on_pong(sequence, now),
+            _ => None,
+        }
+    }
+
+    // Output
+
+    /// The handshake is done: an open WebSocket whose first ping is due then.
+    pub fn open(&mut self, first_ping: Instant) {
+        self.state = State::Open(Heartbeat::new(first_ping));
+    }
+
+    /// The handshake is done, but the slot is not its own yet.
+    pub fn wait(&mut self, deadline: Instant) {
+        self.state = State::Waiting { deadline };
+    }
+
+    /// Queues one text message made of `parts`.
+    pub fn send_text(&mut self, parts: &[&[u8]], now: Instant) {
+        if !self.is_closing() {
+            self.outbox(now).push_text(parts);
+        }
+    }
+
+    /// Queues a ping.
+    pub fn send_ping(&mut self, payload: &[u8], now: Instant) {
+        if !self.is_closing() {
+            self.outbox(now).push_ping(payload);
+        }
+    }
+
+    /// Queues the answer to a peer's ping.
+    pub fn send_pong(&mut self, payload: &[u8], now: Instant) {
+        if !self.is_closing() {
+            self.outbox(now).push_pong(payload);
+        }
+    }
+
+    /// Queues bytes of an HTTP answer.
+    pub fn send_answer(&mut self, answer: &[u8], now: Instant) {
+        self.outbox(now).push_answer(answer);
+    }
+
+    /// An extra ping now; returns its sequence number, `None` unless open.
+    pub fn probe(&mut self, now: Instant) -> Option<u32> {
+        match &mut self.state {
+            State::Open(heartbeat) => Some(heartbeat.probe(now)),
+            _ => None,
+        }
+    }
+
+    /// Queues the close frame that `cause` calls for; `echo` is the payload of
+    /// the peer's own close.
+    pub fn close(&mut self, cause: CloseCause, echo: &[u8], now: Instant, timeouts: &Timeouts) {
+        if self.is_closing() {
+            return;
+        }
+        let payload = match cause.frame() {
+            Some((code, reason)) => [&code.to_be_bytes(), reason.as_bytes()].concat(),
+            None => echo.to_vec(),
+        };
+        let waits = cause.delivers_backlog() && self.backlog() > 0;
+        self.outbox(now).push_close(&payload, waits);
+        self.inbound = None;
+        let allowed = if waits { timeouts.close_backlog } else { timeouts.linger };
+        self.state = Closing::until(now + allowed);
+    }
+
+    /// Queues an HTTP answer after which the connection ends.
+    pub fn refuse(&mut self, answer: &[u8], now: Instant, timeouts: &Timeouts) {
+        self.outbox(now).push_answer(answer);
+        self.inbound = None;
+        self.state = Closing::until(now + timeouts.linger);
+    }
+
+    /// What to write next, in this order, in one call.
+    #[must_use]
+    pub fn outgoing(&self) -> [&[u8]; 3] {
+        self.outbox.as_ref().map_or([&[]; 3], |outbox| outbox.slices())
+    }
+
+    /// The first `count` bytes of [`Self::outgoing`] were written.
+    pub fn on_written(&mut self, count: usize, now: Instant) {
+        if let Some(outbox) = &mut self.outbox {
+            outbox.on_written(count, now);
+        }
+        self.settle();
+    }
+
+    /// Whether the writing half is to be shut down: true once, when the last
+    /// bytes are out.
+    pub fn half_close(&mut self, now: Instant, timeouts: &Timeouts) -> bool {
+        let written = self.backlog() == 0;
+        let State::Closing(closing) = &mut self.state else { return false };
+        if !written || mem::replace(&mut closing.half_closed, true) {
+            return false;
+        }
+        closing.deadline = closing.deadline.min(now + timeouts.linger);
+        true
+    }
+
+    // Time
+
+    /// When [`Self::handle_timeout`] has something to say next.
+    #[must_use]
+    pub fn deadline(&self, timeouts: &Timeouts) -> Instant {
+        let own = match &self.state {
+            State::Head { deadline }
+            | State::Waiting { deadline }
+            | State::Closing(Closing { deadline, .. }) => *deadline,
+            State::Open(heartbeat) => heartbeat.deadline(self.is_reading(), timeouts),
+        };
+        own.min(self.message_deadline(timeouts)).min(self.write_deadline(timeouts))
+    }
+
+    /// What is due at `now`, one at a call.
+    pub fn handle_timeout(&mut self, now: Instant, timeouts: &Timeouts) -> Option<Expiry> {
+        let reading = self.is_reading();
+        let stuck = now >= self.write_deadline(timeouts);
+        let unfinished = now >= self.message_deadline(timeouts);
+        match &mut self.state {
+            State::Head { deadline } => (now >= *deadline).then_some(Expiry::Head),
+            State::Closing(closing) => {
+                (stuck || now >= closing.deadline).then_some(Expiry::Disconnect)
+            }
+            State::Waiting { .. } | State::Open(_) if stuck => Some(Expiry::Close(CloseCause::WriteTimeout)),
+            State::Waiting { deadline } => (now >= *deadline).then_some(Expiry::Claim),
+            State::Open(_) if unfinished => Some(Expiry::Close(CloseCause::MessageTimeout)),
+            State::Open(heartbeat) => match heartbeat.handle_timeout(now, reading, timeouts)? {
+                Beat::Ping(sequence) => Some(Expiry::Ping(sequence)),
+                Beat::Dead => Some(Expiry::Close(CloseCause::HeartbeatTimeout)),
+            },
+        }
+    }
+
+    /// When the message under way must be complete.
+    fn message_deadline(&self, timeouts: &Timeouts) -> Instant {
+        match (&self.state, &self.inbound) {
+            (State::Open(_), Some(inbound))
+                if inbound.paused.is_none() && !inbound.assembly.is_empty() =>
+            {
+                inbound.since + timeouts.message
+            }
+            _ => Instant::NEVER,
+        }
+    }
+
+    /// When bytes that wait must have moved.
+    fn write_deadline(&self, timeouts: &Timeouts) -> Instant {
+        self.outbox.as_ref().map_or(Instant::NEVER, |outbox| outbox.progress() + timeouts.write)
+    }
+
+    // Memory
+
+    fn inbound(&mut self, now: Instant) -> &mut Inbound {
+        self.inbound.get_or_insert_with(|| Box::new(Inbound::new(now)))
+    }
+
+    fn outbox(&mut self, now: Instant) -> &mut Outbox {
+        self.outbox.get_or_insert_with(|| Box::new(Outbox::new(now)))
+    }
+
+    /// Gives back memory that holds nothing.
+    fn settle(&mut self) {
+        if self.inbound.as_ref().is_some_and(|inbound| inbound.is_empty()) {
+            self.inbound = None;
+        }
+        if self.outbox.as_ref().is_some_and(|outbox| outbox.is_empty()) {
+            self.outbox = None;
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! When to ping, what proves life, when to give up: RFC 6455 §5.5.2 and §5.5.3.
+//!
+//! Owns the sequence of pings of one open connection. Pure: knows no socket, no
+//! clock and no frame; the caller sends what it asks for and tells it what came.
+//!
+//! 1. Pings are due at a fixed cadence that lateness does not shift.
+//! 2. A pong counts only if it carries a sequence number that was sent and is
+//!    newer than the last acknowledged; it acknowledges all earlier ones too.
+//! 3. The verdict runs from when the oldest unanswered ping was *due*, plus the
+//!    time in which the relay itself did not read (`credit`).
+//! 4. A verdict falls only in [`Heartbeat::handle_timeout`], which the caller
+//!    calls after everything that has arrived was handed in.
+
+use std::time::Duration;
+
+use crate::config::Timeouts;
+use crate::time::Instant;
+
+/// Later than this after its due time a ping was held up by the relay itself
+/// (a stopped process): the cadence starts anew so that the peer gets its full
+/// time to answer.
+const HELD_UP: Duration = Duration::from_secs(1);
+
+/// What the heartbeat asks of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// Send the ping with this sequence number.
+    Ping(u32),
+    /// The peer is dead.
+    Dead,
+}
+
+/// What a matching pong showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Time from the newest ping to this pong, if this pong answers that ping.
+    pub round_trip: Option<Duration>,
+    /// A probe was outstanding and this pong, or a later one, answered it.
+    pub answers_probe: bool,
+}
+
+/// The heartbeat of one open connection.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    /// When the next ordinary ping is due.
+    next_due: Instant,
+    /// When the newest ping, ordinary or probe, was asked for.
+    sent_at: Instant,
+    /// Sequence number of the newest ping; the first is 1.
+    sent: u32,
+    /// Highest sequence number acknowledged.
+    acknowledged: u32,
+    /// Sequence number of the unanswered probe; 0 for none.
+    probe: u32,
+    /// Milliseconds in which the relay did not read while a pong was awaited.
+    credit: u32,
+}
+
+impl Heartbeat {
+    /// A heartbeat whose first ping is due at `first_due`, which the caller
+    /// spreads over one interval so that peers which came together are not
+    /// pinged together.
+    #[must_use]
+    pub fn new(first_due: Instant) -> Self {
+        Self {
+            next_due: first_due,
+            sent_at: first_due,
+            sent: 0,
+            acknowledged: 0,
+            probe: 0,
+            credit: 0,
+        }
+    }
+
+    /// The payload of ping `sequence` on a connection whose random key is `key`:
+    /// not to be guessed, so that only a peer which read it can answer.
+    #[must_use]
+    pub fn payload(key: u64, sequence: u32) -> [u8; 8] {
+        (key ^ u64::from(sequence)).to_be_bytes()
+    }
+
+    /// The sequence number in a pong's payload, if it is one of ours.
+    #[must_use]
+    pub fn sequence(key: u64, payload: &[u8]) -> Option<u32> {
+        let payload = <[u8; 8]>::try_from(payload).ok()?;
+        u32::try_from(u64::from_be_bytes(payload) ^ key).ok()
+    }
+
+    /// When [`Self::handle_timeout`] has something to say next. A connection
+    /// that the relay does not read (`reading` false) is pinged, not judged.
+    #[must_use]
+    pub fn deadline(&self, reading: bool, timeouts: &Timeouts) -> Instant {
+        match self.verdict_at(timeouts) {
+            Some(verdict) if reading => verdict.min(self.next_due),
+            _ => self.next_due,
+        }
+    }
+
+    /// What is due at `now`: a verdict before a ping, one at a call.
+    pub fn handle_timeout(
+        &mut self,
+        now: Instant,
+        reading: bool,
+        timeouts: &Timeouts,
+    ) -> Option<Beat> {
+        if reading && self.verdict_at(timeouts).is_some_and(|verdict| now >= verdict) {
+            return Some(Beat::Dead);
+        }
+        if now < self.next_due {
+            return None;
+        }
+        if now.since(self.next_due) > HELD_UP {
+            self.next_due = now;
+        }
+        self.next_due += timeouts.ping_interval;
+        Some(Beat::Ping(self.next_sequence(now)))
+    }
+
+    /// An extra ping now, to find out soon whether the peer lives. While one is
+    /// unanswered there is no second: its number is returned again.
+    pub fn probe(&mut self, now: Instant) -> u32 {
+        if self.probe == 0 {
+            self.probe = self.next_sequence(now);
+        }
+        self.probe
+    }
+
+    /// A pong with this sequence number has come. `None`: it proves nothing.
+    pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<Answer> {
+        if sequence <= self.acknowledged || sequence > self.sent {
+            return None;
+        }
+        self.acknowledged = sequence;
+        let answers_probe = self.probe != 0 && self.probe <= sequence;
+        if answers_probe {
+            self.probe = 0;
+        }
+        if sequence == self.sent {
+            self.credit = 0;
+        }
+        let round_trip = (sequence == self.sent).then(|| now.since(self.sent_at));
+        Some(Answer { round_trip, answers_probe })
+    }
+
+    /// The relay did not read this connection from `since` until `now`.
+    pub fn on_unread(&mut self, since: Instant, now: Instant, timeouts: &Timeouts) {
+        let Some(due) = self.oldest_due(timeouts) else { return };
+        let unread = now.since(since.max(due)).as_millis();
+        self.credit = self.credit.saturating_add(u32::try_from(unread).unwrap_or(u32::MAX));
+    }
+
+    fn next_sequence(&mut self, now: Instant) -> u32 {
+        self.sent += 1;
+        self.sent_at = now;
+        self.sent
+    }
+
+    /// When the oldest unanswered ordinary ping was due. The cadence tells,
+    /// without a list: they are the last ones before `next_due`.
+    fn oldest_due(&self, timeouts: &Timeouts) -> Option<Instant> {
+        let probes = u32::from(self.probe > self.acknowledged);
+        let unanswered = self.sent - self.acknowledged - probes;
+        (unanswered > 0).then(|| self.next_due - timeouts.ping_interval * unanswered)
+    }
+
+    /// When the peer is dead unless it answers before.
+    fn verdict_at(&self, timeouts: &Timeouts) -> Option<Instant> {
+        let credit = Duration::from_millis(self.credit.into());
+        self.oldest_due(timeouts).map(|due| due + timeouts.pong + credit)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! Bytes not yet written to one peer.
+//!
+//! Owns queued messages, control frames and where the last write stopped. Knows
+//! neither the socket nor why anything is sent.
+//!
+//! 1. The wire sees whole frames: a control frame goes out at the next frame
+//!    boundary, never inside a frame, ahead of every queued message.
+//! 2. Control bytes are bounded by [`CONTROL_MAX`] and one latest pong.
+
+use super::websocket::{self, Opcode};
+use crate::time::Instant;
+
+/// Bytes of control frames that may wait; beyond it only the latest pong is
+/// kept (RFC 6455 §5.5.3 allows to answer the most recent ping only).
+const CONTROL_MAX: usize = 4 * 1024;
+
+/// Bytes not yet written to one peer.
+#[derive(Debug)]
+pub struct Outbox {
+    /// Whole frames in order; the first `sent` bytes are written.
+    queue: Vec<u8>,
+    sent: usize,
+    /// Bytes that finish the frame which the last write cut.
+    begun: usize,
+    /// Control frames and HTTP answers: next, once `begun` is out.
+    control: Vec<u8>,
+    /// The latest pong that found `control` full.
+    late_pong: Option<Vec<u8>>,
+    /// When bytes last drained, or the first was queued.
+    progress: Instant,
+}
+
+impl Outbox {
+    /// Empty, at `now`.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            queue: Vec::new(),
+            sent: 0,
+            begun: 0,
+            control: Vec::new(),
+            late_pong: None,
+            progress: now,
+        }
+    }
+
+    /// Bytes that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len() - self.sent + self.control.len()
+    }
+
+    /// Nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// When bytes last drained, or the first was queued.
+    #[must_use]
+    pub fn progress(&self) -> Instant {
+        self.progress
+    }
+
+    /// Queues one text message made of `parts`.
+    pub fn push_text(&mut self, parts: &[&[u8]]) {
+        let len = parts.iter().map(|part| part.len()).sum();
+        self.queue.reserve(len + websocket::HEADER_MAX);
+        websocket::append_header(Opcode::Text, len, &mut self.queue);
+        for part in parts {
+            self.queue.extend_from_slice(part);
+        }
+    }
+
+    /// Queues an HTTP answer.
+    pub fn push_answer(&mut self, answer: &[u8]) {
+        self.control.extend_from_slice(answer);
+    }
+
+    /// Queues a ping.
+    pub fn push_ping(&mut self, payload: &[u8]) {
+        if self.control.len() < CONTROL_MAX {
+            websocket::append_frame(Opcode::Ping, payload, &mut self.control);
+        }
+    }
+
+    /// Queues the answer to a peer's ping.
+    pub fn push_pong(&mut self, payload: &[u8]) {
+        if self.control.len() < CONTROL_MAX {
+            websocket::append_frame(Opcode::Pong, payload, &mut self.control);
+        } else {
+            self.late_pong = Some(payload.to_vec());
+        }
+    }
+
+    /// Queues the close frame: behind the queued messages, or ahead of them,
+    /// which drops every one that was not begun. Nothing may be queued after it.
+    pub fn push_close(&mut self, payload: &[u8], after_backlog: bool) {
+        self.late_pong = None;
+        if after_backlog {
+            websocket::append_frame(Opcode::Close, payload, &mut self.queue);
+        } else {
+            self.queue.truncate(self.sent + self.begun);
+            self.queue.shrink_to_fit();
+            websocket::append_frame(Opcode::Close, payload, &mut self.control);
+        }
+    }
+
+    /// What to write next, in this order, in one call.
+    #[must_use]
+    pub fn slices(&self) -> [&[u8]; 3] {
+        let (begun, rest) = self.queue[self.sent..].split_at(self.begun);
+        [begun, &self.control, rest]
+    }
+
+    /// The first `count` bytes of [`Self::slices`] were written.
+    ///
+    /// # Panics
+    /// If `count` is larger than [`Self::len`].
+    pub fn on_written(&mut self, count: usize, now: Instant) {
+        if count == 0 {
+            return;
+        }
+        self.progress = now;
+        let finishing = count.min(self.begun);
+        self.begun -= finishing;
+        self.sent += finishing;
+        let control = (count - finishing).min(self.control.len());
+        self.control.drain(..control);
+        self.advance(count - finishing - control);
+        if self.control.is_empty()
+            && let Some(payload) = self.late_pong.take()
+        {
+            websocket::append_frame(Opcode::Pong, &payload, &mut self.control);
+        }
+    }
+
+    /// `count` more bytes of the queue are out, starting on a frame boundary.
+    fn advance(&mut self, count: usize) {
+        let end = self.sent + count;
+        if end == self.queue.len() {
+            self.queue.clear();
+            self.sent = 0;
+            return;
+        }
+        if count > 0 {
+            let mut boundary = self.sent;
+            while boundary < end {
+                boundary += websocket::frame_len(&self.queue[boundary..]);
+            }
+            self.begun = boundary - end;
+            self.sent = end;
+        }
+        // Moves each byte at most once for every byte written.
+        if self.sent > self.queue.len() / 2 {
+            self.queue.drain(..self.sent);
+            self.queue.shrink_to(2 * self.queue.len());
+            self.sent = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+//! The request head: its syntax, and the gates that one head alone decides.
+//!
+//! Owns the reading of RFC 9112 (the only importer of httparse), kept as strict
+//! as the RFC allows: where readers differ, a request is smuggled. Must not know
+//! other connections, rate limits, caps, sockets or time.
+//!
+//! Invariants:
+//! 1. A verdict on a prefix is the verdict on the whole: later bytes settle
+//!    [`Head::Partial`] and nothing else.
+//! 2. In an accepted head the only control bytes are CR LF, in pairs, and tabs;
+//!    it has no body, so the bytes after it can only be WebSocket frames.
+//! 3. The value of `x-pyrycode-token` never leaves this file, `Debug` included.
+
+mod target;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str;
+
+pub use target::Endpoint;
+
+use super::response::Refusal;
+use crate::config::{HEAD_MAX, HEADERS_MAX};
+
+/// The longest server-id, in bytes.
+pub const SERVER_ID_MAX: usize = 128;
+
+/// Outcome of looking at the bytes so far.
+#[derive(Debug)]
+pub enum Head<'a> {
+    /// The blank line has not come yet, and nothing is wrong so far.
+    Partial,
+    /// The head is there and well-formed.
+    Complete {
+        /// What it asks for.
+        request: Request<'a>,
+        /// Bytes of the head; the rest belongs to the WebSocket.
+        len: usize,
+    },
+}
+
+/// Who wants to upgrade. Words that go only to the log are read lossily.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity<'a> {
+    /// The daemon that claims a server-id.
+    Binary {
+        /// 1 to [`SERVER_ID_MAX`] bytes of visible ASCII.
+        server_id: &'a str,
+        /// For the log; not empty.
+        version: Cow<'a, str>,
+    },
+    /// A client that dials in for a server-id.
+    Phone {
+        /// 1 to [`SERVER_ID_MAX`] bytes of visible ASCII.
+        server_id: &'a str,
+        /// For the log; not empty.
+        device_name: Option<Cow<'a, str>>,
+    },
+}
+
+/// A well-formed request without a body.
+pub struct Request<'a> {
+    method: &'a str,
+    endpoint: Endpoint,
+    /// The digit after `HTTP/1.`.
+    minor_version: u8,
+    fields: Vec<httparse::Header<'a>>,
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reads a head from all bytes received so far.
+///
+/// # Errors
+/// 431 beyond [`HEAD_MAX`] bytes or [`HEADERS_MAX`] fields, 400 for anything
+/// malformed and for a request with a body; as soon as the bytes show it.
+pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Refusal> {
+    let Some(len) = head_len(bytes)? else { return Ok(Head::Partial) };
+    let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut head = httparse::Request::new(&mut storage);
+    let status = head.parse(&bytes[..len]).map_err(|_| Refusal::BadRequest)?;
+    let (Some(method), Some(target), Some(minor_version)) = (head.method, head.path, head.version)
+    else {
+        return Err(Refusal::BadRequest);
+    };
+    // Both of us must mean the same blank line.
+    if status != httparse::Status::Complete(len) {
+        return Err(Refusal::BadRequest);
+    }
+    let endpoint = target::endpoint(target)?;
+    let request = Request { method, endpoint, minor_version, fields: head.headers.to_vec() };
+    request.judge_host()?;
+    request.judge_no_body()?;
+    Ok(Head::Complete { request, len })
+}
+
+/// Length of the head with its blank line, `None` while that is missing.
+///
+/// One pass that knows only lines, so that a head sent byte by byte costs no
+/// more than a scan each time; and strict about them, because httparse takes a
+/// bare LF for a line end and skips leading empty lines. Offences count in
+/// reading order, which makes invariant 1.
+fn head_len(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+    let window = &bytes[..bytes.len().min(HEAD_MAX)];
+    let mut lines = 0;
+    let mut rest = window;
+    while let Some(end) = find_control(rest) {
+        match rest[end..] {
+            // Its LF may still come.
+            [b'\r'] => break,
+            [b'\r', b'\n', ..] if end > 0 => lines += 1,
+            [b'\r', b'\n', ..] if lines > 0 => {
+                return Ok(Some(window.len() - rest.len() + 2));
+            }
+            _ => return Err(Refusal::BadRequest),
+        }
+        if lines > 1 + HEADERS_MAX {
+            return Err(Refusal::HeadTooLarge);
+        }
+        rest = &rest[end + 2..];
+    }
+    if bytes.len() < HEAD_MAX { Ok(None) } else { Err(Refusal::HeadTooLarge) }
+}
+
+/// Where the first control byte other than a tab is.
+///
+/// By blocks, whose inner loop without an exit becomes vector code: a head of
+/// 8 KiB sent byte by byte is looked at 33 million bytes long.
+fn find_control(bytes: &[u8]) -> Option<usize> {
+    const BLOCK: usize = 32;
+    let is_control = |b: &u8| b.is_ascii_control() && *b != b'\t';
+    let is_clean = |block: &&[u8]| !block.iter().fold(false, |found, b| found | is_control(b));
+    let clean = BLOCK * bytes.chunks(BLOCK).take_while(is_clean).count();
+    bytes.get(clean..)?.iter().position(is_control).map(|at| clean + at)
+}
+
+/// The elements of a list-valued field, from its end (RFC 9110, 5.6.1).
+fn elements_reversed(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.rsplit(|&b| b == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Base64 of 16 bytes. The four bits that the 22nd digit has too many may be
+/// set: the key is hashed as it stands, and the reference does not mind.
+fn is_websocket_key(key: &[u8]) -> bool {
+    key.strip_suffix(b"==").is_some_and(|digits| {
+        let is_digit = |&b: &u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
+        digits.len() == 22 && digits.iter().all(is_digit)
+    })
+}
+
+impl<'a> Request<'a> {
+    /// What the path stands for.
+    #[must_use]
+    pub const fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
+    /// Whether the answer must go without its body.
+    #[must_use]
+    pub fn is_head(&self) -> bool {
+        self.method == "HEAD"
+    }
+
+    /// The gate of the health endpoints.
+    ///
+    /// # Errors
+    /// 405 for a method other than GET and HEAD.
+    pub fn read_only(&self) -> Result<(), Refusal> {
+        if matches!(self.method, "GET" | "HEAD") { Ok(()) } else { Err(Refusal::OnlyGetOrHead) }
+    }
+
+    /// The gate of the required headers.
+    ///
+    /// Of a repeated field the first value counts, as in the reference; but for
+    /// the server-id, where a load balancer might choose another one than we do.
+    ///
+    /// # Errors
+    /// 400 when one is missing, empty or, the server-id, bad or repeated; 404
+    /// for an endpoint that nobody upgrades.
+    pub fn identity(&self) -> Result<Identity<'a>, Refusal> {
+        match self.endpoint {
+            Endpoint::Server => {
+                let server_id = self.server_id()?;
+                self.required("user-agent")?;
+                let version = String::from_utf8_lossy(self.required("x-pyrycode-version")?);
+                Ok(Identity::Binary { server_id, version })
+            }
+            Endpoint::Client => {
+                let server_id = self.server_id()?;
+                self.required("user-agent")?;
+                self.required("x-pyrycode-token")?;
+                let device_name = self.required("x-pyrycode-device-name").ok();
+                let device_name = device_name.map(String::from_utf8_lossy);
+                Ok(Identity::Phone { server_id, device_name })
+            }
+            Endpoint::Health | Endpoint::Ready | Endpoint::Other => Err(Refusal::NotFound),
+        }
+    }
+
+    /// The gate of the WebSocket handshake (RFC 6455, 4.2.1). Gives the key.
+    ///
+    /// # Errors
+    /// In this order: 405 when not GET, 426 when not an upgrade to WebSocket or
+    /// below HTTP/1.1, 400 naming version 13 for another version, 400 for a key
+    /// that is not base64 of 16 bytes.
+    pub fn upgrade(&self) -> Result<&'a str, Refusal> {
+        if self.method != "GET" {
+            return Err(Refusal::OnlyGet);
+        }
+        let is_upgrade = self.has_token("upgrade", "websocket");
+        if self.minor_version < 1 || !is_upgrade || !self.has_token("connection", "upgrade") {
+            return Err(Refusal::UpgradeRequired);
+        }
+        if self.only("sec-websocket-version") != Some(b"13") {
+            return Err(Refusal::WebSocketVersion);
+        }
+        self.only("sec-websocket-key")
+            .filter(|key| is_websocket_key(key))
+            .and_then(|key| str::from_utf8(key).ok())
+            .ok_or(Refusal::BadRequest)
+    }
+
+    /// The entries of X-Forwarded-For from right to left, the nearest hop first.
+    /// One that is not even text is empty.
+    pub fn forwarded_for(&self) -> impl Iterator<Item = &'a str> {
+        self.values("x-forwarded-for")
+            .rev()
+            .flat_map(elements_reversed)
+            .map(|entry| str::from_utf8(entry).unwrap_or_default())
+    }
+
+    /// RFC 9112, 3.2: one valid Host, which only HTTP/1.0 may leave out.
+    fn judge_host(&self) -> Result<(), Refusal> {
+        let mut hosts = self.values("host");
+        match (hosts.next(), hosts.next()) {
+            (Some(host), None) if str::from_utf8(host).is_ok_and(target::is_authority) => Ok(()),
+            (None, _) if self.minor_version == 0 => Ok(()),
+            _ => Err(Refusal::BadRequest),
+        }
+    }
+
+    /// No body, and no doubt about it (RFC 9112, 6.3).
+    fn judge_no_body(&self) -> Result<(), Refusal> {
+        let mut lengths = self.values("content-length");
+        let is_empty = match (lengths.next(), lengths.next()) {
+            (None, _) => true,
+            (Some(length), None) => length == b"0",
+            _ => false,
+        };
+        let is_encoded = self.values("transfer-encoding").next().is_some();
+        if is_empty && !is_encoded { Ok(()) } else { Err(Refusal::BadRequest) }
+    }
+
+    fn server_id(&self) -> Result<&'a str, Refusal> {
+        self.only("x-pyrycode-server")
+            .filter(|id| (1..=SERVER_ID_MAX).contains(&id.len()))
+            .filter(|id| id.iter().all(u8::is_ascii_graphic))
+            .and_then(|id| str::from_utf8(id).ok())
+            .ok_or(Refusal::BadRequest)
+    }
+
+    /// The values of a field, in order and without the space around them.
+    fn values(&self, name: &'static str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+        let named = move |field: &&httparse::Header<'a>| field.name.eq_ignore_ascii_case(name);
+        self.fields.iter().filter(named).map(|field| field.value)
+    }
+
+    /// The value of a field that stands there exactly once.
+    fn only(&self, name: &'static str) -> Option<&'a [u8]> {
+        let mut values = self.values(name);
+        values.next().filter(|_| values.next().is_none())
+    }
+
+    /// The first value of a field, not empty.
+    fn required(&self, name: &'static str) -> Result<&'a [u8], Refusal> {
+        self.values(name).next().filter(|value| !value.is_empty()).ok_or(Refusal::BadRequest)
+    }
+
+    /// Whether a list-valued field names `token`, in any case, in any of its lines.
+    fn has_token(&self, name: &'static str, token: &str) -> bool {
+        let is_token = |element: &[u8]| element.eq_ignore_ascii_case(token.as_bytes());
+        self.values(name).flat_map(elements_reversed).any(is_token)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! The request target: which endpoint it asks for.
+//!
+//! Owns the four forms of RFC 9112, 3.2, and the authority they share with the
+//! Host field. Must not know methods or fields. Nothing is normalised: what a
+//! proxy in front would have to decode to see an endpoint, is none.
+
+use std::net::Ipv6Addr;
+
+use crate::protocol::response::Refusal;
+
+/// What a path stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/server`: a binary dials out.
+    Server,
+    /// `/v1/client`: a phone dials in.
+    Client,
+    /// `/healthz`
+    Health,
+    /// `/readyz`
+    Ready,
+    /// Any other: 404.
+    Other,
+}
+
+/// What a request target (RFC 9112, 3.2) stands for: its path alone decides,
+/// compared byte for byte, percent signs included.
+pub(super) fn endpoint(target: &str) -> Result<Endpoint, Refusal> {
+    if !target.is_ascii() || target.contains('#') {
+        return Err(Refusal::BadRequest);
+    }
+    let path = if target.starts_with('/') {
+        target
+    } else if let Some((scheme, rest)) = target.split_once("://") {
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if !is_scheme(scheme) || !is_authority(authority) {
+            return Err(Refusal::BadRequest);
+        }
+        path
+    } else if is_authority(target) {
+        // CONNECT's form; and `*`, which is a host name as far as RFC 3986 goes.
+        return Ok(Endpoint::Other);
+    } else {
+        return Err(Refusal::BadRequest);
+    };
+    Ok(match path.split_once('?').map_or(path, |(path, _query)| path) {
+        "/v1/server" => Endpoint::Server,
+        "/v1/client" => Endpoint::Client,
+        "/healthz" => Endpoint::Health,
+        "/readyz" => Endpoint::Ready,
+        _ => Endpoint::Other,
+    })
+}
+
+/// RFC 3986, 3.1.
+fn is_scheme(scheme: &str) -> bool {
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+}
+
+/// A non-empty host and an optional port (RFC 3986, 3.2; RFC 9110, 7.2): no
+/// user, no IP literal but IPv6.
+pub(super) fn is_authority(authority: &str) -> bool {
+    let (is_host, port) = match authority.strip_prefix('[').and_then(|v| v.split_once(']')) {
+        Some((literal, port)) => (literal.parse::<Ipv6Addr>().is_ok(), port),
+        None => {
+            let end = authority.find(':').unwrap_or(authority.len());
+            let (name, port) = authority.split_at(end);
+            let in_name = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&b);
+            (!name.is_empty() && name.bytes().all(in_name), port)
+        }
+    };
+    let is_digits = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_digits))
+}

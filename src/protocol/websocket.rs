@@ -1,0 +1,380 @@
+//! WebSocket frames over lent memory; the only importer of tungstenite.
+//!
+//! Owns framing in both directions and the state of a message that is under
+//! way. Knows nothing of time, sockets or what a message means.
+//!
+//! A tungstenite context costs kilobytes and, from a frame's header alone,
+//! reserves the length that the header declares. So a connection at rest has
+//! none, and none is shown a frame before all of it has come:
+//!
+//! 1. This file walks frame headers and refuses at the header what can be
+//!    refused there; bytes of an unfinished frame wait as they came.
+//! 2. Whole unfragmented frames go through one context that all connections
+//!    share ([`Codec`]); it is at rest between any two calls.
+//! 3. A fragmented message has a context of its own from its first fragment to
+//!    its last ([`Assembly`]).
+//! 4. Close frames never reach a context: tungstenite 0.30 takes the valid code
+//!    1014 for invalid, and its own reply would be a second close frame.
+
+use std::io::{self, Cursor, Read, Write};
+
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+
+use super::close::{CloseCause, is_sendable};
+
+/// The longest header of a frame that we send: two bytes and a 64-bit length.
+pub const HEADER_MAX: usize = 10;
+/// The longest header of a frame that comes: the same and a masking key.
+const MASKED_HEADER_MAX: usize = 14;
+/// Payload of a control frame at most (RFC 6455 §5.5).
+const CONTROL_PAYLOAD_MAX: usize = 125;
+/// tungstenite zero-fills this much at every read; 4 KiB costs 89 ns, 16 KiB
+/// 215 ns, and most messages are smaller than either.
+const READ_BUFFER: usize = 4 * 1024;
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opcode {
+    /// A whole text message.
+    Text,
+    /// RFC 6455 §5.5.1.
+    Close,
+    /// RFC 6455 §5.5.2.
+    Ping,
+    /// RFC 6455 §5.5.3.
+    Pong,
+}
+
+/// The value of `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key` (RFC 6455 §4.2.2).
+#[must_use]
+pub fn accept_key(key: &str) -> String {
+    tungstenite::handshake::derive_accept_key(key.as_bytes())
+}
+
+/// Appends the header of an unmasked, unfragmented frame.
+pub fn append_header(opcode: Opcode, len: usize, out: &mut Vec<u8>) {
+    let opcode = match opcode {
+        Opcode::Text => OpCode::Data(Data::Text),
+        Opcode::Close => OpCode::Control(Control::Close),
+        Opcode::Ping => OpCode::Control(Control::Ping),
+        Opcode::Pong => OpCode::Control(Control::Pong),
+    };
+    FrameHeader { opcode, ..FrameHeader::default() }
+        .format(len as u64, out)
+        .expect("writing into a Vec cannot fail");
+}
+
+/// Appends a whole frame.
+pub fn append_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
+    append_header(opcode, payload.len(), out);
+    out.extend_from_slice(payload);
+}
+
+/// The length, header included, of the frame of ours that `bytes` begin with.
+///
+/// # Panics
+/// If `bytes` do not begin with a frame header that this file wrote.
+#[must_use]
+pub fn frame_len(bytes: &[u8]) -> usize {
+    let mut cursor = Cursor::new(bytes);
+    let (_, len) = FrameHeader::parse(&mut cursor)
+        .ok()
+        .flatten()
+        .expect("the outbox holds whole frames that we wrote");
+    cursor.position() as usize + len as usize
+}
+
+/// What a peer sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// A whole message.
+    Message(Message),
+    /// To be answered by a pong with the same payload.
+    Ping(tungstenite::Bytes),
+    /// Perhaps the answer to one of ours.
+    Pong(tungstenite::Bytes),
+    /// A valid close; the payload to echo.
+    Close(Vec<u8>),
+}
+
+/// A whole message after unmasking and reassembly.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Message(tungstenite::Message);
+
+impl Message {
+    /// The payload, if it is UTF-8 (a binary message need not be).
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        self.0.to_text().ok()
+    }
+
+    /// The payload.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            tungstenite::Message::Text(text) => text.as_bytes(),
+            tungstenite::Message::Binary(bytes) => bytes,
+            _ => &[],
+        }
+    }
+
+    /// Whether it came as text.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        self.0.is_text()
+    }
+}
+
+/// A message under way: exists only between its first and its last byte.
+#[derive(Debug, Default)]
+pub struct Assembly {
+    /// An unfinished frame as it came, header included, still masked.
+    frame: Vec<u8>,
+    fragments: Option<Box<Fragments>>,
+}
+
+#[derive(Debug)]
+struct Fragments {
+    context: WebSocketContext,
+    /// Bytes of the message so far.
+    len: usize,
+    /// The largest fragment so far: the context's buffer has grown to it.
+    largest: usize,
+}
+
+impl Assembly {
+    /// Between two messages.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.frame.is_empty() && self.fragments.is_none()
+    }
+
+    /// Bytes of memory it holds at most. tungstenite doubles what it collects.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let fragments = self.fragments.as_ref();
+        self.frame.len() + fragments.map_or(0, |f| 2 * f.len + f.largest + READ_BUFFER)
+    }
+
+    /// Bytes of the fragmented message so far, if one is under way.
+    fn fragmented_len(&self) -> Option<usize> {
+        self.fragments.as_ref().map(|fragments| fragments.len)
+    }
+}
+
+/// The context that all connections share.
+#[derive(Debug)]
+pub struct Codec {
+    context: WebSocketContext,
+    message_max: usize,
+}
+
+impl Codec {
+    /// For messages of at most `message_max` bytes after reassembly.
+    #[must_use]
+    pub fn new(message_max: usize) -> Self {
+        Self { context: fresh_context(message_max), message_max }
+    }
+
+    /// Takes bytes off the front of `input` up to the end of the next message or
+    /// control frame. `None`: `input` is used up, and what it left unfinished is
+    /// in `assembly`.
+    ///
+    /// # Errors
+    /// The cause to close with; `assembly` and the rest of `input` are then
+    /// meaningless.
+    pub fn next(
+        &mut self,
+        assembly: &mut Assembly,
+        input: &mut &[u8],
+    ) -> Result<Option<Incoming>, CloseCause> {
+        while !input.is_empty() {
+            let incoming = if assembly.frame.is_empty() {
+                let Some((header, len)) = self.header(input, assembly)? else {
+                    assembly.frame.extend_from_slice(input);
+                    *input = &[];
+                    return Ok(None);
+                };
+                let Some((frame, rest)) = input.split_at_checked(len) else {
+                    assembly.frame.extend_from_slice(input);
+                    *input = &[];
+                    return Ok(None);
+                };
+                *input = rest;
+                self.decode(&header, frame, assembly)?
+            } else {
+                let Some((header, frame)) = self.finish(assembly, input)? else {
+                    return Ok(None);
+                };
+                self.decode(&header, &frame, assembly)?
+            };
+            if incoming.is_some() {
+                return Ok(incoming);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Completes the unfinished frame from `input`; `None` if that was not enough.
+    fn finish(
+        &self,
+        assembly: &mut Assembly,
+        input: &mut &[u8],
+    ) -> Result<Option<(FrameHeader, Vec<u8>)>, CloseCause> {
+        let (header, len) = loop {
+            if let Some(found) = self.header(&assembly.frame, assembly)? {
+                break found;
+            }
+            let Some((&byte, rest)) = input.split_first() else { return Ok(None) };
+            assembly.frame.push(byte);
+            *input = rest;
+        };
+        let missing = (len - assembly.frame.len()).min(input.len());
+        let (more, rest) = input.split_at(missing);
+        assembly.frame.extend_from_slice(more);
+        *input = rest;
+        let whole = assembly.frame.len() == len;
+        Ok(whole.then(|| (header, std::mem::take(&mut assembly.frame))))
+    }
+
+    /// The header that `bytes` begin with and the length of its frame, or
+    /// `None` if it is not all there. Whatever a header can be refused for is
+    /// refused here, before its payload is waited for.
+    fn header(
+        &self,
+        bytes: &[u8],
+        assembly: &Assembly,
+    ) -> Result<Option<(FrameHeader, usize)>, CloseCause> {
+        let mut cursor = Cursor::new(&bytes[..bytes.len().min(MASKED_HEADER_MAX)]);
+        let parsed = FrameHeader::parse(&mut cursor).map_err(|_| CloseCause::ProtocolError)?;
+        let Some((header, len)) = parsed else { return Ok(None) };
+        let reserved = header.rsv1 || header.rsv2 || header.rsv3;
+        if reserved || header.mask.is_none() {
+            return Err(CloseCause::ProtocolError);
+        }
+        let so_far = assembly.fragmented_len();
+        let limit = match header.opcode {
+            OpCode::Control(_) if !header.is_final || len > CONTROL_PAYLOAD_MAX as u64 => {
+                return Err(CloseCause::ProtocolError);
+            }
+            OpCode::Control(_) => CONTROL_PAYLOAD_MAX,
+            // A continuation continues something, and nothing else may come between.
+            OpCode::Data(data) if (data == Data::Continue) != so_far.is_some() => {
+                return Err(CloseCause::ProtocolError);
+            }
+            OpCode::Data(_) => self.message_max - so_far.unwrap_or(0),
+        };
+        if len > limit as u64 {
+            return Err(CloseCause::MessageTooBig);
+        }
+        Ok(Some((header, cursor.position() as usize + len as usize)))
+    }
+
+    /// Decodes one whole frame whose header has passed. `None`: a fragment.
+    fn decode(
+        &mut self,
+        header: &FrameHeader,
+        frame: &[u8],
+        assembly: &mut Assembly,
+    ) -> Result<Option<Incoming>, CloseCause> {
+        let payload_len = frame.len() - header_len(header, frame);
+        if header.opcode == OpCode::Control(Control::Close) {
+            return close_payload(header, &frame[frame.len() - payload_len..]).map(Some);
+        }
+        let is_data = matches!(header.opcode, OpCode::Data(_));
+        if is_data && !header.is_final && assembly.fragments.is_none() {
+            let context = fresh_context(self.message_max);
+            assembly.fragments = Some(Box::new(Fragments { context, len: 0, largest: 0 }));
+        }
+        let context = match assembly.fragments.as_deref_mut() {
+            Some(fragments) if is_data => {
+                fragments.len += payload_len;
+                fragments.largest = fragments.largest.max(payload_len);
+                &mut fragments.context
+            }
+            _ => &mut self.context,
+        };
+        let incoming = match context.read(&mut Feed(frame)) {
+            Ok(tungstenite::Message::Ping(payload)) => Incoming::Ping(payload),
+            Ok(tungstenite::Message::Pong(payload)) => Incoming::Pong(payload),
+            Ok(message) => Incoming::Message(Message(message)),
+            Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(None);
+            }
+            Err(error) => {
+                self.context = fresh_context(self.message_max);
+                return Err(match error {
+                    tungstenite::Error::Utf8(_) => CloseCause::InvalidUtf8,
+                    tungstenite::Error::Capacity(_) => CloseCause::MessageTooBig,
+                    _ => CloseCause::ProtocolError,
+                });
+            }
+        };
+        if is_data {
+            assembly.fragments = None;
+        }
+        Ok(Some(incoming))
+    }
+}
+
+/// The length of a header as it stood on the wire, where lengths need not be
+/// minimal.
+fn header_len(header: &FrameHeader, frame: &[u8]) -> usize {
+    let length_bytes = match frame[1] & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    2 + length_bytes + header.mask.map_or(0, |mask| mask.len())
+}
+
+/// Unmasks and judges the payload of a close frame (RFC 6455 §5.5.1, §7.4).
+fn close_payload(header: &FrameHeader, masked: &[u8]) -> Result<Incoming, CloseCause> {
+    let mask = header.mask.unwrap_or_default();
+    let payload: Vec<u8> =
+        masked.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key).collect();
+    match *payload {
+        [] => {}
+        [high, low, ref reason @ ..] if is_sendable(u16::from_be_bytes([high, low])) => {
+            str::from_utf8(reason).map_err(|_| CloseCause::InvalidUtf8)?;
+        }
+        _ => return Err(CloseCause::ProtocolError),
+    }
+    Ok(Incoming::Close(payload))
+}
+
+fn fresh_context(message_max: usize) -> WebSocketContext {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .max_message_size(Some(message_max))
+        .max_frame_size(Some(message_max));
+    WebSocketContext::new(Role::Server, Some(config))
+}
+
+/// One whole frame as a stream. What tungstenite writes back by itself (pongs)
+/// is thrown away: the outbox answers.
+struct Feed<'a>(&'a [u8]);
+
+impl Read for Feed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.0.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Feed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

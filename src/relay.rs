@@ -1,0 +1,15 @@
+//! Many connections: who may claim, who hears what, who is dead. No sockets.
+
+pub mod admission;
+pub mod conn_id;
+pub mod envelope;
+mod forward;
+mod hash;
+mod registry;
+#[expect(clippy::module_inception, reason = "the struct the layer is named after")]
+mod relay;
+pub mod stats;
+mod upgrade;
+
+pub use conn_id::ConnId;
+pub use relay::{Effect, Relay};

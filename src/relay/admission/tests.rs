@@ -1,0 +1,266 @@
+//! Every edge of the three limits, in virtual time.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+
+const HASH_KEYS: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+const SEEDS: [u64; 6] = [1, 2, 3, 5, 8, 0xC0FFEE];
+
+fn client(address: &str) -> ClientKey {
+    ClientKey::from(address.parse::<IpAddr>().unwrap())
+}
+
+fn nth(number: u32) -> ClientKey {
+    ClientKey::from(IpAddr::from(Ipv4Addr::from(number)))
+}
+
+fn secs(seconds: u64) -> Instant {
+    Instant::START + Duration::from_secs(seconds)
+}
+
+/// How many attempts in a row are allowed at this instant, of at most 100.
+fn allowed(limiter: &mut RateLimiter, client: ClientKey, now: Instant) -> usize {
+    (0..100).take_while(|_| limiter.allow(client, now)).count()
+}
+
+#[test]
+fn clients_are_told_apart_by_address_and_by_64_bits_of_ipv6() {
+    let cases = [
+        ("192.0.2.1", "192.0.2.1", true),
+        ("192.0.2.1", "192.0.2.2", false),
+        ("192.0.2.1", "193.0.2.1", false),
+        ("192.0.2.1", "::ffff:192.0.2.1", true),
+        ("192.0.2.1", "::ffff:192.0.2.2", false),
+        ("192.0.2.1", "::192.0.2.1", false),
+        ("0.0.0.0", "::", false),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", true),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", false),
+        ("2001:db8:1:2::1", "2001:db8:0:2::1", false),
+        ("2001:db8:1:2::1", "3001:db8:1:2::1", false),
+        ("::1", "::2", true),
+    ];
+    for (one, other, is_same) in cases {
+        assert_eq!(client(one) == client(other), is_same, "{one} {other}");
+    }
+}
+
+#[test]
+fn the_sizes_that_the_memory_arithmetic_uses() {
+    assert_eq!(size_of::<ClientKey>(), 9);
+    assert_eq!(size_of::<(ClientKey, Instant)>(), 24);
+}
+
+#[test]
+fn the_burst_at_once_then_one_per_interval() {
+    // Per minute, burst, microseconds between attempts.
+    let cases = [
+        (10, 20, 6_000_000),
+        (10, 1, 6_000_000),
+        (1, 3, 60_000_000),
+        (60, 2, 1_000_000),
+        (7, 5, 8_571_429),
+        (u32::MAX, 4, 1),
+    ];
+    for (per_minute, burst, micros) in cases {
+        let context = format!("{per_minute} a minute, burst {burst}");
+        let mut limiter = RateLimiter::new(per_minute, burst, HASH_KEYS);
+        let interval = Duration::from_micros(micros);
+        let a = nth(1);
+        let start = secs(1_000);
+        assert_eq!(allowed(&mut limiter, a, start), burst as usize, "{context}");
+        assert!(!limiter.allow(a, start + interval - Duration::from_micros(1)), "{context}");
+        assert_eq!(allowed(&mut limiter, a, start + interval), 1, "{context}");
+        // Three intervals refill three, or as many as the bucket holds.
+        let later = start + interval * 4;
+        assert_eq!(allowed(&mut limiter, a, later), burst.min(3) as usize, "{context}");
+        // And a year no more than the bucket holds.
+        let later = start + Duration::from_secs(365 * 86_400);
+        assert_eq!(allowed(&mut limiter, a, later), burst as usize, "{context}");
+    }
+}
+
+#[test]
+fn zero_turns_the_limiter_off() {
+    for (per_minute, burst) in [(0, 20), (10, 0), (0, 0)] {
+        let mut limiter = RateLimiter::new(per_minute, burst, HASH_KEYS);
+        assert_eq!(allowed(&mut limiter, nth(1), secs(1)), 100, "{per_minute} {burst}");
+        assert!(limiter.is_empty(), "{per_minute} {burst}");
+    }
+}
+
+#[test]
+fn clients_do_not_pay_for_each_other() {
+    let mut limiter = RateLimiter::new(10, 2, HASH_KEYS);
+    assert_eq!(allowed(&mut limiter, client("2001:db8::1"), secs(1)), 2);
+    assert_eq!(allowed(&mut limiter, client("2001:db8::2"), secs(1)), 0);
+    assert_eq!(allowed(&mut limiter, client("2001:db8:0:1::1"), secs(1)), 2);
+    assert_eq!(allowed(&mut limiter, client("192.0.2.1"), secs(1)), 2);
+    assert_eq!(limiter.len(), 3);
+}
+
+#[test]
+fn refused_attempts_cost_nothing() {
+    let mut limiter = RateLimiter::new(10, 1, HASH_KEYS);
+    assert!(limiter.allow(nth(1), secs(0)));
+    for second in 1..6 {
+        assert!(!limiter.allow(nth(1), secs(second)), "{second}");
+    }
+    assert!(limiter.allow(nth(1), secs(6)));
+}
+
+/// A bucket per client, filled by the microsecond. Replay with the seed named.
+fn replay(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let (per_minute, burst) = (rng.random_range(1..100), rng.random_range(1..30));
+    let interval = 60_000_000_u64.div_ceil(per_minute);
+    let full = interval * u64::from(burst);
+    let mut limiter = RateLimiter::new(per_minute as u32, burst, HASH_KEYS);
+    let mut buckets = BTreeMap::new();
+    let mut now = rng.random_range(0..1_000_000_000);
+    for step in 0..20_000 {
+        now += match rng.random_range(0..200) {
+            0 => full * rng.random_range(1..4),
+            1..10 => interval * rng.random_range(1..4),
+            _ => rng.random_range(0..interval / 4),
+        };
+        let number = rng.random_range(0..6);
+        let (credit, filled_at) = buckets.entry(number).or_insert((full, now));
+        *credit = (*credit + (now - *filled_at)).min(full);
+        *filled_at = now;
+        let is_allowed = *credit >= interval;
+        if is_allowed {
+            *credit -= interval;
+        }
+        assert_eq!(
+            limiter.allow(nth(number), Instant::from_micros(now)),
+            is_allowed,
+            "replay({seed:#x}) step {step}: {per_minute} a minute, burst {burst}"
+        );
+    }
+}
+
+#[test]
+fn agrees_with_a_naive_token_bucket() {
+    for seed in SEEDS {
+        replay(seed);
+    }
+}
+
+#[test]
+fn full_buckets_are_forgotten() {
+    let mut limiter = RateLimiter::new(10, 20, HASH_KEYS);
+    for number in 0..1_000 {
+        assert!(limiter.allow(nth(number), secs(200)));
+    }
+    assert_eq!(limiter.len(), 1_000);
+    // One refill time is 120 s: a generation turns, and another.
+    assert!(limiter.allow(nth(5_000), secs(320)));
+    assert_eq!(limiter.len(), 1_001);
+    assert!(limiter.allow(nth(5_000), secs(440)));
+    assert_eq!(limiter.len(), 1);
+}
+
+#[test]
+fn an_empty_bucket_is_remembered_over_a_turn() {
+    let mut limiter = RateLimiter::new(10, 20, HASH_KEYS);
+    limiter.allow(nth(1), secs(200));
+    assert_eq!(allowed(&mut limiter, nth(2), secs(319)), 20);
+    limiter.allow(nth(1), secs(320));
+    assert_eq!(allowed(&mut limiter, nth(2), secs(320)), 0);
+    assert_eq!(allowed(&mut limiter, nth(2), secs(325)), 1);
+}
+
+#[test]
+fn a_million_addresses_fill_a_bounded_table_and_shut_nobody_out() {
+    let mut limiter = RateLimiter::new(10, 2, HASH_KEYS);
+    let now = secs(1_000);
+    let honest = client("192.0.2.1");
+    assert_eq!(allowed(&mut limiter, honest, now), 2);
+    let mut most = 0;
+    for number in 0..1_000_000 {
+        assert!(limiter.allow(nth(number), now), "{number}");
+        // One who keeps coming is not forgotten, however many strangers come.
+        if number % 20_000 == 0 {
+            assert!(!limiter.allow(honest, now), "{number}");
+        }
+        most = most.max(limiter.len());
+    }
+    assert!(most <= RATE_TABLE_MAX, "{most}");
+    // The tables have not grown beyond the arithmetic at RATE_TABLE_MAX.
+    assert_eq!(limiter.current.capacity(), GENERATION_MAX);
+    assert_eq!(limiter.previous.capacity(), GENERATION_MAX);
+    // Those who came last are remembered, those who came first find a full bucket.
+    assert_eq!(allowed(&mut limiter, nth(999_999), now), 1);
+    assert_eq!(allowed(&mut limiter, nth(999_999 - GENERATION_MAX as u32 + 10), now), 1);
+    assert_eq!(allowed(&mut limiter, nth(0), now), 2);
+}
+
+#[test]
+fn the_total_cap_counts_everybody() {
+    let mut caps = ConnectionCaps::new(2, 0, HASH_KEYS);
+    assert!(!caps.is_full());
+    assert_eq!(caps.admit(nth(1)), Ok(()));
+    assert_eq!(caps.admit(nth(1)), Ok(()));
+    assert!(caps.is_full());
+    assert_eq!(caps.admit(nth(2)), Err(CapReached::Total));
+    assert_eq!(caps.live(), 2);
+    caps.release(nth(1));
+    assert_eq!((caps.live(), caps.is_full()), (1, false));
+    assert_eq!(caps.admit(nth(2)), Ok(()));
+    assert!(caps.by_client.is_empty());
+}
+
+#[test]
+fn the_cap_per_client_counts_each_alone() {
+    let mut caps = ConnectionCaps::new(4, 2, HASH_KEYS);
+    assert_eq!(caps.admit(nth(1)), Ok(()));
+    assert_eq!(caps.admit(nth(1)), Ok(()));
+    assert_eq!(caps.admit(nth(1)), Err(CapReached::PerClient));
+    assert_eq!(caps.live(), 2, "a refused connection is not counted");
+    assert_eq!(caps.admit(nth(2)), Ok(()));
+    caps.release(nth(1));
+    assert_eq!(caps.admit(nth(1)), Ok(()));
+    assert_eq!(caps.admit(nth(3)), Ok(()));
+    // Both are reached: the total is named, and only it would not pass by itself.
+    assert_eq!(caps.admit(nth(1)), Err(CapReached::Total));
+    assert_eq!(caps.admit(nth(4)), Err(CapReached::Total));
+
+    for number in [1, 1, 2, 3] {
+        caps.release(nth(number));
+    }
+    assert_eq!(caps.live(), 0);
+    assert!(caps.by_client.is_empty(), "clients without a connection are forgotten");
+}
+
+#[test]
+fn a_cap_of_zero_admits_nobody() {
+    let mut caps = ConnectionCaps::new(0, 0, HASH_KEYS);
+    assert!(caps.is_full());
+    assert_eq!(caps.admit(nth(1)), Err(CapReached::Total));
+}
+
+#[test]
+fn the_budget_follows_every_queue_and_is_exceeded_above_its_limit() {
+    let mut budget = Budget::new(100);
+    // What one queue held, what it holds, what all hold, whether that is too much.
+    let cases = [
+        (0, 60, 60, false),
+        (0, 40, 100, false),
+        (40, 41, 101, true),
+        (0, 200, 301, true),
+        (200, 0, 101, true),
+        (60, 59, 100, false),
+        (59, 59, 100, false),
+        (59, 0, 41, false),
+        (41, 0, 0, false),
+    ];
+    for (old, new, used, is_exceeded) in cases {
+        budget.charge(old, new);
+        assert_eq!((budget.used(), budget.is_exceeded()), (used, is_exceeded), "{old} {new}");
+    }
+}

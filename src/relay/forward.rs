@@ -1,0 +1,116 @@
+//! Frames between a phone and its binary.
+//!
+//! Owns the two directions and the backpressure between them: a slow phone is
+//! closed, for its binary must not wait for it; a slow binary stops the reading
+//! of its phones, for nothing may be lost. Knows envelopes, not their syntax.
+
+use super::conn_id::{ConnId, PublicId};
+use super::envelope::{self, Dropped, Envelope};
+use super::registry::SlotKey;
+use super::relay::{Relay, Role};
+use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER, PHONE_BACKLOG_MAX};
+use crate::protocol::close::CloseCause;
+use crate::protocol::websocket::Message;
+use crate::time::Instant;
+
+impl Relay {
+    /// A phone's message goes to its binary, in an envelope.
+    pub(super) fn forward_to_binary(&mut self, phone: ConnId, message: &Message, now: Instant) {
+        let Some(entry) = self.entry(phone) else { return };
+        let (slot, public_id) = (entry.slot, entry.public_id());
+        let Some(frame) = message.text().filter(|text| envelope::is_frame(text)) else {
+            log::warn!(conn_id:% = public_id; "phone_forwarder_invalid_frame");
+            return self.close(phone, CloseCause::NotJson, now);
+        };
+        let Some(binary) = self.registry.holder(slot) else {
+            return self.close(phone, CloseCause::BinaryDisconnected, now);
+        };
+        let Some(entry) = self.entry_mut(binary) else { return };
+        entry.connection.send_text(&envelope::wrap(&public_id.to_string(), frame), now);
+        let is_high = entry.connection.backlog() > BINARY_HIGH_WATER;
+        self.stats.frames_to_binary += 1;
+        self.transmit(binary);
+        self.settle(binary);
+        if is_high && self.registry.pause(slot, true) {
+            for phone in self.registry.phones(slot).to_vec() {
+                self.pause(phone, now);
+            }
+        }
+    }
+
+    /// A binary's envelope is opened, its frame delivered, its phone perhaps closed.
+    pub(super) fn forward_to_phone(&mut self, binary: ConnId, message: &Message, now: Instant) {
+        let Some(entry) = self.entry(binary) else { return };
+        let (slot, binary_id) = (entry.slot, entry.public_id());
+        if let Err(cause) = self.deliver(slot, message, now) {
+            self.stats.on_dropped(cause);
+            // A phone that has just left is a normal race, not worth a warning.
+            let level = if cause == Dropped::UnknownPhone {
+                log::Level::Debug
+            } else {
+                log::Level::Warn
+            };
+            log::log!(
+                level, binary_conn_id:% = binary_id, cause = cause.label();
+                "binary_forwarder_dropped"
+            );
+        }
+    }
+
+    fn deliver(&mut self, slot: SlotKey, message: &Message, now: Instant) -> Result<(), Dropped> {
+        let text = message.text().ok_or(Dropped::NotUtf8)?;
+        let Envelope::Deliver { conn_id, frame, close_code } = envelope::unwrap(text)? else {
+            return Err(Dropped::PushWakeOff);
+        };
+        let public_id = PublicId::parse(&conn_id).ok_or(Dropped::UnknownPhone)?;
+        let phone = public_id.id;
+        let entry = self
+            .entry_mut(phone)
+            .filter(|entry| entry.role == Role::Phone && entry.slot == slot)
+            .filter(|entry| entry.public_id() == public_id)
+            .ok_or(Dropped::UnknownPhone)?;
+        if let Some(frame) = frame {
+            if entry.connection.backlog() + frame.len() > PHONE_BACKLOG_MAX {
+                self.close(phone, CloseCause::BacklogFull, now);
+                return Ok(());
+            }
+            entry.connection.send_text(&[frame.as_bytes()], now);
+            self.stats.frames_to_phone += 1;
+            self.transmit(phone);
+            self.settle(phone);
+        }
+        if let Some(code) = close_code {
+            self.close(phone, CloseCause::BinaryRequest(code), now);
+        }
+        Ok(())
+    }
+
+    /// Bytes to the connection have drained: if it is a binary that was slow,
+    /// its phones may be read again.
+    pub(super) fn on_drained(&mut self, id: ConnId, now: Instant) {
+        let Some(entry) = self.entry(id) else { return };
+        let slot = entry.slot;
+        if entry.role == Role::Binary
+            && self.registry.is_paused(slot)
+            && entry.connection.backlog() <= BINARY_LOW_WATER
+        {
+            self.registry.pause(slot, false);
+            self.resume_phones(slot, now);
+        }
+    }
+
+    /// Reads a phone no more until its binary has caught up.
+    pub(super) fn pause(&mut self, phone: ConnId, now: Instant) {
+        if let Some(entry) = self.entry_mut(phone) {
+            entry.connection.pause(now);
+            self.settle(phone);
+        }
+    }
+
+    /// Reads the phones of the slot again.
+    pub(super) fn resume_phones(&mut self, slot: SlotKey, now: Instant) {
+        for phone in self.registry.phones(slot).to_vec() {
+            self.resume(phone, now);
+        }
+    }
+}

@@ -1,0 +1,599 @@
+//! The relay below its sockets: `handle_*` in, `poll_*` out.
+//!
+//! Owns every connection, the timers and the queue of effects, and sees that a
+//! connection which ends is forgotten everywhere at once. Knows no socket, no
+//! clock and no thread: bytes and instants are handed in, effects taken out.
+//!
+//! 1. A connection is in the slab ⇔ it has a deadline ⇔ it is in the wheel.
+//! 2. The wheel holds candidates, the connection the truth: a later deadline
+//!    moves a field only; the entry fires at its old time, asks, and is armed
+//!    again.
+//! 3. A connection has a role ⇔ it is counted by the caps ⇔ the registry knows
+//!    it. A closing one has none.
+//! 4. Effects name connections and carry no bytes; of each kind there is at
+//!    most one per connection in the queue.
+//! 5. Which connection holds how many queued bytes is charged to one budget.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use slab::Slab;
+
+use super::admission::{Budget, ClientKey, ConnectionCaps, RateLimiter};
+use super::conn_id::{ConnId, PublicId};
+use super::hash::HashKeys;
+use super::registry::{Departure, Registry, SlotKey, Succession};
+use super::stats::{Outcome, Stats};
+use crate::config::{Config, Forwarded, Timeouts};
+use crate::protocol::close::CloseCause;
+use crate::protocol::connection::{Connection, Expiry};
+use crate::protocol::heartbeat::Heartbeat;
+use crate::protocol::response::Refusal;
+use crate::protocol::websocket::{Codec, Incoming};
+use crate::time::{Instant, TICK, Wheel};
+
+/// What the shell is to do with a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Write what [`Relay::outgoing`] gives.
+    Transmit(ConnId),
+    /// Read again: input may wait that was not wanted before.
+    Resume(ConnId),
+    /// Shut down the writing half; go on reading.
+    HalfClose(ConnId),
+    /// Drop the socket. The connection is gone.
+    Disconnect(ConnId),
+}
+
+/// What a connection is to the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Not upgraded, or closing.
+    None,
+    /// Waits on the probe of a slot's holder.
+    Claimant,
+    /// Holds a slot.
+    Binary,
+    /// Is on a slot.
+    Phone,
+}
+
+/// One connection and what the relay knows of it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) connection: Connection,
+    id: ConnId,
+    /// Random: half of its conn_id, and the key of its pings.
+    key: u64,
+    /// The client's address; the peer's until the request head is read.
+    pub(super) client: IpAddr,
+    pub(super) role: Role,
+    is_transmit_queued: bool,
+    /// Meaningful with a role.
+    pub(super) slot: SlotKey,
+    /// Bytes charged to the budget for it.
+    charged: u32,
+}
+
+impl Entry {
+    pub(super) fn public_id(&self) -> PublicId {
+        PublicId { key: self.key, id: self.id }
+    }
+}
+
+/// The relay below its sockets.
+#[derive(Debug)]
+pub struct Relay {
+    pub(super) timeouts: Timeouts,
+    pub(super) forwarded: Forwarded,
+    pub(super) registry: Registry,
+    pub(super) caps: ConnectionCaps,
+    pub(super) rate: RateLimiter,
+    pub(super) stats: Stats,
+    pub(super) is_draining: bool,
+    pub(super) started: Instant,
+    connections: Slab<Entry>,
+    /// Connections accepted so far.
+    accepted: u32,
+    codec: Codec,
+    rng: StdRng,
+    budget: Budget,
+    /// Connection deadlines by slab index.
+    timers: Wheel,
+    /// Ends of grace by slot index.
+    graces: Wheel,
+    effects: VecDeque<Effect>,
+}
+
+impl Relay {
+    /// A relay that starts at `now` and admits `capacity` WebSockets. All its
+    /// randomness comes from `seed`.
+    #[must_use]
+    pub fn new(config: &Config, capacity: usize, seed: [u8; 32], now: Instant) -> Self {
+        let mut rng = StdRng::from_seed(seed);
+        let mut hash_keys = || [rng.next_u64(), rng.next_u64()];
+        let limits = &config.limits;
+        Self {
+            timeouts: config.timeouts.clone(),
+            forwarded: config.forwarded.clone(),
+            registry: Registry::new(HashKeys::new(hash_keys())),
+            caps: ConnectionCaps::new(capacity, limits.connections_per_ip, hash_keys()),
+            rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
+            stats: Stats::default(),
+            is_draining: false,
+            started: now,
+            connections: Slab::new(),
+            accepted: 0,
+            codec: Codec::new(limits.message),
+            rng,
+            budget: Budget::new(limits.buffer_memory),
+            timers: Wheel::new(now),
+            graces: Wheel::new(now),
+            effects: VecDeque::new(),
+        }
+    }
+
+    // What the shell tells
+
+    /// A TCP connection from `peer` was accepted.
+    pub fn handle_accept(&mut self, peer: IpAddr, now: Instant) -> ConnId {
+        let slot = self.connections.vacant_entry();
+        let id = ConnId::new(slot.key() as u32, self.accepted);
+        self.accepted = self.accepted.wrapping_add(1);
+        slot.insert(Entry {
+            connection: Connection::new(now, &self.timeouts),
+            id,
+            key: self.rng.next_u64(),
+            client: peer.to_canonical(),
+            role: Role::None,
+            is_transmit_queued: false,
+            slot: SlotKey(0),
+            charged: 0,
+        });
+        self.settle(id);
+        id
+    }
+
+    /// Bytes have come.
+    pub fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {
+        let Some(entry) = self.entry(id) else { return };
+        if entry.connection.is_head() {
+            self.handle_head(id, input, now);
+        } else {
+            self.handle_frames(id, input, now);
+        }
+        self.settle(id);
+        self.shed(now);
+    }
+
+    /// The peer has sent its last byte (FIN), all before it was handed in.
+    pub fn handle_end(&mut self, id: ConnId, now: Instant) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        if entry.connection.is_closing() {
+            entry.connection.on_end();
+            self.remove_if_done(id);
+        } else {
+            self.handle_disconnected(id, now);
+        }
+    }
+
+    /// The socket is broken: nothing more goes in or out.
+    pub fn handle_disconnected(&mut self, id: ConnId, now: Instant) {
+        self.depart(id, CloseCause::Disconnected, None, now);
+        self.remove(id);
+        self.shed(now);
+    }
+
+    /// The peer has hung up, seen although the connection is not read. A
+    /// claimant is forgotten; for others the input before it counts first.
+    pub fn handle_hangup(&mut self, id: ConnId, now: Instant) {
+        if self.entry(id).is_some_and(|entry| entry.role == Role::Claimant) {
+            self.handle_disconnected(id, now);
+        }
+    }
+
+    /// `count` bytes of what [`Self::outgoing`] gave were written.
+    pub fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
+        let Some(index) = self.index(id) else { return };
+        let entry = &mut self.connections[index];
+        entry.connection.on_written(count, now);
+        if entry.connection.half_close(now, &self.timeouts) {
+            self.effects.push_back(Effect::HalfClose(id));
+        }
+        self.on_drained(id, now);
+        self.settle(id);
+        self.remove_if_done(id);
+    }
+
+    /// Time has passed, and all input that has come was handed in.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(index) = self.timers.pop_expired(now) {
+            let entry = &self.connections[index as usize];
+            let (id, deadline) = (entry.id, entry.connection.deadline(&self.timeouts));
+            if deadline <= now {
+                self.stats.loop_lag.observe(now.since(deadline));
+                self.expire(id, now);
+            }
+            self.settle(id);
+        }
+        while let Some(index) = self.graces.pop_expired(now) {
+            self.end_grace(SlotKey(index), now);
+        }
+        self.shed(now);
+    }
+
+    /// Closes every WebSocket with 1001, binaries first, and refuses new ones.
+    pub fn shut_down(&mut self, now: Instant) {
+        self.is_draining = true;
+        for role in [Role::Claimant, Role::Binary, Role::Phone] {
+            let ids: Vec<ConnId> =
+                self.connections.iter().filter(|(_, e)| e.role == role).map(|(_, e)| e.id).collect();
+            for id in ids {
+                self.close(id, CloseCause::Shutdown, now);
+            }
+        }
+    }
+
+    // What the shell asks
+
+    /// The next effect.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        let effect = self.effects.pop_front()?;
+        if let Effect::Transmit(id) = effect
+            && let Some(entry) = self.entry_mut(id)
+        {
+            entry.is_transmit_queued = false;
+        }
+        Some(effect)
+    }
+
+    /// When [`Self::handle_timeout`] is to be called next; `None`: never.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        [self.timers.next_expiry(), self.graces.next_expiry()].into_iter().flatten().min()
+    }
+
+    /// Whether the connection's input is wanted now.
+    #[must_use]
+    pub fn is_reading(&self, id: ConnId) -> bool {
+        self.entry(id).is_some_and(|entry| entry.connection.is_reading())
+    }
+
+    /// What to write to the connection next, in this order, in one call.
+    #[must_use]
+    pub fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
+        self.entry(id).map_or([&[]; 3], |entry| entry.connection.outgoing())
+    }
+
+    /// Connections of any kind, lingering ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// No connection at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// Open WebSockets: binaries and phones.
+    #[must_use]
+    pub fn live(&self) -> (usize, usize) {
+        (self.registry.binary_count(), self.registry.phone_count())
+    }
+
+    /// Server-ids that are held or in grace.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.registry.len()
+    }
+
+    /// Bytes queued on all connections.
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        self.budget.used()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    // What happens to a connection
+
+    pub(super) fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
+        while let Some(index) = self.index(id) {
+            let connection = &mut self.connections[index].connection;
+            match connection.next_incoming(&mut input, &mut self.codec, now) {
+                Ok(Some(incoming)) => self.on_incoming(id, incoming, now),
+                Ok(None) => return self.remove_if_done(id),
+                Err(cause) => self.close(id, cause, now),
+            }
+        }
+    }
+
+    fn on_incoming(&mut self, id: ConnId, incoming: Incoming, now: Instant) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        match incoming {
+            Incoming::Message(message) if entry.role == Role::Phone => {
+                self.forward_to_binary(id, &message, now);
+            }
+            Incoming::Message(message) => self.forward_to_phone(id, &message, now),
+            Incoming::Ping(payload) => {
+                entry.connection.send_pong(&payload, now);
+                self.transmit(id);
+            }
+            Incoming::Pong(payload) => self.on_pong(id, &payload, now),
+            Incoming::Close(echo) => self.close_with(id, CloseCause::PeerClosed, &echo, now),
+        }
+    }
+
+    fn on_pong(&mut self, id: ConnId, payload: &[u8], now: Instant) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(sequence) = Heartbeat::sequence(entry.key, payload) else { return };
+        let Some(answer) = entry.connection.on_pong(sequence, now) else { return };
+        let (role, slot) = (entry.role, entry.slot);
+        self.stats.pongs += 1;
+        if let Some(round_trip) = answer.round_trip {
+            self.stats.round_trips.observe(round_trip);
+        }
+        if answer.answers_probe && role == Role::Binary {
+            for claimant in self.registry.reject_claimants(slot) {
+                self.close(claimant, CloseCause::ServerIdClaimed, now);
+            }
+        }
+    }
+
+    fn expire(&mut self, id: ConnId, now: Instant) {
+        let Some(index) = self.index(id) else { return };
+        let entry = &mut self.connections[index];
+        match entry.connection.handle_timeout(now, &self.timeouts) {
+            None => {}
+            Some(Expiry::Head) => self.refuse(id, Refusal::RequestTimeout.bytes(), now),
+            Some(Expiry::Ping(sequence)) => self.send_ping(id, sequence, now),
+            Some(Expiry::Claim) => {
+                let slot = entry.slot;
+                if let Some((deposed, succession)) = self.registry.depose(slot) {
+                    self.stats.takeovers += 1;
+                    self.on_succession(slot, succession, now);
+                    self.close(deposed, CloseCause::HeartbeatTimeout, now);
+                }
+            }
+            Some(Expiry::Close(cause)) => self.close(id, cause, now),
+            Some(Expiry::Disconnect) => self.remove(id),
+        }
+    }
+
+    /// Pings the holder of a slot because somebody else claims it.
+    pub(super) fn probe(&mut self, holder: ConnId, now: Instant) {
+        if let Some(sequence) =
+            self.entry_mut(holder).and_then(|entry| entry.connection.probe(now))
+        {
+            self.send_ping(holder, sequence, now);
+            self.settle(holder);
+        }
+    }
+
+    fn send_ping(&mut self, id: ConnId, sequence: u32, now: Instant) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        let payload = Heartbeat::payload(entry.key, sequence);
+        entry.connection.send_ping(&payload, now);
+        self.stats.pings += 1;
+        self.transmit(id);
+    }
+
+    /// The connection gets the slot: it is read and pinged from now on, first at
+    /// a random time within one interval.
+    pub(super) fn become_binary(&mut self, id: ConnId, slot: SlotKey, now: Instant) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        let waited = entry.role == Role::Claimant;
+        let early = entry.connection.take_early();
+        entry.role = Role::Binary;
+        entry.slot = slot;
+        let (public_id, remote) = (entry.public_id(), entry.client);
+        log::info!(
+            server_id = self.registry.server_id(slot), binary_conn_id:% = public_id, remote:% = remote;
+            "server_claimed"
+        );
+        self.stats.on_upgrade(false, Outcome::Accept);
+        self.open(id, now);
+        self.handle_frames(id, &early, now);
+        if waited {
+            self.effects.push_back(Effect::Resume(id));
+        }
+        self.settle(id);
+    }
+
+    pub(super) fn open(&mut self, id: ConnId, now: Instant) {
+        let interval = self.timeouts.ping_interval.as_micros() as u64;
+        let phase = std::time::Duration::from_micros(self.rng.random_range(1..=interval));
+        if let Some(entry) = self.entry_mut(id) {
+            entry.connection.open(now + phase);
+        }
+    }
+
+    /// Closes a WebSocket. Its slot and its place are free at once; the first
+    /// cause wins.
+    pub(super) fn close(&mut self, id: ConnId, cause: CloseCause, now: Instant) {
+        self.close_with(id, cause, &[], now);
+    }
+
+    fn close_with(&mut self, id: ConnId, cause: CloseCause, echo: &[u8], now: Instant) {
+        let Some(index) = self.index(id) else { return };
+        let connection = &mut self.connections[index].connection;
+        if connection.is_closing() {
+            return;
+        }
+        let was_reading = connection.is_reading();
+        connection.close(cause, echo, now, &self.timeouts);
+        let peers_code = echo.first_chunk().map(|code| u16::from_be_bytes(*code));
+        self.depart(id, cause, cause.frame().map(|(code, _)| code).or(peers_code), now);
+        if !was_reading {
+            self.effects.push_back(Effect::Resume(id));
+        }
+        self.transmit(id);
+        self.settle(id);
+    }
+
+    /// Answers a request with something other than a WebSocket.
+    pub(super) fn refuse(&mut self, id: ConnId, answer: &[u8], now: Instant) {
+        let Some(index) = self.index(id) else { return };
+        self.connections[index].connection.refuse(answer, now, &self.timeouts);
+        self.transmit(id);
+    }
+
+    /// Takes a connection out of the registry and the caps.
+    fn depart(&mut self, id: ConnId, cause: CloseCause, code: Option<u16>, now: Instant) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        let role = std::mem::replace(&mut entry.role, Role::None);
+        let (slot, public_id, client) = (entry.slot, entry.public_id(), entry.client);
+        if role == Role::None {
+            return;
+        }
+        self.caps.release(ClientKey::from(client));
+        self.stats.on_close(role == Role::Phone, cause);
+        let server_id = self.registry.server_id(slot);
+        let (label, close_code) = (cause.label(), code.unwrap_or(1006));
+        match role {
+            Role::None => {}
+            Role::Claimant => {
+                log::info!(
+                    server_id, binary_conn_id:% = public_id, remote:% = client, cause = label;
+                    "server_id_conflict"
+                );
+                self.stats.on_upgrade(false, Outcome::Reject409);
+                self.registry.withdraw(slot, id);
+            }
+            Role::Phone => {
+                log::info!(
+                    server_id, conn_id:% = public_id, cause = label, close_code;
+                    "phone_unregistered"
+                );
+                self.registry.part(slot, id);
+            }
+            Role::Binary => {
+                log::info!(
+                    server_id, binary_conn_id:% = public_id, cause = label, close_code;
+                    "server_released"
+                );
+                let grace_until = now + self.timeouts.grace;
+                match self.registry.leave(slot, id, grace_until) {
+                    Departure::NotHolder => {}
+                    Departure::Grace => {
+                        self.graces.arm(slot.0, grace_until);
+                        self.resume_phones(slot, now);
+                    }
+                    Departure::Succeeded(succession) => self.on_succession(slot, succession, now),
+                }
+            }
+        }
+    }
+
+    fn on_succession(&mut self, slot: SlotKey, succession: Succession, now: Instant) {
+        log::info!(server_id = self.registry.server_id(slot); "server_id_takeover");
+        for phone in succession.phones {
+            self.close(phone, CloseCause::BinaryReclaimed, now);
+        }
+        self.become_binary(succession.holder, slot, now);
+        for claimant in succession.rejected {
+            self.close(claimant, CloseCause::ServerIdClaimed, now);
+        }
+    }
+
+    fn end_grace(&mut self, slot: SlotKey, now: Instant) {
+        match self.registry.end_grace(slot, now) {
+            Ok(phones) => {
+                self.stats.grace_expiries += 1;
+                for phone in phones {
+                    self.close(phone, CloseCause::GraceExpired, now);
+                }
+                self.registry.free(slot);
+            }
+            Err(Some(until)) => self.graces.arm(slot.0, until),
+            Err(None) => {}
+        }
+    }
+
+    /// While the budget is exceeded, closes the connection that holds most.
+    pub(super) fn shed(&mut self, now: Instant) {
+        while self.budget.is_exceeded() {
+            let open = self.connections.iter().filter(|(_, e)| !e.connection.is_closing());
+            let Some((_, largest)) = open.max_by_key(|(_, entry)| entry.charged) else { return };
+            let id = largest.id;
+            if largest.charged == 0 {
+                return;
+            }
+            if largest.role == Role::None {
+                self.remove(id);
+            } else {
+                self.close(id, CloseCause::OutOfBufferMemory, now);
+            }
+        }
+    }
+
+    // Bookkeeping
+
+    /// Asks the shell to write.
+    pub(super) fn transmit(&mut self, id: ConnId) {
+        if let Some(entry) = self.entry_mut(id)
+            && !std::mem::replace(&mut entry.is_transmit_queued, true)
+        {
+            self.effects.push_back(Effect::Transmit(id));
+        }
+    }
+
+    /// Asks the shell to read again.
+    pub(super) fn resume(&mut self, id: ConnId, now: Instant) {
+        let Some(index) = self.index(id) else { return };
+        if self.connections[index].connection.resume(now, &self.timeouts) {
+            self.effects.push_back(Effect::Resume(id));
+            self.settle(id);
+        }
+    }
+
+    /// Brings budget and timer in line with the connection.
+    pub(super) fn settle(&mut self, id: ConnId) {
+        let Some(index) = self.index(id) else { return };
+        let entry = &mut self.connections[index];
+        let held = entry.connection.held();
+        self.budget.charge(entry.charged as usize, held);
+        entry.charged = held as u32;
+        let deadline = entry.connection.deadline(&self.timeouts);
+        // Within a tick of the deadline is exact enough; later than that is a bug.
+        if self.timers.armed(index as u32).is_none_or(|armed| armed > deadline + TICK) {
+            self.timers.arm(index as u32, deadline);
+        }
+    }
+
+    fn remove_if_done(&mut self, id: ConnId) {
+        if self.entry(id).is_some_and(|entry| entry.connection.is_done()) {
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: ConnId) {
+        let Some(index) = self.index(id) else { return };
+        let entry = self.connections.remove(index);
+        debug_assert_eq!(entry.role, Role::None, "departs before it is removed");
+        self.budget.charge(entry.charged as usize, 0);
+        self.timers.disarm(index as u32);
+        self.effects.push_back(Effect::Disconnect(id));
+    }
+
+    fn index(&self, id: ConnId) -> Option<usize> {
+        let entry = self.connections.get(id.index())?;
+        (entry.id == id).then_some(id.index())
+    }
+
+    pub(super) fn entry(&self, id: ConnId) -> Option<&Entry> {
+        self.index(id).map(|index| &self.connections[index])
+    }
+
+    pub(super) fn entry_mut(&mut self, id: ConnId) -> Option<&mut Entry> {
+        self.index(id).map(|index| &mut self.connections[index])
+    }
+}

@@ -1,0 +1,140 @@
+//! Plain counters of what the relay did.
+//!
+//! Owns numbers only; knows neither a metrics format nor a connection. No label
+//! ever carries a peer's words: every index is a closed list of ours.
+
+use std::time::Duration;
+
+use super::envelope::Dropped;
+use crate::protocol::close::CloseCause;
+
+/// Everything counted since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Pings sent, probes included.
+    pub pings: u64,
+    /// Pongs that acknowledged something.
+    pub pongs: u64,
+    /// From ping to pong.
+    pub round_trips: Histogram,
+    /// How late timers fired.
+    pub loop_lag: Histogram,
+    /// Frames embedded for a binary.
+    pub frames_to_binary: u64,
+    /// Frames delivered to a phone.
+    pub frames_to_phone: u64,
+    /// Dropped envelopes, in the order of [`Dropped::ALL`].
+    pub dropped: [u64; Dropped::ALL.len()],
+    /// Closes of binaries and of phones, in the order of [`CloseCause::LABELS`].
+    pub closes: [[u64; CloseCause::LABELS.len()]; 2],
+    /// Slots whose grace ran out.
+    pub grace_expiries: u64,
+    /// Slots taken from a dead binary by a probe.
+    pub takeovers: u64,
+    /// Upgrade attempts on `/v1/server` and `/v1/client` by [`Outcome`].
+    pub upgrades: [[u64; Outcome::LABELS.len()]; 2],
+}
+
+/// How an upgrade attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// An open WebSocket.
+    Accept,
+    /// A required header was missing or wrong.
+    RejectHeaders,
+    /// The server-id is claimed.
+    Reject409,
+    /// Nobody holds the server-id.
+    Reject404,
+    /// Too many phones.
+    Reject429,
+    /// Too many attempts.
+    RejectRateLimit,
+    /// A connection cap is reached.
+    RejectCap,
+    /// No WebSocket handshake.
+    RejectHandshake,
+}
+
+impl Outcome {
+    /// Metric labels in the order of the variants.
+    pub const LABELS: [&'static str; 8] = [
+        "accept",
+        "reject_headers",
+        "reject_409",
+        "reject_404",
+        "reject_429",
+        "reject_rate_limit",
+        "reject_cap",
+        "reject_handshake",
+    ];
+}
+
+impl Stats {
+    /// Counts a dropped envelope.
+    pub fn on_dropped(&mut self, cause: Dropped) {
+        self.dropped[cause as usize] += 1;
+    }
+
+    /// Counts a close.
+    pub fn on_close(&mut self, is_phone: bool, cause: CloseCause) {
+        let label = cause.label();
+        let index = CloseCause::LABELS.iter().position(|known| *known == label);
+        self.closes[usize::from(is_phone)][index.expect("LABELS is complete")] += 1;
+    }
+
+    /// Counts an upgrade attempt.
+    pub fn on_upgrade(&mut self, is_phone: bool, outcome: Outcome) {
+        self.upgrades[usize::from(is_phone)][outcome as usize] += 1;
+    }
+}
+
+/// Durations in buckets that double, from 1 ms to 65 s.
+#[derive(Clone, Debug, Default)]
+pub struct Histogram {
+    /// Observations of at most 2^i ms; the last bucket takes the rest.
+    pub buckets: [u64; 18],
+    /// Sum of all observations.
+    pub sum: Duration,
+}
+
+impl Histogram {
+    /// Counts one observation.
+    pub fn observe(&mut self, value: Duration) {
+        let millis = value.as_micros().div_ceil(1000).max(1);
+        let bucket = millis.next_power_of_two().trailing_zeros() as usize;
+        self.buckets[bucket.min(self.buckets.len() - 1)] += 1;
+        self.sum += value;
+    }
+
+    /// How many observations there were.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_hold_at_most_their_bound() {
+        let mut histogram = Histogram::default();
+        for (micros, bucket) in [(0, 0), (1000, 0), (1001, 1), (2000, 1), (2001, 2), (u64::MAX, 17)]
+        {
+            let before = histogram.buckets[bucket];
+            histogram.observe(Duration::from_micros(micros));
+            assert_eq!(histogram.buckets[bucket], before + 1, "{micros} µs");
+        }
+        assert_eq!(histogram.count(), 6);
+    }
+
+    #[test]
+    fn a_close_is_counted_under_its_role_and_cause() {
+        let mut stats = Stats::default();
+        stats.on_close(true, CloseCause::Shutdown);
+        assert_eq!(stats.closes[1][CloseCause::LABELS.len() - 1], 1);
+        assert_eq!(stats.closes[0].iter().sum::<u64>(), 0);
+    }
+}

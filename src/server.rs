@@ -1,0 +1,12 @@
+//! The shell: sockets, signals, threads and the one clock. It moves bytes and
+//! time; what they mean is decided below.
+
+pub mod clock;
+pub mod descriptors;
+mod event_loop;
+pub mod listener;
+pub mod log;
+pub mod signals;
+mod socket;
+
+pub use event_loop::Server;

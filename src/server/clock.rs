@@ -1,0 +1,76 @@
+//! The one clock.
+//!
+//! Owns the mapping from `CLOCK_MONOTONIC` to the relay's own time line, on
+//! which time stands still while the process does: a relay that was stopped for
+//! 70 s could not have read a pong, so those seconds count against nobody.
+
+use std::time::{Duration, Instant as Monotonic};
+
+use crate::time::Instant;
+
+/// A turn of the loop that takes longer than it asked to sleep plus this was
+/// stopped, not busy.
+const TURN_MAX: Duration = Duration::from_secs(1);
+
+/// The one clock.
+#[derive(Debug)]
+pub struct Clock {
+    now: Instant,
+    read_at: Monotonic,
+}
+
+impl Clock {
+    /// A clock at [`Instant::START`].
+    #[must_use]
+    pub fn start() -> Self {
+        Self { now: Instant::START, read_at: monotonic() }
+    }
+
+    /// The time as of the last [`Self::turn`].
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Reads the time after a turn of the loop that asked to sleep for `asked`
+    /// (`None`: as long as it takes). Returns how long the process was stopped.
+    pub fn turn(&mut self, asked: Option<Duration>) -> Duration {
+        let read_at = monotonic();
+        let passed = read_at.saturating_duration_since(self.read_at);
+        self.read_at = read_at;
+        let counted = asked.map_or(passed, |asked| passed.min(asked + TURN_MAX));
+        self.now += counted;
+        passed - counted
+    }
+}
+
+fn monotonic() -> Monotonic {
+    #[expect(clippy::disallowed_methods, reason = "the one place where time enters")]
+    Monotonic::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed(clock: &mut Clock, time: Duration) {
+        clock.read_at -= time;
+    }
+
+    #[test]
+    fn a_stop_does_not_count() {
+        let mut clock = Clock::start();
+        passed(&mut clock, Duration::from_secs(70));
+        let stopped = clock.turn(Some(Duration::from_secs(2)));
+        assert!(stopped >= Duration::from_secs(67));
+        assert_eq!(clock.now().since(Instant::START), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn sleep_counts() {
+        let mut clock = Clock::start();
+        passed(&mut clock, Duration::from_secs(70));
+        assert_eq!(clock.turn(None), Duration::ZERO);
+        assert!(clock.now().since(Instant::START) >= Duration::from_secs(70));
+    }
+}

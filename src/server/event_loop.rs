@@ -1,0 +1,318 @@
+//! The loop: poll → bytes → timers → effects, on one thread.
+//!
+//! Owns every socket and the order of a turn. Decides nothing about peers.
+//!
+//! A turn, in this order, because each step may depend on the ones before:
+//! 1. Sleep until something is ready or the next deadline; not at all while a
+//!    socket still has input.
+//! 2. Note what the events say. Accept up to [`ACCEPTS_PER_TURN`].
+//! 3. Read each ready socket once, up to one buffer full; who has more goes to
+//!    the back of the queue, so that one busy peer delays the others by one read.
+//! 4. Write: everything that the turn queued for a peer in one call.
+//! 5. Only then timers, and only when no input waits unread: a pong that has
+//!    arrived is read before its sender is judged.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Events, Poll, Token};
+
+use super::clock::Clock;
+use super::listener::{Listener, is_exhaustion};
+use super::signals::Signals;
+use super::socket::{Input, Socket};
+use crate::config::Config;
+use crate::relay::{ConnId, Effect, Relay};
+use crate::time::{Instant, TICK};
+
+const LISTENER: Token = Token(usize::MAX);
+const SIGNALS: Token = Token(usize::MAX - 1);
+
+/// Events that one poll returns at most.
+const EVENTS: usize = 1024;
+/// The shared receive buffer: what one socket may be read in a turn.
+const BUFFER: usize = 64 * 1024;
+/// Connections accepted in one turn at most, so that a storm of dialers does not
+/// keep the others waiting.
+const ACCEPTS_PER_TURN: usize = 256;
+/// Turns without timers at most while input keeps waiting. 20,000 pongs take 20;
+/// a flood must not put off judgement for ever.
+const CATCH_UP_TURNS: u32 = 256;
+/// While accepting is paused, a descriptor may become free elsewhere in the
+/// system; then no event tells.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+
+/// A bound relay, ready to run.
+#[derive(Debug)]
+pub struct Server {
+    poll: Poll,
+    listener: Listener,
+    signals: Option<Signals>,
+    relay: Relay,
+    clock: Clock,
+    /// By slab index of their [`ConnId`].
+    sockets: Vec<Option<(ConnId, Socket)>>,
+    /// Sockets with input that no event will announce again.
+    ready: VecDeque<ConnId>,
+    buffer: Vec<u8>,
+    shutdown: Duration,
+    /// When to try to accept again, while out of descriptors.
+    accept_retry: Option<Instant>,
+    /// When a shut-down ends at the latest.
+    drained_by: Option<Instant>,
+    /// Turns since timers last fired although some were due.
+    turns_behind: u32,
+}
+
+impl Server {
+    /// A server on a bound listener that ends when one of `signals` comes.
+    ///
+    /// # Errors
+    /// If the poll cannot be created or the listener not registered.
+    pub fn new(
+        config: &Config,
+        capacity: usize,
+        seed: [u8; 32],
+        mut listener: Listener,
+        mut signals: Option<Signals>,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        listener.register(poll.registry(), LISTENER)?;
+        if let Some(signals) = &mut signals {
+            signals.register(poll.registry(), SIGNALS)?;
+        }
+        let clock = Clock::start();
+        Ok(Self {
+            relay: Relay::new(config, capacity, seed, clock.now()),
+            poll,
+            listener,
+            signals,
+            clock,
+            sockets: Vec::new(),
+            ready: VecDeque::new(),
+            buffer: vec![0; BUFFER],
+            shutdown: config.timeouts.shutdown,
+            accept_retry: None,
+            drained_by: None,
+            turns_behind: 0,
+        })
+    }
+
+    /// Runs until a signal has come and every peer has gone, or the time for that
+    /// is over.
+    ///
+    /// # Errors
+    /// If the poll fails.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS);
+        while !self.is_finished() {
+            self.turn(&mut events)?;
+        }
+        Ok(())
+    }
+
+    fn is_finished(&self) -> bool {
+        let Some(drained_by) = self.drained_by else { return false };
+        self.relay.is_empty() || self.clock.now() >= drained_by
+    }
+
+    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+        let timeout = self.timeout();
+        if let Err(error) = self.poll.poll(events, timeout)
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            return Err(error);
+        }
+        let stopped = self.clock.turn(timeout);
+        if stopped > Duration::ZERO {
+            log::warn!(stopped_ms = stopped.as_millis() as u64; "loop_stopped");
+        }
+        let now = self.clock.now();
+        let mut count = 0;
+        for event in &*events {
+            count += 1;
+            self.on_event(event, now);
+        }
+        self.accept(now);
+        self.read(now);
+        self.apply_effects(now);
+        self.fire_timers(count, now);
+        Ok(())
+    }
+
+    /// Timers come last, and wait while input does: one poll returns only a
+    /// batch. Where they are late already, the loop was held up, and what came
+    /// in the meantime may need more than one poll to come up.
+    fn fire_timers(&mut self, events: usize, now: Instant) {
+        let Some(deadline) = self.relay.next_deadline().filter(|deadline| *deadline <= now) else {
+            self.turns_behind = 0;
+            return;
+        };
+        let is_late = now.since(deadline) > TICK;
+        let is_quiet = self.ready.is_empty() && events < if is_late { 1 } else { EVENTS };
+        if !is_quiet && self.turns_behind < CATCH_UP_TURNS {
+            self.turns_behind += 1;
+            return;
+        }
+        self.turns_behind = 0;
+        self.relay.handle_timeout(now);
+        self.apply_effects(now);
+    }
+
+    /// How long to sleep; `None`: until something happens.
+    fn timeout(&self) -> Option<Duration> {
+        if !self.ready.is_empty() || self.listener.wants_accept() {
+            return Some(Duration::ZERO);
+        }
+        let next = [self.relay.next_deadline(), self.drained_by, self.accept_retry];
+        let next = next.into_iter().flatten().min()?;
+        Some(next.since(self.clock.now()))
+    }
+
+    fn on_event(&mut self, event: &Event, now: Instant) {
+        match event.token() {
+            LISTENER => self.listener.on_ready(),
+            SIGNALS => self.on_signal(now),
+            Token(bits) => {
+                let id = ConnId::from_bits(bits as u64);
+                let Some(socket) = self.socket(id) else { return };
+                if event.is_readable() || event.is_read_closed() || event.is_error() {
+                    socket.is_readable = true;
+                    socket.is_read_closed |= event.is_read_closed() || event.is_error();
+                    self.queue(id);
+                }
+                if event.is_read_closed() || event.is_error() {
+                    self.relay.handle_hangup(id, now);
+                }
+                if event.is_writable() {
+                    self.write(id, now);
+                }
+            }
+        }
+    }
+
+    fn on_signal(&mut self, now: Instant) {
+        if let Some(signal) = self.signals.as_mut().and_then(Signals::take) {
+            log::info!(signal = signal.name(); "shutting_down");
+            self.drained_by = Some(now + self.shutdown);
+            self.relay.shut_down(now);
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        if self.accept_retry.is_some_and(|retry| retry <= now) {
+            self.listener.resume();
+        }
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some((stream, peer)) = self.listener.accept() else { break };
+            self.on_accepted(stream, peer, now);
+        }
+        if !self.listener.is_paused() {
+            self.accept_retry = None;
+        } else if self.accept_retry.is_none_or(|retry| retry <= now) {
+            self.accept_retry = Some(now + ACCEPT_RETRY);
+        }
+    }
+
+    fn on_accepted(&mut self, stream: TcpStream, peer: SocketAddr, now: Instant) {
+        let id = self.relay.handle_accept(peer.ip(), now);
+        match Socket::new(stream, self.poll.registry(), Token(id.to_bits() as usize)) {
+            Ok(socket) => {
+                if self.sockets.len() <= id.index() {
+                    self.sockets.resize_with(id.index() + 1, || None);
+                }
+                self.sockets[id.index()] = Some((id, socket));
+            }
+            Err(error) => {
+                if is_exhaustion(&error) {
+                    self.listener.pause(&error);
+                }
+                self.relay.handle_disconnected(id, now);
+            }
+        }
+    }
+
+    /// One read for every socket that was in the queue when the turn began.
+    fn read(&mut self, now: Instant) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some((_, socket)) = self.sockets[id.index()].as_mut().filter(|(own, _)| *own == id)
+            else {
+                continue;
+            };
+            socket.is_queued = false;
+            // Unwanted input stays where it is; Effect::Resume brings us back.
+            if !socket.is_readable || !self.relay.is_reading(id) {
+                continue;
+            }
+            match socket.read(&mut self.buffer) {
+                Ok(Input::More(count)) => {
+                    self.relay.handle_input(id, &self.buffer[..count], now);
+                    self.queue(id);
+                }
+                Ok(Input::Last(count)) => self.relay.handle_input(id, &self.buffer[..count], now),
+                Ok(Input::Nothing) => {}
+                Ok(Input::End) => {
+                    socket.is_readable = false;
+                    self.relay.handle_end(id, now);
+                }
+                Err(_) => self.relay.handle_disconnected(id, now),
+            }
+        }
+    }
+
+    fn apply_effects(&mut self, now: Instant) {
+        while let Some(effect) = self.relay.poll_effect() {
+            match effect {
+                Effect::Transmit(id) => self.write(id, now),
+                Effect::Resume(id) => self.queue(id),
+                Effect::HalfClose(id) => {
+                    if let Some(socket) = self.socket(id) {
+                        socket.half_close();
+                    }
+                }
+                Effect::Disconnect(id) => {
+                    if self.socket(id).is_some() {
+                        self.sockets[id.index()] = None;
+                        self.listener.resume();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes what waits for a peer, as far as the kernel takes it.
+    fn write(&mut self, id: ConnId, now: Instant) {
+        let Some((_, socket)) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else {
+            return;
+        };
+        let slices = self.relay.outgoing(id);
+        if slices.iter().all(|slice| slice.is_empty()) {
+            return;
+        }
+        // A short write has filled the socket: room is a new edge.
+        match socket.write(slices) {
+            Ok(count) => self.relay.handle_written(id, count, now),
+            Err(_) => self.relay.handle_disconnected(id, now),
+        }
+    }
+
+    /// Puts a socket into the queue of sockets to read.
+    fn queue(&mut self, id: ConnId) {
+        if let Some(socket) = self.socket(id)
+            && socket.is_readable
+            && !std::mem::replace(&mut socket.is_queued, true)
+        {
+            self.ready.push_back(id);
+        }
+    }
+
+    fn socket(&mut self, id: ConnId) -> Option<&mut Socket> {
+        let (own, socket) = self.sockets.get_mut(id.index())?.as_mut()?;
+        (*own == id).then_some(socket)
+    }
+}

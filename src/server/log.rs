@@ -1,0 +1,263 @@
+//! The sink behind the `log` facade: one line per event on stderr.
+//!
+//! Owns the queue between whoever logs and the one thread that writes. Must
+//! not know what is logged; what a line looks like is `line`'s.
+//!
+//! 1. Logging never blocks: a record becomes a line, and a line that finds the
+//!    queue full is lost and counted.
+//! 2. Each lost line is reported once: `log_lines_dropped lost=N`, written as
+//!    soon as the writer takes bytes again.
+//! 3. A line is written whole or not at all, unless the process ends within it.
+//! 4. With nothing to log, the thread sleeps in `recv`: an idle relay wakes
+//!    zero times.
+//! 5. Only the relay's own records are written. Its dependencies log through
+//!    the same facade, and tungstenite prints payloads.
+
+mod line;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Write};
+use std::iter;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use log::{Level, LevelFilter, Metadata, Record};
+
+use crate::config::{Config, LogFormat};
+
+pub use line::{KEYS, VALUE_MAX};
+
+/// The most bytes of lines that wait for the writer, their places in the queue
+/// included. A usual line of 200 bytes costs 288 here, so some 3,600 of them
+/// wait; one whose every value a peer has stretched costs 1 KiB.
+pub const QUEUE_BYTES: usize = 1024 * 1024;
+
+/// A write is no longer put off for more lines once so many bytes are gathered.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// How long [`log::Log::flush`] waits for the writer.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The crate whose records are written.
+const TARGET: &str = "pyrycode_relay";
+
+// The queue must hold several batches, or the writer would wait for the loop.
+const _: () = assert!(QUEUE_BYTES >= 8 * BATCH_BYTES);
+
+/// Makes stderr the destination of the `log` facade.
+///
+/// # Errors
+///
+/// If the thread cannot be started or the facade already has a destination.
+pub fn install(config: &Config) -> io::Result<Sink> {
+    let sink = Sink::start(config.log_format, config.log_level, io::stderr())?;
+    log::set_boxed_logger(Box::new(sink.clone())).map_err(io::Error::other)?;
+    log::set_max_level(config.log_level);
+    Ok(sink)
+}
+
+/// Where records go. Clones share one queue and one thread, which ends after
+/// the last clone.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    format: LogFormat,
+    level: LevelFilter,
+    queue: Sender<Entry>,
+    counters: Arc<Counters>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    /// What the lines in the queue cost.
+    queued_bytes: AtomicUsize,
+    /// Lines lost since the start.
+    lines_dropped: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// One line with its line feed.
+    Line(String),
+    /// Everything before has been written or lost.
+    Flush(SyncSender<()>),
+}
+
+impl Sink {
+    /// Starts the thread that writes lines of `level` and above to `writer`,
+    /// which should be unbuffered and may block for as long as it likes.
+    ///
+    /// # Errors
+    ///
+    /// If the thread cannot be started.
+    pub fn start(
+        format: LogFormat,
+        level: LevelFilter,
+        writer: impl Write + Send + 'static,
+    ) -> io::Result<Self> {
+        // The channel has no bound of its own: `queued_bytes` bounds the lines,
+        // and a flush must find room behind a full queue.
+        let (queue, entries) = mpsc::channel();
+        let counters = Arc::new(Counters::default());
+        let drain = Drain {
+            entries,
+            counters: Arc::clone(&counters),
+            format,
+            writer,
+            batch: Vec::new(),
+            is_mid_line: false,
+            reported: 0,
+        };
+        thread::Builder::new().name("log".into()).spawn(|| drain.run())?;
+        Ok(Self { format, level, queue, counters })
+    }
+
+    /// Lines lost since the start, to a full queue or a writer that failed.
+    #[must_use]
+    pub fn lines_dropped(&self) -> u64 {
+        self.counters.lines_dropped.load(Ordering::Relaxed)
+    }
+
+    /// Waits until every line logged before has left the queue, at most
+    /// `timeout`; whether it has.
+    pub fn flush_within(&self, timeout: Duration) -> bool {
+        let (done, flushed) = mpsc::sync_channel(1);
+        self.queue.send(Entry::Flush(done)).is_ok() && flushed.recv_timeout(timeout).is_ok()
+    }
+}
+
+impl log::Log for Sink {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let is_ours = |rest: &str| rest.is_empty() || rest.starts_with("::");
+        metadata.level() <= self.level
+            && metadata.target().strip_prefix(TARGET).is_some_and(is_ours)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let line = line::render(self.format, wall_time(), record);
+        let cost = cost(&line);
+        let queued = self.counters.queued_bytes.fetch_add(cost, Ordering::Relaxed) + cost;
+        if queued > QUEUE_BYTES || self.queue.send(Entry::Line(line)).is_err() {
+            self.counters.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
+            self.counters.lines_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self) {
+        self.flush_within(FLUSH_TIMEOUT);
+    }
+}
+
+/// The memory a queued line takes.
+fn cost(line: &String) -> usize {
+    size_of::<Entry>() + line.capacity()
+}
+
+/// Wall time as the duration since 1970, leap seconds not counted; 1970 itself
+/// if the clock is set before.
+#[expect(clippy::disallowed_methods, reason = "a log line says when, in the operator's time")]
+fn wall_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The writing end, on its thread.
+struct Drain<W> {
+    entries: Receiver<Entry>,
+    counters: Arc<Counters>,
+    format: LogFormat,
+    writer: W,
+    /// What is to be written next.
+    batch: Vec<u8>,
+    /// The writer has taken a part of the line that `batch` starts within.
+    is_mid_line: bool,
+    /// How many lost lines `log_lines_dropped` has told of.
+    reported: u64,
+}
+
+impl<W: Write> Drain<W> {
+    fn run(mut self) {
+        while let Ok(first) = self.entries.recv() {
+            let mut flush = None;
+            for entry in iter::once(first).chain(self.entries.try_iter()) {
+                match entry {
+                    Entry::Line(line) => {
+                        self.counters.queued_bytes.fetch_sub(cost(&line), Ordering::Relaxed);
+                        self.batch.extend_from_slice(line.as_bytes());
+                    }
+                    Entry::Flush(done) => flush = Some(done),
+                }
+                if flush.is_some() || self.batch.len() >= BATCH_BYTES {
+                    break;
+                }
+            }
+            self.write_batch();
+            if let Some(done) = flush {
+                // Whoever asked may have given up.
+                let _ = done.try_send(());
+            }
+        }
+    }
+
+    /// Writes the batch and, after it, how many lines were lost. Lines the
+    /// writer refuses are lost; of a line it took in part, the rest is kept for
+    /// the next batch, lest the next line be glued to its head.
+    fn write_batch(&mut self) {
+        let dropped = self.counters.lines_dropped.load(Ordering::Relaxed);
+        let lines = self.batch.len();
+        if dropped > self.reported {
+            let notice = dropped_notice(self.format, dropped - self.reported);
+            self.batch.extend_from_slice(notice.as_bytes());
+        }
+
+        let written = write_most(&mut self.writer, &self.batch);
+        if let Some(&last) = self.batch[..written].last() {
+            self.is_mid_line = last != b'\n';
+        }
+        let mut begun = written;
+        if self.is_mid_line {
+            begun += self.batch[written..].iter().take_while(|&&byte| byte != b'\n').count() + 1;
+        }
+        if begun > lines {
+            self.reported = dropped;
+        }
+        let refused = &self.batch[begun.min(lines)..lines];
+        let refused = refused.iter().filter(|&&byte| byte == b'\n').count();
+        self.counters.lines_dropped.fetch_add(refused as u64, Ordering::Relaxed);
+
+        self.batch.truncate(begun);
+        self.batch.drain(..written);
+    }
+}
+
+/// Writes until everything is written or the writer fails; how many bytes it
+/// took. A non-blocking stderr that is full fails too: waiting for it would be
+/// a busy loop.
+fn write_most(writer: &mut impl Write, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    while written < bytes.len() {
+        match writer.write(&bytes[written..]) {
+            Ok(taken) if taken > 0 => written += taken,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => break,
+        }
+    }
+    written
+}
+
+/// The line that tells of `lost` others; written at every level.
+fn dropped_notice(format: LogFormat, lost: u64) -> String {
+    let lost = ("lost", lost);
+    let record = Record::builder()
+        .level(Level::Warn)
+        .target(TARGET)
+        .args(format_args!("log_lines_dropped"))
+        .key_values(&lost)
+        .build();
+    line::render(format, wall_time(), &record)
+}

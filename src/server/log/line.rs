@@ -1,0 +1,257 @@
+//! One record as one line, in logfmt or JSON.
+//!
+//! Owns the closed list of keys and the escaping. Must not know where lines go
+//! or what time it is.
+//!
+//! 1. A line holds one line feed, its last byte: no peer can forge a line.
+//! 2. Nothing in it moves a cursor, hides or reorders text on a terminal.
+//! 3. A value takes at most [`VALUE_MAX`] bytes of the line.
+//! 4. Both formats escape as JSON strings do (RFC 8259 section 7), so one
+//!    parser unquotes both.
+
+use std::fmt::{self, Display, Write};
+use std::time::Duration;
+
+use log::kv::{Error, Key, Value, VisitSource, VisitValue};
+use log::{Level, Record};
+
+use crate::config::LogFormat;
+
+#[cfg(test)]
+mod tests;
+
+/// Every key that a log line may carry beside `time`, `level` and `msg`. A
+/// payload, a token or a header not named here has no key to hide under.
+pub const KEYS: &[&str] = &[
+    // What happened to whom.
+    "server_id",
+    "conn_id",
+    "binary_conn_id",
+    "device_name",
+    "remote",
+    "binary_version",
+    "err",
+    "path",
+    "from",
+    "to",
+    "close_code",
+    "cause",
+    // How the process runs.
+    "listen",
+    "metrics_listen",
+    "version",
+    "connections",
+    "descriptors",
+    "buffer_memory",
+    "signal",
+    "pid",
+    "stopped_ms",
+    "lost",
+];
+
+/// The most bytes of a value as it stands in a line, quotes aside; a longer one
+/// is cut and ends in `…`.
+pub const VALUE_MAX: usize = 256;
+
+const ELLIPSIS: char = '…';
+
+/// The line of a record, with its line feed. `since_epoch` is its time as the
+/// duration since 1970.
+///
+/// # Panics
+///
+/// In debug builds, on a key that is not in [`KEYS`]; release builds leave it out.
+pub(super) fn render(format: LogFormat, since_epoch: Duration, record: &Record<'_>) -> String {
+    let mut line = Line { format, text: String::with_capacity(256) };
+    line.push("time", Shape::Text, Rfc3339(since_epoch));
+    line.push("level", Shape::Text, name(record.level()));
+    line.push("msg", Shape::Text, record.args());
+    // Only the visitor could fail, and it does not.
+    let _ = record.key_values().visit(&mut line);
+    if format == LogFormat::Json {
+        line.text.push('}');
+    }
+    line.text.push('\n');
+    line.text
+}
+
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
+}
+
+struct Line {
+    format: LogFormat,
+    text: String,
+}
+
+/// Whether JSON quotes a value.
+#[derive(Clone, Copy, PartialEq)]
+enum Shape {
+    Text,
+    /// An integer or a boolean, the same word in both formats.
+    Word,
+}
+
+impl Line {
+    fn push(&mut self, key: &str, shape: Shape, value: impl Display) {
+        let text = &mut self.text;
+        match self.format {
+            LogFormat::Logfmt => {
+                text.push_str(if text.is_empty() { "" } else { " " });
+                text.push_str(key);
+                text.push('=');
+            }
+            LogFormat::Json => {
+                text.push_str(if text.is_empty() { "{\"" } else { ",\"" });
+                text.push_str(key);
+                text.push_str("\":");
+            }
+        }
+        let start = text.len();
+        let mut escaped = Escaped { text, start, cut: start, is_full: false, is_plain: true };
+        // It fails once the value is full, which is how formatting ends early.
+        let _ = write!(escaped, "{value}");
+        let is_plain = escaped.is_plain && text.len() > start;
+        let is_quoted = match self.format {
+            LogFormat::Logfmt => !is_plain,
+            LogFormat::Json => shape == Shape::Text,
+        };
+        if is_quoted {
+            text.insert(start, '"');
+            text.push('"');
+        }
+    }
+}
+
+impl<'kvs> VisitSource<'kvs> for Line {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
+        if KEYS.contains(&key.as_str()) {
+            return value.visit(Pair { line: self, key: key.as_str() });
+        }
+        debug_assert!(false, "log key {key:?} is not on the closed list");
+        Ok(())
+    }
+}
+
+struct Pair<'a> {
+    line: &'a mut Line,
+    key: &'a str,
+}
+
+impl VisitValue<'_> for Pair<'_> {
+    /// `None` is said by leaving the key out.
+    fn visit_null(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn visit_any(&mut self, value: Value<'_>) -> Result<(), Error> {
+        self.line.push(self.key, Shape::Text, value);
+        Ok(())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), Error> {
+        self.line.push(self.key, Shape::Word, value);
+        Ok(())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), Error> {
+        self.line.push(self.key, Shape::Word, value);
+        Ok(())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), Error> {
+        self.line.push(self.key, Shape::Word, value);
+        Ok(())
+    }
+}
+
+/// Escapes and cuts a value on its way into the line.
+struct Escaped<'a> {
+    text: &'a mut String,
+    /// Where the value starts.
+    start: usize,
+    /// Where the value must be cut so that the ellipsis still fits.
+    cut: usize,
+    is_full: bool,
+    /// Logfmt needs no quotes around it.
+    is_plain: bool,
+}
+
+impl Write for Escaped<'_> {
+    fn write_str(&mut self, value: &str) -> fmt::Result {
+        value.chars().try_for_each(|c| self.write_char(c))
+    }
+
+    fn write_char(&mut self, c: char) -> fmt::Result {
+        if self.is_full {
+            return Err(fmt::Error);
+        }
+        self.is_plain &= !(c.is_whitespace() || matches!(c, '=' | '"' | '\\') || is_hazard(c));
+        match c {
+            '"' => self.text.push_str("\\\""),
+            '\\' => self.text.push_str("\\\\"),
+            '\n' => self.text.push_str("\\n"),
+            '\r' => self.text.push_str("\\r"),
+            '\t' => self.text.push_str("\\t"),
+            _ if is_hazard(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(self.text, "\\u{unit:04x}")?;
+                }
+            }
+            _ => self.text.push(c),
+        }
+        let length = self.text.len() - self.start;
+        if length + ELLIPSIS.len_utf8() <= VALUE_MAX {
+            self.cut = self.text.len();
+        } else if length > VALUE_MAX {
+            self.text.truncate(self.cut);
+            self.text.push(ELLIPSIS);
+            self.is_full = true;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a terminal or an editor may take a character for something other
+/// than itself: controls (C0, DEL, C1 with U+0085), line and paragraph
+/// separators, and format characters that reorder text (Unicode UAX #9) or are
+/// invisible.
+fn is_hazard(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// A time since 1970 as RFC 3339 in UTC, to the millisecond, rounded down.
+struct Rfc3339(Duration);
+
+impl Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seconds, millis) = (self.0.as_secs(), self.0.subsec_millis());
+        let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+        // Howard Hinnant's civil_from_days: years start on 1 March, so that the
+        // leap day is the last; an era is the 400 years after which it repeats.
+        let days = seconds / 86_400 + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let day = day - (153 * month + 2) / 5 + 1;
+        let (carry, month) = if month < 10 { (0, month + 3) } else { (1, month - 9) };
+        let year = 400 * era + year + carry;
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    }
+}

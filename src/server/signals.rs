@@ -1,0 +1,193 @@
+//! SIGTERM and SIGINT as readiness that the poll loop waits for.
+//!
+//! Owns the two handlers. Must not know what a shut-down is.
+//!
+//! 1. The first signal is an event: [`Signals::take`] names it.
+//! 2. The second, either one, ends the process at once with status 1, from the
+//!    handler: the loop may be stuck.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::{flag, low_level};
+
+/// The exit status after a second signal.
+const STATUS_IMPATIENT: i32 = 1;
+
+/// A signal that asks the process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM, from a service manager.
+    Terminate,
+    /// SIGINT, from a keyboard.
+    Interrupt,
+}
+
+impl Signal {
+    const ALL: [Self; 2] = [Self::Terminate, Self::Interrupt];
+
+    /// Its name in signal(7).
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+        }
+    }
+
+    const fn number(self) -> i32 {
+        match self {
+            Self::Terminate => SIGTERM,
+            Self::Interrupt => SIGINT,
+        }
+    }
+}
+
+/// The end of the handlers' pipe that the loop reads.
+#[derive(Debug)]
+pub struct Signals {
+    wakes: UnixStream,
+    /// The number of the signal that has come, 0 for none.
+    pending: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    /// Installs the handlers, for the life of the process: a value that is
+    /// dropped leaves them in place.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor for the pipe or the kernel refuses a handler.
+    pub fn install() -> io::Result<Self> {
+        let (wakes, waker) = StdUnixStream::pair()?;
+        wakes.set_nonblocking(true)?;
+        let pending = Arc::new(AtomicUsize::new(0));
+        let is_second = Arc::new(AtomicBool::new(false));
+        for signal in Signal::ALL {
+            let number = signal.number();
+            // A handler runs these in order. The exit must ask before the first
+            // signal has made it true, and the byte must follow what it announces.
+            flag::register_conditional_shutdown(number, STATUS_IMPATIENT, Arc::clone(&is_second))?;
+            flag::register(number, Arc::clone(&is_second))?;
+            flag::register_usize(number, Arc::clone(&pending), number as usize)?;
+            low_level::pipe::register(number, waker.try_clone()?)?;
+        }
+        Ok(Self { wakes: UnixStream::from_std(wakes), pending })
+    }
+
+    /// Has `registry` report `token` readable when a signal has come.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Registry::register`].
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut self.wakes, token, Interest::READABLE)
+    }
+
+    /// The signal that has come and was not yet taken. Readiness may be
+    /// spurious, then there is none.
+    pub fn take(&mut self) -> Option<Signal> {
+        // The pipe first: a byte that comes later brings new readiness.
+        while matches!(self.wakes.read(&mut [0; 16]), Ok(1..)) {}
+        let number = self.pending.swap(0, Ordering::SeqCst);
+        Signal::ALL.into_iter().find(|signal| signal.number() as usize == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+    use std::time::Duration;
+
+    use rustix::process::{Pid, kill_process};
+
+    use super::*;
+
+    /// After this a child that nobody signals ends by itself, with status 0.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Not a test but the process that the tests signal: says `ready`, then the
+    /// first signal's name, then is stuck as a loop might be.
+    #[test]
+    #[ignore = "run by the other tests in a process of its own"]
+    fn child() {
+        let mut poll = mio::Poll::new().unwrap();
+        let mut events = mio::Events::with_capacity(4);
+        let mut signals = Signals::install().unwrap();
+        signals.register(poll.registry(), Token(7)).unwrap();
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        assert!(events.is_empty() && signals.take().is_none());
+        println!("\nready");
+
+        // The handler may run on this thread and interrupt its wait.
+        while events.is_empty() {
+            if let Err(error) = poll.poll(&mut events, Some(PATIENCE)) {
+                assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+            }
+        }
+        assert!(events.iter().any(|event| event.token() == Token(7) && event.is_readable()));
+        let signal = signals.take().unwrap();
+        assert_eq!(signals.take(), None);
+        println!("\n{}", signal.name());
+
+        let (_stuck, never) = std::sync::mpsc::channel::<()>();
+        let _ = never.recv_timeout(PATIENCE);
+    }
+
+    struct Process {
+        child: Child,
+        lines: Box<dyn Iterator<Item = String>>,
+    }
+
+    impl Process {
+        fn start() -> Self {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "server::signals::tests::child", "--ignored", "--nocapture"])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            Self { child, lines: Box::new(lines.map(Result::unwrap)) }
+        }
+
+        fn expect(&mut self, line: &str) {
+            assert!(self.lines.any(|said| said == line), "the child did not say {line}");
+        }
+
+        fn signal(&self, signal: Signal) {
+            let signal = match signal {
+                Signal::Terminate => rustix::process::Signal::TERM,
+                Signal::Interrupt => rustix::process::Signal::INT,
+            };
+            kill_process(Pid::from_child(&self.child), signal).unwrap();
+        }
+    }
+
+    impl Drop for Process {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    #[test]
+    fn the_first_signal_wakes_the_loop_and_the_second_ends_a_stuck_process() {
+        for first in Signal::ALL {
+            for second in Signal::ALL {
+                let mut process = Process::start();
+                process.expect("ready");
+                process.signal(first);
+                process.expect(first.name());
+                process.signal(second);
+                let status = process.child.wait().unwrap();
+                assert_eq!(status.code(), Some(1), "{first:?} {second:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! One stream.
+//!
+//! Owns reading into a shared buffer and writing several slices in one call,
+//! and what the last call said about the next. Knows no protocol.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::Shutdown;
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use socket2::SockRef;
+
+use crate::config::NOTSENT_LOWAT;
+
+/// One stream, registered once for both directions, edge-triggered.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: TcpStream,
+    /// Input may wait that no event will announce again.
+    pub(super) is_readable: bool,
+    /// The peer has sent its last byte or the connection is broken: read to the
+    /// end even after a short read.
+    pub(super) is_read_closed: bool,
+    /// In the queue of sockets to read.
+    pub(super) is_queued: bool,
+}
+
+/// What a read found.
+pub(super) enum Input {
+    /// So many bytes; more may wait.
+    More(usize),
+    /// So many bytes, and no more for now.
+    Last(usize),
+    /// Nothing now.
+    Nothing,
+    /// The peer has sent its last byte.
+    End,
+}
+
+impl Socket {
+    pub(super) fn new(mut stream: TcpStream, registry: &Registry, token: Token) -> io::Result<Self> {
+        // A frame is written when its pass ends; the kernel shall not wait for more.
+        stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self { stream, is_readable: false, is_read_closed: false, is_queued: false })
+    }
+
+    /// Reads once.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Input> {
+        let result = loop {
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
+        Ok(match result {
+            Ok(0) => Input::End,
+            // A short read has emptied the socket: what comes later is a new edge.
+            Ok(count) if count < buffer.len() && !self.is_read_closed => {
+                self.is_readable = false;
+                Input::Last(count)
+            }
+            Ok(count) => Input::More(count),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.is_readable = false;
+                Input::Nothing
+            }
+            Err(error) => return Err(error),
+        })
+    }
+
+    /// Writes the slices in one call; returns how many bytes the kernel took.
+    pub(super) fn write(&mut self, slices: [&[u8]; 3]) -> io::Result<usize> {
+        loop {
+            match self.stream.write_vectored(&slices.map(IoSlice::new)) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
+                result => return result,
+            }
+        }
+    }
+
+    /// Sends FIN behind everything written.
+    pub(super) fn half_close(&self) {
+        // An error means that the peer is gone, which reading will tell.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+}

@@ -1,0 +1,231 @@
+//! The timer wheel: which key is due when, each operation O(1).
+//!
+//! Owns one deadline per key and nothing else. Must not know what a key stands
+//! for, nor a clock: `now` is handed in and never runs backwards (an earlier
+//! `now` counts as the latest one seen).
+//!
+//! One level of 1024 slots of one tick; a slot is a ring of nodes linked by
+//! index. The heads of the rings are the first nodes of the same vector, so
+//! linking and unlinking have no special cases, and arming allocates only when
+//! a key is larger than every key before it.
+//!
+//! 1. A key fires at the first tick boundary not before its deadline: never
+//!    before `at`, always in a call with `now` ≥ `at` + [`TICK`].
+//! 2. Two deadlines are moved, for they have no slot of their own. One beyond
+//!    [`Wheel::HORIZON`] fires early, at the horizon: the wheel holds
+//!    candidates, whoever armed the key knows whether its time has come. One
+//!    that has passed fires at the next tick boundary, so arming between two
+//!    pops never prolongs the round.
+//! 3. Keys fire in the order of their ticks, keys of one tick in the order in
+//!    which they were armed, so a run replays.
+//! 4. A bit of `occupied` is set ⇔ the ring of its slot has a key in it.
+
+use std::time::Duration;
+
+use super::Instant;
+
+/// 2^16 µs, so that the tick of an instant is a shift; the ≤ 100 ms by which
+/// the relay may be late.
+const TICK_MICROS: u64 = 1 << 16;
+/// Slots of one turn, 67.1 s: longer than every timeout of the relay.
+const SLOTS: u32 = 1024;
+const WORDS: usize = SLOTS as usize / 64;
+/// Head of the ring of keys that are due and not yet popped.
+const DUE: u32 = SLOTS;
+/// The node of key 0.
+const FIRST_KEY: u32 = DUE + 1;
+
+/// The wheel's resolution, 65.536 ms.
+pub const TICK: Duration = Duration::from_micros(TICK_MICROS);
+
+/// A link in a ring. Linked to itself it is an unarmed key or an empty ring.
+#[derive(Clone, Copy)]
+#[derive(Debug)]
+struct Node {
+    prev: u32,
+    next: u32,
+    /// The lower bits of the tick at which an armed key fires.
+    tick: u32,
+}
+
+/// Deadlines of dense keys (slab indices): 12 bytes for each key up to the
+/// largest ever armed, and 12 KiB.
+#[derive(Debug)]
+pub struct Wheel {
+    nodes: Vec<Node>,
+    occupied: [u64; WORDS],
+    /// The last tick boundary reached. Slots hold the ticks
+    /// `now + 1 ..= now + SLOTS`, one each.
+    now: u64,
+    len: usize,
+}
+
+impl Wheel {
+    /// Deadlines up to this far ahead fire on time, later ones early, at the horizon.
+    pub const HORIZON: Duration = Duration::from_micros((SLOTS as u64 - 1) * TICK_MICROS);
+
+    /// An empty wheel that stands at `now`.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            nodes: (0..FIRST_KEY).map(Node::alone).collect(),
+            occupied: [0; WORDS],
+            now: now.as_micros() / TICK_MICROS,
+            len: 0,
+        }
+    }
+
+    /// Arms `key` to fire at `at`; a key that is armed already moves.
+    ///
+    /// "Passed" and "beyond the horizon" are judged from the latest instant the
+    /// wheel has been told ([`advance`](Self::advance)). Keys are at most
+    /// `u32::MAX` − 1025; memory grows with the largest.
+    pub fn arm(&mut self, key: u32, at: Instant) {
+        self.disarm(key);
+        let node = FIRST_KEY + key;
+        let known = self.nodes.len() as u32;
+        self.nodes.extend((known..=node).map(Node::alone));
+
+        let boundary = at.as_micros().div_ceil(TICK_MICROS);
+        let tick = boundary.clamp(self.now + 1, self.now + u64::from(SLOTS));
+        let slot = (tick % u64::from(SLOTS)) as u32;
+        let last = self.nodes[slot as usize].prev;
+        self.nodes[node as usize] = Node { prev: last, next: slot, tick: tick as u32 };
+        self.nodes[last as usize].next = node;
+        self.nodes[slot as usize].prev = node;
+        self.occupied[slot as usize / 64] |= 1 << (slot % 64);
+        self.len += 1;
+    }
+
+    /// Disarms `key`; nothing happens if it is not armed.
+    pub fn disarm(&mut self, key: u32) {
+        if self.is_armed(key) {
+            self.unlink(FIRST_KEY + key);
+        }
+    }
+
+    /// The instant at which `key` will fire, so that a caller may leave it armed
+    /// when its deadline has only moved back. For a key that is due and not yet
+    /// popped, an instant that has been reached.
+    #[must_use]
+    pub fn armed(&self, key: u32) -> Option<Instant> {
+        if !self.is_armed(key) {
+            return None;
+        }
+        let tick = self.nodes[(FIRST_KEY + key) as usize].tick;
+        // A due key's tick lies behind `now`, which is far ahead in these 32
+        // bits, unless somebody left it unpopped for 8.9 years.
+        let ahead = tick.wrapping_sub(self.now as u32);
+        Some(instant(self.now + u64::from(if ahead <= SLOTS { ahead } else { 0 })))
+    }
+
+    /// The earliest instant at which a key fires: [`pop_expired`](Self::pop_expired)
+    /// of it yields a key. `None` if no key is armed. Looks at 17 words at most.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
+        if self.nodes[DUE as usize].next != DUE {
+            return Some(instant(self.now));
+        }
+        self.first_occupied().map(|ahead| instant(self.now + ahead))
+    }
+
+    /// A key whose time has come, disarmed. Call until `None`; keys may be armed
+    /// and disarmed in between.
+    pub fn pop_expired(&mut self, now: Instant) -> Option<u32> {
+        self.advance(now);
+        let first = self.nodes[DUE as usize].next;
+        if first == DUE {
+            return None;
+        }
+        self.unlink(first);
+        Some(first - FIRST_KEY)
+    }
+
+    /// Tells the wheel the time without popping, so that what is armed next is
+    /// judged from `now`, however long the wheel was left alone. At most one
+    /// turn of work for a jump of any size, nothing within a tick.
+    pub fn advance(&mut self, now: Instant) {
+        let tick = now.as_micros() / TICK_MICROS;
+        if tick <= self.now {
+            return;
+        }
+        // What has expired leaves its slot as a whole, popped or not: after a
+        // jump the same slots are needed for the ticks ahead of `now`.
+        while let Some(ahead) = self.first_occupied().filter(|ahead| self.now + ahead <= tick) {
+            self.splice_due(((self.now + ahead) % u64::from(SLOTS)) as u32);
+        }
+        self.now = tick;
+    }
+
+    /// Keys that are armed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no key is armed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn is_armed(&self, key: u32) -> bool {
+        let node = FIRST_KEY + key;
+        self.nodes.get(node as usize).is_some_and(|it| it.next != node)
+    }
+
+    fn unlink(&mut self, node: u32) {
+        let Node { prev, next, .. } = self.nodes[node as usize];
+        self.nodes[prev as usize].next = next;
+        self.nodes[next as usize].prev = prev;
+        self.nodes[node as usize] = Node::alone(node);
+        self.len -= 1;
+        // Only a head that is left alone is both neighbours of the last key.
+        if prev == next && prev < SLOTS {
+            self.occupied[prev as usize / 64] &= !(1 << (prev % 64));
+        }
+    }
+
+    /// Moves the ring of an occupied slot to the end of the due ring.
+    fn splice_due(&mut self, slot: u32) {
+        let Node { prev: last, next: first, .. } = self.nodes[slot as usize];
+        let before = self.nodes[DUE as usize].prev;
+        self.nodes[before as usize].next = first;
+        self.nodes[first as usize].prev = before;
+        self.nodes[last as usize].next = DUE;
+        self.nodes[DUE as usize].prev = last;
+        self.nodes[slot as usize] = Node::alone(slot);
+        self.occupied[slot as usize / 64] &= !(1 << (slot % 64));
+    }
+
+    /// Ticks from `now` to the first slot with a key in it, 1 to [`SLOTS`].
+    fn first_occupied(&self) -> Option<u64> {
+        let start = ((self.now + 1) % u64::from(SLOTS)) as usize;
+        // The first word is looked at twice: from `start` up, and, a turn later,
+        // whole, when only bits below `start` can be left in it.
+        let mut from_start = u64::MAX << (start % 64);
+        for step in 0..=WORDS {
+            let word = (start / 64 + step) % WORDS;
+            let bits = self.occupied[word] & from_start;
+            if bits != 0 {
+                let slot = word * 64 + bits.trailing_zeros() as usize;
+                return Some(1 + (slot.wrapping_sub(start) % SLOTS as usize) as u64);
+            }
+            from_start = u64::MAX;
+        }
+        None
+    }
+}
+
+impl Node {
+    const fn alone(index: u32) -> Self {
+        Self { prev: index, next: index, tick: 0 }
+    }
+}
+
+const fn instant(tick: u64) -> Instant {
+    Instant::from_micros(tick.saturating_mul(TICK_MICROS))
+}
+
+#[cfg(test)]
+mod tests;

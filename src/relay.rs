@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod conn_id;
+mod departure;
 pub mod envelope;
 mod forward;
 mod hash;

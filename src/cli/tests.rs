@@ -1,3 +1,5 @@
+//! What argv and the environment come to, and what they are refused for.
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;

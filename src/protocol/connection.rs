@@ -409,3 +409,6 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,10 +16,10 @@ use std::time::Duration;
 use crate::config::Timeouts;
 use crate::time::Instant;
 
-/// Later than this after its due time a ping was held up by the relay itself
-/// (a stopped process): the cadence starts anew so that the peer gets its full
-/// time to answer.
-const HELD_UP: Duration = Duration::from_secs(1);
+/// A ping later than this part of the pong timeout (1 s of 30) was held up by
+/// the relay itself (a stopped process): the cadence starts anew so that the
+/// peer gets its full time to answer.
+const HELD_UP_PART: u32 = 30;
 
 /// What the heartbeat asks of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,7 @@ impl Heartbeat {
         if now < self.next_due {
             return None;
         }
-        if now.since(self.next_due) > HELD_UP {
+        if now.since(self.next_due) > timeouts.pong / HELD_UP_PART {
             self.next_due = now;
         }
         self.next_due += timeouts.ping_interval;
@@ -145,7 +145,9 @@ impl Heartbeat {
     /// The relay did not read this connection from `since` until `now`.
     pub fn on_unread(&mut self, since: Instant, now: Instant, timeouts: &Timeouts) {
         let Some(due) = self.oldest_due(timeouts) else { return };
-        let unread = now.since(since.max(due)).as_millis();
+        // Counted on a grid of milliseconds, so that pauses shorter than one add up.
+        let on_grid = |instant: Instant| instant.as_micros() / 1000;
+        let unread = on_grid(now).saturating_sub(on_grid(since.max(due)));
         self.credit = self.credit.saturating_add(u32::try_from(unread).unwrap_or(u32::MAX));
     }
 

@@ -5,12 +5,12 @@
 //!
 //! 1. The wire sees whole frames: a control frame goes out at the next frame
 //!    boundary, never inside a frame, ahead of every queued message.
-//! 2. Control bytes are bounded by [`CONTROL_MAX`] and one latest pong.
+//! 2. Control bytes are bounded by twice [`CONTROL_MAX`] and one latest pong.
 
 use super::websocket::{self, Opcode};
 use crate::time::Instant;
 
-/// Bytes of control frames that may wait; beyond it only the latest pong is
+/// Bytes of control frames that may wait; beyond it of pongs only the latest is
 /// kept (RFC 6455 §5.5.3 allows to answer the most recent ping only).
 const CONTROL_MAX: usize = 4 * 1024;
 
@@ -77,16 +77,17 @@ impl Outbox {
         self.control.extend_from_slice(answer);
     }
 
-    /// Queues a ping.
+    /// Queues a ping. Pongs leave room for it: a ping that the peer's own had
+    /// crowded out could not be answered, and a live peer would pass for dead.
     pub fn push_ping(&mut self, payload: &[u8]) {
-        if self.control.len() < CONTROL_MAX {
+        if self.control.len() < 2 * CONTROL_MAX {
             websocket::append_frame(Opcode::Ping, payload, &mut self.control);
         }
     }
 
     /// Queues the answer to a peer's ping.
     pub fn push_pong(&mut self, payload: &[u8]) {
-        if self.control.len() < CONTROL_MAX {
+        if self.control.len() < CONTROL_MAX && self.late_pong.is_none() {
             websocket::append_frame(Opcode::Pong, payload, &mut self.control);
         } else {
             self.late_pong = Some(payload.to_vec());

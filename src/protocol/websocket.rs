@@ -155,7 +155,7 @@ impl Assembly {
     #[must_use]
     pub fn held(&self) -> usize {
         let fragments = self.fragments.as_ref();
-        self.frame.len() + fragments.map_or(0, |f| 2 * f.len + f.largest + READ_BUFFER)
+        self.frame.capacity() + fragments.map_or(0, |f| 2 * f.len + f.largest + READ_BUFFER)
     }
 
     /// Bytes of the fragmented message so far, if one is under way.
@@ -250,7 +250,8 @@ impl Codec {
         let mut cursor = Cursor::new(&bytes[..bytes.len().min(MASKED_HEADER_MAX)]);
         let parsed = FrameHeader::parse(&mut cursor).map_err(|_| CloseCause::ProtocolError)?;
         let Some((header, len)) = parsed else { return Ok(None) };
-        let reserved = header.rsv1 || header.rsv2 || header.rsv3;
+        // The top bit of a 64-bit length is reserved too (RFC 6455 §5.2).
+        let reserved = header.rsv1 || header.rsv2 || header.rsv3 || len > i64::MAX as u64;
         if reserved || header.mask.is_none() {
             return Err(CloseCause::ProtocolError);
         }

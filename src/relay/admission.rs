@@ -110,7 +110,7 @@ impl RateLimiter {
         }
         let known = self.previous.remove(&client).unwrap_or(now);
         let full_at = self.current.entry(client).or_insert(known);
-        let after = (*full_at) + self.interval;
+        let after = (*full_at).max(now) + self.interval;
         let is_allowed = after.since(now) <= self.refill;
         if is_allowed {
             *full_at = after;

@@ -12,12 +12,12 @@ use siphasher::sip::SipHasher13;
 
 /// Builds SipHash-1-3 hashers (std's choice as well) from a fixed pair of keys.
 #[derive(Clone, Copy)]
-pub struct HashKeys([u64; 2]);
+pub(super) struct HashKeys([u64; 2]);
 
 impl HashKeys {
     /// `keys` must be unpredictable to peers.
     #[must_use]
-    pub const fn new(keys: [u64; 2]) -> Self {
+    pub(super) const fn new(keys: [u64; 2]) -> Self {
         Self(keys)
     }
 }

@@ -21,10 +21,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use slab::Slab;
 
-use super::admission::{Budget, ClientKey, ConnectionCaps, RateLimiter};
+use super::admission::{Budget, ConnectionCaps, RateLimiter};
 use super::conn_id::{ConnId, PublicId};
 use super::hash::HashKeys;
-use super::registry::{Departure, Registry, SlotKey, Succession};
+use super::registry::{Registry, SlotKey};
 use super::stats::{Outcome, Stats};
 use crate::config::{Config, Forwarded, Timeouts};
 use crate::protocol::close::CloseCause;
@@ -33,6 +33,16 @@ use crate::protocol::heartbeat::Heartbeat;
 use crate::protocol::response::Refusal;
 use crate::protocol::websocket::{Codec, Incoming};
 use crate::time::{Instant, TICK, Wheel};
+
+// Every timeout of the protocol fits the wheel, so that none fires early only to
+// be armed anew.
+const _: () = {
+    let timeouts = Timeouts::STANDARD;
+    let horizon = Wheel::HORIZON.as_secs();
+    assert!(horizon > timeouts.ping_interval.as_secs() && horizon > timeouts.pong.as_secs());
+    assert!(horizon > timeouts.grace.as_secs() && horizon > timeouts.message.as_secs());
+    assert!(horizon > timeouts.close_backlog.as_secs());
+};
 
 /// What the shell is to do with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +74,7 @@ pub(super) enum Role {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) connection: Connection,
-    id: ConnId,
+    pub(super) id: ConnId,
     /// Random: half of its conn_id, and the key of its pings.
     key: u64,
     /// The client's address; the peer's until the request head is read.
@@ -74,7 +84,7 @@ pub(super) struct Entry {
     /// Meaningful with a role.
     pub(super) slot: SlotKey,
     /// Bytes charged to the budget for it.
-    charged: u32,
+    pub(super) charged: u32,
 }
 
 impl Entry {
@@ -94,17 +104,17 @@ pub struct Relay {
     pub(super) stats: Stats,
     pub(super) is_draining: bool,
     pub(super) started: Instant,
-    connections: Slab<Entry>,
+    pub(super) connections: Slab<Entry>,
     /// Connections accepted so far.
     accepted: u32,
     codec: Codec,
     rng: StdRng,
-    budget: Budget,
+    pub(super) budget: Budget,
     /// Connection deadlines by slab index.
     timers: Wheel,
     /// Ends of grace by slot index.
-    graces: Wheel,
-    effects: VecDeque<Effect>,
+    pub(super) graces: Wheel,
+    pub(super) effects: VecDeque<Effect>,
 }
 
 impl Relay {
@@ -359,8 +369,8 @@ impl Relay {
                 let slot = entry.slot;
                 if let Some((deposed, succession)) = self.registry.depose(slot) {
                     self.stats.takeovers += 1;
-                    self.on_succession(slot, succession, now);
                     self.close(deposed, CloseCause::HeartbeatTimeout, now);
+                    self.on_succession(slot, succession, now);
                 }
             }
             Some(Expiry::Close(cause)) => self.close(id, cause, now),
@@ -388,7 +398,13 @@ impl Relay {
 
     /// The connection gets the slot: it is read and pinged from now on, first at
     /// a random time within one interval.
-    pub(super) fn become_binary(&mut self, id: ConnId, slot: SlotKey, now: Instant) {
+    pub(super) fn become_binary(
+        &mut self,
+        id: ConnId,
+        slot: SlotKey,
+        binary_version: Option<&str>,
+        now: Instant,
+    ) {
         let Some(entry) = self.entry_mut(id) else { return };
         let waited = entry.role == Role::Claimant;
         let early = entry.connection.take_early();
@@ -396,7 +412,8 @@ impl Relay {
         entry.slot = slot;
         let (public_id, remote) = (entry.public_id(), entry.client);
         log::info!(
-            server_id = self.registry.server_id(slot), binary_conn_id:% = public_id, remote:% = remote;
+            server_id = self.registry.server_id(slot), binary_conn_id:% = public_id,
+            remote:% = remote, binary_version;
             "server_claimed"
         );
         self.stats.on_upgrade(false, Outcome::Accept);
@@ -413,125 +430,6 @@ impl Relay {
         let phase = std::time::Duration::from_micros(self.rng.random_range(1..=interval));
         if let Some(entry) = self.entry_mut(id) {
             entry.connection.open(now + phase);
-        }
-    }
-
-    /// Closes a WebSocket. Its slot and its place are free at once; the first
-    /// cause wins.
-    pub(super) fn close(&mut self, id: ConnId, cause: CloseCause, now: Instant) {
-        self.close_with(id, cause, &[], now);
-    }
-
-    fn close_with(&mut self, id: ConnId, cause: CloseCause, echo: &[u8], now: Instant) {
-        let Some(index) = self.index(id) else { return };
-        let connection = &mut self.connections[index].connection;
-        if connection.is_closing() {
-            return;
-        }
-        let was_reading = connection.is_reading();
-        connection.close(cause, echo, now, &self.timeouts);
-        let peers_code = echo.first_chunk().map(|code| u16::from_be_bytes(*code));
-        self.depart(id, cause, cause.frame().map(|(code, _)| code).or(peers_code), now);
-        if !was_reading {
-            self.effects.push_back(Effect::Resume(id));
-        }
-        self.transmit(id);
-        self.settle(id);
-    }
-
-    /// Answers a request with something other than a WebSocket.
-    pub(super) fn refuse(&mut self, id: ConnId, answer: &[u8], now: Instant) {
-        let Some(index) = self.index(id) else { return };
-        self.connections[index].connection.refuse(answer, now, &self.timeouts);
-        self.transmit(id);
-    }
-
-    /// Takes a connection out of the registry and the caps.
-    fn depart(&mut self, id: ConnId, cause: CloseCause, code: Option<u16>, now: Instant) {
-        let Some(entry) = self.entry_mut(id) else { return };
-        let role = std::mem::replace(&mut entry.role, Role::None);
-        let (slot, public_id, client) = (entry.slot, entry.public_id(), entry.client);
-        if role == Role::None {
-            return;
-        }
-        self.caps.release(ClientKey::from(client));
-        self.stats.on_close(role == Role::Phone, cause);
-        let server_id = self.registry.server_id(slot);
-        let (label, close_code) = (cause.label(), code.unwrap_or(1006));
-        match role {
-            Role::None => {}
-            Role::Claimant => {
-                log::info!(
-                    server_id, binary_conn_id:% = public_id, remote:% = client, cause = label;
-                    "server_id_conflict"
-                );
-                self.stats.on_upgrade(false, Outcome::Reject409);
-                self.registry.withdraw(slot, id);
-            }
-            Role::Phone => {
-                log::info!(
-                    server_id, conn_id:% = public_id, cause = label, close_code;
-                    "phone_unregistered"
-                );
-                self.registry.part(slot, id);
-            }
-            Role::Binary => {
-                log::info!(
-                    server_id, binary_conn_id:% = public_id, cause = label, close_code;
-                    "server_released"
-                );
-                let grace_until = now + self.timeouts.grace;
-                match self.registry.leave(slot, id, grace_until) {
-                    Departure::NotHolder => {}
-                    Departure::Grace => {
-                        self.graces.arm(slot.0, grace_until);
-                        self.resume_phones(slot, now);
-                    }
-                    Departure::Succeeded(succession) => self.on_succession(slot, succession, now),
-                }
-            }
-        }
-    }
-
-    fn on_succession(&mut self, slot: SlotKey, succession: Succession, now: Instant) {
-        log::info!(server_id = self.registry.server_id(slot); "server_id_takeover");
-        for phone in succession.phones {
-            self.close(phone, CloseCause::BinaryReclaimed, now);
-        }
-        self.become_binary(succession.holder, slot, now);
-        for claimant in succession.rejected {
-            self.close(claimant, CloseCause::ServerIdClaimed, now);
-        }
-    }
-
-    fn end_grace(&mut self, slot: SlotKey, now: Instant) {
-        match self.registry.end_grace(slot, now) {
-            Ok(phones) => {
-                self.stats.grace_expiries += 1;
-                for phone in phones {
-                    self.close(phone, CloseCause::GraceExpired, now);
-                }
-                self.registry.free(slot);
-            }
-            Err(Some(until)) => self.graces.arm(slot.0, until),
-            Err(None) => {}
-        }
-    }
-
-    /// While the budget is exceeded, closes the connection that holds most.
-    pub(super) fn shed(&mut self, now: Instant) {
-        while self.budget.is_exceeded() {
-            let open = self.connections.iter().filter(|(_, e)| !e.connection.is_closing());
-            let Some((_, largest)) = open.max_by_key(|(_, entry)| entry.charged) else { return };
-            let id = largest.id;
-            if largest.charged == 0 {
-                return;
-            }
-            if largest.role == Role::None {
-                self.remove(id);
-            } else {
-                self.close(id, CloseCause::OutOfBufferMemory, now);
-            }
         }
     }
 
@@ -575,7 +473,7 @@ impl Relay {
         }
     }
 
-    fn remove(&mut self, id: ConnId) {
+    pub(super) fn remove(&mut self, id: ConnId) {
         let Some(index) = self.index(id) else { return };
         let entry = self.connections.remove(index);
         debug_assert_eq!(entry.role, Role::None, "departs before it is removed");
@@ -584,7 +482,7 @@ impl Relay {
         self.effects.push_back(Effect::Disconnect(id));
     }
 
-    fn index(&self, id: ConnId) -> Option<usize> {
+    pub(super) fn index(&self, id: ConnId) -> Option<usize> {
         let entry = self.connections.get(id.index())?;
         (entry.id == id).then_some(id.index())
     }

@@ -129,14 +129,13 @@ impl Relay {
 
     fn claim(&mut self, id: ConnId, server_id: &str, version: &str, now: Instant) {
         let probe_until = now + self.timeouts.probe;
-        log::debug!(server_id, binary_version = version; "server_claim");
         match self.registry.claim(server_id, id, probe_until) {
-            Claim::Granted(slot) => self.become_binary(id, slot, now),
+            Claim::Granted(slot) => self.become_binary(id, slot, Some(version), now),
             Claim::Reclaimed(slot, phones) => {
                 for phone in phones {
                     self.close(phone, CloseCause::BinaryReclaimed, now);
                 }
-                self.become_binary(id, slot, now);
+                self.become_binary(id, slot, Some(version), now);
             }
             Claim::Waits { slot, holder, until, is_first } => {
                 if let Some(entry) = self.entry_mut(id) {

@@ -8,7 +8,8 @@
 //! 2. Note what the events say. Accept up to [`ACCEPTS_PER_TURN`].
 //! 3. Read each ready socket once, up to one buffer full; who has more goes to
 //!    the back of the queue, so that one busy peer delays the others by one read.
-//! 4. Write: everything that the turn queued for a peer in one call.
+//! 4. Write: everything that the turn queued for a peer in one call; sooner
+//!    when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
 //! 5. Only then timers, and only when no input waits unread: a pong that has
 //!    arrived is read before its sender is judged.
 
@@ -25,7 +26,7 @@ use super::clock::Clock;
 use super::listener::{Listener, is_exhaustion};
 use super::signals::Signals;
 use super::socket::{Input, Socket};
-use crate::config::Config;
+use crate::config::{BUFFER_MEMORY, Config};
 use crate::relay::{ConnId, Effect, Relay};
 use crate::time::{Instant, TICK};
 
@@ -36,6 +37,8 @@ const SIGNALS: Token = Token(usize::MAX - 1);
 const EVENTS: usize = 1024;
 /// The shared receive buffer: what one socket may be read in a turn.
 const BUFFER: usize = 64 * 1024;
+/// Bytes read before what they caused is written.
+const BYTES_PER_PASS: usize = 1024 * 1024;
 /// Connections accepted in one turn at most, so that a storm of dialers does not
 /// keep the others waiting.
 const ACCEPTS_PER_TURN: usize = 256;
@@ -45,6 +48,10 @@ const CATCH_UP_TURNS: u32 = 256;
 /// While accepting is paused, a descriptor may become free elsewhere in the
 /// system; then no event tells.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+
+// What a pass queues: an envelope around a one-byte frame is eight times as long
+// as the frame was on the wire.
+const _: () = assert!(8 * (BYTES_PER_PASS + BUFFER) < BUFFER_MEMORY);
 
 /// A bound relay, ready to run.
 #[derive(Debug)]
@@ -185,9 +192,6 @@ impl Server {
                     socket.is_read_closed |= event.is_read_closed() || event.is_error();
                     self.queue(id);
                 }
-                if event.is_read_closed() || event.is_error() {
-                    self.relay.handle_hangup(id, now);
-                }
                 if event.is_writable() {
                     self.write(id, now);
                 }
@@ -238,23 +242,35 @@ impl Server {
 
     /// One read for every socket that was in the queue when the turn began.
     fn read(&mut self, now: Instant) {
+        let mut unwritten = 0;
         for _ in 0..self.ready.len() {
+            if unwritten >= BYTES_PER_PASS {
+                unwritten = 0;
+                self.apply_effects(now);
+            }
             let Some(id) = self.ready.pop_front() else { return };
             let Some((_, socket)) = self.sockets[id.index()].as_mut().filter(|(own, _)| *own == id)
             else {
                 continue;
             };
             socket.is_queued = false;
-            // Unwanted input stays where it is; Effect::Resume brings us back.
-            if !socket.is_readable || !self.relay.is_reading(id) {
+            if !self.relay.is_reading(id) {
+                // Unwanted input stays where it is; Effect::Resume brings us back.
+                if socket.is_read_closed {
+                    self.relay.handle_hangup(id, now);
+                }
                 continue;
             }
             match socket.read(&mut self.buffer) {
                 Ok(Input::More(count)) => {
+                    unwritten += count;
                     self.relay.handle_input(id, &self.buffer[..count], now);
                     self.queue(id);
                 }
-                Ok(Input::Last(count)) => self.relay.handle_input(id, &self.buffer[..count], now),
+                Ok(Input::Last(count)) => {
+                    unwritten += count;
+                    self.relay.handle_input(id, &self.buffer[..count], now);
+                }
                 Ok(Input::Nothing) => {}
                 Ok(Input::End) => {
                     socket.is_readable = false;

@@ -39,8 +39,7 @@ const FIRST_KEY: u32 = DUE + 1;
 pub const TICK: Duration = Duration::from_micros(TICK_MICROS);
 
 /// A link in a ring. Linked to itself it is an unarmed key or an empty ring.
-#[derive(Clone, Copy)]
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Node {
     prev: u32,
     next: u32,

@@ -1,3 +1,5 @@
+//! Heads and what becomes of them: a table, every prefix, and random mutations.
+
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 

@@ -192,8 +192,9 @@ fn a_million_addresses_fill_a_bounded_table_and_shut_nobody_out() {
     }
     assert!(most <= RATE_TABLE_MAX, "{most}");
     // The tables have not grown beyond the arithmetic at RATE_TABLE_MAX.
-    assert_eq!(limiter.current.capacity(), GENERATION_MAX);
-    assert_eq!(limiter.previous.capacity(), GENERATION_MAX);
+    for table in [&limiter.current, &limiter.previous] {
+        assert!(table.capacity() <= GENERATION_MAX, "{}", table.capacity());
+    }
     // Those who came last are remembered, those who came first find a full bucket.
     assert_eq!(allowed(&mut limiter, nth(999_999), now), 1);
     assert_eq!(allowed(&mut limiter, nth(999_999 - GENERATION_MAX as u32 + 10), now), 1);

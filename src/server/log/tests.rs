@@ -1,3 +1,5 @@
+//! The sink under a writer that blocks, fails or is gone.
+
 use std::sync::{Condvar, Mutex};
 
 use log::Log;

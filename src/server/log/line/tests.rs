@@ -1,3 +1,5 @@
+//! Nasty values in both formats: one line each, and readable back.
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value as Json};

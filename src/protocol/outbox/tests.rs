@@ -1,0 +1,407 @@
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngExt as _, SeedableRng as _};
+
+use super::*;
+
+const NOW: Instant = Instant::START;
+
+/// What the wire carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    Text(Vec<u8>),
+    Ping(Vec<u8>),
+    Pong(Vec<u8>),
+    Close(Vec<u8>),
+}
+
+fn text(payload: impl AsRef<[u8]>) -> Seen {
+    Seen::Text(payload.as_ref().to_vec())
+}
+
+fn ping(payload: impl AsRef<[u8]>) -> Seen {
+    Seen::Ping(payload.as_ref().to_vec())
+}
+
+fn pong(payload: impl AsRef<[u8]>) -> Seen {
+    Seen::Pong(payload.as_ref().to_vec())
+}
+
+fn close(payload: impl AsRef<[u8]>) -> Seen {
+    Seen::Close(payload.as_ref().to_vec())
+}
+
+/// Reads unmasked, unfragmented frames to the last byte, as a peer would.
+#[track_caller]
+fn read(mut wire: &[u8]) -> Vec<Seen> {
+    let mut seen = Vec::new();
+    while !wire.is_empty() {
+        let (len, header) = match wire[1] {
+            len @ 0..=125 => (u64::from(len), 2),
+            126 => (u64::from(u16::from_be_bytes([wire[2], wire[3]])), 4),
+            127 => (u64::from_be_bytes(wire[2..10].try_into().expect("eight bytes")), 10),
+            _ => panic!("masked, or not at a frame boundary: {:x?}", &wire[..wire.len().min(20)]),
+        };
+        let end = header + len as usize;
+        assert!(end <= wire.len(), "the wire ends inside a frame");
+        let payload = wire[header..end].to_vec();
+        seen.push(match wire[0] {
+            0x81 => Seen::Text(payload),
+            0x88 => Seen::Close(payload),
+            0x89 => Seen::Ping(payload),
+            0x8a => Seen::Pong(payload),
+            first => panic!("no frame of ours begins with {first:x}"),
+        });
+        wire = &wire[end..];
+    }
+    seen
+}
+
+/// An outbox and the wire it writes to.
+struct Line {
+    outbox: Outbox,
+    wire: Vec<u8>,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self { outbox: Outbox::new(NOW), wire: Vec::new() }
+    }
+
+    fn with(messages: &[Vec<u8>]) -> Self {
+        let mut line = Self::new();
+        messages.iter().for_each(|message| line.outbox.push_text(&[message]));
+        line
+    }
+
+    /// The socket takes `count` bytes in one write.
+    fn write(&mut self, count: usize) {
+        let slices = self.outbox.slices();
+        let waits: usize = slices.iter().map(|slice| slice.len()).sum();
+        assert_eq!(waits, self.outbox.len(), "the slices are what waits");
+        let mut wanted = count;
+        for slice in slices {
+            let taken = wanted.min(slice.len());
+            self.wire.extend(&slice[..taken]);
+            wanted -= taken;
+        }
+        self.outbox.on_written(count, NOW);
+    }
+
+    fn write_all(&mut self) {
+        while !self.outbox.is_empty() {
+            self.write(self.outbox.len());
+        }
+    }
+}
+
+/// Every row of up to three messages whose lengths need different headers.
+fn queues() -> Vec<Vec<Vec<u8>>> {
+    let kinds = [b"".to_vec(), b"a".to_vec(), vec![b'm'; 125], vec![b'n'; 126]];
+    let mut queues = vec![vec![]];
+    for first in &kinds {
+        queues.push(vec![first.clone()]);
+        for second in &kinds {
+            queues.push(vec![first.clone(), second.clone()]);
+            queues.push(vec![first.clone(), second.clone(), b"third".to_vec()]);
+        }
+    }
+    queues.push(vec![vec![b'l'; 65_536], b"after".to_vec()]);
+    queues
+}
+
+fn frame_len(payload: &[u8]) -> usize {
+    payload.len()
+        + [2, 4, 10][usize::from(payload.len() > 125) + usize::from(payload.len() > 65_535)]
+}
+
+/// Calls with every queue, every number of its bytes written before something
+/// else is pushed, and how many messages those bytes began.
+fn for_every_split(mut check: impl FnMut(Line, &[Vec<u8>], usize, &str)) {
+    for queue in queues() {
+        let total: usize = queue.iter().map(|message| frame_len(message)).sum();
+        // Of a long message every byte of its header and some of its payload.
+        let step = |at: usize| if at < 20 || at + 20 > total { 1 } else { 1 + total / 1000 };
+        let mut at = 0;
+        while at <= total {
+            let mut line = Line::with(&queue);
+            line.write(at);
+            let mut end = 0;
+            let begun = queue.iter().take_while(|message| {
+                let start = end;
+                end += frame_len(message);
+                start < at
+            });
+            let begun = begun.count();
+            let lengths: Vec<_> = queue.iter().map(Vec::len).collect();
+            check(line, &queue, begun, &format!("messages of {lengths:?}, {at} bytes written"));
+            at += step(at);
+        }
+    }
+}
+
+fn texts(messages: &[Vec<u8>]) -> Vec<Seen> {
+    messages.iter().map(text).collect()
+}
+
+#[test]
+fn messages_keep_their_order_however_they_are_written() {
+    for_every_split(|mut line, queue, _, context| {
+        line.write_all();
+        assert_eq!(read(&line.wire), texts(queue), "{context}");
+    });
+}
+
+#[test]
+fn control_frames_overtake_at_the_next_frame_boundary_and_never_inside_a_frame() {
+    for_every_split(|mut line, queue, begun, context| {
+        line.outbox.push_ping(b"beat");
+        line.outbox.push_pong(b"answer");
+        line.write_all();
+        let control = vec![ping(b"beat"), pong(b"answer")];
+        let expected = [texts(&queue[..begun]), control, texts(&queue[begun..])].concat();
+        assert_eq!(read(&line.wire), expected, "{context}");
+    });
+}
+
+#[test]
+fn a_control_frame_that_was_cut_is_finished_before_anything_else() {
+    for cut in 0..=6 {
+        let mut line = Line::with(&[b"queued".to_vec()]);
+        line.outbox.push_ping(b"beat");
+        line.write(cut);
+        line.outbox.push_text(&[b"later"]);
+        line.outbox.push_ping(b"next");
+        line.write_all();
+        let expected = vec![ping(b"beat"), ping(b"next"), text(b"queued"), text(b"later")];
+        assert_eq!(read(&line.wire), expected, "cut after {cut} bytes");
+    }
+}
+
+#[test]
+fn a_close_that_overtakes_drops_only_what_was_not_begun() {
+    for_every_split(|mut line, queue, begun, context| {
+        line.outbox.push_ping(b"beat");
+        line.outbox.push_close(b"\x03\xf3why", false);
+        let expected =
+            [texts(&queue[..begun]), vec![ping(b"beat"), close(b"\x03\xf3why")]].concat();
+        line.write_all();
+        assert_eq!(read(&line.wire), expected, "{context}");
+    });
+}
+
+#[test]
+fn a_close_behind_the_backlog_comes_last() {
+    for_every_split(|mut line, queue, begun, context| {
+        line.outbox.push_ping(b"beat");
+        line.outbox.push_close(b"\x03\xe9", true);
+        let control = vec![ping(b"beat")];
+        let last = vec![close(b"\x03\xe9")];
+        let expected = [texts(&queue[..begun]), control, texts(&queue[begun..]), last].concat();
+        line.write_all();
+        assert_eq!(read(&line.wire), expected, "{context}");
+    });
+}
+
+#[test]
+fn a_message_is_its_parts_in_order() {
+    let mut line = Line::new();
+    line.outbox.push_text(&[b"{\"frame\":", b"", b"1", b"}"]);
+    line.outbox.push_text(&[]);
+    line.write_all();
+    assert_eq!(read(&line.wire), [text(b"{\"frame\":1}"), text(b"")]);
+}
+
+#[test]
+fn an_http_answer_goes_first_and_frames_follow() {
+    const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+    for cut in 0..=ANSWER.len() {
+        for after_backlog in [false, true] {
+            let mut line = Line::new();
+            line.outbox.push_answer(&ANSWER[..9]);
+            line.outbox.push_answer(&ANSWER[9..]);
+            line.write(cut);
+            line.outbox.push_text(&[b"hello"]);
+            line.outbox.push_ping(b"beat");
+            line.outbox.push_close(b"\x03\xe8", after_backlog);
+            line.write_all();
+            let frames = line.wire.strip_prefix(ANSWER).expect("the answer, whole");
+            let expected = if after_backlog {
+                vec![ping(b"beat"), text(b"hello"), close(b"\x03\xe8")]
+            } else {
+                vec![ping(b"beat"), close(b"\x03\xe8")]
+            };
+            assert_eq!(read(frames), expected, "cut after {cut} bytes");
+        }
+    }
+}
+
+#[test]
+fn progress_is_when_bytes_last_drained() {
+    let at = |seconds| NOW + Duration::from_secs(seconds);
+    let mut outbox = Outbox::new(at(1));
+    outbox.push_text(&[b"message"]);
+    assert_eq!(outbox.progress(), at(1));
+    outbox.push_ping(b"more does not count");
+    outbox.on_written(0, at(5));
+    assert_eq!(outbox.progress(), at(1), "nothing drained");
+    outbox.on_written(1, at(7));
+    assert_eq!(outbox.progress(), at(7));
+    outbox.on_written(0, at(8));
+    assert_eq!(outbox.progress(), at(7));
+}
+
+#[test]
+fn a_large_backlog_gives_its_memory_back_as_it_drains() {
+    let mut line = Line::with(&vec![vec![b'x'; 10_000]; 400]);
+    while line.outbox.len() > 0 {
+        line.write(line.outbox.len().min(7_001));
+        let (capacity, len) = (line.outbox.queue.capacity(), line.outbox.len());
+        assert!(capacity <= 4 * len + 16_384, "{capacity} bytes of memory for {len}");
+    }
+    line.outbox.push_close(b"", false);
+    assert!(line.outbox.len() < 10);
+}
+
+#[test]
+fn a_close_that_overtakes_frees_what_it_drops() {
+    let mut line = Line::with(&vec![vec![b'x'; 10_000]; 400]);
+    line.write(25_000);
+    line.outbox.push_close(b"", false);
+    assert!(line.outbox.queue.capacity() <= 31_000, "{}", line.outbox.queue.capacity());
+}
+
+// A peer that pings and does not read
+
+#[test]
+fn pongs_are_bounded_and_the_latest_is_kept() {
+    let mut line = Line::with(&[b"message".to_vec()]);
+    line.write(1);
+    let payload = |n: u32| [&n.to_be_bytes()[..], &[0; 121]].concat();
+    for n in 0..10_000 {
+        line.outbox.push_pong(&payload(n));
+        assert!(line.outbox.len() <= CONTROL_MAX + 256, "{} bytes wait", line.outbox.len());
+    }
+    line.write_all();
+    let seen = read(&line.wire);
+    assert_eq!(seen[0], text(b"message"));
+    assert_eq!(seen.last(), Some(&pong(payload(9_999))), "the most recent ping is answered");
+    let earlier: Vec<_> = (0..seen.len() as u32 - 2).map(|n| pong(payload(n))).collect();
+    assert_eq!(seen[1..seen.len() - 1], earlier, "and the first ones, in order");
+}
+
+#[test]
+fn a_pong_that_found_no_room_is_not_sent_after_a_later_one() {
+    for drained in 0..=200 {
+        let mut line = Line::new();
+        for n in 0..100_u32 {
+            line.outbox.push_pong(&[&n.to_be_bytes()[..], &[0; 121]].concat());
+        }
+        line.write(drained);
+        line.outbox.push_pong(b"latest");
+        line.write_all();
+        assert_eq!(read(&line.wire).last(), Some(&pong(b"latest")), "{drained} bytes drained");
+    }
+}
+
+#[test]
+fn the_peers_own_pings_do_not_crowd_out_ours() {
+    // A ping that is not sent cannot be answered, and would kill a live peer.
+    let mut line = Line::new();
+    for _ in 0..1_000 {
+        line.outbox.push_pong(&[0; 125]);
+    }
+    line.outbox.push_ping(b"beat");
+    line.write_all();
+    assert!(read(&line.wire).contains(&ping(b"beat")));
+}
+
+#[test]
+fn pings_to_a_peer_that_never_reads_are_bounded() {
+    let mut line = Line::new();
+    for _ in 0..100_000 {
+        line.outbox.push_ping(&[0; 8]);
+    }
+    assert!(line.outbox.len() <= 4 * CONTROL_MAX, "{} bytes wait", line.outbox.len());
+}
+
+#[test]
+fn nothing_follows_the_close_even_a_pong_that_found_no_room() {
+    for after_backlog in [false, true] {
+        let mut line = Line::with(&[b"message".to_vec()]);
+        for _ in 0..1_000 {
+            line.outbox.push_pong(&[0; 125]);
+        }
+        line.outbox.push_close(b"\x03\xe8", after_backlog);
+        line.write_all();
+        let seen = read(&line.wire);
+        assert_eq!(seen.last(), Some(&close(b"\x03\xe8")));
+        assert_eq!(seen.contains(&text(b"message")), after_backlog);
+    }
+}
+
+// Random writes
+
+#[test]
+fn whatever_the_socket_takes_the_wire_is_legal_and_no_message_is_lost() {
+    for seed in 0..400 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut line = Line::new();
+        let (mut messages, mut pings, mut pongs) = (Vec::new(), Vec::new(), Vec::new());
+        let (largest, longest) =
+            [(3, 130), (40, 300), (1_000, 70_000), (100_000, 70_000)][rng.random_range(0..4)];
+        for step in 0..rng.random_range(0..150_u32) {
+            match rng.random_range(0..10) {
+                0..3 => {
+                    let len = [5, 130, longest][rng.random_range(0..3)];
+                    let mut message = vec![0; rng.random_range(0..len)];
+                    rng.fill_bytes(&mut message);
+                    let (one, two) = message.split_at(rng.random_range(0..=message.len()));
+                    line.outbox.push_text(&[one, two]);
+                    messages.push(message);
+                }
+                3 => {
+                    line.outbox.push_ping(&step.to_be_bytes());
+                    pings.push(ping(step.to_be_bytes()));
+                }
+                4 => {
+                    line.outbox.push_pong(&step.to_be_bytes());
+                    pongs.push(pong(step.to_be_bytes()));
+                }
+                _ => line.write(rng.random_range(0..=line.outbox.len().min(largest))),
+            }
+        }
+        let after_backlog = rng.random_bool(0.5);
+        let closes = rng.random_bool(0.7);
+        let written = line.wire.len();
+        if closes {
+            line.outbox.push_close(b"\x03\xe8", after_backlog);
+        }
+        while !line.outbox.is_empty() {
+            line.write(rng.random_range(1..=line.outbox.len().min(largest)));
+        }
+
+        let mut seen = read(&line.wire);
+        if closes {
+            assert_eq!(seen.pop(), Some(close(b"\x03\xe8")), "seed {seed}: the close comes last");
+        }
+        let of = |kind: fn(&Seen) -> bool| -> Vec<Seen> {
+            seen.iter().filter(|seen| kind(seen)).cloned().collect()
+        };
+        assert_eq!(of(|seen| matches!(seen, Seen::Ping(_))), pings, "seed {seed}");
+        assert_eq!(of(|seen| matches!(seen, Seen::Pong(_))), pongs, "seed {seed}");
+        let delivered = of(|seen| matches!(seen, Seen::Text(_)));
+        assert_eq!(delivered, texts(&messages)[..delivered.len()], "seed {seed}: a gapless prefix");
+        if closes && !after_backlog {
+            // Nothing was begun after the close overtook: what remained of one
+            // message at most, and control frames.
+            let control = 6 * (pings.len() + pongs.len()) + 4;
+            let rest = line.wire.len() - written;
+            let longest = messages.iter().map(|message| frame_len(message)).max().unwrap_or(0);
+            assert!(rest <= longest + control, "seed {seed}: {rest} bytes after the close");
+        } else {
+            assert_eq!(delivered.len(), messages.len(), "seed {seed}: a message was lost");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The layers of the program, as a test.
+//!
+//! Reads `src/` as text and checks what no compiler does: which layer may name
+//! what, one importer for each library that another could take the place of, a
+//! head comment in every file, and files short enough to read at a sitting.
+//! Comments, string literals and test code are not looked at. A path counts
+//! however it is written: `use` groups and aliases, `self`, `super`, globs, and
+//! in expressions.
+
+#[path = "layers/source.rs"]
+mod source;
+#[path = "layers/tests.rs"]
+mod tests;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use source::{Mention, lex, mentions, module_of, remove_test_items};
+
+/// The deterministic core.
+const CORE: &[&str] = &["src/protocol", "src/relay", "src/time"];
+/// The longest file, tests excepted.
+const LINES_MAX: usize = 500;
+
+/// What code within some directories may not name.
+struct Rule {
+    name: &'static str,
+    /// Directories, each with the module file of the same name beside it.
+    within: &'static [&'static str],
+    /// Files that may.
+    except: &'static [&'static str],
+    /// Paths that may not be named, nor anything below them.
+    paths: &'static [&'static str],
+    /// Exceptions from `paths`.
+    allowed: &'static [&'static str],
+    /// Names that may not occur in any path; `!` ends that of a macro.
+    names: &'static [&'static str],
+}
+
+const RULE: Rule =
+    Rule { name: "", within: &["src"], except: &[], paths: &[], allowed: &[], names: &[] };
+
+const RULES: &[Rule] = &[
+    Rule {
+        name: "the core knows no shell",
+        within: CORE,
+        paths: &["crate::server", "crate::cli", "signal_hook", "std::process", "std::env"],
+        ..RULE
+    },
+    Rule {
+        name: "the core touches no socket, file or stream",
+        within: CORE,
+        paths: &[
+            "mio",
+            "rustix",
+            "socket2",
+            "std::fs",
+            "std::io::stderr",
+            "std::io::stdin",
+            "std::io::stdout",
+            "std::net::TcpListener",
+            "std::net::TcpStream",
+            "std::net::UdpSocket",
+            "std::os",
+        ],
+        names: &["dbg!", "eprint!", "eprintln!", "print!", "println!"],
+        ..RULE
+    },
+    Rule {
+        name: "the core has no clock and no thread",
+        within: CORE,
+        paths: &[
+            "std::sync::mpsc",
+            "std::thread",
+            "std::time::Instant",
+            "std::time::SystemTime",
+            "std::time::UNIX_EPOCH",
+        ],
+        ..RULE
+    },
+    Rule {
+        name: "the core draws no unseeded randomness",
+        within: CORE,
+        paths: &[
+            "getrandom",
+            "rand::make_rng",
+            "rand::random",
+            "rand::rng",
+            // Without a hasher handed in, these seed their own.
+            "std::collections::HashMap::default",
+            "std::collections::HashMap::from",
+            "std::collections::HashMap::new",
+            "std::collections::HashMap::with_capacity",
+            "std::collections::HashSet::default",
+            "std::collections::HashSet::from",
+            "std::collections::HashSet::new",
+            "std::collections::HashSet::with_capacity",
+        ],
+        names: &["OsRng", "RandomState", "SysRng", "ThreadRng", "thread_rng"],
+        ..RULE
+    },
+    Rule {
+        name: "one connection knows no other",
+        within: &["src/protocol"],
+        paths: &["crate::relay"],
+        ..RULE
+    },
+    Rule {
+        name: "time knows nothing",
+        within: &["src/time"],
+        paths: &["crate"],
+        allowed: &["crate::time"],
+        ..RULE
+    },
+    Rule {
+        name: "tungstenite has one importer",
+        except: &["src/protocol/websocket.rs"],
+        paths: &["tungstenite"],
+        ..RULE
+    },
+    Rule {
+        name: "httparse has one importer",
+        except: &["src/protocol/request.rs"],
+        paths: &["httparse"],
+        ..RULE
+    },
+    Rule {
+        name: "slab has one importer",
+        except: &["src/relay/relay.rs"],
+        paths: &["slab"],
+        ..RULE
+    },
+    Rule { name: "no unsafe", names: &["unsafe"], ..RULE },
+];
+
+const HEAD: &str = "a file begins with `//!`";
+const LENGTH: &str = "a file can be read at a sitting";
+
+#[test]
+fn the_layers_hold() {
+    // Cargo runs tests in the root of the package.
+    let mut files = Vec::new();
+    collect("src", &mut files);
+    assert!(!files.is_empty(), "no source");
+    let mut report = String::new();
+    for path in &files {
+        let text = fs::read_to_string(path).expect("a source file is readable UTF-8");
+        for Violation { line, rule, what } in check(path, &text) {
+            let _ = writeln!(report, "{path}:{line}: {rule}: {what}");
+        }
+    }
+    assert!(report.is_empty(), "\n{report}");
+}
+
+/// All `.rs` files below `directory`, in order.
+fn collect(directory: &str, files: &mut Vec<String>) {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .expect("src is readable")
+        .map(|entry| entry.expect("src is readable").file_name().into_string().expect("UTF-8"))
+        .collect();
+    names.sort();
+    for name in names {
+        let path = format!("{directory}/{name}");
+        if Path::new(&path).is_dir() {
+            collect(&path, files);
+        } else if name.ends_with(".rs") {
+            files.push(path);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Violation {
+    line: usize,
+    rule: &'static str,
+    what: String,
+}
+
+/// All rules over one file; `path` is relative to the root of the package.
+fn check(path: &str, text: &str) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    if !text.starts_with("//!") {
+        violations.push(Violation { line: 1, rule: HEAD, what: "this one does not".into() });
+    }
+    if path.ends_with("/tests.rs") || path.contains("/tests/") {
+        return violations;
+    }
+    let mut tokens = lex(text);
+    let test_lines = remove_test_items(&mut tokens);
+    let lines = text.lines().count() - test_lines;
+    if lines > LINES_MAX {
+        violations.push(Violation {
+            line: LINES_MAX,
+            rule: LENGTH,
+            what: format!("{lines} lines, at most {LINES_MAX}"),
+        });
+    }
+    let mentions = mentions(&tokens, &module_of(path));
+    for rule in RULES.iter().filter(|rule| rule.applies_to(path)) {
+        let broken = mentions.iter().filter(|mention| rule.forbids(mention));
+        violations.extend(broken.map(|mention| Violation {
+            line: mention.line,
+            rule: rule.name,
+            what: mention.path.join("::"),
+        }));
+    }
+    violations
+}
+
+impl Rule {
+    fn applies_to(&self, path: &str) -> bool {
+        let is_within = |directory: &&str| {
+            path.strip_prefix(*directory).is_some_and(|rest| rest.starts_with('/') || rest == ".rs")
+        };
+        self.within.iter().any(is_within) && !self.except.contains(&path)
+    }
+
+    fn forbids(&self, mention: &Mention) -> bool {
+        let path = &mention.path;
+        if self.names.iter().any(|name| path.iter().any(|segment| segment == name)) {
+            return true;
+        }
+        // A single name in an expression is a variable or a field.
+        if path.len() == 1 && !mention.is_use {
+            return false;
+        }
+        let is_allowed = self.allowed.iter().any(|above| lies_below(path, above));
+        !is_allowed
+            && self.paths.iter().any(|above| lies_below(path, above) || brings_in(path, above))
+    }
+}
+
+fn lies_below(path: &[String], above: &str) -> bool {
+    let mut names = path.iter();
+    above.split("::").all(|name| names.next().is_some_and(|it| it == name))
+}
+
+/// Whether `path` is a glob under which `below` lies.
+fn brings_in(path: &[String], below: &str) -> bool {
+    let mut names = below.split("::");
+    path.split_last().is_some_and(|(last, parent)| {
+        last == "*" && parent.iter().all(|it| names.next().is_some_and(|name| it == name))
+    })
+}

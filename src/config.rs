@@ -172,9 +172,8 @@ impl Timeouts {
 
 // The promise: a dead peer's slot is free 60 s after its death at the latest.
 // Death just after a pong is noticed one interval plus one pong timeout later.
-const _: () = assert!(
-    Timeouts::STANDARD.ping_interval.as_secs() + Timeouts::STANDARD.pong.as_secs() == 60
-);
+const _: () =
+    assert!(Timeouts::STANDARD.ping_interval.as_secs() + Timeouts::STANDARD.pong.as_secs() == 60);
 // A probe must be able to end before the next ordinary ping would, or takeover
 // would never be faster than the heartbeat.
 const _: () = assert!(Timeouts::STANDARD.probe.as_secs() < Timeouts::STANDARD.pong.as_secs());

@@ -6,6 +6,7 @@ mod departure;
 pub mod envelope;
 mod forward;
 mod hash;
+mod liveness;
 mod registry;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;

@@ -119,6 +119,14 @@ impl CloseCause {
         self.row().frame
     }
 
+    /// The payload of that frame; empty without one.
+    #[must_use]
+    pub fn payload(self) -> Vec<u8> {
+        self.frame().map_or_else(Vec::new, |(code, reason)| {
+            [&code.to_be_bytes(), reason.as_bytes()].concat()
+        })
+    }
+
     /// The value of `cause` in metrics and log lines.
     #[must_use]
     pub const fn label(self) -> &'static str {

@@ -294,15 +294,29 @@ impl Connection {
         if self.is_closing() {
             return;
         }
-        let payload = match cause.frame() {
-            Some((code, reason)) => [&code.to_be_bytes(), reason.as_bytes()].concat(),
-            None => echo.to_vec(),
-        };
+        let payload = if cause.frame().is_some() { cause.payload() } else { echo.to_vec() };
         let waits = cause.delivers_backlog() && self.backlog() > 0;
-        self.outbox(now).push_close(&payload, waits);
+        let outbox = self.outbox(now);
+        outbox.push_close(&payload, waits);
+        // Who was too slow for messages has its linger for the close all the same.
+        outbox.restart(now);
         self.inbound = None;
         let allowed = if waits { timeouts.close_backlog } else { timeouts.linger };
         self.state = Closing::until(now + allowed);
+    }
+
+    /// Closing already: gives up the messages that the close frame waits behind,
+    /// and says so in its place. `false`: there are none.
+    pub fn shed(&mut self, now: Instant, timeouts: &Timeouts) -> bool {
+        let (State::Closing(closing), Some(outbox)) = (&mut self.state, &mut self.outbox) else {
+            return false;
+        };
+        if !outbox.has_unbegun() {
+            return false;
+        }
+        outbox.push_close(&CloseCause::OutOfBufferMemory.payload(), false);
+        closing.deadline = closing.deadline.min(now + timeouts.linger);
+        true
     }
 
     /// Queues an HTTP answer after which the connection ends.
@@ -362,7 +376,9 @@ impl Connection {
             State::Closing(closing) => {
                 (stuck || now >= closing.deadline).then_some(Expiry::Disconnect)
             }
-            State::Waiting { .. } | State::Open(_) if stuck => Some(Expiry::Close(CloseCause::WriteTimeout)),
+            State::Waiting { .. } | State::Open(_) if stuck => {
+                Some(Expiry::Close(CloseCause::WriteTimeout))
+            }
             State::Waiting { deadline } => (now >= *deadline).then_some(Expiry::Claim),
             State::Open(_) if unfinished => Some(Expiry::Close(CloseCause::MessageTimeout)),
             State::Open(heartbeat) => match heartbeat.handle_timeout(now, reading, timeouts)? {

@@ -62,6 +62,11 @@ impl Outbox {
         self.progress
     }
 
+    /// What waits gets its full time to drain from `now` on.
+    pub fn restart(&mut self, now: Instant) {
+        self.progress = now;
+    }
+
     /// Queues one text message made of `parts`.
     pub fn push_text(&mut self, parts: &[&[u8]]) {
         let len = parts.iter().map(|part| part.len()).sum();
@@ -105,6 +110,12 @@ impl Outbox {
             self.queue.shrink_to_fit();
             websocket::append_frame(Opcode::Close, payload, &mut self.control);
         }
+    }
+
+    /// Messages wait that are not begun, or the close frame behind them.
+    #[must_use]
+    pub fn has_unbegun(&self) -> bool {
+        self.queue.len() > self.sent + self.begun
     }
 
     /// What to write next, in this order, in one call.

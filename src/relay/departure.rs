@@ -47,7 +47,13 @@ impl Relay {
     }
 
     /// Takes a connection out of the registry and the caps.
-    pub(super) fn depart(&mut self, id: ConnId, cause: CloseCause, code: Option<u16>, now: Instant) {
+    pub(super) fn depart(
+        &mut self,
+        id: ConnId,
+        cause: CloseCause,
+        code: Option<u16>,
+        now: Instant,
+    ) {
         let Some(entry) = self.entry_mut(id) else { return };
         let role = std::mem::replace(&mut entry.role, Role::None);
         let (slot, public_id, client) = (entry.slot, entry.public_id(), entry.client);
@@ -119,18 +125,21 @@ impl Relay {
         }
     }
 
-    /// While the budget is exceeded, ends the connection that holds most: with
-    /// 1011, or without a word where it has none to expect (no WebSocket yet, or
-    /// its close frame is queued already).
+    /// While the budget is exceeded, sheds the connection that holds most: an open
+    /// one is closed, a closing one loses the messages ahead of its close, and one
+    /// that can be told nothing, or nothing more, its socket.
     pub(super) fn shed(&mut self, now: Instant) {
         while self.budget.is_exceeded() {
-            let entries = self.connections.iter().map(|(_, entry)| entry);
-            let Some(largest) = entries.max_by_key(|entry| entry.charged) else { return };
+            let entries = self.connections.iter_mut();
+            let Some((_, largest)) = entries.max_by_key(|(_, entry)| entry.charged) else { return };
             let id = largest.id;
-            if largest.role == Role::None {
-                self.remove(id);
-            } else {
+            if largest.role != Role::None {
                 self.close(id, CloseCause::OutOfBufferMemory, now);
+            } else if largest.connection.shed(now, &self.timeouts) {
+                self.transmit(id);
+                self.settle(id);
+            } else {
+                self.remove(id);
             }
         }
     }

@@ -128,10 +128,12 @@ pub fn unwrap(message: &str) -> Result<Envelope<'_>, Dropped> {
     Ok(Envelope::Deliver { conn_id, frame, close_code })
 }
 
-/// Whether a phone's message is one JSON value that a binary can read.
+/// The frame that a phone's message is: one JSON value that a binary can read,
+/// byte for byte, without white space around it.
 #[must_use]
-pub fn is_frame(message: &str) -> bool {
-    serde_json::from_str::<&RawValue>(message).is_ok() && !is_too_deep(message, NESTING_MAX)
+pub fn frame(message: &str) -> Option<&str> {
+    let value: &RawValue = serde_json::from_str(message).ok()?;
+    Some(value.get()).filter(|frame| !is_too_deep(frame, NESTING_MAX))
 }
 
 /// The parts of the envelope around `frame`, in order.

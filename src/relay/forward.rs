@@ -18,7 +18,7 @@ impl Relay {
     pub(super) fn forward_to_binary(&mut self, phone: ConnId, message: &Message, now: Instant) {
         let Some(entry) = self.entry(phone) else { return };
         let (slot, public_id) = (entry.slot, entry.public_id());
-        let Some(frame) = message.text().filter(|text| envelope::is_frame(text)) else {
+        let Some(frame) = message.text().and_then(envelope::frame) else {
             log::warn!(conn_id:% = public_id; "phone_forwarder_invalid_frame");
             return self.close(phone, CloseCause::NotJson, now);
         };
@@ -45,11 +45,8 @@ impl Relay {
         if let Err(cause) = self.deliver(slot, message, now) {
             self.stats.on_dropped(cause);
             // A phone that has just left is a normal race, not worth a warning.
-            let level = if cause == Dropped::UnknownPhone {
-                log::Level::Debug
-            } else {
-                log::Level::Warn
-            };
+            let level =
+                if cause == Dropped::UnknownPhone { log::Level::Debug } else { log::Level::Warn };
             log::log!(
                 level, binary_conn_id:% = binary_id, cause = cause.label();
                 "binary_forwarder_dropped"

@@ -106,12 +106,7 @@ impl Registry {
     }
 
     /// A binary claims `server_id`; a probe that this starts ends at `probe_until`.
-    pub(super) fn claim(
-        &mut self,
-        server_id: &str,
-        binary: ConnId,
-        probe_until: Instant,
-    ) -> Claim {
+    pub(super) fn claim(&mut self, server_id: &str, binary: ConnId, probe_until: Instant) -> Claim {
         let Some(key) = self.find(server_id) else {
             self.binaries += 1;
             return Claim::Granted(self.insert(server_id, binary));
@@ -155,12 +150,15 @@ impl Registry {
         }
     }
 
-    /// The holder did not answer the probe: the first claimant takes its place.
-    /// Returns the deposed holder too.
-    pub(super) fn depose(&mut self, key: SlotKey) -> Option<(ConnId, Succession)> {
-        let holder = self.holder(key)?;
-        self.slot_mut(key).paused = false;
-        self.succeed(key).map(|succession| (holder, succession))
+    /// If a probe of the holder has run out by `now`, the first claimant takes
+    /// its place.
+    pub(super) fn depose(&mut self, key: SlotKey, now: Instant) -> Option<Succession> {
+        let slot = self.slot_mut(key);
+        if slot.claimants.is_empty() || now < slot.until {
+            return None;
+        }
+        slot.paused = false;
+        self.succeed(key)
     }
 
     /// The holder answered the probe: these claimants are refused.

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{Rng, SeedableRng};
 use slab::Slab;
 
 use super::admission::{Budget, ConnectionCaps, RateLimiter};
@@ -28,9 +28,7 @@ use super::registry::{Registry, SlotKey};
 use super::stats::{Outcome, Stats};
 use crate::config::{Config, Forwarded, Timeouts};
 use crate::protocol::close::CloseCause;
-use crate::protocol::connection::{Connection, Expiry};
-use crate::protocol::heartbeat::Heartbeat;
-use crate::protocol::response::Refusal;
+use crate::protocol::connection::Connection;
 use crate::protocol::websocket::{Codec, Incoming};
 use crate::time::{Instant, TICK, Wheel};
 
@@ -53,6 +51,9 @@ pub enum Effect {
     Resume(ConnId),
     /// Shut down the writing half; go on reading.
     HalfClose(ConnId),
+    /// Time seems to be up for it: hand in all that it has sent, then call
+    /// [`Relay::judge`]. A pong that waits unread must not be a dead peer's.
+    Judge(ConnId),
     /// Drop the socket. The connection is gone.
     Disconnect(ConnId),
 }
@@ -76,7 +77,7 @@ pub(super) struct Entry {
     pub(super) connection: Connection,
     pub(super) id: ConnId,
     /// Random: half of its conn_id, and the key of its pings.
-    key: u64,
+    pub(super) key: u64,
     /// The client's address; the peer's until the request head is read.
     pub(super) client: IpAddr,
     pub(super) role: Role,
@@ -108,10 +109,10 @@ pub struct Relay {
     /// Connections accepted so far.
     accepted: u32,
     codec: Codec,
-    rng: StdRng,
+    pub(super) rng: StdRng,
     pub(super) budget: Budget,
     /// Connection deadlines by slab index.
-    timers: Wheel,
+    pub(super) timers: Wheel,
     /// Ends of grace by slot index.
     pub(super) graces: Wheel,
     pub(super) effects: VecDeque<Effect>,
@@ -208,42 +209,37 @@ impl Relay {
     pub fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         let Some(index) = self.index(id) else { return };
         let entry = &mut self.connections[index];
+        let is_all = entry.connection.backlog() == count;
         entry.connection.on_written(count, now);
+        // A pong had waited for room. The socket took everything, so no event
+        // will tell that it takes more.
+        let has_more = is_all && entry.connection.backlog() > 0;
         if entry.connection.half_close(now, &self.timeouts) {
             self.effects.push_back(Effect::HalfClose(id));
+        }
+        if has_more {
+            self.transmit(id);
         }
         self.on_drained(id, now);
         self.settle(id);
         self.remove_if_done(id);
     }
 
-    /// Time has passed, and all input that has come was handed in.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(index) = self.timers.pop_expired(now) {
-            let entry = &self.connections[index as usize];
-            let (id, deadline) = (entry.id, entry.connection.deadline(&self.timeouts));
-            if deadline <= now {
-                self.stats.loop_lag.observe(now.since(deadline));
-                self.expire(id, now);
-            }
-            self.settle(id);
-        }
-        while let Some(index) = self.graces.pop_expired(now) {
-            self.end_grace(SlotKey(index), now);
-        }
-        self.shed(now);
-    }
-
     /// Closes every WebSocket with 1001, binaries first, and refuses new ones.
     pub fn shut_down(&mut self, now: Instant) {
         self.is_draining = true;
         for role in [Role::Claimant, Role::Binary, Role::Phone] {
-            let ids: Vec<ConnId> =
-                self.connections.iter().filter(|(_, e)| e.role == role).map(|(_, e)| e.id).collect();
+            let ids: Vec<ConnId> = self
+                .connections
+                .iter()
+                .filter(|(_, e)| e.role == role)
+                .map(|(_, e)| e.id)
+                .collect();
             for id in ids {
                 self.close(id, CloseCause::Shutdown, now);
             }
         }
+        self.shed(now);
     }
 
     // What the shell asks
@@ -257,12 +253,6 @@ impl Relay {
             entry.is_transmit_queued = false;
         }
         Some(effect)
-    }
-
-    /// When [`Self::handle_timeout`] is to be called next; `None`: never.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
-        [self.timers.next_expiry(), self.graces.next_expiry()].into_iter().flatten().min()
     }
 
     /// Whether the connection's input is wanted now.
@@ -342,60 +332,6 @@ impl Relay {
         }
     }
 
-    fn on_pong(&mut self, id: ConnId, payload: &[u8], now: Instant) {
-        let Some(entry) = self.entry_mut(id) else { return };
-        let Some(sequence) = Heartbeat::sequence(entry.key, payload) else { return };
-        let Some(answer) = entry.connection.on_pong(sequence, now) else { return };
-        let (role, slot) = (entry.role, entry.slot);
-        self.stats.pongs += 1;
-        if let Some(round_trip) = answer.round_trip {
-            self.stats.round_trips.observe(round_trip);
-        }
-        if answer.answers_probe && role == Role::Binary {
-            for claimant in self.registry.reject_claimants(slot) {
-                self.close(claimant, CloseCause::ServerIdClaimed, now);
-            }
-        }
-    }
-
-    fn expire(&mut self, id: ConnId, now: Instant) {
-        let Some(index) = self.index(id) else { return };
-        let entry = &mut self.connections[index];
-        match entry.connection.handle_timeout(now, &self.timeouts) {
-            None => {}
-            Some(Expiry::Head) => self.refuse(id, Refusal::RequestTimeout.bytes(), now),
-            Some(Expiry::Ping(sequence)) => self.send_ping(id, sequence, now),
-            Some(Expiry::Claim) => {
-                let slot = entry.slot;
-                if let Some((deposed, succession)) = self.registry.depose(slot) {
-                    self.stats.takeovers += 1;
-                    self.close(deposed, CloseCause::HeartbeatTimeout, now);
-                    self.on_succession(slot, succession, now);
-                }
-            }
-            Some(Expiry::Close(cause)) => self.close(id, cause, now),
-            Some(Expiry::Disconnect) => self.remove(id),
-        }
-    }
-
-    /// Pings the holder of a slot because somebody else claims it.
-    pub(super) fn probe(&mut self, holder: ConnId, now: Instant) {
-        if let Some(sequence) =
-            self.entry_mut(holder).and_then(|entry| entry.connection.probe(now))
-        {
-            self.send_ping(holder, sequence, now);
-            self.settle(holder);
-        }
-    }
-
-    fn send_ping(&mut self, id: ConnId, sequence: u32, now: Instant) {
-        let Some(entry) = self.entry_mut(id) else { return };
-        let payload = Heartbeat::payload(entry.key, sequence);
-        entry.connection.send_ping(&payload, now);
-        self.stats.pings += 1;
-        self.transmit(id);
-    }
-
     /// The connection gets the slot: it is read and pinged from now on, first at
     /// a random time within one interval.
     pub(super) fn become_binary(
@@ -423,14 +359,6 @@ impl Relay {
             self.effects.push_back(Effect::Resume(id));
         }
         self.settle(id);
-    }
-
-    pub(super) fn open(&mut self, id: ConnId, now: Instant) {
-        let interval = self.timeouts.ping_interval.as_micros() as u64;
-        let phase = std::time::Duration::from_micros(self.rng.random_range(1..=interval));
-        if let Some(entry) = self.entry_mut(id) {
-            entry.connection.open(now + phase);
-        }
     }
 
     // Bookkeeping

@@ -158,11 +158,9 @@ impl Relay {
             Ok(slot) => slot,
             Err(error) => {
                 let (cause, outcome, event) = match error {
-                    JoinError::NoServer => (
-                        CloseCause::NoSuchServer,
-                        Outcome::Reject404,
-                        "phone_register_no_server",
-                    ),
+                    JoinError::NoServer => {
+                        (CloseCause::NoSuchServer, Outcome::Reject404, "phone_register_no_server")
+                    }
                     JoinError::AtCap => {
                         (CloseCause::TooManyPhones, Outcome::Reject429, "phone_register_at_cap")
                     }

@@ -10,8 +10,9 @@
 //!    the back of the queue, so that one busy peer delays the others by one read.
 //! 4. Write: everything that the turn queued for a peer in one call; sooner
 //!    when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
-//! 5. Only then timers, and only when no input waits unread: a pong that has
-//!    arrived is read before its sender is judged.
+//! 5. Only then timers. One poll returns a batch only, and a socket is read only
+//!    so far, so whom a timer would close is read to the end first: no peer is
+//!    judged while its pong waits unread.
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,7 +29,7 @@ use super::signals::Signals;
 use super::socket::{Input, Socket};
 use crate::config::{BUFFER_MEMORY, Config};
 use crate::relay::{ConnId, Effect, Relay};
-use crate::time::{Instant, TICK};
+use crate::time::Instant;
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -42,9 +43,9 @@ const BYTES_PER_PASS: usize = 1024 * 1024;
 /// Connections accepted in one turn at most, so that a storm of dialers does not
 /// keep the others waiting.
 const ACCEPTS_PER_TURN: usize = 256;
-/// Turns without timers at most while input keeps waiting. 20,000 pongs take 20;
-/// a flood must not put off judgement for ever.
-const CATCH_UP_TURNS: u32 = 256;
+/// Bytes read of a peer before it is judged. Far more than a pong can stand
+/// behind: the kernel's receive buffer is 6 MiB at most by default (tcp(7)).
+const JUDGE_BYTES: usize = 8 * 1024 * 1024;
 /// While accepting is paused, a descriptor may become free elsewhere in the
 /// system; then no event tells.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
@@ -71,8 +72,6 @@ pub struct Server {
     accept_retry: Option<Instant>,
     /// When a shut-down ends at the latest.
     drained_by: Option<Instant>,
-    /// Turns since timers last fired although some were due.
-    turns_behind: u32,
 }
 
 impl Server {
@@ -105,7 +104,6 @@ impl Server {
             shutdown: config.timeouts.shutdown,
             accept_retry: None,
             drained_by: None,
-            turns_behind: 0,
         })
     }
 
@@ -139,35 +137,17 @@ impl Server {
             log::warn!(stopped_ms = stopped.as_millis() as u64; "loop_stopped");
         }
         let now = self.clock.now();
-        let mut count = 0;
         for event in &*events {
-            count += 1;
             self.on_event(event, now);
         }
         self.accept(now);
         self.read(now);
         self.apply_effects(now);
-        self.fire_timers(count, now);
-        Ok(())
-    }
-
-    /// Timers come last, and wait while input does: one poll returns only a
-    /// batch. Where they are late already, the loop was held up, and what came
-    /// in the meantime may need more than one poll to come up.
-    fn fire_timers(&mut self, events: usize, now: Instant) {
-        let Some(deadline) = self.relay.next_deadline().filter(|deadline| *deadline <= now) else {
-            self.turns_behind = 0;
-            return;
-        };
-        let is_late = now.since(deadline) > TICK;
-        let is_quiet = self.ready.is_empty() && events < if is_late { 1 } else { EVENTS };
-        if !is_quiet && self.turns_behind < CATCH_UP_TURNS {
-            self.turns_behind += 1;
-            return;
+        if self.relay.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.relay.handle_timeout(now);
+            self.apply_effects(now);
         }
-        self.turns_behind = 0;
-        self.relay.handle_timeout(now);
-        self.apply_effects(now);
+        Ok(())
     }
 
     /// How long to sleep; `None`: until something happens.
@@ -249,43 +229,65 @@ impl Server {
                 self.apply_effects(now);
             }
             let Some(id) = self.ready.pop_front() else { return };
-            let Some((_, socket)) = self.sockets[id.index()].as_mut().filter(|(own, _)| *own == id)
-            else {
-                continue;
-            };
-            socket.is_queued = false;
-            if !self.relay.is_reading(id) {
-                // Unwanted input stays where it is; Effect::Resume brings us back.
-                if socket.is_read_closed {
-                    self.relay.handle_hangup(id, now);
-                }
-                continue;
-            }
-            match socket.read(&mut self.buffer) {
-                Ok(Input::More(count)) => {
-                    unwritten += count;
-                    self.relay.handle_input(id, &self.buffer[..count], now);
-                    self.queue(id);
-                }
-                Ok(Input::Last(count)) => {
-                    unwritten += count;
-                    self.relay.handle_input(id, &self.buffer[..count], now);
-                }
-                Ok(Input::Nothing) => {}
-                Ok(Input::End) => {
-                    socket.is_readable = false;
-                    self.relay.handle_end(id, now);
-                }
-                Err(_) => self.relay.handle_disconnected(id, now),
+            if let Some(socket) = self.socket(id) {
+                socket.is_queued = false;
+                unwritten += self.read_once(id, now);
+                self.queue(id);
             }
         }
+    }
+
+    /// Reads up to one buffer full and hands it in; returns how much it was.
+    fn read_once(&mut self, id: ConnId, now: Instant) -> usize {
+        let Some((_, socket)) = self.sockets[id.index()].as_mut() else { return 0 };
+        if !self.relay.is_reading(id) {
+            // Unwanted input stays where it is; Effect::Resume brings us back.
+            socket.is_readable = false;
+            socket.has_unwanted = true;
+            if socket.is_read_closed {
+                self.relay.handle_hangup(id, now);
+            }
+            return 0;
+        }
+        match socket.read(&mut self.buffer) {
+            Ok(Input::Some(count)) => {
+                self.relay.handle_input(id, &self.buffer[..count], now);
+                return count;
+            }
+            Ok(Input::Nothing) => {}
+            Ok(Input::End) => self.relay.handle_end(id, now),
+            Err(_) => self.relay.handle_disconnected(id, now),
+        }
+        0
+    }
+
+    /// Hands in all that a peer has sent, then has it judged.
+    fn judge(&mut self, id: ConnId, now: Instant) {
+        let mut read = 0;
+        while let Some(socket) = self.socket(id)
+            && read < JUDGE_BYTES
+        {
+            // The event may be in a batch that poll has not returned yet.
+            socket.is_readable = true;
+            match self.read_once(id, now) {
+                0 => break,
+                count => read += count,
+            }
+        }
+        self.relay.judge(id, now);
     }
 
     fn apply_effects(&mut self, now: Instant) {
         while let Some(effect) = self.relay.poll_effect() {
             match effect {
                 Effect::Transmit(id) => self.write(id, now),
-                Effect::Resume(id) => self.queue(id),
+                Effect::Resume(id) => {
+                    if let Some(socket) = self.socket(id) {
+                        socket.is_readable |= std::mem::take(&mut socket.has_unwanted);
+                    }
+                    self.queue(id);
+                }
+                Effect::Judge(id) => self.judge(id, now),
                 Effect::HalfClose(id) => {
                     if let Some(socket) = self.socket(id) {
                         socket.half_close();

@@ -18,6 +18,8 @@ pub(super) struct Socket {
     stream: TcpStream,
     /// Input may wait that no event will announce again.
     pub(super) is_readable: bool,
+    /// It was readable while its input was not wanted.
+    pub(super) has_unwanted: bool,
     /// The peer has sent its last byte or the connection is broken: read to the
     /// end even after a short read.
     pub(super) is_read_closed: bool,
@@ -27,10 +29,8 @@ pub(super) struct Socket {
 
 /// What a read found.
 pub(super) enum Input {
-    /// So many bytes; more may wait.
-    More(usize),
-    /// So many bytes, and no more for now.
-    Last(usize),
+    /// So many bytes; [`Socket::is_readable`] says whether more may wait.
+    Some(usize),
     /// Nothing now.
     Nothing,
     /// The peer has sent its last byte.
@@ -38,12 +38,22 @@ pub(super) enum Input {
 }
 
 impl Socket {
-    pub(super) fn new(mut stream: TcpStream, registry: &Registry, token: Token) -> io::Result<Self> {
+    pub(super) fn new(
+        mut stream: TcpStream,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
         // A frame is written when its pass ends; the kernel shall not wait for more.
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { stream, is_readable: false, is_read_closed: false, is_queued: false })
+        Ok(Self {
+            stream,
+            is_readable: false,
+            has_unwanted: false,
+            is_read_closed: false,
+            is_queued: false,
+        })
     }
 
     /// Reads once.
@@ -55,13 +65,15 @@ impl Socket {
             }
         };
         Ok(match result {
-            Ok(0) => Input::End,
-            // A short read has emptied the socket: what comes later is a new edge.
-            Ok(count) if count < buffer.len() && !self.is_read_closed => {
+            Ok(0) => {
                 self.is_readable = false;
-                Input::Last(count)
+                Input::End
             }
-            Ok(count) => Input::More(count),
+            Ok(count) => {
+                // A short read has emptied the socket: what comes later is a new edge.
+                self.is_readable = count == buffer.len() || self.is_read_closed;
+                Input::Some(count)
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.is_readable = false;
                 Input::Nothing

@@ -273,7 +273,7 @@ fn arming_again_moves_the_key() {
         assert_eq!((wheel.len(), wheel.armed(0)), (1, Some(deadline)));
         assert_eq!(wheel.next_expiry(), Some(deadline));
     }
-    assert_eq!(pop_all(&mut wheel, ticks(39)), []);
+    assert_eq!(pop_all(&mut wheel, ticks(39)), [0_u32; 0]);
     assert_eq!(pop_all(&mut wheel, ticks(2_000)), [0]);
 }
 
@@ -303,7 +303,7 @@ fn disarming_an_unknown_key_does_nothing() {
     wheel.disarm(7);
     assert!(wheel.is_empty());
     assert_eq!(wheel.next_expiry(), None);
-    assert_eq!(pop_all(&mut wheel, ticks(5_000)), []);
+    assert_eq!(pop_all(&mut wheel, ticks(5_000)), [0_u32; 0]);
 }
 
 #[test]

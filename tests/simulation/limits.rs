@@ -1,0 +1,296 @@
+//! Who may come in, and how much all that are in may hold.
+
+use std::net::IpAddr;
+
+use pyrycode_relay::config::{Config, Forwarded};
+use pyrycode_relay::time::TICK;
+
+use crate::peer::{self, Seen, claim, join, request};
+use crate::world::{PeerId, World, closed, secs, text};
+
+const SHED: (u16, &str) = (1011, "relay out of buffer memory");
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// The status of the answer to `head` from `address`.
+fn status(world: &mut World, from: &str, head: &str) -> u16 {
+    let peer = world.dial_from(address(from), head.as_bytes());
+    match world.heard(peer)[0] {
+        Seen::Answer(status) => status,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+fn rate_limited(per_minute: u32, burst: u32) -> World {
+    let mut config = Config::default();
+    (config.limits.rate_per_minute, config.limits.rate_burst) = (per_minute, burst);
+    World::with(config, 1_000, 1)
+}
+
+#[test]
+fn upgrade_attempts_are_limited_per_address_and_refilled() {
+    let mut world = rate_limited(10, 20);
+    for _ in 0..20 {
+        assert_eq!(status(&mut world, "192.0.2.1", &join("home")), 101);
+    }
+    for _ in 0..3 {
+        let peer = world.dial_from(address("192.0.2.1"), join("home").as_bytes());
+        assert_eq!(world.heard(peer), [Seen::Answer(429), Seen::End]);
+    }
+    assert_eq!(status(&mut world, "192.0.2.2", &join("home")), 101);
+    // One every 6 s, refused ones cost nothing.
+    world.pass(secs(6) - TICK);
+    assert_eq!(status(&mut world, "192.0.2.1", &join("home")), 429);
+    world.pass(2 * TICK);
+    assert_eq!(status(&mut world, "192.0.2.1", &claim("home")), 101);
+    assert_eq!(status(&mut world, "192.0.2.1", &claim("home")), 429);
+    // Full again, and no fuller.
+    world.pass(secs(3600));
+    let allowed = (0..40).filter(|_| status(&mut world, "192.0.2.1", &join("x")) == 101).count();
+    assert_eq!(allowed, 20);
+    world.finish();
+}
+
+#[test]
+fn health_is_not_limited_and_other_paths_cost_nothing() {
+    let mut world = rate_limited(1, 2);
+    for _ in 0..10 {
+        for (path, expected) in [("/healthz", 200), ("/readyz", 200), ("/", 404)] {
+            let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            assert_eq!(status(&mut world, "192.0.2.1", &head), expected);
+        }
+        assert_eq!(status(&mut world, "192.0.2.1", "\n\r\n"), 400);
+    }
+    for expected in [101, 101, 429] {
+        assert_eq!(status(&mut world, "192.0.2.1", &join("home")), expected);
+    }
+    world.finish();
+}
+
+#[test]
+fn an_ipv6_client_is_a_64() {
+    let mut world = rate_limited(1, 1);
+    for (from, expected) in [
+        ("2001:db8::1", 101),
+        ("2001:db8::ffff:1", 429),
+        ("2001:db8:0:1::1", 101),
+        ("192.0.2.1", 101),
+        ("::ffff:192.0.2.1", 429),
+    ] {
+        assert_eq!(status(&mut world, from, &join("home")), expected, "{from}");
+    }
+    world.finish();
+}
+
+#[test]
+fn the_cap_counts_live_websockets_of_both_kinds_and_nothing_else() {
+    let mut config = Config::default();
+    config.limits.rate_per_minute = 0;
+    let mut world = World::with(config, 3, 1);
+    let binary = world.binary("home");
+    let phone = world.phone("home");
+    // Heads, refusals and closes in progress are none.
+    world.dial("");
+    world.dial("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    for _ in 0..10 {
+        assert_eq!(status(&mut world, "192.0.2.1", &join("nobody")), 101);
+        assert_eq!(status(&mut world, "192.0.2.1", &request("/v1/client", &[])), 400);
+    }
+    world.vanish(binary);
+    let claimant = world.binary("home");
+    // A claimant is the third: upgrades are refused, health says why.
+    for head in [claim("other"), join("home"), request("/v1/client", &[])] {
+        let peer = world.dial(&head);
+        assert_eq!(world.heard(peer), [Seen::Answer(503), Seen::End]);
+    }
+    let ready = "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
+    assert_eq!(status(&mut world, "192.0.2.1", ready), 503);
+    assert_eq!(status(&mut world, "192.0.2.1", &ready.replace("readyz", "healthz")), 200);
+    world.hang_up(claimant);
+    assert_eq!(status(&mut world, "192.0.2.1", ready), 200);
+    // A place is free as soon as its WebSocket closes, though it lingers.
+    let habits = &mut world.peer_mut(phone).habits;
+    (habits.answers_close, habits.hangs_up) = (false, false);
+    world.text(phone, "not JSON");
+    for (server_id, expected) in [("a", 101), ("b", 101), ("c", 503)] {
+        assert_eq!(status(&mut world, "192.0.2.1", &claim(server_id)), expected);
+    }
+    world.finish();
+}
+
+#[test]
+fn one_client_may_have_so_many() {
+    let mut config = Config::default();
+    config.limits.rate_per_minute = 0;
+    config.limits.connections_per_ip = 2;
+    let mut world = World::with(config, 1_000, 1);
+    world.dial_from(address("192.0.2.1"), claim("home").as_bytes());
+    let phone = world.dial_from(address("192.0.2.1"), join("home").as_bytes());
+    assert_eq!(status(&mut world, "192.0.2.1", &join("home")), 503);
+    assert_eq!(status(&mut world, "::ffff:192.0.2.1", &join("home")), 503);
+    assert_eq!(status(&mut world, "192.0.2.2", &join("home")), 101);
+    world.hang_up(phone);
+    assert_eq!(status(&mut world, "192.0.2.1", &join("home")), 101);
+    for (from, expected) in
+        [("2001:db8::1", 101), ("2001:db8::2", 101), ("2001:db8::3", 503), ("2001:db8:0:1::", 101)]
+    {
+        assert_eq!(status(&mut world, from, &join("home")), expected, "{from}");
+    }
+    world.finish();
+}
+
+#[test]
+fn x_forwarded_for_names_the_client_only_when_trusted() {
+    let attempt = |world: &mut World, from: &str, forwarded: &str| {
+        let head = request(
+            "/v1/client",
+            &[
+                "x-pyrycode-server: home",
+                "x-pyrycode-token: t",
+                &format!("x-forwarded-for: {forwarded}"),
+            ],
+        );
+        status(world, from, &head)
+    };
+    let mut world = rate_limited(1, 1);
+    for expected in [101, 429] {
+        assert_eq!(attempt(&mut world, "10.0.0.1", &format!("203.0.113.{expected}")), expected);
+    }
+    world.finish();
+    let mut config = Config::default();
+    (config.limits.rate_per_minute, config.limits.rate_burst) = (1, 1);
+    config.forwarded = Forwarded { trust_x_forwarded_for: true, trusted_proxies: None };
+    let mut world = World::with(config, 1_000, 1);
+    for (from, forwarded, expected) in [
+        ("10.0.0.1", "203.0.113.1", 101),
+        ("10.0.0.1", "203.0.113.2", 101),
+        // What the client itself wrote is on the left.
+        ("10.0.0.1", "198.51.100.1, 203.0.113.2", 429),
+        ("10.0.0.2", "203.0.113.1, 192.168.0.1", 429),
+        // An untrusted peer names nobody.
+        ("198.51.100.1", "203.0.113.3", 101),
+        ("198.51.100.1", "203.0.113.4", 429),
+        ("10.0.0.1", "203.0.113.3", 101),
+        // No address: the hop before it.
+        ("10.0.0.1", "unknown", 101),
+        ("10.0.0.1", "unknown", 429),
+    ] {
+        assert_eq!(attempt(&mut world, from, forwarded), expected, "{from} for {forwarded}");
+    }
+    world.finish();
+}
+
+/// A world with a budget of 1 MiB.
+fn tight() -> World {
+    let mut config = Config::default();
+    config.limits.rate_per_minute = 0;
+    config.limits.buffer_memory = 1024 * 1024;
+    World::with(config, 1_000, 1)
+}
+
+/// Queues `kib` KiB to a phone that does not read.
+fn pile_up(world: &mut World, binary: PeerId, phone: PeerId, kib: usize) {
+    world.stop_reading(phone, 0);
+    for _ in 0..kib {
+        world.deliver(binary, phone, &format!("\"{}\"", "x".repeat(1012)));
+    }
+}
+
+#[test]
+fn the_largest_backlog_is_shed_and_nobody_else() {
+    let mut world = tight();
+    let binary = world.binary("home");
+    let phones: Vec<PeerId> = (0..4).map(|_| world.phone("home")).collect();
+    for (phone, kib) in phones.iter().zip([200, 500, 300, 100]) {
+        assert_eq!(world.relay.live(), (1, 4));
+        pile_up(&mut world, binary, *phone, kib);
+    }
+    assert_eq!(world.relay.live(), (1, 3));
+    assert!(world.relay.buffered() < 601 * 1024);
+    for (index, phone) in phones.iter().enumerate() {
+        world.read_on(*phone);
+        let seen = world.heard(*phone);
+        match index {
+            1 => assert_eq!(seen[seen.len() - 2..], closed(SHED.0, SHED.1)),
+            _ => assert_eq!(seen.len(), [200, 0, 300, 100][index]),
+        }
+    }
+    assert_eq!(world.relay.buffered(), 0);
+    world.finish();
+}
+
+#[test]
+fn a_closing_connection_with_the_largest_backlog_is_shed_too() {
+    let mut world = tight();
+    let old = world.binary("home");
+    let hoards = world.phone("home");
+    pile_up(&mut world, old, hoards, 900);
+    // Reclaimed: the backlog still goes out ahead of the close.
+    world.hang_up(old);
+    world.binary("home");
+    assert!(world.relay.buffered() > 850 * 1024);
+    let binary = world.binary("office");
+    let modest = world.phone("office");
+    pile_up(&mut world, binary, modest, 300);
+    assert_eq!(world.relay.live(), (2, 1), "the modest one stays");
+    // The hoarder is told that not everything came.
+    world.read_on(hoards);
+    let seen = world.heard(hoards);
+    assert_eq!(seen[seen.len() - 2..], closed(SHED.0, SHED.1));
+    world.read_on(modest);
+    assert_eq!(world.heard(modest).len(), 300);
+    world.finish();
+}
+
+#[test]
+fn unfinished_messages_and_heads_come_out_of_the_budget_too() {
+    let mut world = tight();
+    let binary = world.binary("home");
+    let phones: Vec<PeerId> = (0..6).map(|_| world.phone("home")).collect();
+    let part = crate::wire::frame(crate::wire::TEXT, &[b' '; 200 * 1024]);
+    for phone in &phones {
+        world.send_part(*phone, &part[..180 * 1024]);
+    }
+    // Five fit.
+    assert!(world.relay.live().1 < 6);
+    world.text(binary, "{}");
+    // Heads cost each client's own connection, never a WebSocket that holds little.
+    let mut heads = Vec::new();
+    for _ in 0..400 {
+        heads.push(
+            world.dial_from(peer::HOME, format!("GET / HTTP/1.1\r\nx: {:8000}", "").as_bytes()),
+        );
+    }
+    assert_eq!(world.relay.live().0, 1);
+    world.pass(secs(6));
+    assert!(heads.iter().all(|head| world.is_gone(*head)));
+    assert_eq!(world.heard(binary), []);
+    world.finish();
+}
+
+#[test]
+fn a_shed_binary_is_in_grace() {
+    let mut world = tight();
+    let binary = world.binary("home");
+    let phone = world.phone("home");
+    world.stop_reading(binary, 0);
+    world.text(phone, &format!("\"{}\"", "x".repeat(200 * 1024)));
+    // 900 KiB more arrive for another phone, which drains below the binary's share.
+    let other = world.binary("office");
+    for _ in 0..5 {
+        let phone = world.phone("office");
+        pile_up(&mut world, other, phone, 180);
+    }
+    assert_eq!((world.relay.live(), world.relay.slots()), ((1, 6), 2));
+    world.read_on(binary);
+    assert_eq!(world.heard(binary).pop(), Some(Seen::End));
+    assert_eq!(world.heard(phone), []);
+    world.text(phone, "1");
+    assert_eq!(world.heard(phone), closed(4404, "binary disconnected"));
+    let after = world.phone("office");
+    world.deliver(other, after, "1");
+    assert_eq!(world.heard(after), [text("1")]);
+    world.finish();
+}

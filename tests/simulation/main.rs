@@ -1,0 +1,22 @@
+//! The relay in virtual time.
+//!
+//! The real [`pyrycode_relay::relay::Relay`] through its public API, with peers,
+//! links and a clock that this directory makes up ([`world`]). What is promised
+//! in one section of the contract is told in one file, as transcripts: who does
+//! what, what everybody hears. Two files do it at random and at scale.
+
+mod claims;
+mod closes;
+mod envelopes;
+mod gates;
+mod heartbeat;
+mod limits;
+mod messages;
+mod peer;
+mod phones;
+mod shell;
+mod shut_down;
+mod slow_peers;
+mod takeover;
+mod wire;
+mod world;

@@ -1,0 +1,283 @@
+//! Peers that do not drain: who waits, who is closed, and what is lost: nothing.
+
+use pyrycode_relay::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER, PHONE_BACKLOG_MAX};
+use pyrycode_relay::time::TICK;
+
+use crate::peer::{LINK, Seen};
+use crate::wire;
+use crate::world::{PeerId, World, closed, secs, text};
+
+/// A frame of exactly `len` bytes with a number in it.
+fn numbered(number: usize, len: usize) -> String {
+    let digits = number.to_string();
+    format!("\"{digits}{}\"", " ".repeat(len - 2 - digits.len()))
+}
+
+/// The numbers of [`numbered`] frames, bare or in envelopes.
+fn numbers(seen: &[Seen]) -> Vec<usize> {
+    let number = |text: &String| {
+        let frame = text.rsplit_once(":\"").map_or(&text[1..], |(_, frame)| frame);
+        frame.split([' ', '"']).next().and_then(|digits| digits.parse().ok())
+    };
+    seen.iter()
+        .filter_map(|seen| match seen {
+            Seen::Text(text) => Some(number(text).expect("a number")),
+            _ => None,
+        })
+        .collect()
+}
+
+fn is_gapless(numbers: &[usize]) -> bool {
+    numbers.iter().copied().eq(0..numbers.len())
+}
+
+/// The last close frame seen, and nothing but FIN behind it.
+fn assert_ends_with_close(seen: &[Seen], code: u16, reason: &str) {
+    assert_eq!(seen[seen.len() - 2..], closed(code, reason));
+}
+
+#[test]
+fn a_phone_that_does_not_drain_has_a_backlog_of_4_mib_and_then_a_close() {
+    const LEN: usize = 64 * 1024;
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let (slow, quick) = (world.phone("home"), world.phone("home"));
+    world.stop_reading(slow, LINK);
+    let mut sent = 0;
+    while world.relay.live() == (1, 2) {
+        world.deliver(binary, slow, &numbered(sent, LEN));
+        world.deliver(binary, quick, &numbered(sent, LEN));
+        sent += 1;
+        assert!(world.relay.buffered() <= PHONE_BACKLOG_MAX + LEN);
+    }
+    assert_eq!(sent, (PHONE_BACKLOG_MAX + LINK) / LEN, "neither less nor more than 4 MiB");
+    // Nobody else noticed.
+    assert_eq!(numbers(&world.heard(quick)), (0..sent).collect::<Vec<_>>());
+    assert_eq!(world.heard(binary), []);
+    assert!(world.relay.buffered() < 2 * LEN, "the backlog is given back at once");
+    // It reads on within the linger.
+    world.pass(secs(4));
+    world.read_on(slow);
+    let seen = world.heard(slow);
+    assert_ends_with_close(&seen, 1011, "phone backlog full");
+    assert!(is_gapless(&numbers(&seen)));
+    assert!(numbers(&seen).len() < sent);
+    world.finish();
+}
+
+#[test]
+fn a_phone_that_drains_slowly_but_steadily_stays_and_gets_everything() {
+    const LEN: usize = 100_000;
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let phone = world.phone("home");
+    world.stop_reading(phone, LINK);
+    for number in 0..30 {
+        world.deliver(binary, phone, &numbered(number, LEN));
+    }
+    // 3 MB in steps of 9 s. The heartbeat's pings overtake the backlog.
+    while world.relay.buffered() > 0 {
+        world.pass(secs(9));
+        world.read(phone, LINK);
+    }
+    world.read_on(phone);
+    let seen = world.heard(phone);
+    assert_eq!((numbers(&seen).len(), seen.len()), (30, 30));
+    assert!(is_gapless(&numbers(&seen)));
+    world.finish();
+}
+
+#[test]
+fn a_phone_of_which_nothing_drains_for_10_s_is_closed() {
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let (slow, sibling) = (world.phone("home"), world.phone("home"));
+    world.stop_reading(slow, 10);
+    world.deliver(binary, slow, &numbered(0, 100));
+    world.deliver(binary, slow, &numbered(1, 100));
+    // A byte starts the time anew.
+    world.pass(secs(9));
+    world.read(slow, 1);
+    let took = world.pass_until(secs(11), |world| world.relay.live() == (1, 1));
+    assert!((secs(10) - TICK..secs(10) + 2 * TICK).contains(&took), "{took:?}");
+    // What a dead phone costs its sibling.
+    world.deliver(binary, sibling, "1");
+    assert_eq!(world.heard(sibling), [text("1")]);
+    world.pass(secs(4));
+    assert!(!world.is_gone(slow), "it may read on within the linger");
+    world.read_on(slow);
+    let seen = world.heard(slow);
+    assert_eq!(numbers(&seen), [0], "the frame that was begun");
+    assert_ends_with_close(&seen, 1011, "write timeout");
+    world.finish();
+}
+
+#[test]
+fn a_phone_that_never_reads_on_is_dropped_after_the_linger() {
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let phone = world.phone("home");
+    world.stop_reading(phone, 0);
+    world.deliver(binary, phone, "1");
+    world.pass(secs(10) + 2 * TICK);
+    assert_eq!(world.relay.live(), (1, 0));
+    let took = world.pass_until(secs(6), |world| world.is_gone(phone));
+    assert!((secs(4)..secs(5) + TICK).contains(&took), "{took:?}");
+    assert_eq!(world.relay.buffered(), 0);
+    world.finish();
+}
+
+#[test]
+fn a_ping_overtakes_queued_messages_at_the_next_frame_boundary() {
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let phone = world.phone("home");
+    world.stop_reading(phone, 1000);
+    world.deliver(binary, phone, &numbered(0, 5000));
+    for number in 1..20 {
+        world.deliver(binary, phone, &numbered(number, 50_000));
+    }
+    // A byte now and then, for an interval: one ping is queued.
+    for _ in 0..6 {
+        world.pass(secs(5));
+        world.read(phone, 1);
+    }
+    while world.peer(phone).texts == 0 {
+        world.read(phone, 50);
+    }
+    world.read(phone, 50);
+    assert_eq!(world.peer(phone).pings, 1, "right behind the frame under way");
+    world.read_on(phone);
+    assert_eq!(numbers(&world.heard(phone)).len(), 20);
+    world.finish();
+}
+
+#[test]
+fn a_slow_binary_stops_the_reading_of_its_phones_and_loses_nothing() {
+    const LEN: usize = 10_000;
+    const COUNT: usize = 200;
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let bystander = world.binary("office");
+    let phones: Vec<PeerId> = (0..4).map(|_| world.phone("home")).collect();
+    let others = world.phone("office");
+    world.stop_reading(binary, LINK);
+    for number in 0..COUNT {
+        for phone in &phones {
+            world.text(*phone, &numbered(number, LEN));
+        }
+    }
+    assert!(phones.iter().all(|phone| !world.is_reading(*phone)));
+    // What one read and one message in each phone can add.
+    let most = BINARY_HIGH_WATER + phones.len() * (64 * 1024 + LEN);
+    assert!((BINARY_HIGH_WATER..most).contains(&world.relay.buffered()));
+    // A phone that comes now waits like the others; strangers do not.
+    let late = world.phone("home");
+    assert!(!world.is_reading(late));
+    assert!(world.is_reading(others));
+    world.text(others, "1");
+    assert_eq!(world.heard(bystander).len(), 1);
+    // Resumed at the low-water mark, not before.
+    while world.relay.buffered() > BINARY_LOW_WATER + 5_000 {
+        world.read(binary, 5_000);
+        assert!(!world.is_reading(late), "{} bytes wait", world.relay.buffered());
+    }
+    world.read(binary, 10_000);
+    assert!(world.relay.buffered() > BINARY_LOW_WATER, "there was more to read at once");
+    world.read_on(binary);
+    assert!(phones.iter().all(|phone| world.is_reading(*phone)) && world.is_reading(late));
+    let seen = world.heard(binary);
+    for phone in &phones {
+        let own: Vec<Seen> = seen
+            .iter()
+            .filter(|seen| matches!(seen, Seen::Text(text) if text.contains(world.peer(*phone).conn_id())))
+            .cloned()
+            .collect();
+        assert_eq!(numbers(&own), (0..COUNT).collect::<Vec<_>>());
+        assert_eq!(world.heard(*phone), []);
+    }
+    assert_eq!(seen.len(), COUNT * phones.len());
+    world.finish();
+}
+
+#[test]
+fn a_binary_of_which_nothing_drains_for_10_s_is_closed_and_its_grace_starts() {
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let phone = world.phone("home");
+    world.stop_reading(binary, 0);
+    for number in 0..50 {
+        world.text(phone, &numbered(number, 10_000));
+    }
+    assert!(!world.is_reading(phone));
+    let took = world.pass_until(secs(11), |world| world.relay.live().0 == 0);
+    assert!((secs(10)..secs(10) + 2 * TICK).contains(&took), "{took:?}");
+    // The phone is read again, and what it sends has no receiver.
+    assert_eq!(world.heard(phone), closed(4404, "binary disconnected"));
+    let quiet = world.phone("home");
+    assert_eq!((world.heard(quiet), world.relay.slots()), (vec![], 1));
+    world.read_on(binary);
+    assert_eq!(world.heard(binary), closed(1011, "write timeout"));
+    world.pass(secs(31));
+    assert_eq!(world.relay.slots(), 0);
+    world.finish();
+}
+
+#[test]
+fn a_takeover_from_a_slow_binary_lets_new_phones_be_read() {
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let phone = world.phone("home");
+    world.stop_reading(binary, LINK);
+    for number in 0..50 {
+        world.text(phone, &numbered(number, 10_000));
+    }
+    let new = world.binary("home");
+    world.pass(secs(10) + 2 * TICK);
+    assert!(world.heard(phone).contains(&Seen::Close(4404, "binary reclaimed server-id".into())));
+    let next = world.phone("home");
+    assert!(world.is_reading(next));
+    world.text(next, "1");
+    assert_eq!(world.heard(new).len(), 1);
+    world.finish();
+}
+
+#[test]
+fn time_in_which_a_phone_is_not_read_counts_against_no_deadline_of_its() {
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let (busy, half) = (world.phone("home"), world.phone("home"));
+    // 29 of 30 s for the end of this message are over.
+    world.send_part(half, &wire::frame(wire::TEXT, b"[1]")[..5]);
+    world.pass(secs(29));
+    world.stop_reading(binary, 2_000);
+    for number in 0..100 {
+        world.text(busy, &numbered(number, 5_000));
+    }
+    assert!(!world.is_reading(half));
+    world.heard(binary);
+    // The binary goes on so slowly that it stays above the low-water mark.
+    for _ in 0..30 {
+        world.pass(secs(9));
+        world.read(binary, 2_000);
+        world.read(binary, 2_000);
+    }
+    assert!(!world.is_reading(half));
+    assert_eq!(world.relay.live(), (1, 2));
+    assert!(world.peer(half).pings > 5, "it is pinged none the less");
+    world.read_on(binary);
+    world.text(busy, "1");
+    world.pass(TICK);
+    assert_eq!((world.heard(busy), world.heard(half)), (vec![], vec![]), "their pongs were there");
+    world.send(half, &wire::frame(wire::TEXT, b"[1]")[5..]);
+    let envelope = world.envelope(half, "[1]");
+    assert_eq!(world.heard(binary).last(), Some(&text(&envelope)));
+    // And then the clock of the message and of the heartbeat runs again.
+    world.send_part(half, &wire::frame(wire::TEXT, b"[1]")[..5]);
+    world.pass(secs(30) + 2 * TICK);
+    assert_eq!(world.heard(half), closed(1008, "message timeout"));
+    world.vanish(busy);
+    world.pass(secs(60) + 2 * TICK);
+    assert_eq!(world.relay.live(), (1, 0));
+    world.finish();
+}

@@ -142,6 +142,16 @@ impl CloseCause {
             Self::BinaryReclaimed | Self::GraceExpired | Self::BinaryRequest(_) | Self::Shutdown
         )
     }
+
+    /// Whether the peer's frames can no longer be told apart: it broke the rules
+    /// for that, or the memory for the one under way was given back.
+    #[must_use]
+    pub const fn loses_framing(self) -> bool {
+        matches!(
+            self,
+            Self::ProtocolError | Self::InvalidUtf8 | Self::MessageTooBig | Self::OutOfBufferMemory
+        )
+    }
 }
 
 /// Whether a status code may stand in a close frame (RFC 6455 §7.4, and the

@@ -54,11 +54,31 @@ struct Closing {
     half_closed: bool,
     /// The peer has sent its last byte.
     peer_ended: bool,
+    /// The peer has sent its own close frame.
+    answered: bool,
+    /// Its frames can still be told apart.
+    is_framed: bool,
 }
 
 impl Closing {
-    fn until(deadline: Instant) -> State {
-        State::Closing(Self { deadline, drained: 0, half_closed: false, peer_ended: false })
+    fn until(deadline: Instant) -> Self {
+        Self {
+            deadline,
+            drained: 0,
+            half_closed: false,
+            peer_ended: false,
+            answered: false,
+            is_framed: false,
+        }
+    }
+
+    /// Both close frames are out: the peer has only its FIN left to send, and
+    /// who was told to wait for ours (RFC 6455 §7.1.1) has got it. What else it
+    /// sends is still drained for a moment, lest a reset destroys our close.
+    fn hasten(&mut self, now: Instant, timeouts: &Timeouts) {
+        if self.half_closed && self.answered {
+            self.deadline = self.deadline.min(now + timeouts.linger / 10);
+        }
     }
 }
 
@@ -167,11 +187,10 @@ impl Connection {
         input: &mut &[u8],
         codec: &mut Codec,
         now: Instant,
+        timeouts: &Timeouts,
     ) -> Result<Option<Incoming>, CloseCause> {
-        if let State::Closing(closing) = &mut self.state {
-            let more = u32::try_from(input.len()).unwrap_or(u32::MAX);
-            closing.drained = closing.drained.saturating_add(more);
-            *input = &[];
+        if self.is_closing() {
+            self.drain(mem::take(input), codec, now, timeouts);
             return Ok(None);
         }
         let mut at_rest = Assembly::default();
@@ -190,6 +209,26 @@ impl Connection {
         }
         self.settle();
         Ok(incoming)
+    }
+
+    /// Input after our close: nothing of it counts but the peer's own close.
+    fn drain(&mut self, mut input: &[u8], codec: &mut Codec, now: Instant, timeouts: &Timeouts) {
+        let mut inbound = self.inbound.take().unwrap_or_else(|| Box::new(Inbound::new(now)));
+        let State::Closing(closing) = &mut self.state else { return };
+        let more = u32::try_from(input.len()).unwrap_or(u32::MAX);
+        closing.drained = closing.drained.saturating_add(more);
+        while closing.is_framed && !closing.answered {
+            match codec.next(&mut inbound.assembly, &mut input) {
+                Ok(Some(Incoming::Close(_))) => closing.answered = true,
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => closing.is_framed = false,
+            }
+        }
+        closing.hasten(now, timeouts);
+        if closing.is_framed && !closing.answered && !inbound.is_empty() {
+            self.inbound = Some(inbound);
+        }
     }
 
     /// The peer has sent its last byte.
@@ -300,9 +339,19 @@ impl Connection {
         outbox.push_close(&payload, waits);
         // Who was too slow for messages has its linger for the close all the same.
         outbox.restart(now);
-        self.inbound = None;
         let allowed = if waits { timeouts.close_backlog } else { timeouts.linger };
-        self.state = Closing::until(now + allowed);
+        self.state = State::Closing(Closing {
+            answered: cause == CloseCause::PeerClosed,
+            is_framed: !cause.loses_framing(),
+            ..Closing::until(now + allowed)
+        });
+        if let Some(inbound) = &mut self.inbound {
+            inbound.paused = None;
+        }
+        if cause.loses_framing() {
+            self.inbound = None;
+        }
+        self.settle();
     }
 
     /// Closing already: gives up the messages that the close frame waits behind,
@@ -323,7 +372,7 @@ impl Connection {
     pub fn refuse(&mut self, answer: &[u8], now: Instant, timeouts: &Timeouts) {
         self.outbox(now).push_answer(answer);
         self.inbound = None;
-        self.state = Closing::until(now + timeouts.linger);
+        self.state = State::Closing(Closing::until(now + timeouts.linger));
     }
 
     /// What to write next, in this order, in one call.
@@ -349,6 +398,7 @@ impl Connection {
             return false;
         }
         closing.deadline = closing.deadline.min(now + timeouts.linger);
+        closing.hasten(now, timeouts);
         true
     }
 

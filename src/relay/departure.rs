@@ -29,9 +29,11 @@ impl Relay {
             return;
         }
         let was_reading = connection.is_reading();
+        let early = connection.take_early();
         connection.close(cause, echo, now, &self.timeouts);
         let peers_code = echo.first_chunk().map(|code| u16::from_be_bytes(*code));
         self.depart(id, cause, cause.frame().map(|(code, _)| code).or(peers_code), now);
+        self.handle_frames(id, &early, now);
         if !was_reading {
             self.effects.push_back(Effect::Resume(id));
         }

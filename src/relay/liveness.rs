@@ -48,7 +48,8 @@ impl Relay {
     /// still up, it ends.
     pub fn judge(&mut self, id: ConnId, now: Instant) {
         let Some(index) = self.index(id) else { return };
-        let Entry { role, slot, connection, .. } = &mut self.connections[index];
+        let Entry { role, slot, connection, is_judge_queued, .. } = &mut self.connections[index];
+        *is_judge_queued = false;
         let slot = *slot;
         if *role == Role::Binary
             && let Some(succession) = self.registry.depose(slot, now)
@@ -91,11 +92,21 @@ impl Relay {
             None => {}
             Some(Expiry::Ping(sequence)) => self.send_ping(id, sequence, now),
             Some(Expiry::Disconnect) => self.remove(id),
-            Some(Expiry::Head | Expiry::Close(_)) => self.effects.push_back(Effect::Judge(id)),
+            Some(Expiry::Head | Expiry::Close(_)) => self.suspect(id),
             Some(Expiry::Claim) => {
-                let holder = self.registry.holder(entry.slot);
-                self.effects.extend(holder.map(Effect::Judge));
+                if let Some(holder) = self.registry.holder(entry.slot) {
+                    self.suspect(holder);
+                }
             }
+        }
+    }
+
+    /// Has a connection read to the end and judged.
+    fn suspect(&mut self, id: ConnId) {
+        if let Some(entry) = self.entry_mut(id)
+            && !std::mem::replace(&mut entry.is_judge_queued, true)
+        {
+            self.effects.push_back(Effect::Judge(id));
         }
     }
 

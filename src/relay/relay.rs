@@ -82,6 +82,7 @@ pub(super) struct Entry {
     pub(super) client: IpAddr,
     pub(super) role: Role,
     is_transmit_queued: bool,
+    pub(super) is_judge_queued: bool,
     /// Meaningful with a role.
     pub(super) slot: SlotKey,
     /// Bytes charged to the budget for it.
@@ -160,6 +161,7 @@ impl Relay {
             client: peer.to_canonical(),
             role: Role::None,
             is_transmit_queued: false,
+            is_judge_queued: false,
             slot: SlotKey(0),
             charged: 0,
         });
@@ -308,7 +310,7 @@ impl Relay {
     pub(super) fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
         while let Some(index) = self.index(id) {
             let connection = &mut self.connections[index].connection;
-            match connection.next_incoming(&mut input, &mut self.codec, now) {
+            match connection.next_incoming(&mut input, &mut self.codec, now, &self.timeouts) {
                 Ok(Some(incoming)) => self.on_incoming(id, incoming, now),
                 Ok(None) => return self.remove_if_done(id),
                 Err(cause) => self.close(id, cause, now),

@@ -117,6 +117,16 @@ impl World {
                 self.peers[peer].on_half_close();
                 self.react(peer);
             }
+            Effect::Judge(id) => {
+                while let Some(peer) = self.find(id)
+                    && self.relay.is_reading(id)
+                    && !self.peers[peer].outgoing.is_empty()
+                {
+                    self.read_socket(peer);
+                }
+                self.relay.judge(id, self.now);
+                self.check();
+            }
             Effect::Disconnect(id) => {
                 let peer = self.by_id.remove(&id.to_bits()).expect("disconnects once");
                 self.peers[peer].on_disconnect();
@@ -132,6 +142,7 @@ impl World {
             let (Effect::Transmit(id)
             | Effect::Resume(id)
             | Effect::HalfClose(id)
+            | Effect::Judge(id)
             | Effect::Disconnect(id)) = effect;
             assert!(!gone.contains(id), "{effect:?} after its disconnect");
             if matches!(effect, Effect::Disconnect(_)) {

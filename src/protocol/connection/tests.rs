@@ -1,3 +1,5 @@
+//! The life of one connection as transcripts: what is fed, what is due, what is written.
+
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -83,7 +85,7 @@ impl Line {
     fn hear(&mut self, ms: u64, mut piece: &[u8]) -> Result<Vec<Incoming>, CloseCause> {
         let mut heard = Vec::new();
         while let Some(incoming) =
-            self.connection.next_incoming(&mut piece, &mut self.codec, at(ms))?
+            self.connection.next_incoming(&mut piece, &mut self.codec, at(ms), &TIMEOUTS)?
         {
             heard.push(incoming);
         }
@@ -607,15 +609,55 @@ fn a_peers_close_is_echoed_as_it_came() {
 }
 
 #[test]
-fn a_close_ends_a_pause_and_forgets_the_message_under_way() {
+fn a_close_ends_a_pause() {
     let mut line = Line::quiet();
     line.hear_count(1_000, &frame(TEXT, &[b'x'; 1_000])[..500], 0);
     line.connection.pause(at(1_000));
     line.close(2_000, OVERTAKES);
     assert!(line.connection.is_reading(), "its input is drained");
-    assert_eq!(line.connection.held(), line.connection.backlog());
     assert!(!line.connection.resume(at(3_000), &TIMEOUTS));
     line.assert_due(7_000, Expiry::Disconnect);
+}
+
+#[test]
+fn a_peer_that_answers_the_close_does_not_linger() {
+    let answer = frame(0x88, &1011_u16.to_be_bytes());
+    let before = frame(TEXT, b"on its way when we closed");
+    // Cut where a message was under way, or between two.
+    for begun in [0, 3, before.len()] {
+        let mut line = Line::quiet();
+        line.hear(1_000, &before[..begun]).expect("legal");
+        line.close(2_000, OVERTAKES);
+        line.write_all(2_000);
+        line.connection.half_close(at(2_000), &TIMEOUTS);
+        line.hear(3_000, &before[begun..]).expect("drained");
+        line.hear(3_000, &answer[..4]).expect("drained");
+        assert_eq!(line.connection.deadline(&TIMEOUTS), at(7_000), "not answered yet");
+        line.hear(3_000, &answer[4..]).expect("drained");
+        line.assert_due(3_500, Expiry::Disconnect);
+    }
+}
+
+#[test]
+fn an_answer_does_not_end_what_is_not_written_yet() {
+    let mut line = Line::quiet();
+    line.close(1_000, OVERTAKES);
+    line.hear(2_000, &frame(0x88, b"")).expect("drained");
+    assert_eq!(line.connection.deadline(&TIMEOUTS), at(6_000));
+    line.write_all(3_000);
+    assert!(line.connection.half_close(at(3_000), &TIMEOUTS));
+    line.assert_due(3_500, Expiry::Disconnect);
+}
+
+#[test]
+fn garbage_after_our_close_is_no_answer() {
+    let mut line = Line::quiet();
+    line.close(1_000, OVERTAKES);
+    line.write_all(1_000);
+    line.hear(2_000, &[0xff; 40]).expect("drained");
+    line.hear(2_000, &frame(0x88, b"")).expect("drained");
+    assert_eq!(line.connection.held(), 0);
+    line.assert_due(6_000, Expiry::Disconnect);
 }
 
 #[test]
@@ -636,8 +678,9 @@ fn input_while_closing_is_thrown_away_unread_and_bounded() {
 fn a_violation_ends_the_rest_of_the_piece() {
     let mut line = Line::quiet();
     let mut piece = &[frame(TEXT, b"1"), vec![TEXT, 0], frame(TEXT, b"2")].concat()[..];
-    let mut next =
-        |line: &mut Line, ms| line.connection.next_incoming(&mut piece, &mut line.codec, at(ms));
+    let mut next = |line: &mut Line, ms| {
+        line.connection.next_incoming(&mut piece, &mut line.codec, at(ms), &TIMEOUTS)
+    };
     let one = next(&mut line, 1).expect("legal").expect("whole");
     assert!(matches!(one, Incoming::Message(message) if Message::bytes(&message) == b"1"));
     let cause = next(&mut line, 1).expect_err("unmasked");

@@ -1,3 +1,5 @@
+//! Every edge of the heartbeat in virtual time.
+
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 

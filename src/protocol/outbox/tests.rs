@@ -1,3 +1,5 @@
+//! Whole frames in order, whatever the kernel takes at a time.
+
 use std::time::Duration;
 
 use rand::rngs::StdRng;

@@ -18,13 +18,17 @@ fn wrapped(frame: &str) -> String {
     String::from_utf8(wrap(ID, frame).concat()).unwrap()
 }
 
+/// Whether a phone may send this.
+fn accepts(message: &str) -> bool {
+    frame(message).is_some()
+}
+
 /// `depth` arrays, one in the other.
 fn nested(depth: usize) -> String {
     format!("{}{}", "[".repeat(depth), "]".repeat(depth))
 }
 
 /// Runs with 256 KiB of stack, of which 100,000 levels of recursion leave nothing.
-#[expect(clippy::disallowed_methods, reason = "only a thread has a stack of chosen size")]
 fn on_small_stack(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::Builder::new().stack_size(256 * 1024).spawn(test).unwrap();
     thread.join().unwrap();
@@ -40,7 +44,7 @@ fn an_envelope_adds_what_client_authors_are_told() {
 fn what_is_wrapped_is_the_frame_byte_for_byte_and_valid() {
     for frame in [
         "{}",
-        "null",
+        "true",
         "\"\\ud800\"",
         "[ 1 ,\t2 ]",
         "1.0000000000000000000000000001e+0400",
@@ -221,7 +225,7 @@ fn a_frame_may_nest_as_deep_as_documented_on_any_stack() {
             [(128, true), (NESTING_MAX, true), (NESTING_MAX + 1, false), (100_000, false)]
         {
             let frame = nested(depth);
-            assert_eq!(super::frame(&frame).is_some(), is_accepted, "{depth}");
+            assert_eq!(accepts(&frame), is_accepted, "{depth}");
             let expected =
                 if is_accepted { deliver("c", Some(&frame), None) } else { Err(Dropped::TooDeep) };
             let envelope = format!(r#"{{"conn_id":"c","frame":{frame}}}"#);
@@ -231,8 +235,8 @@ fn a_frame_may_nest_as_deep_as_documented_on_any_stack() {
             assert_eq!(unwrap(&envelope).is_ok(), is_accepted, "{depth}");
         }
         let objects = format!("{}1{}", r#"{"a":"#.repeat(NESTING_MAX), "}".repeat(NESTING_MAX));
-        assert!(super::frame(&objects).is_some());
-        assert!(super::frame(&format!("[{objects}]")).is_none());
+        assert!(accepts(&objects));
+        assert!(!accepts(&format!("[{objects}]")));
     });
 }
 
@@ -241,7 +245,7 @@ fn what_is_never_closed_or_in_the_wrong_place_is_refused_on_any_stack() {
     on_small_stack(|| {
         for open in ["[", "{\"a\":", "[[],"] {
             let endless = open.repeat(100_000);
-            assert!(super::frame(&endless).is_none());
+            assert!(!accepts(&endless));
             for envelope in [
                 endless.clone(),
                 format!(r#"{{"conn_id":"c","frame":{endless}"#),
@@ -268,13 +272,13 @@ fn brackets_count_neither_in_strings_nor_side_by_side() {
         format!("[\"\\\"{brackets}\",\"\\\\\",\"{brackets}\\\\\"]"),
         format!("[{}[]]", "[],".repeat(2 * NESTING_MAX)),
     ] {
-        assert_eq!(super::frame(&frame), Some(frame.as_str()));
+        assert!(accepts(&frame));
         let envelope = format!(r#"{{"conn_id":"c","frame":{frame}}}"#);
         assert_eq!(unwrap(&envelope), deliver("c", Some(&frame), None));
     }
     // A quote that is escaped ends no string, and an escaped backslash escapes nothing.
     let hidden = format!("[\"\\\\\",{}]", nested(NESTING_MAX));
-    assert_eq!(super::frame(&hidden), None);
+    assert!(!accepts(&hidden));
 }
 
 #[test]
@@ -282,8 +286,8 @@ fn a_frame_is_one_json_value() {
     for good in
         ["{}", "[]", "0", "-1.5e+10", "\"\"", "null", "true", "\"\\u0000\\ud800\"", "\"\u{7f}\""]
     {
-        assert_eq!(super::frame(good), Some(good));
-        assert_eq!(super::frame(&format!(" \t\r\n{good}\n")), Some(good));
+        assert!(accepts(good), "{good:?}");
+        assert!(accepts(&format!(" \t\r\n{good}\n")), "{good:?}");
     }
     for bad in [
         "",
@@ -318,7 +322,7 @@ fn a_frame_is_one_json_value() {
         "[1 2]",
         "{\"a\" 1}",
     ] {
-        assert_eq!(super::frame(bad), None, "{bad:?}");
+        assert!(!accepts(bad), "{bad:?}");
     }
 }
 
@@ -337,7 +341,7 @@ fn frames_are_what_a_parser_with_a_tree_accepts() {
     use rand::{RngExt, SeedableRng};
 
     const PIECES: [&str; 24] = [
-        "{", "}", "[", "]", ",", ":", "\"", "\"a\"", "\\", "\\u00", "41", "1", "-", "0", ".", "e",
+        "{", "}", "[", "]", ",", ":", "\"", "\"a\"", "\\", "\\u00", "41", "1", "-", "0", ".", "e-",
         "+", "true", "null", " ", "\n", "ü", "{\"a\":", "[1,2]",
     ];
     for seed in 0..20_000 {
@@ -345,7 +349,7 @@ fn frames_are_what_a_parser_with_a_tree_accepts() {
         let count = rng.random_range(1..8);
         let text: String = (0..count).map(|_| PIECES[rng.random_range(0..PIECES.len())]).collect();
         let is_json = serde_json::from_str::<Value>(&text).is_ok();
-        assert_eq!(super::frame(&text).is_some(), is_json, "seed {seed}: {text:?}");
+        assert_eq!(accepts(&text), is_json, "seed {seed}: {text:?}");
         if is_json {
             let envelope = wrapped(&text);
             serde_json::from_str::<Value>(&envelope).unwrap();
@@ -353,7 +357,7 @@ fn frames_are_what_a_parser_with_a_tree_accepts() {
             match unwrap(&envelope) {
                 Ok(Envelope::Deliver { frame, .. }) => assert_eq!(frame, expected, "seed {seed}"),
                 other => {
-                    assert_eq!((other, expected), (Err(Dropped::NoFrame), None), "seed {seed}")
+                    assert_eq!((other, expected), (Err(Dropped::NoFrame), None), "seed {seed}");
                 }
             }
         }

@@ -1,0 +1,40 @@
+//! More dialers than descriptors: the relay waits, and serves whom it has.
+
+use std::net::TcpStream;
+
+use crate::support::{Opcode, Peer, Process, connect, envelope, eventually, healthz, millis};
+
+#[test]
+fn out_of_descriptors_it_stops_accepting_without_a_spin_and_recovers() {
+    let process = Process::start_with_descriptors(100);
+    let relay = process.relay;
+    let mut binary = Peer::binary(relay, "home");
+    let mut phone = Peer::phone(relay, "home");
+    let dialers: Vec<TcpStream> = (0..200).map(|_| connect(relay)).collect();
+    process.expect_line("accept_paused");
+
+    // It sleeps, and says no more about it.
+    let before = process.processor_time();
+    if let Some(line) = process.next_line(millis(1500)) {
+        panic!("{line}");
+    }
+    let used = process.processor_time() - before;
+    assert!(used <= 15, "{used} of 150 hundredths of a second");
+    assert!(process.descriptors() >= 99);
+
+    for n in 0..100 {
+        phone.say(&n.to_string());
+        assert_eq!(binary.hear_text(), envelope(&phone.id, &n.to_string()));
+        binary.tell(&phone.id, &n.to_string());
+        assert_eq!(phone.hear_text(), n.to_string());
+    }
+
+    drop(dialers);
+    let mut late = Peer::phone(relay, "home");
+    late.send(Opcode::Text, b"1");
+    assert_eq!(binary.hear_text(), envelope(&late.id, "1"));
+    eventually("all who left are gone", || process.descriptors() < 20);
+    assert_eq!(healthz(relay), (1, 2));
+    let again = std::iter::from_fn(|| process.next_line(millis(0)));
+    assert!(again.filter(|line| line.contains("accept_paused")).count() <= 1);
+}

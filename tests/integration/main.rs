@@ -1,0 +1,26 @@
+//! The relay over real sockets, as its peers and its operator meet it.
+//!
+//! Expectations come from the contract, not from the code. Peers are plain
+//! `std` sockets that write their frames by hand ([`support::Peer`]), so that
+//! they can also write wrong ones. Nothing leaves 127.0.0.0/8, nothing needs
+//! root, and nothing sleeps: every wait is for a condition, with a deadline.
+//!
+//! A test that waits for a timeout shortens that one and leaves all others as
+//! they are, so that a slow machine makes it slow and not red.
+
+#![allow(clippy::disallowed_methods, reason = "tests live outside the deterministic core")]
+#![allow(unreachable_pub, reason = "a test binary exports nothing")]
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
+mod claims;
+mod closing;
+mod command_line;
+mod descriptors;
+mod enemy;
+mod heartbeat;
+mod limits;
+mod log_pipe;
+mod shutdown;
+mod slow_peers;
+mod support;
+mod wire;

@@ -1,0 +1,130 @@
+//! SIGTERM and SIGINT: everybody is told, then the process ends.
+
+use std::io::Write;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::{
+    Answer, Heard, Peer, Process, ask, connect, connect_reading_little, eventually, phone_head,
+};
+
+const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n";
+
+/// Hears 1001 and answers it as RFC 6455 wants it: a close, then wait for FIN.
+fn answer_close(peer: &mut Peer) {
+    let heard = loop {
+        // A pong now could answer a probe, and a claimant would hear 4409.
+        match peer.hear() {
+            Heard::Ping(_) => {}
+            heard => break heard,
+        }
+    };
+    assert_eq!(heard, Heard::Close(Some((1001, "shutting down".into()))));
+    peer.send_close(1001);
+    assert_eq!(peer.hear(), Heard::End);
+}
+
+#[test]
+fn everybody_is_told_and_the_process_ends_well() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut process = Process::start(&[]);
+        let relay = process.relay;
+        let mut peers = vec![Peer::binary(relay, "home"), Peer::phone(relay, "home")];
+        // A claimant that waits, and a phone whose binary is away.
+        peers.push(Peer::binary(relay, "home"));
+        drop(Peer::binary(relay, "away"));
+        peers.push(Peer::phone(relay, "away"));
+        process.signal(signal);
+        for peer in &mut peers {
+            answer_close(peer);
+        }
+        drop(peers);
+        let (status, took) = process.wait();
+        assert_eq!(status, Some(0));
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    }
+}
+
+#[test]
+fn with_nobody_there_it_ends_at_once() {
+    let mut process = Process::start(&[]);
+    process.signal(Signal::TERM);
+    let (status, took) = process.wait();
+    assert_eq!(status, Some(0));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn while_it_drains_it_says_so_and_takes_nobody() {
+    let mut process = Process::start(&[]);
+    let relay = process.relay;
+    let mut holdout = Peer::binary(relay, "home");
+    let head = phone_head("home");
+    let (begun, rest) = head.split_at(40);
+    let mut in_flight = connect(relay);
+    in_flight.write_all(begun.as_bytes()).unwrap();
+    assert_eq!(ask(relay, HEALTHZ).status, 200);
+    process.signal(Signal::TERM);
+    assert_eq!(holdout.hear_honestly(), Heard::Close(Some((1001, "shutting down".into()))));
+
+    let health = ask(relay, HEALTHZ);
+    assert_eq!(health.status, 503);
+    assert!(health.body.starts_with("{\"status\":\"draining\","), "{}", health.body);
+    assert_eq!(ask(relay, &HEALTHZ.replace("healthz", "readyz")).status, 503);
+    for path in ["/v1/server", "/v1/client"] {
+        let answer = ask(relay, &head.replace("/v1/client", path));
+        assert_eq!((answer.status, answer.body.as_str()), (503, ""), "{path}");
+    }
+    in_flight.write_all(rest.as_bytes()).unwrap();
+    assert_eq!(Answer::read(&mut in_flight).status, 503);
+
+    drop((holdout, in_flight));
+    let (status, took) = process.wait();
+    assert_eq!(status, Some(0));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut process = Process::start(&[]);
+    let mut holdout = Peer::binary(process.relay, "home");
+    process.signal(Signal::TERM);
+    assert!(matches!(holdout.hear_honestly(), Heard::Close(_)));
+    process.signal(Signal::INT);
+    let (status, took) = process.wait();
+    assert_eq!(status, Some(1));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn whoever_is_closing_already_hears_nothing_more() {
+    let mut process = Process::start(&[]);
+    let mut peer = Peer::phone(process.relay, "none");
+    assert_eq!(peer.hear(), Heard::Close(Some((4404, "no server with that id".into()))));
+    process.signal(Signal::TERM);
+    eventually("it drains", || ask(process.relay, HEALTHZ).status == 503);
+    assert_eq!(peer.hear(), Heard::End);
+    drop(peer);
+    assert_eq!(process.wait().0, Some(0));
+}
+
+#[test]
+fn peers_that_do_not_answer_hold_it_up_for_ten_seconds_at_most() {
+    let mut process = Process::start(&[]);
+    let relay = process.relay;
+    let mut binary = Peer::binary(relay, "home");
+    let _silent = Peer::phone(relay, "home");
+    // Nothing drains to this one, and its backlog is waited for.
+    let stuck = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
+    let payload = format!("\"{}\"", "x".repeat(100_000));
+    for _ in 0..20 {
+        binary.tell(&stuck.id, &payload);
+    }
+    binary.expect_alive();
+    process.signal(Signal::TERM);
+    let (status, took) = process.wait();
+    assert_eq!(status, Some(0));
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    drop(stuck);
+}

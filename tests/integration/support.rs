@@ -1,0 +1,76 @@
+//! What every test needs: a relay to dial, peers to dial it with, patience.
+
+mod http;
+mod peer;
+mod process;
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyrycode_relay::config::{Config, Timeouts};
+use pyrycode_relay::server::Server;
+use pyrycode_relay::server::listener::Listener;
+
+pub use http::{
+    Answer, ask, connect, connect_from, connect_reading_little, connect_writing_little, healthz,
+};
+pub use peer::{
+    Heard, Opcode, Peer, binary_head, envelope, frame, header, phone_head, upgrade_head,
+};
+pub use process::{Process, run};
+
+/// The longest wait for what should come at once. Only a failing test takes it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// So long that nothing of it happens within a test.
+pub const NEVER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Short for a test.
+pub const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A relay on a thread of this process, which ends with it. Without rate limit
+/// and without ordinary pings, if `adjust` does not say otherwise.
+pub fn relay(adjust: impl FnOnce(&mut Config)) -> SocketAddr {
+    relay_for(10_000, adjust)
+}
+
+/// The same with room for so many WebSockets.
+pub fn relay_for(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAddr {
+    let mut config = Config {
+        timeouts: Timeouts { ping_interval: NEVER, ..Timeouts::STANDARD },
+        ..Config::default()
+    };
+    config.limits.rate_per_minute = 0;
+    adjust(&mut config);
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut server = Server::new(&config, capacity, [7; 32], listener, None).unwrap();
+    thread::spawn(move || server.run());
+    address
+}
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::park_timeout(millis(5));
+    }
+}
+
+/// Waits until `value` has stood still for a while and returns it.
+pub fn settled<T: PartialEq>(mut value: impl FnMut() -> T) -> T {
+    const STILL: Duration = Duration::from_millis(300);
+    let (mut last, mut since) = (value(), Instant::now());
+    eventually("it stands still", || {
+        let now = value();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        since.elapsed() > STILL
+    });
+    last
+}

@@ -1,0 +1,87 @@
+//! Plain HTTP over a plain stream: ways to dial, and whole answers.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+
+use socket2::{Domain, Socket, Type};
+
+use super::PATIENCE;
+
+/// Dials.
+pub fn connect(relay: SocketAddr) -> TcpStream {
+    connect_from([127, 0, 0, 1], relay)
+}
+
+/// Dials from another address of this machine.
+pub fn connect_from(source: impl Into<Ipv4Addr>, relay: SocketAddr) -> TcpStream {
+    dial(relay, |socket| {
+        socket.bind(&SocketAddr::from((IpAddr::V4(source.into()), 0)).into()).unwrap();
+    })
+}
+
+/// Dials with a small receive buffer: full soon when this end does not read.
+pub fn connect_reading_little(relay: SocketAddr) -> TcpStream {
+    dial(relay, |socket| socket.set_recv_buffer_size(16 * 1024).unwrap())
+}
+
+/// Dials with a small send buffer: full soon when the relay does not read.
+pub fn connect_writing_little(relay: SocketAddr) -> TcpStream {
+    dial(relay, |socket| socket.set_send_buffer_size(16 * 1024).unwrap())
+}
+
+fn dial(relay: SocketAddr, prepare: impl FnOnce(&Socket)) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    prepare(&socket);
+    socket.connect(&relay.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Everything that came up to the end of the connection, taken apart at the
+/// first blank line.
+#[derive(Debug)]
+pub struct Answer {
+    /// The code of the status line.
+    pub status: u16,
+    /// Status line and fields, without the blank line.
+    pub head: String,
+    /// What came after it.
+    pub body: String,
+}
+
+impl Answer {
+    /// Reads to the end, which must be a FIN and not a reset.
+    pub fn read(stream: &mut TcpStream) -> Self {
+        let mut bytes = Vec::new();
+        let end = stream.read_to_end(&mut bytes);
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(end.is_ok(), "{end:?} after {text:?}");
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
+        let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+        let status = status.and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{head}"));
+        Self { status, head: head.into(), body: body.into() }
+    }
+
+    /// Whether a field line stands in the head, exactly so.
+    pub fn has(&self, line: &str) -> bool {
+        self.head.lines().any(|own| own == line)
+    }
+}
+
+/// Asks and reads the answer to its end.
+pub fn ask(relay: SocketAddr, request: &str) -> Answer {
+    let mut stream = connect(relay);
+    stream.write_all(request.as_bytes()).unwrap();
+    Answer::read(&mut stream)
+}
+
+/// Connected binaries and phones.
+pub fn healthz(relay: SocketAddr) -> (u64, u64) {
+    let answer = ask(relay, "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
+    let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    let count = |key: &str| body[key].as_u64().unwrap();
+    (count("connected_binaries"), count("connected_phones"))
+}

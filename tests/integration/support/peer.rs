@@ -1,0 +1,281 @@
+//! A WebSocket peer that writes its frames by hand.
+//!
+//! It checks on every frame what the relay owes everybody: final, unmasked, no
+//! reserved bit, and nothing after a close.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use super::{PATIENCE, connect};
+
+/// Opcodes of RFC 6455 §5.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opcode {
+    Continuation = 0,
+    Text = 1,
+    Binary = 2,
+    Close = 8,
+    Ping = 9,
+    Pong = 10,
+}
+
+/// What a peer hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Text(String),
+    Ping(Vec<u8>),
+    Pong(Vec<u8>),
+    /// Code and reason; `None` for an empty close.
+    Close(Option<(u16, String)>),
+    /// FIN.
+    End,
+}
+
+/// The header of a masked frame whose mask is zero, so that payloads stand on
+/// the wire as they are: first byte as given, length in its shortest form.
+pub fn header(first: u8, len: u64) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match len {
+        0..126 => bytes.push(0x80 | len as u8),
+        126..0x1_0000 => {
+            bytes.push(0x80 | 126);
+            bytes.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        _ => {
+            bytes.push(0x80 | 127);
+            bytes.extend_from_slice(&len.to_be_bytes());
+        }
+    }
+    bytes.extend_from_slice(&[0; 4]);
+    bytes
+}
+
+/// A whole masked frame, with a mask that changes the payload.
+pub fn frame(opcode: Opcode, is_final: bool, payload: &[u8]) -> Vec<u8> {
+    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+    let mut bytes = header(u8::from(is_final) << 7 | opcode as u8, payload.len() as u64);
+    let mask_at = bytes.len() - MASK.len();
+    bytes[mask_at..].copy_from_slice(&MASK);
+    bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
+    bytes
+}
+
+/// An upgrade request with these field lines, each with its CR LF.
+pub fn upgrade_head(path: &str, fields: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
+    )
+}
+
+/// The upgrade request of a binary that claims `server_id`.
+pub fn binary_head(server_id: &str) -> String {
+    upgrade_head(
+        "/v1/server",
+        &format!("x-pyrycode-server: {server_id}\r\nx-pyrycode-version: 1\r\nuser-agent: t\r\n"),
+    )
+}
+
+/// The upgrade request of a phone that dials in for `server_id`.
+pub fn phone_head(server_id: &str) -> String {
+    upgrade_head(
+        "/v1/client",
+        &format!("x-pyrycode-server: {server_id}\r\nx-pyrycode-token: t\r\nuser-agent: t\r\n"),
+    )
+}
+
+/// An upgraded connection.
+#[derive(Debug)]
+pub struct Peer {
+    pub stream: TcpStream,
+    /// The `x-request-id` of the 101: a phone's conn_id.
+    pub id: String,
+    /// Received and not yet taken.
+    inbox: Vec<u8>,
+    has_heard_close: bool,
+}
+
+impl Peer {
+    /// A binary that claims `server_id`, whatever comes of it.
+    pub fn binary(relay: SocketAddr, server_id: &str) -> Self {
+        Self::upgrade(connect(relay), &binary_head(server_id))
+    }
+
+    /// A phone that dials in for `server_id`, whatever comes of it.
+    pub fn phone(relay: SocketAddr, server_id: &str) -> Self {
+        Self::upgrade(connect(relay), &phone_head(server_id))
+    }
+
+    /// Sends `request`, which must be answered by a 101.
+    pub fn upgrade(mut stream: TcpStream, request: &str) -> Self {
+        stream.write_all(request.as_bytes()).unwrap();
+        Self::upgraded(stream)
+    }
+
+    /// Reads the 101 to a request that was sent.
+    pub fn upgraded(stream: TcpStream) -> Self {
+        let mut peer =
+            Self { stream, id: String::new(), inbox: Vec::new(), has_heard_close: false };
+        let end = loop {
+            if let Some(at) = peer.inbox.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            assert_ne!(peer.pull().unwrap(), 0, "{}", String::from_utf8_lossy(&peer.inbox));
+        };
+        let head = String::from_utf8(peer.inbox.drain(..end).collect()).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let id = head.lines().find_map(|line| line.strip_prefix("x-request-id: "));
+        peer.id = id.unwrap_or_else(|| panic!("no x-request-id in {head}")).into();
+        peer
+    }
+
+    // Speaking
+
+    /// Bytes as they are.
+    pub fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// One whole frame.
+    pub fn send(&mut self, opcode: Opcode, payload: &[u8]) {
+        self.send_raw(&frame(opcode, true, payload));
+    }
+
+    /// One text message.
+    pub fn say(&mut self, text: &str) {
+        self.send(Opcode::Text, text.as_bytes());
+    }
+
+    /// As a binary: one JSON value to a phone.
+    pub fn tell(&mut self, conn_id: &str, json: &str) {
+        self.say(&envelope(conn_id, json));
+    }
+
+    /// A close frame with this code and no reason.
+    pub fn send_close(&mut self, code: u16) {
+        self.send(Opcode::Close, &code.to_be_bytes());
+    }
+
+    /// FIN, and nothing more.
+    pub fn finish(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Resets the connection.
+    pub fn reset(self) {
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    // Listening
+
+    /// The next frame, or the end. Anything else, a reset too, fails the test.
+    pub fn hear(&mut self) -> Heard {
+        self.try_hear().unwrap_or_else(|error| panic!("{}: {error}", self.id))
+    }
+
+    /// The next frame, or the end.
+    pub fn try_hear(&mut self) -> io::Result<Heard> {
+        loop {
+            if let Some((opcode, payload)) = self.take_frame() {
+                assert!(!self.has_heard_close, "after a close: opcode {opcode} {payload:?}");
+                return Ok(self.understand(opcode, payload));
+            }
+            if self.pull()? == 0 {
+                assert!(self.inbox.is_empty(), "{}: cut in the middle of a frame", self.id);
+                return Ok(Heard::End);
+            }
+        }
+    }
+
+    /// The next thing that is not a ping; pings are answered.
+    pub fn hear_honestly(&mut self) -> Heard {
+        loop {
+            match self.hear() {
+                Heard::Ping(payload) => self.send(Opcode::Pong, &payload),
+                heard => return heard,
+            }
+        }
+    }
+
+    /// What the next message says; pings on the way are answered.
+    pub fn hear_text(&mut self) -> String {
+        match self.hear_honestly() {
+            Heard::Text(text) => text,
+            heard => panic!("{}: no text but {heard:?}", self.id),
+        }
+    }
+
+    /// The next thing but pings, which are ignored, is a close with this code
+    /// and reason; and after it there is nothing but FIN.
+    pub fn expect_close(&mut self, code: u16, reason: &str) {
+        let heard = loop {
+            match self.hear() {
+                Heard::Ping(_) => {}
+                heard => break heard,
+            }
+        };
+        assert_eq!(heard, Heard::Close(Some((code, reason.into()))), "{}", self.id);
+        assert_eq!(self.hear(), Heard::End, "{}", self.id);
+    }
+
+    /// Nothing at all comes for so long.
+    pub fn expect_silence(&mut self, time: Duration) {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let heard = self.try_hear();
+        let is_silent = heard.as_ref().is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+        });
+        assert!(is_silent, "{}: {heard:?}", self.id);
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+
+    /// Everything sent so far has been read by the relay, and it is open.
+    pub fn expect_alive(&mut self) {
+        self.send(Opcode::Ping, b"alive?");
+        assert_eq!(self.hear_honestly(), Heard::Pong(b"alive?".into()), "{}", self.id);
+    }
+
+    fn understand(&mut self, opcode: u8, payload: Vec<u8>) -> Heard {
+        match opcode {
+            1 => Heard::Text(String::from_utf8(payload).unwrap()),
+            8 => {
+                self.has_heard_close = true;
+                Heard::Close(payload.split_first_chunk().map(|(code, reason)| {
+                    (u16::from_be_bytes(*code), String::from_utf8(reason.into()).unwrap())
+                }))
+            }
+            9 => Heard::Ping(payload),
+            10 => Heard::Pong(payload),
+            _ => panic!("the relay sends no opcode {opcode}"),
+        }
+    }
+
+    fn take_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        let (&first, &second) = (self.inbox.first()?, self.inbox.get(1)?);
+        assert_eq!(first & 0xf0, 0x80, "{}: not final, or a reserved bit", self.id);
+        assert_eq!(second & 0x80, 0, "{}: masked", self.id);
+        let (start, len) = match second {
+            126 => (4, u64::from(u16::from_be_bytes(*self.inbox.get(2..)?.first_chunk()?))),
+            127 => (10, u64::from_be_bytes(*self.inbox.get(2..)?.first_chunk()?)),
+            short => (2, u64::from(short)),
+        };
+        let payload = self.inbox.get(start..start + len as usize)?.to_vec();
+        self.inbox.drain(..start + payload.len());
+        Some((first & 0x0f, payload))
+    }
+
+    fn pull(&mut self) -> io::Result<usize> {
+        let mut buffer = [0; 64 * 1024];
+        let count = self.stream.read(&mut buffer)?;
+        self.inbox.extend_from_slice(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// What carries one JSON value between a phone and its binary, either way.
+pub fn envelope(conn_id: &str, json: &str) -> String {
+    format!(r#"{{"conn_id":"{conn_id}","frame":{json}}}"#)
+}

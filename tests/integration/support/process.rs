@@ -1,0 +1,171 @@
+//! The built program as a child process.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{PATIENCE, eventually};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
+
+/// A running relay, killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    /// Where it listens.
+    pub relay: SocketAddr,
+    /// Lines that a thread has read from its stderr.
+    lines: Receiver<String>,
+    /// Its stderr where nobody reads it.
+    _stuck: Option<BufReader<ChildStderr>>,
+}
+
+impl Process {
+    /// Starts it on a free port, without rate limit unless a flag says otherwise.
+    pub fn start(flags: &[&str]) -> Self {
+        let mut command = bare_command(PROGRAM);
+        command.args(flags);
+        Self::spawn(command, true)
+    }
+
+    /// Starts it with so many descriptors at most.
+    pub fn start_with_descriptors(count: u32) -> Self {
+        let mut command = bare_command("sh");
+        command.arg("-c").arg(format!("ulimit -n {count}; exec \"$0\" \"$@\"")).arg(PROGRAM);
+        Self::spawn(command, true)
+    }
+
+    /// Starts it with a stderr that nobody reads once it listens.
+    pub fn start_with_stuck_stderr(level: &str) -> Self {
+        let mut command = bare_command(PROGRAM);
+        command.env("PYRYCODE_RELAY_LOG", level);
+        Self::spawn(command, false)
+    }
+
+    fn spawn(mut command: Command, reads: bool) -> Self {
+        command.args(["--insecure-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"]);
+        if !command.get_args().any(|arg| arg.to_string_lossy().starts_with("--rate-limit")) {
+            command.arg("--rate-limit-per-minute=0");
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("listening") {
+            line.clear();
+            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "it ended before it listened");
+        }
+        // `listen=127.0.0.1:4711 ` or `"listen":"127.0.0.1:4711",`
+        let port = line.split_once("127.0.0.1:").unwrap().1;
+        let port = port.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+        let relay = ([127, 0, 0, 1], port.parse().unwrap()).into();
+        let (sender, lines) = mpsc::channel();
+        if !reads {
+            return Self { child, relay, lines, _stuck: Some(stderr) };
+        }
+        thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
+        });
+        Self { child, relay, lines, _stuck: None }
+    }
+
+    /// Asks it to end.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end: the exit status, and how long that took.
+    pub fn wait(&mut self) -> (Option<i32>, Duration) {
+        let (began, mut status) = (Instant::now(), None);
+        eventually("the relay ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        (status.and_then(|status| status.code()), began.elapsed())
+    }
+
+    /// Waits for a line that holds `word`.
+    pub fn expect_line(&self, word: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let line = self.next_line(deadline.saturating_duration_since(Instant::now()));
+            let line = line.unwrap_or_else(|| panic!("no line says {word}"));
+            if line.contains(word) {
+                return line;
+            }
+        }
+    }
+
+    /// The next line, if one comes within `time`.
+    pub fn next_line(&self, time: Duration) -> Option<String> {
+        self.lines.recv_timeout(time).ok()
+    }
+
+    /// Resident memory in bytes: now, and at its highest.
+    pub fn memory(&self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let field = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            1024 * value.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        (field("VmRSS:"), field("VmHWM:"))
+    }
+
+    /// Processor time used so far, in hundredths of a second (`proc_pid_stat(5)`).
+    pub fn processor_time(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The second field, a name in parentheses, may hold spaces.
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        [fields[11], fields[12]].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
+    /// Descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs the program to its end, which must come soon, with these flags and
+/// environment variables.
+pub fn run(flags: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = bare_command(PROGRAM);
+    command.args(flags).envs(variables.iter().copied());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("{flags:?} {variables:?}: it runs and runs");
+        }
+        thread::park_timeout(Duration::from_millis(2));
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// A command without the variables of whoever runs the tests.
+fn bare_command(program: &str) -> Command {
+    const NAMES: [&str; 5] = [
+        "FLY_APP_NAME",
+        "PYRYCODE_RELAY_FCM_CREDENTIALS",
+        "PYRYCODE_RELAY_LOG",
+        "PYRYCODE_RELAY_PRODUCTION",
+        "PYRYCODE_RELAY_SINGLE_INSTANCE",
+    ];
+    let mut command = Command::new(program);
+    for name in NAMES {
+        command.env_remove(name);
+    }
+    command
+}

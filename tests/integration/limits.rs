@@ -78,6 +78,7 @@ fn behind_a_proxy_each_client_has_its_own_bucket() {
     assert_eq!(exhaust("198.51.100.7, 192.0.2.1"), 0);
     assert_eq!(exhaust("198.51.100.7, 192.0.2.2, 10.0.0.1, 127.0.0.1"), 0);
     assert_eq!(exhaust("garbage, 192.0.2.1"), 0);
+    assert_eq!(exhaust("198.51.100.7\r\nx-forwarded-for: 192.0.2.1"), 0);
     // The same in another spelling; for IPv6 all of one /64.
     assert_eq!(exhaust("::ffff:192.0.2.1"), 0);
     assert_eq!(exhaust("2001:db8::1"), 20);

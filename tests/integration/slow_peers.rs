@@ -144,25 +144,30 @@ fn a_binary_for_which_nothing_drains_is_closed_and_grace_begins() {
 
 #[test]
 fn the_time_of_a_message_stands_still_while_the_relay_does_not_read() {
+    // More than all buffers on the way hold.
+    const COUNT: usize = 200;
     let relay = relay(|config| config.timeouts.message = millis(1000));
     let mut binary = Peer::upgrade(connect_reading_little(relay), &binary_head("home"));
     let flooding = Peer::upgrade(connect_writing_little(relay), &phone_head("home"));
     let mut halting = Peer::phone(relay, "home");
     halting.send_raw(&frame(Opcode::Text, true, b"123")[..7]);
-    let writer = flood(&flooding, 40);
+    let writer = flood(&flooding, COUNT);
     halting.expect_silence(millis(1500));
     assert!(!writer.is_finished(), "the phones are not read");
-    halting.send_raw(&frame(Opcode::Text, true, b"123")[7..]);
 
     let mut flooded = 0;
     let mut halted = 0;
-    while (flooded, halted) != (40, 1) {
+    while (flooded, halted) != (COUNT, 1) {
         let text = binary.hear_text();
         if text == envelope(&halting.id, "123") {
             halted += 1;
         } else {
             assert_eq!(text, envelope(&flooding.id, &numbered(&flooded.to_string(), 64_000)));
             flooded += 1;
+            if flooded == COUNT / 2 {
+                // It has been read again in between, and is none the worse for it.
+                halting.send_raw(&frame(Opcode::Text, true, b"123")[7..]);
+            }
         }
     }
     writer.join().unwrap().unwrap();

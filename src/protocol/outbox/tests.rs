@@ -257,7 +257,7 @@ fn progress_is_when_bytes_last_drained() {
 #[test]
 fn a_large_backlog_gives_its_memory_back_as_it_drains() {
     let mut line = Line::with(&vec![vec![b'x'; 10_000]; 400]);
-    while line.outbox.len() > 0 {
+    while !line.outbox.is_empty() {
         line.write(line.outbox.len().min(7_001));
         let (capacity, len) = (line.outbox.queue.capacity(), line.outbox.len());
         assert!(capacity <= 4 * len + 16_384, "{capacity} bytes of memory for {len}");

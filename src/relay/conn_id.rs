@@ -23,6 +23,12 @@ impl ConnId {
         (self.0 & 0xffff_ffff) as usize
     }
 
+    /// Which of the connections that lived there it is.
+    #[must_use]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     /// As one number, for a poll token.
     #[must_use]
     pub const fn to_bits(self) -> u64 {
@@ -38,7 +44,7 @@ impl ConnId {
 
 impl fmt::Debug for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}v{}", self.index(), self.0 >> 32)
+        write!(f, "{}v{}", self.index(), self.generation())
     }
 }
 

@@ -58,7 +58,7 @@ impl Relay {
     ) {
         let Some(entry) = self.entry_mut(id) else { return };
         let role = std::mem::replace(&mut entry.role, Role::None);
-        let (slot, public_id, client) = (entry.slot, entry.public_id(), entry.client);
+        let (slot, public_id, client) = (entry.slot, entry.public_id(id), entry.client);
         if role == Role::None {
             return;
         }
@@ -133,8 +133,9 @@ impl Relay {
     pub(super) fn shed(&mut self, now: Instant) {
         while self.budget.is_exceeded() {
             let entries = self.connections.iter_mut();
-            let Some((_, largest)) = entries.max_by_key(|(_, entry)| entry.charged) else { return };
-            let id = largest.id;
+            let largest = entries.max_by_key(|(_, entry)| entry.charged);
+            let Some((index, largest)) = largest else { return };
+            let id = largest.id(index);
             if largest.role != Role::None {
                 self.close(id, CloseCause::OutOfBufferMemory, now);
             } else if largest.connection.shed(now, &self.timeouts) {

@@ -17,7 +17,7 @@ impl Relay {
     /// A phone's message goes to its binary, in an envelope.
     pub(super) fn forward_to_binary(&mut self, phone: ConnId, message: &Message, now: Instant) {
         let Some(entry) = self.entry(phone) else { return };
-        let (slot, public_id) = (entry.slot, entry.public_id());
+        let (slot, public_id) = (entry.slot, entry.public_id(phone));
         let Some(frame) = message.text().and_then(envelope::frame) else {
             log::warn!(conn_id:% = public_id; "phone_forwarder_invalid_frame");
             return self.close(phone, CloseCause::NotJson, now);
@@ -41,7 +41,7 @@ impl Relay {
     /// A binary's envelope is opened, its frame delivered, its phone perhaps closed.
     pub(super) fn forward_to_phone(&mut self, binary: ConnId, message: &Message, now: Instant) {
         let Some(entry) = self.entry(binary) else { return };
-        let (slot, binary_id) = (entry.slot, entry.public_id());
+        let (slot, binary_id) = (entry.slot, entry.public_id(binary));
         if let Err(cause) = self.deliver(slot, message, now) {
             self.stats.on_dropped(cause);
             // A phone that has just left is a normal race, not worth a warning.
@@ -64,7 +64,7 @@ impl Relay {
         let entry = self
             .entry_mut(phone)
             .filter(|entry| entry.role == Role::Phone && entry.slot == slot)
-            .filter(|entry| entry.public_id() == public_id)
+            .filter(|entry| entry.public_id(phone) == public_id)
             .ok_or(Dropped::UnknownPhone)?;
         if let Some(frame) = frame {
             if entry.connection.backlog() + frame.len() > PHONE_BACKLOG_MAX {

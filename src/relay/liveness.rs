@@ -31,7 +31,8 @@ impl Relay {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(index) = self.timers.pop_expired(now) {
             let entry = &self.connections[index as usize];
-            let (id, deadline) = (entry.id, entry.connection.deadline(&self.timeouts));
+            let (id, deadline) =
+                (entry.id(index as usize), entry.connection.deadline(&self.timeouts));
             if deadline <= now {
                 self.stats.loop_lag.observe(now.since(deadline));
                 self.expire(id, now);

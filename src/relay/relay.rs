@@ -75,12 +75,15 @@ pub(super) enum Role {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) connection: Connection,
-    pub(super) id: ConnId,
+    /// The rest of its [`ConnId`] is where it lives.
+    generation: u32,
     /// Random: half of its conn_id, and the key of its pings.
     pub(super) key: u64,
     /// The client's address; the peer's until the request head is read.
     pub(super) client: IpAddr,
     pub(super) role: Role,
+    /// The 101 was sent.
+    pub(super) is_websocket: bool,
     is_transmit_queued: bool,
     pub(super) is_judge_queued: bool,
     /// Meaningful with a role.
@@ -90,8 +93,12 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn public_id(&self) -> PublicId {
-        PublicId { key: self.key, id: self.id }
+    pub(super) fn id(&self, index: usize) -> ConnId {
+        ConnId::new(index as u32, self.generation)
+    }
+
+    pub(super) fn public_id(&self, id: ConnId) -> PublicId {
+        PublicId { key: self.key, id }
     }
 }
 
@@ -107,6 +114,8 @@ pub struct Relay {
     pub(super) is_draining: bool,
     pub(super) started: Instant,
     pub(super) connections: Slab<Entry>,
+    /// WebSockets, lingering ones included.
+    pub(super) websockets: usize,
     /// Connections accepted so far.
     accepted: u32,
     codec: Codec,
@@ -137,6 +146,7 @@ impl Relay {
             is_draining: false,
             started: now,
             connections: Slab::new(),
+            websockets: 0,
             accepted: 0,
             codec: Codec::new(limits.message),
             rng,
@@ -156,10 +166,11 @@ impl Relay {
         self.accepted = self.accepted.wrapping_add(1);
         slot.insert(Entry {
             connection: Connection::new(now, &self.timeouts),
-            id,
+            generation: id.generation(),
             key: self.rng.next_u64(),
             client: peer.to_canonical(),
             role: Role::None,
+            is_websocket: false,
             is_transmit_queued: false,
             is_judge_queued: false,
             slot: SlotKey(0),
@@ -235,7 +246,7 @@ impl Relay {
                 .connections
                 .iter()
                 .filter(|(_, e)| e.role == role)
-                .map(|(_, e)| e.id)
+                .map(|(index, e)| e.id(index))
                 .collect();
             for id in ids {
                 self.close(id, CloseCause::Shutdown, now);
@@ -279,6 +290,12 @@ impl Relay {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty()
+    }
+
+    /// WebSockets, open or lingering.
+    #[must_use]
+    pub fn websockets(&self) -> usize {
+        self.websockets
     }
 
     /// Open WebSockets: binaries and phones.
@@ -348,7 +365,7 @@ impl Relay {
         let early = entry.connection.take_early();
         entry.role = Role::Binary;
         entry.slot = slot;
-        let (public_id, remote) = (entry.public_id(), entry.client);
+        let (public_id, remote) = (entry.public_id(id), entry.client);
         log::info!(
             server_id = self.registry.server_id(slot), binary_conn_id:% = public_id,
             remote:% = remote, binary_version;
@@ -407,6 +424,7 @@ impl Relay {
         let Some(index) = self.index(id) else { return };
         let entry = self.connections.remove(index);
         debug_assert_eq!(entry.role, Role::None, "departs before it is removed");
+        self.websockets -= usize::from(entry.is_websocket);
         self.budget.charge(entry.charged as usize, 0);
         self.timers.disarm(index as u32);
         self.effects.push_back(Effect::Disconnect(id));
@@ -414,7 +432,7 @@ impl Relay {
 
     pub(super) fn index(&self, id: ConnId) -> Option<usize> {
         let entry = self.connections.get(id.index())?;
-        (entry.id == id).then_some(id.index())
+        (entry.generation == id.generation()).then_some(id.index())
     }
 
     pub(super) fn entry(&self, id: ConnId) -> Option<&Entry> {

@@ -109,14 +109,16 @@ impl Relay {
         };
         if let Some(entry) = self.entry_mut(id) {
             entry.client = client;
+            entry.is_websocket = true;
             let mut answer = Vec::new();
-            let request_id = entry.public_id().to_string();
+            let request_id = entry.public_id(id).to_string();
             response::switching_protocols(&accept, &request_id, &mut answer);
             entry.connection.send_answer(&answer, now);
             if !rest.is_empty() {
                 entry.connection.keep_early(rest.to_vec(), now);
             }
         }
+        self.websockets += 1;
         self.transmit(id);
         match identity {
             Identity::Binary { server_id, version } => self.claim(id, server_id, &version, now),
@@ -153,7 +155,7 @@ impl Relay {
     fn join(&mut self, id: ConnId, server_id: &str, device_name: Option<&str>, now: Instant) {
         let joined = self.registry.join(server_id, id);
         let Some(entry) = self.entry_mut(id) else { return };
-        let (public_id, remote) = (entry.public_id(), entry.client);
+        let (public_id, remote) = (entry.public_id(id), entry.client);
         let slot = match joined {
             Ok(slot) => slot,
             Err(error) => {

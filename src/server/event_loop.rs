@@ -26,7 +26,7 @@ use mio::{Events, Poll, Token};
 use super::clock::Clock;
 use super::listener::{Listener, is_exhaustion};
 use super::signals::Signals;
-use super::socket::{Input, Socket};
+use super::socket::{Input, Socket, Sockets};
 use crate::config::{BUFFER_MEMORY, Config};
 use crate::relay::{ConnId, Effect, Relay};
 use crate::time::Instant;
@@ -62,8 +62,7 @@ pub struct Server {
     signals: Option<Signals>,
     relay: Relay,
     clock: Clock,
-    /// By slab index of their [`ConnId`].
-    sockets: Vec<Option<(ConnId, Socket)>>,
+    sockets: Sockets,
     /// Sockets with input that no event will announce again.
     ready: VecDeque<ConnId>,
     buffer: Vec<u8>,
@@ -98,7 +97,7 @@ impl Server {
             listener,
             signals,
             clock,
-            sockets: Vec::new(),
+            sockets: Sockets::default(),
             ready: VecDeque::new(),
             buffer: vec![0; BUFFER],
             shutdown: config.timeouts.shutdown,
@@ -122,7 +121,7 @@ impl Server {
 
     fn is_finished(&self) -> bool {
         let Some(drained_by) = self.drained_by else { return false };
-        self.relay.is_empty() || self.clock.now() >= drained_by
+        self.relay.websockets() == 0 || self.clock.now() >= drained_by
     }
 
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
@@ -166,7 +165,7 @@ impl Server {
             SIGNALS => self.on_signal(now),
             Token(bits) => {
                 let id = ConnId::from_bits(bits as u64);
-                let Some(socket) = self.socket(id) else { return };
+                let Some(socket) = self.sockets.find(id) else { return };
                 if event.is_readable() || event.is_read_closed() || event.is_error() {
                     socket.is_readable = true;
                     socket.is_read_closed |= event.is_read_closed() || event.is_error();
@@ -206,10 +205,7 @@ impl Server {
         let id = self.relay.handle_accept(peer.ip(), now);
         match Socket::new(stream, self.poll.registry(), Token(id.to_bits() as usize)) {
             Ok(socket) => {
-                if self.sockets.len() <= id.index() {
-                    self.sockets.resize_with(id.index() + 1, || None);
-                }
-                self.sockets[id.index()] = Some((id, socket));
+                self.sockets.insert(id, socket);
             }
             Err(error) => {
                 if is_exhaustion(&error) {
@@ -229,7 +225,7 @@ impl Server {
                 self.apply_effects(now);
             }
             let Some(id) = self.ready.pop_front() else { return };
-            if let Some(socket) = self.socket(id) {
+            if let Some(socket) = self.sockets.find(id) {
                 socket.is_queued = false;
                 unwritten += self.read_once(id, now);
                 self.queue(id);
@@ -239,7 +235,7 @@ impl Server {
 
     /// Reads up to one buffer full and hands it in; returns how much it was.
     fn read_once(&mut self, id: ConnId, now: Instant) -> usize {
-        let Some((_, socket)) = self.sockets[id.index()].as_mut() else { return 0 };
+        let Some(socket) = self.sockets.find(id) else { return 0 };
         if !self.relay.is_reading(id) {
             // Unwanted input stays where it is; Effect::Resume brings us back.
             socket.is_readable = false;
@@ -264,7 +260,7 @@ impl Server {
     /// Hands in all that a peer has sent, then has it judged.
     fn judge(&mut self, id: ConnId, now: Instant) {
         let mut read = 0;
-        while let Some(socket) = self.socket(id)
+        while let Some(socket) = self.sockets.find(id)
             && read < JUDGE_BYTES
         {
             // The event may be in a batch that poll has not returned yet.
@@ -282,22 +278,20 @@ impl Server {
             match effect {
                 Effect::Transmit(id) => self.write(id, now),
                 Effect::Resume(id) => {
-                    if let Some(socket) = self.socket(id) {
+                    if let Some(socket) = self.sockets.find(id) {
                         socket.is_readable |= std::mem::take(&mut socket.has_unwanted);
                     }
                     self.queue(id);
                 }
                 Effect::Judge(id) => self.judge(id, now),
                 Effect::HalfClose(id) => {
-                    if let Some(socket) = self.socket(id) {
+                    if let Some(socket) = self.sockets.find(id) {
                         socket.half_close();
                     }
                 }
                 Effect::Disconnect(id) => {
-                    if self.socket(id).is_some() {
-                        self.sockets[id.index()] = None;
-                        self.listener.resume();
-                    }
+                    self.sockets.remove(id);
+                    self.listener.resume();
                 }
             }
         }
@@ -305,9 +299,7 @@ impl Server {
 
     /// Writes what waits for a peer, as far as the kernel takes it.
     fn write(&mut self, id: ConnId, now: Instant) {
-        let Some((_, socket)) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else {
-            return;
-        };
+        let Some(socket) = self.sockets.find(id) else { return };
         let slices = self.relay.outgoing(id);
         if slices.iter().all(|slice| slice.is_empty()) {
             return;
@@ -321,16 +313,11 @@ impl Server {
 
     /// Puts a socket into the queue of sockets to read.
     fn queue(&mut self, id: ConnId) {
-        if let Some(socket) = self.socket(id)
+        if let Some(socket) = self.sockets.find(id)
             && socket.is_readable
             && !std::mem::replace(&mut socket.is_queued, true)
         {
             self.ready.push_back(id);
         }
-    }
-
-    fn socket(&mut self, id: ConnId) -> Option<&mut Socket> {
-        let (own, socket) = self.sockets.get_mut(id.index())?.as_mut()?;
-        (*own == id).then_some(socket)
     }
 }

@@ -1,6 +1,6 @@
-//! One stream.
+//! The streams.
 //!
-//! Owns reading into a shared buffer and writing several slices in one call,
+//! Owns which one is whose, reading into a shared buffer and writing several slices in one call,
 //! and what the last call said about the next. Knows no protocol.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -11,6 +11,7 @@ use mio::{Interest, Registry, Token};
 use socket2::SockRef;
 
 use crate::config::NOTSENT_LOWAT;
+use crate::relay::ConnId;
 
 /// One stream, registered once for both directions, edge-triggered.
 #[derive(Debug)]
@@ -25,6 +26,31 @@ pub(super) struct Socket {
     pub(super) is_read_closed: bool,
     /// In the queue of sockets to read.
     pub(super) is_queued: bool,
+}
+
+/// Every stream by the index of its connection, with the generation.
+#[derive(Debug, Default)]
+pub(super) struct Sockets(Vec<Option<(u32, Socket)>>);
+
+impl Sockets {
+    pub(super) fn insert(&mut self, id: ConnId, socket: Socket) {
+        if self.0.len() <= id.index() {
+            self.0.resize_with(id.index() + 1, || None);
+        }
+        self.0[id.index()] = Some((id.generation(), socket));
+    }
+
+    /// The socket of this connection; what comes for an earlier one is stale.
+    pub(super) fn find(&mut self, id: ConnId) -> Option<&mut Socket> {
+        let (generation, socket) = self.0.get_mut(id.index())?.as_mut()?;
+        (*generation == id.generation()).then_some(socket)
+    }
+
+    pub(super) fn remove(&mut self, id: ConnId) {
+        if self.find(id).is_some() {
+            self.0[id.index()] = None;
+        }
+    }
 }
 
 /// What a read found.

@@ -229,7 +229,6 @@ fn the_close_is_the_only_one_and_the_socket_goes_when_it_is_answered() {
     // Drained, not reset: there is room for what it still says.
     binary.send(Opcode::Text, &[b' '; 100_000]);
     binary.send_close(1011);
-    binary.finish();
     let began = Instant::now();
     eventually("the socket is gone", || {
         use std::io::Write;

@@ -56,6 +56,19 @@ fn with_nobody_there_it_ends_at_once() {
 }
 
 #[test]
+fn peers_that_answered_are_not_waited_for() {
+    let mut process = Process::start(&[]);
+    let mut binary = Peer::binary(process.relay, "home");
+    process.signal(Signal::TERM);
+    // It answers and leaves it to the relay to close, as RFC 6455 §7.1.1 asks of
+    // a client, without so much as a FIN.
+    answer_close(&mut binary);
+    let (status, took) = process.wait();
+    assert_eq!(status, Some(0));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
 fn while_it_drains_it_says_so_and_takes_nobody() {
     let mut process = Process::start(&[]);
     let relay = process.relay;

@@ -7,6 +7,7 @@
 
 mod claims;
 mod closes;
+mod crowd;
 mod envelopes;
 mod gates;
 mod heartbeat;
@@ -14,6 +15,7 @@ mod limits;
 mod messages;
 mod peer;
 mod phones;
+mod replay;
 mod shell;
 mod shut_down;
 mod slow_peers;

@@ -245,6 +245,11 @@ impl Peer {
         }
     }
 
+    /// The relay has said its last word.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.half_closed || self.is_gone
+    }
+
     /// The conn_id, from the 101.
     pub(crate) fn conn_id(&self) -> &str {
         wire::field(&self.answer, "x-request-id").expect("a 101 carries x-request-id")

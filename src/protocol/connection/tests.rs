@@ -605,6 +605,9 @@ fn a_peers_close_is_echoed_as_it_came() {
         line.connection.close(CloseCause::PeerClosed, echo, at(1_000), &TIMEOUTS);
         line.write_all(1_000);
         assert_eq!(read(&line.wire), [(CLOSE, echo.to_vec())]);
+        // Both have said it: only the peer's end is still to come.
+        assert!(line.half_close(1_000));
+        line.assert_due(1_500, Expiry::Disconnect);
     }
 }
 
@@ -654,10 +657,87 @@ fn garbage_after_our_close_is_no_answer() {
     let mut line = Line::quiet();
     line.close(1_000, OVERTAKES);
     line.write_all(1_000);
+    assert!(line.half_close(1_000));
     line.hear(2_000, &[0xff; 40]).expect("drained");
     line.hear(2_000, &frame(0x88, b"")).expect("drained");
     assert_eq!(line.connection.held(), 0);
     line.assert_due(6_000, Expiry::Disconnect);
+}
+
+#[test]
+fn a_close_frame_inside_garbage_or_a_message_is_no_answer() {
+    let answer = frame(CLOSE, b"");
+    for (before, after) in [
+        // In the payload of a message whose first half came before our close.
+        (&frame(TEXT, &[&[b'x'; 10], &answer[..], &[b'x'; 10]].concat())[..16], &answer[..]),
+        // Behind a frame that breaks the rules.
+        (b"", &[&[TEXT, 0], &answer[..]].concat()),
+    ] {
+        let mut line = Line::quiet();
+        line.hear_count(1_000, before, 0);
+        line.close(2_000, OVERTAKES);
+        line.write_all(2_000);
+        assert!(line.half_close(2_000));
+        line.hear_count(3_000, after, 0);
+        line.assert_due(7_000, Expiry::Disconnect);
+    }
+}
+
+#[test]
+fn an_answer_to_a_close_that_still_waits_does_not_cut_off_the_backlog() {
+    let mut line = Line::quiet();
+    line.say(1_000, "hello");
+    line.close(1_000, DELIVERS);
+    line.hear_count(2_000, &frame(CLOSE, b""), 0);
+    assert_eq!(line.deadline(), at(11_000));
+    line.write_all(10_000);
+    assert!(line.half_close(10_000));
+    assert_eq!(read(&line.wire), [(TEXT, b"hello".to_vec()), close_frame(1000, "")]);
+}
+
+#[test]
+fn shedding_a_close_that_waits_replaces_it_and_what_it_waits_behind() {
+    for written in [0, 1, 6, 7, 8] {
+        let mut line = Line::quiet();
+        line.say(1_000, "begun");
+        line.say(1_000, "unbegun");
+        line.close(1_000, DELIVERS);
+        line.write(1_000, written);
+        assert!(line.connection.shed(at(2_000), &TIMEOUTS));
+        assert!(!line.connection.shed(at(2_000), &TIMEOUTS), "there is no more to give");
+        assert!(line.deadline() <= at(7_000), "a linger at most");
+        line.write_all(3_000);
+        assert!(line.half_close(3_000));
+        let mut expected = vec![(TEXT, b"begun".to_vec()), (TEXT, b"unbegun".to_vec())];
+        expected.truncate(written.div_ceil(7));
+        expected.push(close_frame(1011, "relay out of buffer memory"));
+        assert_eq!(read(&line.wire), expected, "{written} bytes written before");
+    }
+}
+
+#[test]
+fn there_is_nothing_to_shed_but_messages_that_wait_for_a_close() {
+    let mut line = Line::quiet();
+    line.say(1_000, "open");
+    assert!(!line.connection.shed(at(1_000), &TIMEOUTS), "not closing");
+    line.write(1_000, 1);
+    line.close(1_000, OVERTAKES);
+    assert!(!line.connection.shed(at(1_000), &TIMEOUTS), "they were dropped");
+    line.write_all(1_000);
+    assert!(!line.connection.shed(at(1_000), &TIMEOUTS), "all is written");
+    assert_eq!(
+        read(&line.wire),
+        [(TEXT, b"open".to_vec()), close_frame(1011, "heartbeat timeout")]
+    );
+
+    // A close frame that is begun is not followed by another.
+    let mut line = Line::quiet();
+    line.say(1_000, "hello");
+    line.close(1_000, DELIVERS);
+    line.write(1_000, line.connection.backlog() - 1);
+    assert!(!line.connection.shed(at(1_000), &TIMEOUTS));
+    line.write_all(1_000);
+    assert_eq!(read(&line.wire), [(TEXT, b"hello".to_vec()), close_frame(1000, "")]);
 }
 
 #[test]

@@ -108,6 +108,17 @@ class Relay:
         self.is_signalled = True
         self.process.send_signal(number)
 
+    def stop(self):
+        """Stops it where it stands, as a suspended machine would."""
+        self.process.send_signal(signal.SIGSTOP)
+        def is_stopped():
+            with open(f"/proc/{self.process.pid}/stat") as stat:
+                return stat.read().rpartition(")")[2].split()[0] == "T"
+        wait_until(is_stopped)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)
+
     def exit_status(self, within=12.0):
         return self.process.wait(within)
 

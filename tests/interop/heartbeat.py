@@ -30,8 +30,11 @@ GRACE = 30.0
 MESSAGE = 30.0
 LINGER = 5.0
 TICK = 0.1
+SEEN_LATE = 0.5
 # Long enough for three pings, whatever the phase of the first.
 WATCHED = 95.0
+# Longer than it takes to find a dead peer.
+STOPPED = 70.0
 DEAD = (1011, "heartbeat timeout")
 
 NODE_PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node", "peers.cjs")
@@ -64,15 +67,19 @@ def on_time(since, at_least, seen):
 def dies(peer, on_ping=lambda payload: None, answered=0):
     """Watches a peer die: closed once, in time and never early. `answered`: how
     many of its pings it answers before it falls silent."""
-    while (found := peer.read_frame(within=INTERVAL + PONG_TIMEOUT + SOON)).opcode != CLOSE:
+    silent = answered * INTERVAL + PONG_TIMEOUT
+    latest = peer.opened + INTERVAL + silent + TICK + LATE
+    pinged = []
+    while (found := peer.read_frame(max(latest - time.monotonic(), 0.001))).opcode != CLOSE:
         if found.opcode == PING:
+            pinged.append(time.monotonic())
             on_ping(found.payload)
     seen = time.monotonic()
     assert found.close == DEAD, found
-    silent = answered * INTERVAL + PONG_TIMEOUT
+    assert seen <= latest, f"{seen - peer.opened} s after its upgrade"
     assert seen >= peer.dialled + silent, f"{seen - peer.dialled} s after its upgrade"
-    latest = INTERVAL + silent + TICK + LATE
-    assert seen <= peer.opened + latest, f"{seen - peer.opened} s after its upgrade"
+    # Less strict, as this ping may have been seen late, but for any phase.
+    assert seen >= pinged[answered] + PONG_TIMEOUT - SEEN_LATE, f"{seen - pinged[answered]} s"
     return seen
 
 
@@ -176,27 +183,24 @@ def a_peer_that_answers_slowly_lives(relay):
 
 
 def a_stopped_relay_kills_no_healthy_peer(relay):
-    """70 s of SIGSTOP. What came in the meantime is read before anyone is judged."""
+    """What came in the meantime is read before anyone is judged."""
     binary, phone = pair(relay)
     more = [upgrade(relay, "client", "home") for _ in range(15)]
-    peers = [Honest(peer) for peer in (binary, phone, *more)]
-    binaries = [Honest(upgrade(relay, "server", f"s{number}")) for number in range(20)]
+    # A second away, as on a bad mobile network: some pongs come while it is stopped.
+    peers = [Honest(peer, delay=1.0) for peer in (binary, phone, *more)]
+    binaries = [Honest(upgrade(relay, "server", f"s{number}"), delay=1.0) for number in range(20)]
     # Stopped while some pings are answered and others not yet sent.
     wait_until(lambda: sum(len(p.pinged) for p in peers + binaries) >= 4, INTERVAL, look_every=0.1)
     with NodePeer(relay, "server", "node") as node:
         node.expect("open", SOON)
-        relay.process.send_signal(signal.SIGSTOP)
-        stopped = time.monotonic()
+        relay.stop()
         try:
             phone.send(frame(TEXT, b'"said while it slept"'))
-            pinged = [len(peer.pinged) for peer in peers + binaries]
-            binary_lived = peers[0].join(70.0 - (time.monotonic() - stopped))
-            assert binary_lived is None and peers[0].is_alive()
-            assert pinged == [len(peer.pinged) for peer in peers + binaries], "it was not stopped"
+            time.sleep(STOPPED)
         finally:
-            relay.process.send_signal(signal.SIGCONT)
+            relay.resume()
         woken = time.monotonic()
-        wait_until(lambda: peers[0].messages, LATE, "the message was lost")
+        wait_until(lambda: peers[0].messages, LATE, lambda: f"not delivered: {peers[0].closed}")
         # Whoever was to be killed would be by now: the next pings have come.
         def all_pinged_again():
             assert all(peer.is_alive() for peer in peers + binaries), [

@@ -4,6 +4,7 @@ Knows RFC 6455 frames just well enough to write and read them itself, and
 answers nothing on its own, pings included.
 """
 
+import contextlib
 import json
 import socket
 import struct
@@ -211,4 +212,5 @@ class Honest(threading.Thread):
             self.failure = failure
 
     def _pong(self, payload):
-        self.peer.send(frame(PONG, payload))
+        with contextlib.suppress(OSError):
+            self.peer.send(frame(PONG, payload))

@@ -19,6 +19,7 @@ mod replay;
 mod shell;
 mod shut_down;
 mod slow_peers;
+mod storm;
 mod takeover;
 mod wire;
 mod world;

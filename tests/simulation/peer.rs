@@ -7,6 +7,7 @@
 //! 1. What a peer has sent reaches the relay in order, then its FIN.
 //! 2. A peer that does not read holds back the relay once the link is full.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
 use pyrycode_relay::relay::ConnId;
@@ -91,12 +92,12 @@ pub(crate) struct Peer {
     pub(crate) closes_seen: usize,
     pub(crate) sent_close: bool,
     /// Sent and not yet read by the relay.
-    pub(crate) outgoing: Vec<u8>,
+    pub(crate) outgoing: VecDeque<u8>,
     /// Within a frame: answers that wait for its end.
     midway: Option<Vec<u8>>,
     pub(crate) sending: Sending,
     /// Written by the relay and not yet read by the peer.
-    incoming: Vec<u8>,
+    incoming: VecDeque<u8>,
     /// How much the link takes before the peer reads.
     pub(crate) link: usize,
     /// The relay has sent FIN.
@@ -122,10 +123,10 @@ impl Peer {
             last_ping: Vec::new(),
             closes_seen: 0,
             sent_close: false,
-            outgoing: Vec::new(),
+            outgoing: VecDeque::new(),
             midway: None,
             sending: Sending::Open,
-            incoming: Vec::new(),
+            incoming: VecDeque::new(),
             link: LINK,
             half_closed: false,
             saw_end: false,
@@ -149,7 +150,7 @@ impl Peer {
     pub(crate) fn send_part(&mut self, bytes: &[u8]) {
         self.midway.get_or_insert_default();
         if self.sending == Sending::Open && !self.is_gone {
-            self.outgoing.extend_from_slice(bytes);
+            self.outgoing.extend(bytes);
         }
     }
 
@@ -176,7 +177,7 @@ impl Peer {
     /// Bytes that come from the relay.
     pub(crate) fn arrive(&mut self, bytes: &[u8]) {
         assert!(!self.half_closed, "bytes after FIN");
-        self.incoming.extend_from_slice(bytes);
+        self.incoming.extend(bytes);
     }
 
     pub(crate) fn on_half_close(&mut self) {
@@ -199,7 +200,10 @@ impl Peer {
     pub(crate) fn read(&mut self, limit: usize) {
         let count = self.incoming.len().min(limit);
         if count > 0 {
-            self.decoder.feed(&self.incoming[..count]);
+            let (front, back) = self.incoming.as_slices();
+            let cut = count.min(front.len());
+            self.decoder.feed(&front[..cut]);
+            self.decoder.feed(&back[..count - cut]);
             self.incoming.drain(..count);
             while let Some(part) = self.decoder.next() {
                 self.on_part(part);

@@ -76,11 +76,11 @@ impl World {
             }
             return;
         }
-        let most = peer.outgoing.len().min(READ);
+        let (input, _) = peer.outgoing.as_slices();
+        let most = input.len().min(READ);
         let count = self.splits.as_mut().map_or(most, |rng| split(rng, most));
-        let rest = peer.outgoing.split_off(count);
-        let input = std::mem::replace(&mut peer.outgoing, rest);
-        self.relay.handle_input(id, &input, now);
+        self.relay.handle_input(id, &input[..count], now);
+        peer.outgoing.drain(..count);
         self.check();
         if !self.peers[index].outgoing.is_empty() || sending == Sending::Ended {
             self.queue(index);

@@ -89,8 +89,8 @@ def a_stuck_log_delays_nobody():
         # It also ends, the pipe still full.
         relay.signal()
         for peer in (binary, phone):
-            peer.send(close_frame(1000))
             assert peer.read_only_close() == (1001, "shutting down")
+            peer.send(close_frame(1001))
             peer.half_close()
         assert relay.exit_status(SOON) == 0
 

@@ -58,7 +58,7 @@ impl Relay {
     ) {
         let Some(entry) = self.entry_mut(id) else { return };
         let role = std::mem::replace(&mut entry.role, Role::None);
-        let (slot, public_id, client) = (entry.slot, entry.public_id(id), entry.client);
+        let (slot, public_id, client) = (entry.slot, entry.public_id(id), entry.client());
         if role == Role::None {
             return;
         }

@@ -82,7 +82,7 @@ impl Relay {
         now: Instant,
     ) -> Result<(), (Outcome, Refusal)> {
         let Some(entry) = self.entry(id) else { return Ok(()) };
-        let client = client_address(&self.forwarded, entry.client, request.forwarded_for());
+        let client = client_address(&self.forwarded, entry.client(), request.forwarded_for());
         let path = if is_phone { "/v1/client" } else { "/v1/server" };
         let key = ClientKey::from(client);
         if !self.rate.allow(key, now) {
@@ -108,7 +108,7 @@ impl Relay {
             }
         };
         if let Some(entry) = self.entry_mut(id) {
-            entry.client = client;
+            entry.set_client(client);
             entry.is_websocket = true;
             let mut answer = Vec::new();
             let request_id = entry.public_id(id).to_string();
@@ -155,7 +155,7 @@ impl Relay {
     fn join(&mut self, id: ConnId, server_id: &str, device_name: Option<&str>, now: Instant) {
         let joined = self.registry.join(server_id, id);
         let Some(entry) = self.entry_mut(id) else { return };
-        let (public_id, remote) = (entry.public_id(id), entry.client);
+        let (public_id, remote) = (entry.public_id(id), entry.client());
         let slot = match joined {
             Ok(slot) => slot,
             Err(error) => {

@@ -65,6 +65,8 @@ pub struct Server {
     sockets: Sockets,
     /// Sockets with input that no event will announce again.
     ready: VecDeque<ConnId>,
+    /// Peers whose time seems to be up.
+    suspects: Vec<ConnId>,
     buffer: Vec<u8>,
     shutdown: Duration,
     /// When to try to accept again, while out of descriptors.
@@ -99,6 +101,7 @@ impl Server {
             clock,
             sockets: Sockets::default(),
             ready: VecDeque::new(),
+            suspects: Vec::new(),
             buffer: vec![0; BUFFER],
             shutdown: config.timeouts.shutdown,
             accept_retry: None,
@@ -145,6 +148,9 @@ impl Server {
         if self.relay.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.relay.handle_timeout(now);
             self.apply_effects(now);
+            while let Some(id) = self.suspects.pop() {
+                self.judge(id, now);
+            }
         }
         Ok(())
     }
@@ -269,8 +275,10 @@ impl Server {
                 0 => break,
                 count => read += count,
             }
+            self.apply_effects(now);
         }
         self.relay.judge(id, now);
+        self.apply_effects(now);
     }
 
     fn apply_effects(&mut self, now: Instant) {
@@ -283,7 +291,7 @@ impl Server {
                     }
                     self.queue(id);
                 }
-                Effect::Judge(id) => self.judge(id, now),
+                Effect::Judge(id) => self.suspects.push(id),
                 Effect::HalfClose(id) => {
                     if let Some(socket) = self.sockets.find(id) {
                         socket.half_close();

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::Config;
+use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
+use pyrycode_relay::time::Instant;
 
 /// A listener failed.
 const FAILED: u8 = 1;
@@ -56,7 +58,8 @@ fn run(config: &Config) -> std::io::Result<()> {
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
-    let mut server = Server::new(config, capacity, seed, listener, Some(signals))?;
+    let relay = Relay::new(config, capacity, seed, Instant::START);
+    let mut server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
     log::info!(
         listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
         descriptors, buffer_memory = config.limits.buffer_memory;

@@ -2,6 +2,7 @@
 //! time; what they mean is decided below.
 
 pub mod clock;
+mod core;
 pub mod descriptors;
 mod event_loop;
 pub mod listener;
@@ -9,4 +10,5 @@ pub mod log;
 pub mod signals;
 mod socket;
 
+pub use core::Core;
 pub use event_loop::Server;

@@ -20,7 +20,7 @@ use std::mem;
 use super::close::CloseCause;
 use super::heartbeat::{Answer, Beat, Heartbeat};
 use super::outbox::Outbox;
-use super::websocket::{Assembly, Codec, Incoming};
+use super::websocket::{Assembly, Codec, Incoming, Opcode};
 use crate::config::{DRAIN_MAX, Timeouts};
 use crate::time::Instant;
 
@@ -293,10 +293,10 @@ impl Connection {
         self.state = State::Waiting { deadline };
     }
 
-    /// Queues one text message made of `parts`.
-    pub fn send_text(&mut self, parts: &[&[u8]], now: Instant) {
+    /// Queues one message made of `parts`, text or binary.
+    pub fn send_message(&mut self, opcode: Opcode, parts: &[&[u8]], now: Instant) {
         if !self.is_closing() {
-            self.outbox(now).push_text(parts);
+            self.outbox(now).push_message(opcode, parts);
         }
     }
 

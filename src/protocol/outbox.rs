@@ -67,11 +67,11 @@ impl Outbox {
         self.progress = now;
     }
 
-    /// Queues one text message made of `parts`.
-    pub fn push_text(&mut self, parts: &[&[u8]]) {
+    /// Queues one message made of `parts`, text or binary.
+    pub fn push_message(&mut self, opcode: Opcode, parts: &[&[u8]]) {
         let len = parts.iter().map(|part| part.len()).sum();
         self.queue.reserve(len + websocket::HEADER_MAX);
-        websocket::append_header(Opcode::Text, len, &mut self.queue);
+        websocket::append_header(opcode, len, &mut self.queue);
         for part in parts {
             self.queue.extend_from_slice(part);
         }

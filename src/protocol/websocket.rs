@@ -39,6 +39,8 @@ const READ_BUFFER: usize = 4 * 1024;
 pub enum Opcode {
     /// A whole text message.
     Text,
+    /// A whole binary message.
+    Binary,
     /// RFC 6455 §5.5.1.
     Close,
     /// RFC 6455 §5.5.2.
@@ -57,6 +59,7 @@ pub fn accept_key(key: &str) -> String {
 pub fn append_header(opcode: Opcode, len: usize, out: &mut Vec<u8>) {
     let opcode = match opcode {
         Opcode::Text => OpCode::Data(Data::Text),
+        Opcode::Binary => OpCode::Data(Data::Binary),
         Opcode::Close => OpCode::Control(Control::Close),
         Opcode::Ping => OpCode::Control(Control::Ping),
         Opcode::Pong => OpCode::Control(Control::Pong),

@@ -10,7 +10,7 @@ use super::registry::SlotKey;
 use super::relay::{Relay, Role};
 use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER, PHONE_BACKLOG_MAX};
 use crate::protocol::close::CloseCause;
-use crate::protocol::websocket::Message;
+use crate::protocol::websocket::{Message, Opcode};
 use crate::time::Instant;
 
 impl Relay {
@@ -26,7 +26,11 @@ impl Relay {
             return self.close(phone, CloseCause::BinaryDisconnected, now);
         };
         let Some(entry) = self.entry_mut(binary) else { return };
-        entry.connection.send_text(&envelope::wrap(&public_id.to_string(), frame), now);
+        entry.connection.send_message(
+            Opcode::Text,
+            &envelope::wrap(&public_id.to_string(), frame),
+            now,
+        );
         let is_high = entry.connection.backlog() > BINARY_HIGH_WATER;
         self.stats.frames_to_binary += 1;
         self.transmit(binary);
@@ -71,7 +75,7 @@ impl Relay {
                 self.close(phone, CloseCause::BacklogFull, now);
                 return Ok(());
             }
-            entry.connection.send_text(&[frame.as_bytes()], now);
+            entry.connection.send_message(Opcode::Text, &[frame.as_bytes()], now);
             self.stats.frames_to_phone += 1;
             self.transmit(phone);
             self.settle(phone);

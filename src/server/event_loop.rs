@@ -24,11 +24,12 @@ use mio::net::TcpStream;
 use mio::{Events, Poll, Token};
 
 use super::clock::Clock;
+use super::core::Core;
 use super::listener::{Listener, is_exhaustion};
 use super::signals::Signals;
 use super::socket::{Input, Socket, Sockets};
-use crate::config::{BUFFER_MEMORY, Config};
-use crate::relay::{ConnId, Effect, Relay};
+use crate::config::BUFFER_MEMORY;
+use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -54,13 +55,13 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 // as the frame was on the wire.
 const _: () = assert!(8 * (BYTES_PER_PASS + BUFFER) < BUFFER_MEMORY);
 
-/// A bound relay, ready to run.
+/// A core (the relay) on a bound listener, ready to run.
 #[derive(Debug)]
-pub struct Server {
+pub struct Server<C> {
     poll: Poll,
     listener: Listener,
     signals: Option<Signals>,
-    relay: Relay,
+    core: C,
     clock: Clock,
     sockets: Sockets,
     /// Sockets with input that no event will announce again.
@@ -75,35 +76,34 @@ pub struct Server {
     drained_by: Option<Instant>,
 }
 
-impl Server {
-    /// A server on a bound listener that ends when one of `signals` comes.
+impl<C: Core> Server<C> {
+    /// A server of a core that starts at [`Instant::START`]. It ends when one of
+    /// `signals` comes, `shutdown` after it at the latest.
     ///
     /// # Errors
     /// If the poll cannot be created or the listener not registered.
     pub fn new(
-        config: &Config,
-        capacity: usize,
-        seed: [u8; 32],
+        core: C,
         mut listener: Listener,
         mut signals: Option<Signals>,
+        shutdown: Duration,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         listener.register(poll.registry(), LISTENER)?;
         if let Some(signals) = &mut signals {
             signals.register(poll.registry(), SIGNALS)?;
         }
-        let clock = Clock::start();
         Ok(Self {
-            relay: Relay::new(config, capacity, seed, clock.now()),
             poll,
             listener,
             signals,
-            clock,
+            core,
+            clock: Clock::start(),
             sockets: Sockets::default(),
             ready: VecDeque::new(),
             suspects: Vec::new(),
             buffer: vec![0; BUFFER],
-            shutdown: config.timeouts.shutdown,
+            shutdown,
             accept_retry: None,
             drained_by: None,
         })
@@ -124,7 +124,7 @@ impl Server {
 
     fn is_finished(&self) -> bool {
         let Some(drained_by) = self.drained_by else { return false };
-        self.relay.websockets() == 0 || self.clock.now() >= drained_by
+        self.core.websockets() == 0 || self.clock.now() >= drained_by
     }
 
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
@@ -145,8 +145,8 @@ impl Server {
         self.accept(now);
         self.read(now);
         self.apply_effects(now);
-        if self.relay.next_deadline().is_some_and(|deadline| deadline <= now) {
-            self.relay.handle_timeout(now);
+        if self.core.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.core.handle_timeout(now);
             self.apply_effects(now);
             while let Some(id) = self.suspects.pop() {
                 self.judge(id, now);
@@ -160,7 +160,7 @@ impl Server {
         if !self.ready.is_empty() || self.listener.wants_accept() {
             return Some(Duration::ZERO);
         }
-        let next = [self.relay.next_deadline(), self.drained_by, self.accept_retry];
+        let next = [self.core.next_deadline(), self.drained_by, self.accept_retry];
         let next = next.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
     }
@@ -188,7 +188,7 @@ impl Server {
         if let Some(signal) = self.signals.as_mut().and_then(Signals::take) {
             log::info!(signal = signal.name(); "shutting_down");
             self.drained_by = Some(now + self.shutdown);
-            self.relay.shut_down(now);
+            self.core.shut_down(now);
         }
     }
 
@@ -208,7 +208,7 @@ impl Server {
     }
 
     fn on_accepted(&mut self, stream: TcpStream, peer: SocketAddr, now: Instant) {
-        let id = self.relay.handle_accept(peer.ip(), now);
+        let id = self.core.handle_accept(peer.ip(), now);
         match Socket::new(stream, self.poll.registry(), Token(id.to_bits() as usize)) {
             Ok(socket) => {
                 self.sockets.insert(id, socket);
@@ -217,7 +217,7 @@ impl Server {
                 if is_exhaustion(&error) {
                     self.listener.pause(&error);
                 }
-                self.relay.handle_disconnected(id, now);
+                self.core.handle_disconnected(id, now);
             }
         }
     }
@@ -242,23 +242,23 @@ impl Server {
     /// Reads up to one buffer full and hands it in; returns how much it was.
     fn read_once(&mut self, id: ConnId, now: Instant) -> usize {
         let Some(socket) = self.sockets.find(id) else { return 0 };
-        if !self.relay.is_reading(id) {
+        if !self.core.is_reading(id) {
             // Unwanted input stays where it is; Effect::Resume brings us back.
             socket.is_readable = false;
             socket.has_unwanted = true;
             if socket.is_read_closed {
-                self.relay.handle_hangup(id, now);
+                self.core.handle_hangup(id, now);
             }
             return 0;
         }
         match socket.read(&mut self.buffer) {
             Ok(Input::Some(count)) => {
-                self.relay.handle_input(id, &self.buffer[..count], now);
+                self.core.handle_input(id, &self.buffer[..count], now);
                 return count;
             }
             Ok(Input::Nothing) => {}
-            Ok(Input::End) => self.relay.handle_end(id, now),
-            Err(_) => self.relay.handle_disconnected(id, now),
+            Ok(Input::End) => self.core.handle_end(id, now),
+            Err(_) => self.core.handle_disconnected(id, now),
         }
         0
     }
@@ -277,12 +277,12 @@ impl Server {
             }
             self.apply_effects(now);
         }
-        self.relay.judge(id, now);
+        self.core.judge(id, now);
         self.apply_effects(now);
     }
 
     fn apply_effects(&mut self, now: Instant) {
-        while let Some(effect) = self.relay.poll_effect() {
+        while let Some(effect) = self.core.poll_effect() {
             match effect {
                 Effect::Transmit(id) => self.write(id, now),
                 Effect::Resume(id) => {
@@ -308,14 +308,14 @@ impl Server {
     /// Writes what waits for a peer, as far as the kernel takes it.
     fn write(&mut self, id: ConnId, now: Instant) {
         let Some(socket) = self.sockets.find(id) else { return };
-        let slices = self.relay.outgoing(id);
+        let slices = self.core.outgoing(id);
         if slices.iter().all(|slice| slice.is_empty()) {
             return;
         }
         // A short write has filled the socket: room is a new edge.
         match socket.write(slices) {
-            Ok(count) => self.relay.handle_written(id, count, now),
-            Err(_) => self.relay.handle_disconnected(id, now),
+            Ok(count) => self.core.handle_written(id, count, now),
+            Err(_) => self.core.handle_disconnected(id, now),
         }
     }
 

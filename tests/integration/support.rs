@@ -9,8 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pyrycode_relay::config::{Config, Timeouts};
+use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::Server;
 use pyrycode_relay::server::listener::Listener;
+use pyrycode_relay::time;
 
 pub use http::{
     Answer, ask, connect, connect_from, connect_reading_little, connect_writing_little, healthz,
@@ -47,7 +49,8 @@ pub fn relay_for(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAdd
     adjust(&mut config);
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = listener.local_addr().unwrap();
-    let mut server = Server::new(&config, capacity, [7; 32], listener, None).unwrap();
+    let relay = Relay::new(&config, capacity, [7; 32], time::Instant::START);
+    let mut server = Server::new(relay, listener, None, config.timeouts.shutdown).unwrap();
     thread::spawn(move || server.run());
     address
 }

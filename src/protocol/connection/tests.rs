@@ -100,7 +100,7 @@ impl Line {
     }
 
     fn say(&mut self, ms: u64, message: &str) {
-        self.connection.send_text(&[message.as_bytes()], at(ms));
+        self.connection.send_message(Opcode::Text, &[message.as_bytes()], at(ms));
     }
 
     /// The socket takes `count` bytes.

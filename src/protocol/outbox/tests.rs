@@ -13,6 +13,7 @@ const NOW: Instant = Instant::START;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Text(Vec<u8>),
+    Binary(Vec<u8>),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(Vec<u8>),
@@ -50,6 +51,7 @@ fn read(mut wire: &[u8]) -> Vec<Seen> {
         let payload = wire[header..end].to_vec();
         seen.push(match wire[0] {
             0x81 => Seen::Text(payload),
+            0x82 => Seen::Binary(payload),
             0x88 => Seen::Close(payload),
             0x89 => Seen::Ping(payload),
             0x8a => Seen::Pong(payload),
@@ -73,7 +75,7 @@ impl Line {
 
     fn with(messages: &[Vec<u8>]) -> Self {
         let mut line = Self::new();
-        messages.iter().for_each(|message| line.outbox.push_text(&[message]));
+        messages.iter().for_each(|message| line.outbox.push_message(Opcode::Text, &[message]));
         line
     }
 
@@ -173,7 +175,7 @@ fn a_control_frame_that_was_cut_is_finished_before_anything_else() {
         let mut line = Line::with(&[b"queued".to_vec()]);
         line.outbox.push_ping(b"beat");
         line.write(cut);
-        line.outbox.push_text(&[b"later"]);
+        line.outbox.push_message(Opcode::Text, &[b"later"]);
         line.outbox.push_ping(b"next");
         line.write_all();
         let expected = vec![ping(b"beat"), ping(b"next"), text(b"queued"), text(b"later")];
@@ -229,10 +231,12 @@ fn a_close_that_waits_can_be_replaced_by_one_that_overtakes() {
 #[test]
 fn a_message_is_its_parts_in_order() {
     let mut line = Line::new();
-    line.outbox.push_text(&[b"{\"frame\":", b"", b"1", b"}"]);
-    line.outbox.push_text(&[]);
+    line.outbox.push_message(Opcode::Text, &[b"{\"frame\":", b"", b"1", b"}"]);
+    line.outbox.push_message(Opcode::Text, &[]);
+    line.outbox.push_message(Opcode::Binary, &[b"\xff", b"\x00"]);
     line.write_all();
-    assert_eq!(read(&line.wire), [text(b"{\"frame\":1}"), text(b"")]);
+    let expected = [text(b"{\"frame\":1}"), text(b""), Seen::Binary(b"\xff\x00".to_vec())];
+    assert_eq!(read(&line.wire), expected);
 }
 
 #[test]
@@ -244,7 +248,7 @@ fn an_http_answer_goes_first_and_frames_follow() {
             line.outbox.push_answer(&ANSWER[..9]);
             line.outbox.push_answer(&ANSWER[9..]);
             line.write(cut);
-            line.outbox.push_text(&[b"hello"]);
+            line.outbox.push_message(Opcode::Text, &[b"hello"]);
             line.outbox.push_ping(b"beat");
             line.outbox.push_close(b"\x03\xe8", after_backlog);
             line.write_all();
@@ -263,7 +267,7 @@ fn an_http_answer_goes_first_and_frames_follow() {
 fn progress_is_when_bytes_last_drained() {
     let at = |seconds| NOW + Duration::from_secs(seconds);
     let mut outbox = Outbox::new(at(1));
-    outbox.push_text(&[b"message"]);
+    outbox.push_message(Opcode::Text, &[b"message"]);
     assert_eq!(outbox.progress(), at(1));
     outbox.push_ping(b"more does not count");
     outbox.on_written(0, at(5));
@@ -382,7 +386,7 @@ fn whatever_the_socket_takes_the_wire_is_legal_and_no_message_is_lost() {
                     let mut message = vec![0; rng.random_range(0..len)];
                     rng.fill_bytes(&mut message);
                     let (one, two) = message.split_at(rng.random_range(0..=message.len()));
-                    line.outbox.push_text(&[one, two]);
+                    line.outbox.push_message(Opcode::Text, &[one, two]);
                     messages.push(message);
                 }
                 3 => {

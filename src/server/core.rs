@@ -1,0 +1,118 @@
+//! What the loop drives: bytes and instants in, effects and bytes out.
+//!
+//! Owns the border between the shell and everything below it, as a trait, so
+//! that the loop says in one place what it relies on, and can carry something
+//! other than a relay. Resolved when compiled: the loop around the relay calls
+//! the relay. Each method means what the relay's of the same name does.
+
+use std::net::IpAddr;
+
+use crate::relay::{ConnId, Effect, Relay};
+use crate::time::Instant;
+
+/// Connections below their sockets.
+///
+/// An id that [`Self::handle_accept`] gave is valid until its
+/// [`Effect::Disconnect`]; after that it is stale and means nothing.
+pub trait Core {
+    /// A TCP connection from `peer` was accepted.
+    fn handle_accept(&mut self, peer: IpAddr, now: Instant) -> ConnId;
+
+    /// Bytes have come.
+    fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant);
+
+    /// The peer has sent its last byte (FIN), all before it was handed in.
+    fn handle_end(&mut self, id: ConnId, now: Instant);
+
+    /// The socket is broken: nothing more goes in or out.
+    fn handle_disconnected(&mut self, id: ConnId, now: Instant);
+
+    /// The peer has hung up, seen although the connection is not read.
+    fn handle_hangup(&mut self, id: ConnId, now: Instant);
+
+    /// `count` bytes of what [`Self::outgoing`] gave were written.
+    fn handle_written(&mut self, id: ConnId, count: usize, now: Instant);
+
+    /// [`Self::next_deadline`] has come.
+    fn handle_timeout(&mut self, now: Instant);
+
+    /// All that the connection has sent by `now` was handed in, as
+    /// [`Effect::Judge`] asked.
+    fn judge(&mut self, id: ConnId, now: Instant);
+
+    /// Closes every WebSocket and refuses new ones.
+    fn shut_down(&mut self, now: Instant);
+
+    /// The next effect.
+    fn poll_effect(&mut self) -> Option<Effect>;
+
+    /// When [`Self::handle_timeout`] is to be called next; `None`: never.
+    fn next_deadline(&self) -> Option<Instant>;
+
+    /// Whether the connection's input is wanted now.
+    fn is_reading(&self, id: ConnId) -> bool;
+
+    /// What to write to the connection next, in this order, in one call.
+    fn outgoing(&self, id: ConnId) -> [&[u8]; 3];
+
+    /// WebSockets, open or lingering: what a shut-down waits for.
+    fn websockets(&self) -> usize;
+}
+
+impl Core for Relay {
+    fn handle_accept(&mut self, peer: IpAddr, now: Instant) -> ConnId {
+        self.handle_accept(peer, now)
+    }
+
+    fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {
+        self.handle_input(id, input, now);
+    }
+
+    fn handle_end(&mut self, id: ConnId, now: Instant) {
+        self.handle_end(id, now);
+    }
+
+    fn handle_disconnected(&mut self, id: ConnId, now: Instant) {
+        self.handle_disconnected(id, now);
+    }
+
+    fn handle_hangup(&mut self, id: ConnId, now: Instant) {
+        self.handle_hangup(id, now);
+    }
+
+    fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
+        self.handle_written(id, count, now);
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.handle_timeout(now);
+    }
+
+    fn judge(&mut self, id: ConnId, now: Instant) {
+        self.judge(id, now);
+    }
+
+    fn shut_down(&mut self, now: Instant) {
+        self.shut_down(now);
+    }
+
+    fn poll_effect(&mut self) -> Option<Effect> {
+        self.poll_effect()
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.next_deadline()
+    }
+
+    fn is_reading(&self, id: ConnId) -> bool {
+        self.is_reading(id)
+    }
+
+    fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
+        self.outgoing(id)
+    }
+
+    fn websockets(&self) -> usize {
+        self.websockets()
+    }
+}

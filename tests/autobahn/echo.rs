@@ -1,0 +1,308 @@
+//! An echo server on the relay's own loop, connections, codec and buffers, for
+//! suites that judge WebSocket endpoints by what they send back.
+//!
+//! Owns what a message means here: the same message, back. Whoever upgrades is
+//! in, on any path and without the relay's headers, and there are no caps; so
+//! the relay itself needs no such door. Every time and every rule below that is
+//! the relay's, but that a message may have 16 MiB.
+//!
+//! `echo [ADDRESS]` binds (default 127.0.0.1:0), says where on stdout, and ends
+//! at SIGTERM.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::net::{IpAddr, SocketAddr};
+
+use pyrycode_relay::config::{Config, Limits, Timeouts};
+use pyrycode_relay::protocol::close::CloseCause;
+use pyrycode_relay::protocol::connection::{Connection, Expiry};
+use pyrycode_relay::protocol::heartbeat::Heartbeat;
+use pyrycode_relay::protocol::request::{self, Head};
+use pyrycode_relay::protocol::response::{self, Refusal};
+use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
+use pyrycode_relay::relay::{ConnId, Effect};
+use pyrycode_relay::server::listener::Listener;
+use pyrycode_relay::server::signals::Signals;
+use pyrycode_relay::server::{Core, Server};
+use pyrycode_relay::time::{Instant, Wheel};
+use slab::Slab;
+
+/// The largest messages of Autobahn's group 9.
+const MESSAGE_MAX: usize = 16 * 1024 * 1024;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    #[expect(clippy::disallowed_methods, reason = "argv is read here")]
+    let address = std::env::args().nth(1);
+    let address: SocketAddr = address.as_deref().unwrap_or("127.0.0.1:0").parse()?;
+    let limits = Limits { message: MESSAGE_MAX, ..Limits::default() };
+    let config = Config { listen: address, limits, ..Config::default() };
+
+    let signals = Signals::install()?;
+    let listener = Listener::bind(config.listen)?;
+    println!("listening on {}", listener.local_addr()?);
+    let echo = Echo::new(&config);
+    Server::new(echo, listener, Some(signals), config.timeouts.shutdown)?.run()?;
+    Ok(())
+}
+
+/// Connections that hear themselves.
+struct Echo {
+    timeouts: Timeouts,
+    codec: Codec,
+    connections: Connections,
+    /// Deadlines by slab index.
+    timers: Wheel,
+    effects: VecDeque<Effect>,
+    accepted: u32,
+    is_draining: bool,
+}
+
+struct Entry {
+    id: ConnId,
+    connection: Connection,
+    /// The 101 was sent.
+    is_websocket: bool,
+}
+
+struct Connections(Slab<Entry>);
+
+impl Connections {
+    /// The connection of this id, unless the id is stale.
+    fn find(&mut self, id: ConnId) -> Option<&mut Entry> {
+        self.0.get_mut(id.index()).filter(|entry| entry.id == id)
+    }
+
+    /// The same, to look at only.
+    fn peek(&self, id: ConnId) -> Option<&Connection> {
+        let entry = self.0.get(id.index()).filter(|entry| entry.id == id);
+        entry.map(|entry| &entry.connection)
+    }
+}
+
+impl Echo {
+    fn new(config: &Config) -> Self {
+        Self {
+            timeouts: config.timeouts.clone(),
+            codec: Codec::new(config.limits.message),
+            connections: Connections(Slab::new()),
+            timers: Wheel::new(Instant::START),
+            effects: VecDeque::new(),
+            accepted: 0,
+            is_draining: false,
+        }
+    }
+
+    /// More bytes of a request head have come.
+    fn handle_head(&mut self, id: ConnId, input: &[u8], now: Instant) {
+        let Some(entry) = self.connections.find(id) else { return };
+        let head = [&entry.connection.take_early(), input].concat();
+        let judged = match request::parse(&head) {
+            Ok(Head::Partial) => return entry.connection.keep_early(head, now),
+            Ok(Head::Complete { .. }) if self.is_draining => Err(Refusal::Unavailable),
+            Ok(Head::Complete { request, len }) => request.upgrade().map(|key| (key, len)),
+            Err(refusal) => Err(refusal),
+        };
+        self.effects.push_back(Effect::Transmit(id));
+        match judged {
+            Ok((key, len)) => {
+                let mut answer = Vec::new();
+                let accept = websocket::accept_key(key);
+                response::switching_protocols(&accept, &format!("{id:?}"), &mut answer);
+                entry.connection.send_answer(&answer, now);
+                entry.is_websocket = true;
+                // The relay spreads first pings over the interval. Whole, it outlasts
+                // a case, which counts every frame it did not cause as a fault.
+                entry.connection.open(now + self.timeouts.ping_interval);
+                self.handle_frames(id, &head[len..], now);
+            }
+            Err(refusal) => entry.connection.refuse(refusal.bytes(), now, &self.timeouts),
+        }
+    }
+
+    /// Frames have come. What follows a message waits until its echo is out: so
+    /// no more than one waits to be sent, and the close that a later frame brings
+    /// about overtakes none. (In the relay messages go to somebody else.)
+    fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
+        let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
+        loop {
+            match connection.next_incoming(&mut input, &mut self.codec, now, &self.timeouts) {
+                Ok(None) => break,
+                Ok(Some(Incoming::Message(message))) => {
+                    let opcode = if message.is_text() { Opcode::Text } else { Opcode::Binary };
+                    connection.send_message(opcode, &[message.bytes()], now);
+                    connection.keep_early(input.to_vec(), now);
+                    connection.pause(now);
+                    break;
+                }
+                Ok(Some(Incoming::Ping(payload))) => connection.send_pong(&payload, now),
+                Ok(Some(Incoming::Pong(payload))) => {
+                    if let Some(sequence) = Heartbeat::sequence(id.to_bits(), &payload) {
+                        connection.on_pong(sequence, now);
+                    }
+                }
+                Ok(Some(Incoming::Close(echo))) => {
+                    connection.close(CloseCause::PeerClosed, &echo, now, &self.timeouts);
+                }
+                Err(cause) => connection.close(cause, &[], now, &self.timeouts),
+            }
+        }
+        self.effects.push_back(Effect::Transmit(id));
+        self.remove_if_done(id);
+    }
+
+    /// Reads again if the echo is out.
+    fn resume(&mut self, id: ConnId, now: Instant) {
+        let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
+        if connection.backlog() == 0 && connection.resume(now, &self.timeouts) {
+            let early = connection.take_early();
+            self.handle_frames(id, &early, now);
+            self.effects.push_back(Effect::Resume(id));
+        }
+    }
+
+    /// Closes because the relay says so, not the peer.
+    fn close(&mut self, id: ConnId, cause: CloseCause, now: Instant) {
+        let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
+        let early = connection.take_early();
+        connection.close(cause, &[], now, &self.timeouts);
+        self.handle_frames(id, &early, now);
+        self.effects.push_back(Effect::Resume(id));
+        self.settle(id);
+    }
+
+    /// Brings the timer in line with the connection.
+    fn settle(&mut self, id: ConnId) {
+        let Some(entry) = self.connections.find(id) else { return };
+        let deadline = entry.connection.deadline(&self.timeouts);
+        self.timers.arm(id.index() as u32, deadline);
+    }
+
+    fn remove_if_done(&mut self, id: ConnId) {
+        if self.connections.find(id).is_some_and(|entry| entry.connection.is_done()) {
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: ConnId) {
+        if self.connections.find(id).is_some() {
+            self.connections.0.remove(id.index());
+            self.timers.disarm(id.index() as u32);
+            self.effects.push_back(Effect::Disconnect(id));
+        }
+    }
+}
+
+impl Core for Echo {
+    fn handle_accept(&mut self, _: IpAddr, now: Instant) -> ConnId {
+        let slot = self.connections.0.vacant_entry();
+        let id = ConnId::new(slot.key() as u32, self.accepted);
+        self.accepted = self.accepted.wrapping_add(1);
+        let connection = Connection::new(now, &self.timeouts);
+        slot.insert(Entry { id, connection, is_websocket: false });
+        self.settle(id);
+        id
+    }
+
+    fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {
+        let Some(entry) = self.connections.find(id) else { return };
+        if entry.connection.is_head() {
+            self.handle_head(id, input, now);
+        } else {
+            self.handle_frames(id, input, now);
+        }
+        self.settle(id);
+    }
+
+    fn handle_end(&mut self, id: ConnId, _: Instant) {
+        let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
+        connection.on_end();
+        if !connection.is_closing() || connection.is_done() {
+            self.remove(id);
+        }
+    }
+
+    fn handle_disconnected(&mut self, id: ConnId, _: Instant) {
+        self.remove(id);
+    }
+
+    // Whoever is not read is written to, and that will tell.
+    fn handle_hangup(&mut self, _: ConnId, _: Instant) {}
+
+    fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
+        let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
+        let is_all = connection.backlog() == count;
+        connection.on_written(count, now);
+        if connection.half_close(now, &self.timeouts) {
+            self.effects.push_back(Effect::HalfClose(id));
+        }
+        // A pong had waited for room.
+        if is_all && connection.backlog() > 0 {
+            self.effects.push_back(Effect::Transmit(id));
+        }
+        self.resume(id, now);
+        self.settle(id);
+        self.remove_if_done(id);
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        while let Some(index) = self.timers.pop_expired(now) {
+            let Entry { id, connection, .. } = &mut self.connections.0[index as usize];
+            let id = *id;
+            match connection.handle_timeout(now, &self.timeouts) {
+                None => {}
+                Some(Expiry::Ping(sequence)) => {
+                    connection.send_ping(&Heartbeat::payload(id.to_bits(), sequence), now);
+                    self.effects.push_back(Effect::Transmit(id));
+                }
+                Some(Expiry::Disconnect) => self.remove(id),
+                Some(Expiry::Head | Expiry::Claim | Expiry::Close(_)) => {
+                    self.effects.push_back(Effect::Judge(id));
+                }
+            }
+            self.settle(id);
+        }
+    }
+
+    fn judge(&mut self, id: ConnId, now: Instant) {
+        let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
+        match connection.handle_timeout(now, &self.timeouts) {
+            Some(Expiry::Close(cause)) => self.close(id, cause, now),
+            Some(Expiry::Head) => {
+                connection.refuse(Refusal::RequestTimeout.bytes(), now, &self.timeouts);
+                self.effects.push_back(Effect::Transmit(id));
+                self.settle(id);
+            }
+            _ => {}
+        }
+    }
+
+    fn shut_down(&mut self, now: Instant) {
+        self.is_draining = true;
+        let entries = self.connections.0.iter().map(|(_, entry)| entry);
+        let open: Vec<ConnId> =
+            entries.filter(|entry| entry.is_websocket).map(|entry| entry.id).collect();
+        for id in open {
+            self.close(id, CloseCause::Shutdown, now);
+        }
+    }
+
+    fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.timers.next_expiry()
+    }
+
+    fn is_reading(&self, id: ConnId) -> bool {
+        self.connections.peek(id).is_some_and(Connection::is_reading)
+    }
+
+    fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
+        self.connections.peek(id).map_or([&[]; 3], Connection::outgoing)
+    }
+
+    fn websockets(&self) -> usize {
+        self.connections.0.iter().filter(|(_, entry)| entry.is_websocket).count()
+    }
+}

@@ -354,15 +354,18 @@ impl Connection {
         self.settle();
     }
 
-    /// Closing already: gives up the messages that the close frame waits behind,
-    /// and says so in its place. `false`: there are none.
+    /// Closing already: gives up the unfinished input, of which nothing counts any
+    /// more, or else the messages that the close frame waits behind, and says so in
+    /// its place. `false`: there is neither.
     pub fn shed(&mut self, now: Instant, timeouts: &Timeouts) -> bool {
-        let (State::Closing(closing), Some(outbox)) = (&mut self.state, &mut self.outbox) else {
+        let State::Closing(closing) = &mut self.state else { return false };
+        if self.inbound.take().is_some() {
+            closing.is_framed = false;
+            return true;
+        }
+        let Some(outbox) = self.outbox.as_mut().filter(|outbox| outbox.has_unbegun()) else {
             return false;
         };
-        if !outbox.has_unbegun() {
-            return false;
-        }
         outbox.push_close(&CloseCause::OutOfBufferMemory.payload(), false);
         closing.deadline = closing.deadline.min(now + timeouts.linger);
         true

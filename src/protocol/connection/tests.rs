@@ -872,3 +872,14 @@ fn live(seed: u64) {
 fn every_life_has_a_deadline_and_an_end() {
     (0..2_000).for_each(live);
 }
+
+#[test]
+fn a_closing_connection_that_is_shed_loses_its_input_before_its_close() {
+    let mut line = Line::quiet();
+    line.hear_count(1_000, &frame(TEXT, &[b'x'; 1_000])[..500], 0);
+    line.close(2_000, OVERTAKES);
+    let close = line.connection.backlog();
+    assert!(line.connection.held() > close);
+    assert!(line.connection.shed(at(2_000), &TIMEOUTS));
+    assert_eq!((line.connection.held(), line.connection.backlog()), (close, close));
+}

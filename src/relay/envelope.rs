@@ -167,4 +167,6 @@ fn is_too_deep(json: &str, limit: usize) -> bool {
 }
 
 #[cfg(test)]
+mod json_tests;
+#[cfg(test)]
 mod tests;

@@ -1,0 +1,78 @@
+//! A binary's envelope against the table in section 6 of the contract, applied
+//! to the members as they stand in the text.
+
+use pyrycode_relay::config::NESTING_MAX;
+use pyrycode_relay::relay::envelope::{self, Dropped, Envelope};
+use serde_json::Value;
+
+use super::json;
+
+/// What [`envelope::unwrap`] should say.
+#[derive(Debug, PartialEq)]
+enum Verdict<'a> {
+    Dropped,
+    PushWake,
+    Deliver { conn_id: String, frame: Option<&'a str>, close_code: Option<u16> },
+}
+
+/// Compares both readings.
+pub(crate) fn run(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let verdict = match envelope::unwrap(text) {
+        Err(_) => Verdict::Dropped,
+        Ok(Envelope::PushWake) => Verdict::PushWake,
+        Ok(Envelope::Deliver { conn_id, frame, close_code }) => {
+            Verdict::Deliver { conn_id: conn_id.into_owned(), frame, close_code }
+        }
+    };
+    assert_eq!(verdict, read(text).unwrap_or(Verdict::Dropped), "{text:?}");
+    let is_json = json::only_value(text).is_some();
+    if !is_json {
+        assert_eq!(envelope::unwrap(text), Err(Dropped::Malformed), "{text:?}");
+    }
+}
+
+/// `None`: to be dropped.
+fn read(text: &str) -> Option<Verdict<'_>> {
+    let object = json::only_value(text).filter(|value| value.starts_with('{'))?;
+    if json::depth(object) > NESTING_MAX + 1 {
+        return None;
+    }
+    let (mut conn_id, mut frame, mut close_code, mut push_wake) = (None, None, None, None);
+    for (name, value) in json::members(object) {
+        // A name of half a surrogate pair is no text.
+        let name: String = serde_json::from_str(name).ok()?;
+        let member = match &*name {
+            "conn_id" => &mut conn_id,
+            "frame" => &mut frame,
+            "close_code" => &mut close_code,
+            "push_wake" => &mut push_wake,
+            _ => continue,
+        };
+        if member.replace(value).is_some() {
+            return None;
+        }
+    }
+    // Null is as good as absent, but counts as a duplicate.
+    let [conn_id, frame, close_code, push_wake] =
+        [conn_id, frame, close_code, push_wake].map(|value| value.filter(|value| *value != "null"));
+    let conn_id = match conn_id.map(serde_json::from_str::<Value>) {
+        None => String::new(),
+        Some(Ok(Value::String(conn_id))) => conn_id,
+        Some(_) => return None,
+    };
+    let close_code = match close_code {
+        None => 0,
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
+        Some(_) => return None,
+    };
+    let close_code = Some(close_code).filter(|code| *code != 0);
+    if conn_id.is_empty() {
+        return push_wake.map(|_| Verdict::PushWake);
+    }
+    (frame.is_some() || close_code.is_some()).then_some(Verdict::Deliver {
+        conn_id,
+        frame,
+        close_code,
+    })
+}

@@ -1,0 +1,51 @@
+//! What is fuzzed, and the replay of what fuzzing has found.
+//!
+//! One module per target: `run` takes any bytes and panics if a promise is
+//! broken. `fuzz/` feeds it with what a fuzzer makes up; here every committed
+//! input of `fuzz/corpus/` goes through it once more, with the compiler that
+//! builds the relay. Uses the public API only.
+
+mod bytes;
+pub(crate) mod envelope;
+pub(crate) mod frame_json;
+mod json;
+pub(crate) mod registry;
+pub(crate) mod relay;
+pub(crate) mod request_head;
+pub(crate) mod websocket;
+pub(crate) mod wheel;
+#[allow(dead_code, reason = "the simulation needs more of it")]
+#[path = "../simulation/wire.rs"]
+mod wire;
+mod world;
+
+#[cfg(test)]
+mod replay {
+    use std::fs;
+    use std::path::Path;
+
+    /// Runs every committed input of a target. What is printed last has failed.
+    fn replay(target: &str, run: fn(&[u8])) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let entries = fs::read_dir(&corpus).expect("every target has a corpus");
+        let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+        paths.sort();
+        assert!(!paths.is_empty(), "{} is empty", corpus.display());
+        run(&[]);
+        for path in paths {
+            println!("{}", path.display());
+            run(&fs::read(&path).expect("readable"));
+        }
+    }
+
+    macro_rules! replays {
+        ($($target:ident)*) => {
+            $(#[test]
+            fn $target() {
+                replay(stringify!($target), super::$target::run);
+            })*
+        };
+    }
+
+    replays!(envelope frame_json registry relay request_head websocket wheel);
+}

@@ -24,7 +24,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "interop"))
 
-from harness import LATE, SOON, Relay, main, program, spawn, wait_until  # noqa: E402
+from harness import LATE, SOON, Relay, freeze, main, program, spawn, wait_until  # noqa: E402
 from network import SWITCH, Cable, build_switch  # noqa: E402
 from rawpeer import PING, TEXT, Honest, envelope, frame, upgrade  # noqa: E402
 
@@ -103,11 +103,7 @@ class Victim:
 
     def stop(self):
         """Its kernel goes on acknowledging."""
-        self.process.send_signal(signal.SIGSTOP)
-        def is_stopped():
-            with open(f"/proc/{self.process.pid}/stat") as stat:
-                return stat.read().rpartition(")")[2].split()[0] == "T"
-        wait_until(is_stopped)
+        freeze(self.process)
 
     def finds_its_end(self, expected):
         """Continued, it finds all that it missed, in order, then that close, then

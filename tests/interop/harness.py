@@ -47,6 +47,15 @@ def _on_signal(number, _frame):
     os._exit(128 + number)
 
 
+def freeze(process):
+    """Stops a process where it stands; its kernel goes on acknowledging."""
+    process.send_signal(signal.SIGSTOP)
+    def is_stopped():
+        with open(f"/proc/{process.pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "T"
+    wait_until(is_stopped)
+
+
 class Relay:
     """A relay process of one's own on a port of its own, ended on leaving."""
 
@@ -110,11 +119,7 @@ class Relay:
 
     def stop(self):
         """Stops it where it stands, as a suspended machine would."""
-        self.process.send_signal(signal.SIGSTOP)
-        def is_stopped():
-            with open(f"/proc/{self.process.pid}/stat") as stat:
-                return stat.read().rpartition(")")[2].split()[0] == "T"
-        wait_until(is_stopped)
+        freeze(self.process)
 
     def resume(self):
         self.process.send_signal(signal.SIGCONT)

@@ -86,11 +86,14 @@ def dies(peer, on_ping=lambda payload: None, answered=0):
 def is_dropped(peer, since):
     """Behind the close comes the end, and the socket goes, answered or not."""
     peer.read_nothing()
-    with contextlib.suppress(OSError):
-        while time.monotonic() < since + LINGER + TICK + LATE:
+    def is_gone():
+        try:
             peer.send(b"\0")
-            time.sleep(0.05)
-        raise AssertionError("still there behind its linger")
+        except OSError:
+            return True
+        return False
+    within = since + LINGER + TICK + LATE - time.monotonic()
+    wait_until(is_gone, within, "still there behind its linger", look_every=0.05)
 
 
 def is_pinged_in_time(pinged, opened, until):
@@ -157,17 +160,16 @@ class NodePeer:
 
 def idle_peers_of_node_live(relay):
     with NodePeer(relay, "server") as binary:
-        binary.expect("open", SOON)
+        binary_opened, _ = binary.expect("open", SOON)
         with NodePeer(relay, "client") as phone:
-            opened, _ = phone.expect("open", SOON)
+            phone_opened, _ = phone.expect("open", SOON)
             ends = time.monotonic() + WATCHED
-            pinged = {binary: [], phone: []}
-            for peer, seen in pinged.items():
+            for peer, opened in ((binary, binary_opened), (phone, phone_opened)):
+                seen = []
                 with contextlib.suppress(queue.Empty):
                     while (left := ends - time.monotonic()) > 0 or not peer.seen.empty():
                         seen.append(peer.expect("ping", max(left, 0.001))[0])
-                # The binary opened within SOON before; its phase is as random.
-                is_pinged_in_time(seen, opened - (SOON if peer is binary else 0), ends)
+                is_pinged_in_time(seen, opened, ends)
     relay.wait_connected(0, 0)
 
 

@@ -10,6 +10,8 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::config::NOTSENT_LOWAT;
+
 /// Connections that may wait to be accepted; the kernel caps it at `somaxconn`.
 const BACKLOG: i32 = 4096;
 
@@ -115,6 +117,10 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
         // `:8080` means IPv4 too, whatever the host's default is.
         socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
     }
+    // Accepted sockets inherit these two, which saves each of them two calls. A
+    // frame is written when its pass ends: the kernel shall not wait for more.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
@@ -163,6 +169,17 @@ mod tests {
         assert!(listener.wants_accept());
         assert!(listener.accept().is_none(), "nobody has dialled");
         assert!(!listener.wants_accept());
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_what_a_ping_needs_to_be_in_time() {
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let _dialer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.on_ready();
+        let (accepted, _) = listener.accept().expect("a dialer waits");
+        assert!(accepted.nodelay().unwrap());
+        let accepted = socket2::SockRef::from(&accepted);
+        assert_eq!(accepted.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
     }
 
     #[test]

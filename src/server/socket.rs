@@ -8,9 +8,7 @@ use std::net::Shutdown;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use socket2::SockRef;
 
-use crate::config::NOTSENT_LOWAT;
 use crate::relay::ConnId;
 
 /// One stream, registered once for both directions, edge-triggered.
@@ -69,9 +67,6 @@ impl Socket {
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
-        // A frame is written when its pass ends; the kernel shall not wait for more.
-        stream.set_nodelay(true)?;
-        SockRef::from(&stream).set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self {
             stream,

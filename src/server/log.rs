@@ -37,7 +37,7 @@ pub use line::{KEYS, VALUE_MAX};
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 
 /// A write is no longer put off for more lines once so many bytes are gathered.
-const BATCH_BYTES: usize = 64 * 1024;
+const BATCH_BYTES: usize = 16 * 1024;
 
 /// How long a first line waits for others. To wake the thread costs the loop more
 /// than a line does: in a storm of upgrades a third of all CPU time.
@@ -111,7 +111,7 @@ impl Sink {
             counters: Arc::clone(&counters),
             format,
             writer,
-            batch: Vec::new(),
+            batch: Vec::with_capacity(2 * BATCH_BYTES),
             is_mid_line: false,
             reported: 0,
         };

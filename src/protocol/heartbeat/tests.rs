@@ -480,6 +480,16 @@ fn a_ping_that_the_stop_held_up_gives_the_peer_its_full_time() {
 }
 
 #[test]
+fn only_a_ping_late_by_more_than_a_second_was_held_up() {
+    for (late, next_due) in [(1_000, 60_000), (1_001, 61_001)] {
+        let mut line = Line::new();
+        assert_eq!(line.timer(30_000 + late), Some(Beat::Ping(1)));
+        assert!(line.pong(1, 30_000 + late).is_some());
+        assert_eq!(line.deadline(), at(next_due), "late by {late} ms");
+    }
+}
+
+#[test]
 fn a_stop_of_days_is_followed_by_one_ping_and_the_usual_cadence() {
     const DAYS: u64 = 9 * 24 * 3600 * 1000;
     let mut line = Line::new();

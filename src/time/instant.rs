@@ -38,9 +38,8 @@ impl Instant {
 }
 
 /// A duration in whole microseconds; every duration of the relay fits.
-const fn micros(duration: Duration) -> u64 {
-    let micros = duration.as_micros();
-    if micros > u64::MAX as u128 { u64::MAX } else { micros as u64 }
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Add<Duration> for Instant {
@@ -60,5 +59,39 @@ impl Sub<Duration> for Instant {
     type Output = Self;
     fn sub(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(micros(duration)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_and_durations_add_up_to_the_microsecond() {
+        let start = Instant::from_micros(7);
+        for micros in [0, 1, 999, 1_000_001] {
+            let duration = Duration::from_micros(micros);
+            let later = start + duration;
+            assert_eq!(later.as_micros(), 7 + micros);
+            assert_eq!(later.since(start), duration);
+            assert_eq!(later - duration, start);
+            let mut moved = start;
+            moved += duration;
+            assert_eq!(moved, later);
+        }
+        // What is shorter is dropped.
+        assert_eq!(start + Duration::from_nanos(1_999), Instant::from_micros(8));
+    }
+
+    #[test]
+    fn nothing_reaches_beyond_either_end_of_the_time_line() {
+        // 2^60 s are a multiple of 2^64 µs: cut to 64 bits they would be nothing.
+        for long in [Duration::MAX, Duration::from_secs(1 << 60)] {
+            assert_eq!(Instant::from_micros(1) + long, Instant::NEVER);
+            assert_eq!(Instant::from_micros(1) - long, Instant::START);
+        }
+        assert_eq!(Instant::NEVER + Duration::from_micros(1), Instant::NEVER);
+        assert_eq!(Instant::START - Duration::from_micros(1), Instant::START);
+        assert_eq!(Instant::START.since(Instant::NEVER), Duration::ZERO);
     }
 }

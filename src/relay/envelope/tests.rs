@@ -176,6 +176,16 @@ fn what_is_dropped_and_why() {
 }
 
 #[test]
+fn every_cause_of_a_drop_has_a_counter_and_a_label_of_its_own() {
+    let mut labels = Vec::new();
+    for (index, cause) in Dropped::ALL.into_iter().enumerate() {
+        assert_eq!(cause as usize, index);
+        assert!(!labels.contains(&cause.label()), "{cause:?}");
+        labels.push(cause.label());
+    }
+}
+
+#[test]
 fn a_close_code_is_an_integer_of_16_bits_without_fraction_or_exponent() {
     let some = |code| Some(Some(code));
     for (written, expected) in [

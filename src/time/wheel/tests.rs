@@ -217,6 +217,17 @@ fn fires_at_the_first_tick_boundary_not_before_the_deadline() {
 }
 
 #[test]
+fn up_to_the_horizon_nothing_fires_early_wherever_in_its_tick_now_stands() {
+    for now in [0, 1, TICK_MICROS - 1, 7 * TICK_MICROS - 1] {
+        let mut wheel = Wheel::new(at(now));
+        let deadline = at(now) + Wheel::HORIZON;
+        wheel.arm(0, deadline);
+        assert_eq!(wheel.pop_expired(deadline - Duration::from_micros(1)), None, "at {now}");
+        assert_eq!(wheel.pop_expired(deadline + TICK), Some(0), "at {now}");
+    }
+}
+
+#[test]
 fn a_jump_of_any_size_fires_everything_once_and_in_order() {
     for jump in [Duration::from_secs(70), YEAR, YEAR * 9, YEAR * 100_000, TICK * 1024] {
         let start = ticks(700);

@@ -13,6 +13,7 @@ use std::time::Instant;
 use crate::figures::{self, mib, seconds};
 use crate::support::{
     Peer, Process, binary_head, connect_from, eventually, healthz, phone_head, round_trip,
+    settled_descriptors,
 };
 
 const HOUSEHOLDS: usize = 1000;
@@ -26,7 +27,7 @@ pub fn an_hour() {
     let process = Process::start(&[]);
     let relay = process.relay;
     assert_eq!(healthz(relay), (0, 0));
-    let descriptors = process.descriptors();
+    let descriptors = settled_descriptors(&process);
     let (at_start, _) = process.memory();
     let began = Instant::now();
     let memory: Vec<u64> = (1..=ROUNDS)
@@ -46,7 +47,8 @@ pub fn an_hour() {
     figures::record("relay: memory at the start", mib(at_start));
     let list: Vec<String> = memory.iter().map(|bytes| mib(*bytes)).collect();
     figures::record("relay: memory after each round", list.join(", ").replace(" MiB,", ""));
-    eventually("no descriptor is left", || process.descriptors() == descriptors);
+    let what = format!("{descriptors} descriptors as at the start");
+    eventually(&what, || process.descriptors() == descriptors);
     figures::record("relay: descriptors at the start and now", descriptors);
     let (warm, last) = (memory[WARM - 1], memory[ROUNDS - 1]);
     assert!(last <= warm + warm / 10 + (1 << 20), "{last} bytes and before that {warm}");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::crowd::{self, Tally};
 use crate::figures::{self, mib, seconds};
-use crate::support::{PATIENCE, Process, eventually, healthz};
+use crate::support::{PATIENCE, Process, eventually, healthz, settled_descriptors};
 
 const CLIENTS: usize = 20_000;
 /// Processes that they are in, each with an address of its own: a process has
@@ -28,7 +28,7 @@ pub fn all_at_once() {
     }
     let pairs = room.min(CLIENTS) / 2 / CROWDS * CROWDS;
     figures::record("clients", 2 * pairs);
-    let descriptors = process.descriptors();
+    let descriptors = settled_descriptors(&process);
     let (at_start, _) = process.memory();
 
     let mut began = Instant::now();
@@ -50,7 +50,8 @@ pub fn all_at_once() {
 
     drop(crowds);
     eventually("everybody is gone", || healthz(relay) == (0, 0));
-    eventually("no descriptor is left", || process.descriptors() == descriptors);
+    let what = format!("{descriptors} descriptors as at the start");
+    eventually(&what, || process.descriptors() == descriptors);
     figures::record("gone: memory", mib(process.memory().0));
 }
 

@@ -6,7 +6,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::figures::{self, Latencies, share};
-use crate::support::{Answer, Peer, Process, connect, eventually, healthz, pause, round_trip};
+use crate::support::{
+    Answer, Peer, Process, connect, eventually, healthz, pause, round_trip, settled_descriptors,
+};
 
 const DIALERS: usize = 200;
 /// Times that the descriptors run out.
@@ -88,16 +90,4 @@ fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies))
     }
     figures::record("live ones' round trips alone", &alone);
     figures::record("live ones' round trips meanwhile", &beside);
-}
-
-/// Descriptors with nobody but the live ones.
-fn settled_descriptors(process: &Process) -> usize {
-    healthz(process.relay);
-    let mut count = process.descriptors();
-    eventually("no descriptor comes or goes", || {
-        pause(Duration::from_millis(50));
-        let last = std::mem::replace(&mut count, process.descriptors());
-        count == last
-    });
-    count
 }

@@ -32,6 +32,18 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// How many descriptors the relay has open once those are closed that belong to
+/// connections which have just ended.
+pub fn settled_descriptors(process: &Process) -> usize {
+    let mut count = process.descriptors();
+    eventually("no descriptor comes or goes", || {
+        pause(Duration::from_millis(50));
+        let last = std::mem::replace(&mut count, process.descriptors());
+        count == last
+    });
+    count
+}
+
 /// A peer's pace, or the time between two looks.
 pub fn pause(time: Duration) {
     thread::park_timeout(time);

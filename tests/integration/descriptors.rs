@@ -8,6 +8,7 @@ use crate::support::{Opcode, Peer, Process, connect, envelope, eventually, healt
 fn out_of_descriptors_it_stops_accepting_without_a_spin_and_recovers() {
     let process = Process::start_with_descriptors(100);
     let relay = process.relay;
+    assert!(process.listening.contains(" connections=36 "), "{}", process.listening);
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
     let dialers: Vec<TcpStream> = (0..200).map(|_| connect(relay)).collect();

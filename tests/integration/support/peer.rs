@@ -5,6 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::ops::Range;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -254,17 +255,10 @@ impl Peer {
     }
 
     fn take_frame(&mut self) -> Option<(u8, Vec<u8>)> {
-        let (&first, &second) = (self.inbox.first()?, self.inbox.get(1)?);
-        assert_eq!(first & 0xf0, 0x80, "{}: not final, or a reserved bit", self.id);
-        assert_eq!(second & 0x80, 0, "{}: masked", self.id);
-        let (start, len) = match second {
-            126 => (4, u64::from(u16::from_be_bytes(*self.inbox.get(2..)?.first_chunk()?))),
-            127 => (10, u64::from_be_bytes(*self.inbox.get(2..)?.first_chunk()?)),
-            short => (2, u64::from(short)),
-        };
-        let payload = self.inbox.get(start..start + len as usize)?.to_vec();
-        self.inbox.drain(..start + payload.len());
-        Some((first & 0x0f, payload))
+        let (opcode, payload) = first_frame(&self.inbox)?;
+        let (end, payload) = (payload.end, self.inbox[payload].to_vec());
+        self.inbox.drain(..end);
+        Some((opcode, payload))
     }
 
     fn pull(&mut self) -> io::Result<usize> {
@@ -273,6 +267,21 @@ impl Peer {
         self.inbox.extend_from_slice(&buffer[..count]);
         Ok(count)
     }
+}
+
+/// The relay's next frame in `bytes`, if all of it has come: its opcode and where
+/// its payload lies. Fails the test if it is not final, reserved or masked.
+pub fn first_frame(bytes: &[u8]) -> Option<(u8, Range<usize>)> {
+    let (&first, &second) = (bytes.first()?, bytes.get(1)?);
+    assert_eq!(first & 0xf0, 0x80, "not final, or a reserved bit");
+    assert_eq!(second & 0x80, 0, "masked");
+    let (start, len) = match second {
+        126 => (4, u64::from(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?))),
+        127 => (10, u64::from_be_bytes(*bytes.get(2..)?.first_chunk()?)),
+        short => (2, u64::from(short)),
+    };
+    let payload = start..start + len as usize;
+    (payload.end <= bytes.len()).then_some((first & 0x0f, payload))
 }
 
 /// What carries one JSON value between a phone and its binary, either way.

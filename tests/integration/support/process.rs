@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -14,42 +14,57 @@ use super::{PATIENCE, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
 
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// A running relay, killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     /// Where it listens.
     pub relay: SocketAddr,
+    /// The line that said so.
+    pub listening: String,
     /// Lines that a thread has read from its stderr.
     lines: Receiver<String>,
-    /// Its stderr where nobody reads it.
-    _stuck: Option<BufReader<ChildStderr>>,
+    /// Its stderr while nobody reads it.
+    stuck: Option<BufReader<ChildStderr>>,
 }
 
 impl Process {
     /// Starts it on a free port, without rate limit unless a flag says otherwise.
     pub fn start(flags: &[&str]) -> Self {
+        Self::start_at(ANY_PORT, flags)
+    }
+
+    /// The same on an address that may have been another's before.
+    pub fn start_at(listen: SocketAddr, flags: &[&str]) -> Self {
         let mut command = bare_command(PROGRAM);
         command.args(flags);
-        Self::spawn(command, true)
+        Self::spawn(command, listen)
     }
 
     /// Starts it with so many descriptors at most.
     pub fn start_with_descriptors(count: u32) -> Self {
         let mut command = bare_command("sh");
         command.arg("-c").arg(format!("ulimit -n {count}; exec \"$0\" \"$@\"")).arg(PROGRAM);
-        Self::spawn(command, true)
+        Self::spawn(command, ANY_PORT)
     }
 
     /// Starts it with a stderr that nobody reads once it listens.
     pub fn start_with_stuck_stderr(level: &str) -> Self {
         let mut command = bare_command(PROGRAM);
         command.env("PYRYCODE_RELAY_LOG", level);
-        Self::spawn(command, false)
+        Self::spawn_stuck(command, ANY_PORT)
     }
 
-    fn spawn(mut command: Command, reads: bool) -> Self {
-        command.args(["--insecure-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"]);
+    fn spawn(command: Command, listen: SocketAddr) -> Self {
+        let mut process = Self::spawn_stuck(command, listen);
+        process.read_on();
+        process
+    }
+
+    fn spawn_stuck(mut command: Command, listen: SocketAddr) -> Self {
+        command.arg(format!("--insecure-listen={listen}")).arg("--metrics-listen=127.0.0.1:0");
         if !command.get_args().any(|arg| arg.to_string_lossy().starts_with("--rate-limit")) {
             command.arg("--rate-limit-per-minute=0");
         }
@@ -64,14 +79,18 @@ impl Process {
         let port = line.split_once("127.0.0.1:").unwrap().1;
         let port = port.split(|c: char| !c.is_ascii_digit()).next().unwrap();
         let relay = ([127, 0, 0, 1], port.parse().unwrap()).into();
+        let (_, lines) = mpsc::channel();
+        Self { child, relay, listening: line, lines, stuck: Some(stderr) }
+    }
+
+    /// Begins to read a stderr that was not read so far.
+    pub fn read_on(&mut self) {
+        let stderr = self.stuck.take().unwrap();
         let (sender, lines) = mpsc::channel();
-        if !reads {
-            return Self { child, relay, lines, _stuck: Some(stderr) };
-        }
+        self.lines = lines;
         thread::spawn(move || {
             stderr.lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
         });
-        Self { child, relay, lines, _stuck: None }
     }
 
     /// Asks it to end.

@@ -1,0 +1,71 @@
+//! Load and faults on real sockets: the built program under more than it likes.
+//!
+//! Scenarios run one after the other, each against relays of its own with the
+//! times of the protocol, and print what they measured. A broken promise of the
+//! contract fails the run; a time, a share of a processor or an amount of memory
+//! is a figure, and is judged only where the contract calls it flat, bounded or
+//! idle, and then against another figure of the same run.
+//!
+//! Nothing leaves 127.0.0.0/8 and nothing needs root. Every wait has a deadline;
+//! where a peer's pace is part of the scenario, the pause says so. Words on the
+//! command line choose the scenarios whose names contain one of them.
+
+#![allow(clippy::disallowed_methods, reason = "tests live outside the deterministic core")]
+#![allow(unreachable_pub, reason = "a test binary exports nothing")]
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
+mod bulk;
+mod churn;
+mod client;
+mod crowd;
+mod figures;
+mod flood;
+mod guard;
+mod mute;
+mod redial;
+mod shed;
+mod starved;
+mod support;
+
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+use std::time::Instant;
+
+const SCENARIOS: &[(&str, fn())] = &[
+    ("bulk: 64 MiB from four phones to a slow binary", bulk::to_a_slow_binary),
+    ("bulk: 64 MiB from a binary to a slow phone", bulk::to_a_slow_phone),
+    ("shed: a phone that never reads, beyond its backlog", shed::beyond_the_backlog),
+    ("shed: a phone that never reads, out of time", shed::out_of_time),
+    ("flood: frames beside 100 quiet pairs", flood::of_frames),
+    ("flood: pings beside 100 quiet pairs", flood::of_pings),
+    ("starved: 64 descriptors, 200 dialers", starved::to_one_connection),
+    ("starved: 96 descriptors, 200 dialers", starved::with_live_pairs),
+    ("mute: nobody reads stderr", mute::nobody_reads_stderr),
+    ("redial: all clients at once", redial::all_at_once),
+    ("churn: an hour in a minute", churn::an_hour),
+];
+
+fn main() -> ExitCode {
+    // Words that Cargo adds, `--quiet` for one, are not for us.
+    let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
+    if let Some((crowd::WORD, arguments)) = words.split_first().map(|(w, rest)| (w.as_str(), rest))
+    {
+        crowd::run(arguments);
+        return ExitCode::SUCCESS;
+    }
+    guard::watch();
+    let (mut passed, mut failed) = (0, 0);
+    for (name, scenario) in SCENARIOS {
+        if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
+            continue;
+        }
+        println!("\n{name}");
+        let began = Instant::now();
+        let outcome = catch_unwind(scenario);
+        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("  {verdict} after {:.1} s", began.elapsed().as_secs_f64());
+        *(if outcome.is_ok() { &mut passed } else { &mut failed }) += 1;
+    }
+    println!("\nload: {passed} passed, {failed} failed");
+    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

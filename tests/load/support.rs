@@ -1,0 +1,78 @@
+//! What the scenarios share: the peers and the process of the integration tests,
+//! and traffic that can be told from any other.
+
+#![allow(dead_code, unused_imports, reason = "the integration tests use the rest")]
+
+#[path = "../integration/support/http.rs"]
+mod http;
+#[path = "../integration/support/peer.rs"]
+mod peer;
+#[path = "../integration/support/process.rs"]
+mod process;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use http::{Answer, connect, connect_from, connect_reading_little, healthz};
+pub use peer::{
+    Heard, Opcode, Peer, binary_head, envelope, first_frame, frame, header, phone_head,
+};
+pub use process::Process;
+
+/// The longest wait for what should come at once, on a machine that has other
+/// things to do. Only a failing run takes it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        pause(Duration::from_millis(5));
+    }
+}
+
+/// How many descriptors the relay has open once those are closed that belong to
+/// connections which have just ended.
+pub fn settled_descriptors(process: &Process) -> usize {
+    let mut count = process.descriptors();
+    eventually("no descriptor comes or goes", || {
+        pause(Duration::from_millis(50));
+        let last = std::mem::replace(&mut count, process.descriptors());
+        count == last
+    });
+    count
+}
+
+/// A peer's pace, or the time between two looks.
+pub fn pause(time: Duration) {
+    thread::park_timeout(time);
+}
+
+/// The `n`-th message of sender `from`: a JSON string of `len` bytes that begins
+/// with `n` and goes on like no other message does.
+pub fn content(from: usize, n: usize, len: usize) -> String {
+    let mut text = String::with_capacity(len);
+    text.push_str(&format!("\"{n}:"));
+    // Xorshift: Marsaglia, Xorshift RNGs, 2003.
+    let mut state = ((from as u64 + 1) << 32) | (n as u64 + 1);
+    while text.len() + 1 < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let letters = state.to_be_bytes().map(|byte| char::from(b'a' + byte % 26));
+        text.extend(letters.iter().take(len - 1 - text.len()));
+    }
+    text.push('"');
+    text
+}
+
+/// A frame there and a frame back; fails unless exactly these are heard.
+pub fn round_trip(binary: &mut Peer, phone: &mut Peer, n: usize) -> Duration {
+    let (began, json) = (Instant::now(), n.to_string());
+    phone.say(&json);
+    assert_eq!(binary.hear_text(), envelope(&phone.id, &json));
+    binary.tell(&phone.id, &json);
+    assert_eq!(phone.hear_text(), json);
+    began.elapsed()
+}

@@ -286,6 +286,13 @@ fn brackets_count_neither_in_strings_nor_side_by_side() {
         let envelope = format!(r#"{{"conn_id":"c","frame":{frame}}}"#);
         assert_eq!(unwrap(&envelope), deliver("c", Some(&frame), None));
     }
+    // With siblings too it may be as deep as documented.
+    let deepest = format!("[[],{}]", nested(NESTING_MAX - 1));
+    assert!(accepts(&deepest));
+    assert!(!accepts(&format!("[{deepest}]")));
+    // What a string closes makes nothing less deep.
+    let deep = format!("{}1{}", "[\"]\",".repeat(NESTING_MAX + 1), "]".repeat(NESTING_MAX + 1));
+    assert!(!accepts(&deep));
     // A quote that is escaped ends no string, and an escaped backslash escapes nothing.
     let hidden = format!("[\"\\\\\",{}]", nested(NESTING_MAX));
     assert!(!accepts(&hidden));

@@ -48,12 +48,13 @@ impl fmt::Debug for ConnId {
     }
 }
 
-/// The conn_id that peers and log lines see: 32 hex digits, 64 random bits and
+/// The conn_id that peers and log lines see: 32 hex digits, 64 secret bits and
 /// the [`ConnId`]. Unique because the second half is, not to be guessed because
 /// of the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicId {
-    /// Random; also the key of the connection's pings.
+    /// As good as random to whoever has not been told; also the key of the
+    /// connection's pings.
     pub key: u64,
     /// Which connection.
     pub id: ConnId,

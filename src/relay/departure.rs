@@ -58,7 +58,8 @@ impl Relay {
     ) {
         let Some(entry) = self.entry_mut(id) else { return };
         let role = std::mem::replace(&mut entry.role, Role::None);
-        let (slot, public_id, client) = (entry.slot, entry.public_id(id), entry.client());
+        let (slot, client) = (entry.slot, entry.client());
+        let public_id = self.public_id(id);
         if role == Role::None {
             return;
         }

@@ -17,7 +17,7 @@ impl Relay {
     /// A phone's message goes to its binary, in an envelope.
     pub(super) fn forward_to_binary(&mut self, phone: ConnId, message: &Message, now: Instant) {
         let Some(entry) = self.entry(phone) else { return };
-        let (slot, public_id) = (entry.slot, entry.public_id(phone));
+        let (slot, public_id) = (entry.slot, self.public_id(phone));
         let Some(frame) = message.text().and_then(envelope::frame) else {
             log::warn!(conn_id:% = public_id; "phone_forwarder_invalid_frame");
             return self.close(phone, CloseCause::NotJson, now);
@@ -45,14 +45,14 @@ impl Relay {
     /// A binary's envelope is opened, its frame delivered, its phone perhaps closed.
     pub(super) fn forward_to_phone(&mut self, binary: ConnId, message: &Message, now: Instant) {
         let Some(entry) = self.entry(binary) else { return };
-        let (slot, binary_id) = (entry.slot, entry.public_id(binary));
+        let slot = entry.slot;
         if let Err(cause) = self.deliver(slot, message, now) {
             self.stats.on_dropped(cause);
             // A phone that has just left is a normal race, not worth a warning.
             let level =
                 if cause == Dropped::UnknownPhone { log::Level::Debug } else { log::Level::Warn };
             log::log!(
-                level, binary_conn_id:% = binary_id, cause = cause.label();
+                level, binary_conn_id:% = self.public_id(binary), cause = cause.label();
                 "binary_forwarder_dropped"
             );
         }
@@ -63,12 +63,13 @@ impl Relay {
         let Envelope::Deliver { conn_id, frame, close_code } = envelope::unwrap(text)? else {
             return Err(Dropped::PushWakeOff);
         };
-        let public_id = PublicId::parse(&conn_id).ok_or(Dropped::UnknownPhone)?;
-        let phone = public_id.id;
+        let phone = PublicId::parse(&conn_id)
+            .filter(|public_id| *public_id == self.public_id(public_id.id))
+            .ok_or(Dropped::UnknownPhone)?
+            .id;
         let entry = self
             .entry_mut(phone)
             .filter(|entry| entry.role == Role::Phone && entry.slot == slot)
-            .filter(|entry| entry.public_id(phone) == public_id)
             .ok_or(Dropped::UnknownPhone)?;
         if let Some(frame) = frame {
             if entry.connection.backlog() + frame.len() > PHONE_BACKLOG_MAX {

@@ -71,8 +71,9 @@ impl Relay {
     }
 
     pub(super) fn on_pong(&mut self, id: ConnId, payload: &[u8], now: Instant) {
+        let key = self.public_id(id).key;
         let Some(entry) = self.entry_mut(id) else { return };
-        let Some(sequence) = Heartbeat::sequence(entry.key, payload) else { return };
+        let Some(sequence) = Heartbeat::sequence(key, payload) else { return };
         let Some(answer) = entry.connection.on_pong(sequence, now) else { return };
         let (role, slot) = (entry.role, entry.slot);
         self.stats.pongs += 1;
@@ -121,8 +122,8 @@ impl Relay {
     }
 
     fn send_ping(&mut self, id: ConnId, sequence: u32, now: Instant) {
+        let payload = Heartbeat::payload(self.public_id(id).key, sequence);
         let Some(entry) = self.entry_mut(id) else { return };
-        let payload = Heartbeat::payload(entry.key, sequence);
         entry.connection.send_ping(&payload, now);
         self.stats.pings += 1;
         self.transmit(id);

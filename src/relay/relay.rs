@@ -15,6 +15,7 @@
 //! 5. Which connection holds how many queued bytes is charged to one budget.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv6Addr};
 
 use rand::rngs::StdRng;
@@ -77,8 +78,6 @@ pub(super) struct Entry {
     pub(super) connection: Connection,
     /// The rest of its [`ConnId`] is where it lives.
     generation: u32,
-    /// Random: half of its conn_id, and the key of its pings.
-    pub(super) key: u64,
     /// The client's address; the peer's until the request head is read. An IPv4
     /// address is kept mapped, which takes a byte less than an `IpAddr`.
     client: Ipv6Addr,
@@ -105,10 +104,6 @@ impl Entry {
     pub(super) fn set_client(&mut self, client: IpAddr) {
         self.client = mapped(client);
     }
-
-    pub(super) fn public_id(&self, id: ConnId) -> PublicId {
-        PublicId { key: self.key, id }
-    }
 }
 
 fn mapped(address: IpAddr) -> Ipv6Addr {
@@ -119,7 +114,7 @@ fn mapped(address: IpAddr) -> Ipv6Addr {
 }
 
 /// What an idle connection costs here; the shell and the registry add theirs.
-const _: () = assert!(size_of::<Entry>() <= 96);
+const _: () = assert!(size_of::<Entry>() <= 88);
 
 /// The relay below its sockets.
 #[derive(Debug)]
@@ -139,6 +134,8 @@ pub struct Relay {
     accepted: u32,
     codec: Codec,
     pub(super) rng: StdRng,
+    /// Makes the secret half of every conn_id.
+    id_keys: HashKeys,
     pub(super) budget: Budget,
     /// Connection deadlines by slab index.
     pub(super) timers: Wheel,
@@ -168,6 +165,7 @@ impl Relay {
             websockets: 0,
             accepted: 0,
             codec: Codec::new(limits.message),
+            id_keys: HashKeys::new(hash_keys()),
             rng,
             budget: Budget::new(limits.buffer_memory),
             timers: Wheel::new(now),
@@ -186,7 +184,6 @@ impl Relay {
         slot.insert(Entry {
             connection: Connection::new(now, &self.timeouts),
             generation: id.generation(),
-            key: self.rng.next_u64(),
             client: mapped(peer),
             role: Role::None,
             is_websocket: false,
@@ -343,6 +340,13 @@ impl Relay {
 
     // What happens to a connection
 
+    /// The conn_id that peers see. Its secret half, which also keys the pings, is
+    /// not kept but made anew, by SipHash under a key that nobody outside knows:
+    /// 15 ns instead of 8 bytes in every [`Entry`].
+    pub(super) fn public_id(&self, id: ConnId) -> PublicId {
+        PublicId { key: self.id_keys.hash_one(id.to_bits()), id }
+    }
+
     pub(super) fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
         while let Some(index) = self.index(id) {
             let connection = &mut self.connections[index].connection;
@@ -384,9 +388,9 @@ impl Relay {
         let early = entry.connection.take_early();
         entry.role = Role::Binary;
         entry.slot = slot;
-        let (public_id, remote) = (entry.public_id(id), entry.client());
+        let remote = entry.client();
         log::info!(
-            server_id = self.registry.server_id(slot), binary_conn_id:% = public_id,
+            server_id = self.registry.server_id(slot), binary_conn_id:% = self.public_id(id),
             remote:% = remote, binary_version;
             "server_claimed"
         );

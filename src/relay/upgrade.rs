@@ -107,11 +107,11 @@ impl Relay {
                 return Err(refused);
             }
         };
+        let request_id = self.public_id(id).to_string();
         if let Some(entry) = self.entry_mut(id) {
             entry.set_client(client);
             entry.is_websocket = true;
             let mut answer = Vec::new();
-            let request_id = entry.public_id(id).to_string();
             response::switching_protocols(&accept, &request_id, &mut answer);
             entry.connection.send_answer(&answer, now);
             if !rest.is_empty() {
@@ -154,8 +154,9 @@ impl Relay {
 
     fn join(&mut self, id: ConnId, server_id: &str, device_name: Option<&str>, now: Instant) {
         let joined = self.registry.join(server_id, id);
+        let public_id = self.public_id(id);
         let Some(entry) = self.entry_mut(id) else { return };
-        let (public_id, remote) = (entry.public_id(id), entry.client());
+        let remote = entry.client();
         let slot = match joined {
             Ok(slot) => slot,
             Err(error) => {

@@ -1,0 +1,117 @@
+//! What the parts cost that every message, ping and timer passes through.
+//!
+//! `cargo bench --bench micro` runs all, with `-- wheel` those with that word. The times
+//! are this machine's: compare two runs on one machine, never two machines.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use divan::counter::BytesCount;
+use divan::{Bencher, black_box};
+use pyrycode_relay::config::MESSAGE_MAX;
+use pyrycode_relay::protocol::websocket::{Assembly, Codec, accept_key};
+use pyrycode_relay::relay::envelope;
+use pyrycode_relay::time::{Instant, Wheel};
+
+fn main() {
+    divan::main();
+}
+
+const SIZES: [usize; 3] = [256, 1024, 16 * 1024];
+const CONN_ID: &str = "48d196f1a4e634ab0000000100000001";
+
+/// JSON as daemons send it: short keys, short texts, numbers; of about `size` bytes.
+fn json(size: usize) -> String {
+    const ITEM: &str =
+        r#"{"id":48213,"ok":true,"text":"the \"brown\" fox\n","w":[1,2.5,-3e2,null]},"#;
+    let mut json = String::from("[");
+    while json.len() + ITEM.len() < size {
+        json.push_str(ITEM);
+    }
+    let rest = size.saturating_sub(json.len() + 3);
+    write!(json, "\"{}\"]", "x".repeat(rest)).expect("a String takes everything");
+    json
+}
+
+/// A client's text frame.
+fn masked(payload: &[u8]) -> Vec<u8> {
+    const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+    let mut frame = vec![0x81];
+    match payload.len() {
+        len @ ..126 => frame.push(0x80 | len as u8),
+        len => {
+            frame.push(0x80 | 126);
+            frame.extend_from_slice(&u16::try_from(len).expect("at most 64 KiB").to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&KEY);
+    frame.extend(payload.iter().zip(KEY.iter().cycle()).map(|(byte, key)| byte ^ key));
+    frame
+}
+
+/// Checks a phone's frame.
+#[divan::bench(args = SIZES)]
+fn json_check(bencher: Bencher<'_, '_>, size: usize) {
+    let json = json(size);
+    bencher
+        .counter(BytesCount::of_str(&json))
+        .bench(|| envelope::frame(black_box(&json)).map(str::len));
+}
+
+/// Opens a binary's envelope.
+#[divan::bench(args = SIZES)]
+fn envelope_unwrap(bencher: Bencher<'_, '_>, size: usize) {
+    let message = format!(r#"{{"conn_id":"{CONN_ID}","frame":{}}}"#, json(size));
+    bencher
+        .counter(BytesCount::of_str(&message))
+        .bench(|| envelope::unwrap(black_box(&message)).is_ok());
+}
+
+/// From bytes to a message, a whole frame at once.
+#[divan::bench(args = SIZES)]
+fn websocket_step(bencher: Bencher<'_, '_>, size: usize) {
+    let frame = masked(json(size).as_bytes());
+    let (mut codec, mut assembly) = (Codec::new(MESSAGE_MAX), Assembly::default());
+    bencher
+        .counter(BytesCount::of_slice(&frame))
+        .bench_local(|| codec.next(&mut assembly, &mut black_box(frame.as_slice())).is_ok());
+}
+
+/// The same with a cut in the middle, so that the first half has to be kept.
+#[divan::bench(args = SIZES)]
+fn websocket_step_in_halves(bencher: Bencher<'_, '_>, size: usize) {
+    let frame = masked(json(size).as_bytes());
+    let halves = frame.split_at(frame.len() / 2);
+    let (mut codec, mut assembly) = (Codec::new(MESSAGE_MAX), Assembly::default());
+    bencher.counter(BytesCount::of_slice(&frame)).bench_local(|| {
+        for mut half in [black_box(halves.0), black_box(halves.1)] {
+            codec.next(&mut assembly, &mut half).expect("a valid frame");
+        }
+    });
+}
+
+/// The digest in a 101.
+#[divan::bench]
+fn handshake_accept_key() -> String {
+    accept_key(black_box("dGhlIHNhbXBsZSBub25jZQ=="))
+}
+
+/// One key fires and is armed again, among so many others.
+#[divan::bench(args = [1_000, 100_000, 1_000_000])]
+fn wheel_fire_and_arm(bencher: Bencher<'_, '_>, keys: u32) {
+    const INTERVAL: Duration = Duration::from_secs(30);
+    let mut wheel = Wheel::new(Instant::START);
+    for key in 0..keys {
+        wheel.arm(key, Instant::START + INTERVAL * key / keys);
+    }
+    let mut now = Instant::START;
+    bencher.bench_local(|| {
+        let key = loop {
+            match wheel.pop_expired(now) {
+                Some(key) => break key,
+                None => now = wheel.next_expiry().expect("all keys are armed"),
+            }
+        };
+        wheel.arm(key, now + INTERVAL);
+    });
+}

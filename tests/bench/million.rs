@@ -1,0 +1,147 @@
+//! The core alone with a thousand to a million honest connections: what one
+//! costs in memory and its ping and pong in CPU time, and that neither grows.
+//!
+//! `cargo bench --bench million [-- MINUTES]` of virtual time, by default 2; one
+//! binary to four phones. The peers are nobody: what the relay sends is answered
+//! on the spot, so that what is measured is the relay and not them. The memory is
+//! that of the whole process and the sockets' is not in it.
+
+#![allow(clippy::disallowed_methods, reason = "argv of the program itself")]
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use pyrycode_relay::config::Config;
+use pyrycode_relay::relay::{ConnId, Effect, Relay};
+use pyrycode_relay::time::{Instant, TICK};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Connections that come in one tick: a million in half a minute.
+const ARRIVALS: usize = 2_000;
+const PHONES_PER_BINARY: usize = 4;
+const INTERVAL: Duration = Duration::from_secs(30);
+
+fn main() {
+    let minutes = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(2);
+    println!("{minutes} minutes of virtual time");
+    println!("connections  bytes each  CPU an upgrade  pings and pongs  CPU a pair");
+    for count in [1_000, 10_000, 100_000, 1_000_000] {
+        measure(count, Duration::from_secs(60 * minutes));
+    }
+}
+
+fn measure(count: usize, time: Duration) {
+    let (memory, cpu) = (resident(), cpu_time());
+    let mut crowd = Crowd::new(count);
+    let mut opened = 0;
+    while opened < count {
+        for _ in 0..ARRIVALS.min(count - opened) {
+            crowd.open(opened);
+            opened += 1;
+        }
+        crowd.pass(TICK);
+    }
+    let up = cpu_time() - cpu;
+    // From here on everybody has been pinged once.
+    crowd.pass(INTERVAL + TICK);
+    let (cpu, pairs) = (cpu_time(), crowd.relay.stats().pongs);
+    crowd.pass(time);
+    let pairs = crowd.relay.stats().pongs - pairs;
+    let spent = cpu_time() - cpu;
+
+    let (binaries, phones) = crowd.relay.live();
+    assert_eq!(binaries + phones, count, "all live");
+    assert_eq!(crowd.relay.stats().pings, crowd.relay.stats().pongs, "all answered");
+    println!(
+        "{count:>11}  {:>10}  {:>11.2} µs  {pairs:>15}  {:>7} ns",
+        resident().saturating_sub(memory) / count,
+        up.as_secs_f64() * 1e6 / count as f64,
+        spent.as_nanos() / u128::from(pairs.max(1)),
+    );
+}
+
+/// The relay and the time it lives in.
+struct Crowd {
+    relay: Relay,
+    now: Instant,
+    answer: Vec<u8>,
+}
+
+impl Crowd {
+    fn new(count: usize) -> Self {
+        let mut config = Config::default();
+        config.limits.rate_per_minute = 0;
+        let relay = Relay::new(&config, count, [7; 32], Instant::START);
+        Self { relay, now: Instant::START, answer: Vec::new() }
+    }
+
+    /// A peer upgrades.
+    fn open(&mut self, number: usize) {
+        let (pair, place) = (number / (PHONES_PER_BINARY + 1), number % (PHONES_PER_BINARY + 1));
+        let (path, header) = match place {
+            0 => ("server", "x-pyrycode-version: 1"),
+            _ => ("client", "x-pyrycode-token: t"),
+        };
+        let head = format!(
+            "GET /v1/{path} HTTP/1.1\r\nHost: relay.example\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nUser-Agent: bench\r\n\
+             x-pyrycode-server: {pair}\r\n{header}\r\n\r\n"
+        );
+        let id = self.relay.handle_accept(IpAddr::V4(Ipv4Addr::LOCALHOST), self.now);
+        self.relay.handle_input(id, head.as_bytes(), self.now);
+        self.apply_effects();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(due) = self.relay.next_deadline().filter(|due| *due <= end) {
+            self.now = self.now.max(due);
+            self.relay.handle_timeout(self.now);
+            self.apply_effects();
+        }
+        self.now = end;
+    }
+
+    /// Everything is written at once, and every ping answered.
+    fn apply_effects(&mut self) {
+        while let Some(effect) = self.relay.poll_effect() {
+            match effect {
+                Effect::Transmit(id) => self.on_written(id),
+                Effect::Resume(_) => {}
+                effect => panic!("nobody gives cause for {effect:?}"),
+            }
+        }
+    }
+
+    fn on_written(&mut self, id: ConnId) {
+        const PING: u8 = 0x89;
+        self.answer.clear();
+        let mut count = 0;
+        for slice in self.relay.outgoing(id) {
+            count += slice.len();
+            if slice.first() == Some(&PING) {
+                // FIN and pong; masked by a key of zeros.
+                self.answer.extend_from_slice(&[0x8a, 0x80 | slice[1], 0, 0, 0, 0]);
+                self.answer.extend_from_slice(&slice[2..]);
+            }
+        }
+        self.relay.handle_written(id, count, self.now);
+        if !self.answer.is_empty() {
+            self.relay.handle_input(id, &self.answer, self.now);
+        }
+    }
+}
+
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Bytes of resident memory (proc(5), `statm`).
+fn resident() -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: usize = statm.split(' ').nth(1).expect("resident").parse().expect("a number");
+    pages * rustix::param::page_size()
+}

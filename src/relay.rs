@@ -1,6 +1,7 @@
 //! Many connections: who may claim, who hears what, who is dead. No sockets.
 
 pub mod admission;
+mod audit;
 pub mod conn_id;
 mod departure;
 pub mod envelope;

@@ -133,6 +133,12 @@ impl Connection {
         matches!(self.state, State::Head { .. })
     }
 
+    /// An open WebSocket, pinged and judged.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
     /// The last bytes to it are queued or sent.
     #[must_use]
     pub fn is_closing(&self) -> bool {

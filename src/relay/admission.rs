@@ -204,6 +204,21 @@ impl ConnectionCaps {
         }
     }
 
+    /// Whether it is `clients` that are counted, each as often as it is in there.
+    #[must_use]
+    pub fn agrees(&self, clients: &[ClientKey]) -> bool {
+        let mut left = self.by_client.clone();
+        if self.per_client > 0 {
+            for client in clients {
+                let Some(count) = left.get_mut(client).filter(|count| **count > 0) else {
+                    return false;
+                };
+                *count -= 1;
+            }
+        }
+        self.live == clients.len() && left.values().all(|count| *count == 0)
+    }
+
     /// Connections that are live.
     #[must_use]
     pub fn live(&self) -> usize {

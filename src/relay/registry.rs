@@ -10,6 +10,8 @@
 //!    [`PHONES_PER_SERVER_MAX`] of them.
 //! 4. What a connection that is no longer the holder does changes nothing.
 
+pub(super) mod audit;
+
 use std::hash::BuildHasher;
 use std::mem;
 

@@ -84,7 +84,7 @@ pub(super) struct Entry {
     pub(super) role: Role,
     /// The 101 was sent.
     pub(super) is_websocket: bool,
-    is_transmit_queued: bool,
+    pub(super) is_transmit_queued: bool,
     pub(super) is_judge_queued: bool,
     /// Meaningful with a role.
     pub(super) slot: SlotKey,

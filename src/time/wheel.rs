@@ -156,6 +156,12 @@ impl Wheel {
         self.now = tick;
     }
 
+    /// The last tick boundary reached.
+    #[must_use]
+    pub fn reached(&self) -> Instant {
+        instant(self.now)
+    }
+
     /// Keys that are armed.
     #[must_use]
     pub fn len(&self) -> usize {

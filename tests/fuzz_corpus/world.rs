@@ -121,6 +121,7 @@ impl World {
             close: None,
             silent_since: self.now,
         });
+        self.check();
         self.settle();
         index
     }
@@ -156,7 +157,7 @@ impl World {
         if !peer.is_gone {
             peer.has_ended = true;
             self.relay.handle_disconnected(peer.id, self.now);
-            self.check_budget();
+            self.check();
         }
         self.settle();
     }
@@ -173,7 +174,7 @@ impl World {
     pub(crate) fn shut_down(&mut self) {
         self.is_draining = true;
         self.relay.shut_down(self.now);
-        self.check_budget();
+        self.check();
         self.settle();
     }
 
@@ -209,7 +210,7 @@ impl World {
 
     fn fire(&mut self) {
         self.relay.handle_timeout(self.now);
-        self.check_budget();
+        self.check();
         self.settle();
         let next = self.relay.next_deadline();
         assert!(next.is_none_or(|next| next > self.now), "a deadline that has passed is left");
@@ -282,7 +283,7 @@ impl World {
                     && self.read(index)
                 {}
                 self.relay.judge(id, self.now);
-                self.check_budget();
+                self.check();
             }
             Effect::Disconnect(id) => {
                 let index = self.by_id.remove(&id.to_bits()).expect("dropped once");
@@ -313,7 +314,7 @@ impl World {
             let count = peer.piece.max(peer.unread.len() / 256).min(peer.unread.len());
             let piece: Vec<u8> = peer.unread.drain(..count).collect();
             self.relay.handle_input(peer.id, &piece, self.now);
-            self.check_budget();
+            self.check();
             return true;
         } else if peer.has_ended {
             peer.is_end_told = true;
@@ -340,12 +341,14 @@ impl World {
         }
         let id = peer.id;
         self.relay.handle_written(id, count, self.now);
-        self.check_budget();
+        self.check();
     }
 
-    fn check_budget(&self) {
+    /// What must hold after every call.
+    fn check(&self) {
         let buffered = self.relay.buffered();
         assert!(buffered <= self.budget, "{buffered} of {} bytes", self.budget);
+        self.relay.audit();
     }
 
     /// Everybody takes all that waits and goes; then nothing may be left, and all

@@ -196,6 +196,9 @@ impl World {
     pub(crate) fn check(&self) {
         let (buffered, limit) = (self.relay.buffered(), self.config.limits.buffer_memory);
         assert!(buffered <= limit, "{buffered} bytes buffered, {limit} allowed");
+        if self.peers.len() < 200 {
+            self.relay.audit();
+        }
     }
 }
 

@@ -1,0 +1,55 @@
+//! The registry as an audit sees it.
+//!
+//! Owns the check of its own counts, and a view of each slot for
+//! [`Relay::audit`](crate::relay::Relay::audit) to compare with connections.
+
+use std::hash::BuildHasher;
+
+use super::{Registry, SlotKey};
+use crate::config::PHONES_PER_SERVER_MAX;
+use crate::relay::conn_id::ConnId;
+use crate::time::Instant;
+
+/// One slot that exists.
+pub(in crate::relay) struct SlotView<'a> {
+    pub(in crate::relay) key: SlotKey,
+    pub(in crate::relay) holder: Option<ConnId>,
+    pub(in crate::relay) phones: &'a [ConnId],
+    pub(in crate::relay) claimants: &'a [ConnId],
+    /// When the probe or the grace ends.
+    pub(in crate::relay) until: Instant,
+}
+
+impl Registry {
+    /// Every slot, after a check that the registry agrees with itself.
+    pub(in crate::relay) fn audit(&self) -> Vec<SlotView<'_>> {
+        let views: Vec<SlotView<'_>> = self
+            .by_server_id
+            .iter()
+            .map(|index| {
+                let slot = &self.slots[*index as usize];
+                SlotView {
+                    key: SlotKey(*index),
+                    holder: slot.holder,
+                    phones: &slot.phones,
+                    claimants: &slot.claimants,
+                    until: slot.until,
+                }
+            })
+            .collect();
+        let held = views.iter().filter(|view| view.holder.is_some()).count();
+        let phones: usize = views.iter().map(|view| view.phones.len()).sum();
+        assert_eq!((self.binaries, self.phones), (held, phones), "A3: counts of the registry");
+        assert_eq!(self.slots.len(), views.len() + self.free.len(), "A4: a slot is lost");
+        for view in &views {
+            let server_id = &*self.slots[view.key.0 as usize].server_id;
+            let found = self.by_server_id.find(self.hash.hash_one(server_id), |index| {
+                *self.slots[*index as usize].server_id == *server_id
+            });
+            assert_eq!(found, Some(&view.key.0), "A4: {server_id} is found");
+            assert!(!self.free.contains(&view.key.0), "A4: {server_id} is free and used");
+            assert!(view.phones.len() <= PHONES_PER_SERVER_MAX, "A3: phones of {server_id}");
+        }
+        views
+    }
+}

@@ -44,7 +44,7 @@ const _: () = {
 };
 
 /// What the shell is to do with a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Write what [`Relay::outgoing`] gives.
     Transmit(ConnId),

@@ -9,7 +9,7 @@ use super::envelope::Dropped;
 use crate::protocol::close::CloseCause;
 
 /// Everything counted since the start.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Pings sent, probes included.
     pub pings: u64,
@@ -90,7 +90,7 @@ impl Stats {
 }
 
 /// Durations in buckets that double, from 1 ms to 65 s.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
     /// Observations of at most 2^i ms; the last bucket takes the rest.
     pub buckets: [u64; 18],

@@ -42,8 +42,8 @@ fn busiest_second(events: &[(Instant, u64)]) -> u64 {
 #[test]
 fn a_hundred_thousand_that_came_in_one_second_are_not_pinged_in_one() {
     const COUNT: u64 = 100_000;
-    let seed = seeds(1).start;
-    let _replay = Replay(seed);
+    let seed = seeds(1, &[])[0];
+    let _replay = Replay::new(seed, "crowd");
     let mut world = crowded(COUNT as usize, seed);
     for number in 0..COUNT {
         world.dial_from(HOME, claim(&number.to_string()).as_bytes());
@@ -220,8 +220,8 @@ impl Crowd {
 
 #[test]
 fn every_silent_peer_is_found_in_time_and_no_honest_one_is_closed() {
-    let seed = seeds(1).start;
-    let _replay = Replay(seed);
+    let seed = seeds(1, &[])[0];
+    let _replay = Replay::new(seed, "crowd");
     let time = secs(60 * setting("PYRYCODE_SIM_MINUTES").unwrap_or(60));
     let mut crowd = Crowd::new(seed, 2_000, 4);
     let until = crowd.world.now + time;

@@ -5,14 +5,18 @@
 //! in one section of the contract is told in one file, as transcripts: who does
 //! what, what everybody hears. Two files do it at random and at scale.
 
+mod border;
 mod claims;
 mod closes;
 mod crowd;
 mod envelopes;
+mod faults;
 mod gates;
 mod heartbeat;
 mod limits;
+mod link;
 mod messages;
+mod oracle;
 mod peer;
 mod phones;
 mod replay;

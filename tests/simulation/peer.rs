@@ -1,19 +1,22 @@
 //! One remote end and the TCP connection between it and the relay.
 //!
-//! Owns the bytes in flight in both directions, what the peer has seen and what
-//! it answers by itself. Knows neither the relay nor time; [`crate::world`]
-//! moves the bytes.
+//! Owns the two directions of the connection, what the peer has seen and what it
+//! answers by itself. Knows neither the relay nor time; [`crate::world`] moves
+//! the bytes.
 //!
-//! 1. What a peer has sent reaches the relay in order, then its FIN.
-//! 2. A peer that does not read holds back the relay once the link is full.
+//! A peer that does not read holds back the relay once the link is full.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
 use pyrycode_relay::relay::ConnId;
+use pyrycode_relay::time::Instant;
 
+use crate::link::{End, Pipe};
 use crate::wire::{self, Decoder, Part};
 
+/// No connection has this name.
+pub(crate) const NOBODY: ConnId = ConnId::from_bits(u64::MAX);
 /// What the link holds of a peer that does not read: both kernels' buffers.
 pub(crate) const LINK: usize = 64 * 1024;
 
@@ -70,8 +73,6 @@ pub(crate) enum Sending {
     Open,
     /// FIN is behind the last byte.
     Ended,
-    /// The relay has read the FIN.
-    EndRead,
     /// Everything is lost.
     Reset,
 }
@@ -79,6 +80,8 @@ pub(crate) enum Sending {
 /// One remote end and its connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
+    pub(crate) address: IpAddr,
+    /// [`NOBODY`] until it is accepted.
     pub(crate) id: ConnId,
     pub(crate) habits: Habits,
     pub(crate) seen: Vec<Seen>,
@@ -91,30 +94,52 @@ pub(crate) struct Peer {
     /// Close frames in each direction: never more than one.
     pub(crate) closes_seen: usize,
     pub(crate) sent_close: bool,
-    /// Sent and not yet read by the relay.
+    /// Sent and not yet on the link.
     pub(crate) outgoing: VecDeque<u8>,
+    /// Bytes sent so far and handed to the relay so far.
+    sent: u64,
+    handed_in: u64,
+    /// Where in what it sent the answer to which ping ends.
+    pongs: VecDeque<(u64, Vec<u8>)>,
     /// Within a frame: answers that wait for its end.
-    midway: Option<Vec<u8>>,
+    midway: Option<Vec<Vec<u8>>>,
     pub(crate) sending: Sending,
-    /// Written by the relay and not yet read by the peer.
-    incoming: VecDeque<u8>,
-    /// How much the link takes before the peer reads.
+    /// The end of sending is on the link.
+    pub(crate) end_sent: bool,
+    /// It did something that the relay may hold against it.
+    pub(crate) was_bad: bool,
+    /// Half a message of it may wait for the other half: it or its link stopped.
+    pub(crate) was_late: bool,
+    /// To the relay.
+    pub(crate) up: Pipe,
+    /// The connection broke without anybody's doing, or was too slow to its end.
+    pub(crate) is_broken: bool,
+    /// The relay has read the FIN.
+    pub(crate) end_read: bool,
+    /// To the peer.
+    pub(crate) down: Pipe,
+    /// How much the link takes before a peer that does not read does.
     pub(crate) link: usize,
     /// The relay has sent FIN.
     half_closed: bool,
     saw_end: bool,
+    saw_cut: bool,
     /// The relay has dropped its socket.
     pub(crate) is_gone: bool,
     decoder: Decoder,
-    /// Bookkeeping of the world.
+    /// Bookkeeping of the world: in the queue of sockets to read.
     pub(crate) is_queued: bool,
+    /// Its socket took less than there was.
     pub(crate) is_blocked: bool,
+    /// Its socket takes nothing before.
+    pub(crate) refuses_until: Instant,
 }
 
 impl Peer {
-    pub(crate) fn new(id: ConnId) -> Self {
+    pub(crate) fn new(address: IpAddr) -> Self {
         Self {
-            id,
+            address,
+            id: NOBODY,
             habits: Habits::HONEST,
             seen: Vec::new(),
             answer: String::new(),
@@ -124,98 +149,125 @@ impl Peer {
             closes_seen: 0,
             sent_close: false,
             outgoing: VecDeque::new(),
+            sent: 0,
+            handed_in: 0,
+            pongs: VecDeque::new(),
             midway: None,
             sending: Sending::Open,
-            incoming: VecDeque::new(),
+            end_sent: false,
+            was_bad: false,
+            was_late: false,
+            up: Pipe::new(),
+            is_broken: false,
+            end_read: false,
+            down: Pipe::new(),
             link: LINK,
             half_closed: false,
             saw_end: false,
+            saw_cut: false,
             is_gone: false,
             decoder: Decoder::default(),
             is_queued: false,
             is_blocked: false,
+            refuses_until: Instant::START,
         }
     }
 
     /// Sends bytes that end on a frame boundary, unless it has hung up.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.send_part(bytes);
-        if let Some(answers) = self.midway.take() {
-            self.send_part(&answers);
-            self.midway = None;
+        for answer in self.midway.take().unwrap_or_default() {
+            self.push(&answer);
         }
     }
 
     /// Sends bytes that end within a frame.
     pub(crate) fn send_part(&mut self, bytes: &[u8]) {
         self.midway.get_or_insert_default();
+        self.push(bytes);
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
         if self.sending == Sending::Open && !self.is_gone {
             self.outgoing.extend(bytes);
+            self.sent += bytes.len() as u64;
+            if let Some(payload) = wire::pong(bytes) {
+                self.pongs.push_back((self.sent, payload));
+            }
         }
     }
 
     /// Sends a frame now or, midway in another, behind that one.
-    fn answer(&mut self, frame: &[u8]) {
+    fn answer(&mut self, frame: Vec<u8>) {
         match &mut self.midway {
-            Some(answers) => answers.extend_from_slice(frame),
-            None => self.send(frame),
+            Some(answers) => answers.push(frame),
+            None => self.push(&frame),
         }
     }
 
     /// Sends a close frame, unless it has sent one.
     pub(crate) fn close(&mut self, payload: &[u8]) {
         if !std::mem::replace(&mut self.sent_close, true) {
-            self.answer(&wire::frame(wire::CLOSE, payload));
+            self.answer(wire::frame(wire::CLOSE, payload));
         }
+    }
+
+    /// The relay has got `count` more bytes; returns the pongs that this completed.
+    pub(crate) fn hand_in(&mut self, count: usize) -> Vec<Vec<u8>> {
+        self.handed_in += count as u64;
+        let complete = self.pongs.iter().take_while(|(end, _)| *end <= self.handed_in).count();
+        self.pongs.drain(..complete).map(|(_, payload)| payload).collect()
     }
 
     /// How many bytes the link takes now.
     pub(crate) fn room(&self) -> usize {
-        if self.habits.reads { usize::MAX } else { self.link.saturating_sub(self.incoming.len()) }
-    }
-
-    /// Bytes that come from the relay.
-    pub(crate) fn arrive(&mut self, bytes: &[u8]) {
-        assert!(!self.half_closed, "bytes after FIN");
-        self.incoming.extend(bytes);
+        match self.habits.reads {
+            true if self.down.is_short() => usize::MAX,
+            true => LINK.saturating_sub(self.down.len()),
+            false => self.link.saturating_sub(self.down.len()),
+        }
     }
 
     pub(crate) fn on_half_close(&mut self) {
-        assert!(!self.half_closed, "two FINs");
+        assert!(!self.half_closed, "(4) two FINs");
         self.half_closed = true;
     }
 
     pub(crate) fn on_disconnect(&mut self) {
-        assert!(!self.is_gone, "two disconnects");
+        assert!(!self.is_gone, "(6) two disconnects");
         self.is_gone = true;
-        if self.habits.reads {
-            self.read(usize::MAX);
-        }
-        if !self.half_closed && self.habits.reads {
-            self.seen.push(Seen::Cut);
-        }
+        // What its socket did not take is lost, be it a close frame.
+        self.is_broken |= self.is_blocked;
     }
 
     /// Reads up to `limit` bytes off the link and reacts.
     pub(crate) fn read(&mut self, limit: usize) {
-        let count = self.incoming.len().min(limit);
+        let count = self.down.arrived.len().min(limit);
         if count > 0 {
-            let (front, back) = self.incoming.as_slices();
+            let (front, back) = self.down.arrived.as_slices();
             let cut = count.min(front.len());
             self.decoder.feed(&front[..cut]);
             self.decoder.feed(&back[..count - cut]);
-            self.incoming.drain(..count);
+            self.down.arrived.drain(..count);
             while let Some(part) = self.decoder.next() {
                 self.on_part(part);
             }
         }
-        if self.half_closed && self.incoming.is_empty() && !self.saw_end {
-            assert!(!self.decoder.is_midway(), "FIN within a frame");
-            self.saw_end = true;
-            self.seen.push(Seen::End);
-            if self.habits.hangs_up && self.sending == Sending::Open {
-                self.sending = Sending::Ended;
+        if !self.down.arrived.is_empty() {
+            return;
+        }
+        match self.down.end {
+            Some(End::Fin) if !std::mem::replace(&mut self.saw_end, true) => {
+                assert!(!self.decoder.is_midway(), "(4) FIN within a frame");
+                self.seen.push(Seen::End);
+                if self.habits.hangs_up && self.sending == Sending::Open {
+                    self.sending = Sending::Ended;
+                }
             }
+            Some(End::Reset) if !std::mem::replace(&mut self.saw_cut, true) => {
+                self.seen.push(Seen::Cut);
+            }
+            _ => {}
         }
     }
 
@@ -234,7 +286,7 @@ impl Peer {
             Part::Ping(payload) => {
                 self.pings += 1;
                 if self.habits.answers_pings {
-                    self.answer(&wire::frame(wire::PONG, &payload));
+                    self.answer(wire::frame(wire::PONG, &payload));
                 }
                 self.last_ping = payload;
             }
@@ -247,6 +299,16 @@ impl Peer {
                 self.seen.push(Seen::Close(code, reason));
             }
         }
+    }
+
+    /// It has its 101.
+    pub(crate) fn is_upgraded(&self) -> bool {
+        self.answer.starts_with("HTTP/1.1 101 ")
+    }
+
+    /// It has begun a frame and not ended it.
+    pub(crate) fn is_midway(&self) -> bool {
+        self.midway.is_some()
     }
 
     /// The relay has said its last word.

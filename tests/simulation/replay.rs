@@ -1,16 +1,44 @@
 //! Seeds and settings of the random simulations, from the environment:
 //!
 //! - `PYRYCODE_SIM_SEED=n` runs seed n and no other;
-//! - `PYRYCODE_SIM_SEEDS=n` runs so many seeds where a sweep is made;
+//! - `PYRYCODE_SIM_SEEDS=n` runs so many seeds where a sweep is made, from
+//!   `PYRYCODE_SIM_FIRST=n` on, and says how much was simulated;
+//! - `PYRYCODE_SIM_PEERS=n` is how many peers the crowded storm has;
 //! - `PYRYCODE_SIM_MINUTES=n` is how much virtual time the long run takes.
 
+use std::fmt;
+
 /// Tells how to replay a run that fails, wherever in it that happens.
-pub(crate) struct Replay(pub(crate) u64);
+pub(crate) struct Replay {
+    seed: u64,
+    /// Name of the test.
+    test: &'static str,
+    step: usize,
+    action: String,
+}
+
+impl Replay {
+    pub(crate) fn new(seed: u64, test: &'static str) -> Self {
+        Self { seed, test, step: 0, action: "none".to_owned() }
+    }
+
+    /// The next thing that is done.
+    pub(crate) fn step(&mut self, action: &impl fmt::Debug) {
+        self.step += 1;
+        self.action = format!("{action:?}");
+    }
+}
 
 impl Drop for Replay {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("replay with PYRYCODE_SIM_SEED={}", self.0);
+            let Self { seed, test, step, action } = self;
+            let peers = setting("PYRYCODE_SIM_PEERS").map(|n| format!("PYRYCODE_SIM_PEERS={n} "));
+            eprintln!(
+                "seed {seed}, step {step}, last action {action}; replay with\n\
+                 {}PYRYCODE_SIM_SEED={seed} cargo test --test simulation {test}",
+                peers.unwrap_or_default()
+            );
         }
     }
 }
@@ -22,10 +50,13 @@ pub(crate) fn setting(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value}")))
 }
 
-/// The seeds to run: the one that is asked for, or the first `count`.
-pub(crate) fn seeds(count: u64) -> std::ops::Range<u64> {
-    match setting("PYRYCODE_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..setting("PYRYCODE_SIM_SEEDS").unwrap_or(count),
+/// The seeds to run: the one that is asked for, or those that once found
+/// something and then the first `count`.
+pub(crate) fn seeds(count: u64, regressions: &[u64]) -> Vec<u64> {
+    if let Some(seed) = setting("PYRYCODE_SIM_SEED") {
+        return vec![seed];
     }
+    let first = setting("PYRYCODE_SIM_FIRST").unwrap_or(0);
+    let count = setting("PYRYCODE_SIM_SEEDS").unwrap_or(count);
+    regressions.iter().copied().chain(first..first + count).collect()
 }

@@ -1,14 +1,19 @@
 //! What `server/event_loop.rs` does with sockets, with the links of this world.
 //!
-//! Owns the order of a turn: room is used, input read, effects applied, and again
-//! until nobody has anything to say. Timers are [`crate::world`]'s, which calls
-//! [`World::settle`] first. Checks invariants 1, 3 and 4 of the world.
+//! Owns the order of a turn: dialers are accepted, room is used, input read,
+//! effects applied, and again until nobody has anything to say. Timers are
+//! [`crate::world`]'s, which calls [`World::settle`] first.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 
 use pyrycode_relay::relay::{ConnId, Effect};
-use rand::RngExt;
-use rand::rngs::StdRng;
+use pyrycode_relay::time::Instant;
 
-use crate::peer::Sending;
+use crate::border::Call;
+use crate::faults::Write;
+use crate::link::{End, Pipe};
+use crate::peer::{NOBODY, Peer, Sending};
 use crate::world::{PeerId, World};
 
 /// Bytes that one read hands in at most, as in the event loop.
@@ -17,7 +22,9 @@ const READ: usize = 64 * 1024;
 const LIVELOCK: usize = 100_000;
 
 impl World {
+    /// The peer has done something.
     pub(crate) fn touch(&mut self, peer: PeerId) {
+        self.ship(peer.0);
         self.queue(peer.0);
         self.settle();
     }
@@ -28,12 +35,55 @@ impl World {
         }
     }
 
+    /// Something is due on the link of this peer, one way or the other.
+    pub(crate) fn on_event(&mut self, index: usize) {
+        self.on_link(index, Pipe::arrive);
+        self.react(index);
+        self.queue(index);
+        self.unblock(index);
+    }
+
+    /// Does something to both directions of a link.
+    pub(crate) fn on_link(
+        &mut self,
+        index: usize,
+        mut act: impl FnMut(&mut Pipe, Instant) -> Option<Instant>,
+    ) {
+        let Peer { up, down, .. } = &mut self.peers[index];
+        for next in [act(up, self.wall), act(down, self.wall)] {
+            self.schedule(index, next);
+        }
+    }
+
+    pub(crate) fn schedule(&mut self, index: usize, at: Option<Instant>) {
+        if let Some(at) = at {
+            self.event_count += 1;
+            self.events.push(Reverse((at, self.event_count, index)));
+        }
+    }
+
+    /// Puts on the link what the peer has sent.
+    fn ship(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        let mut next = None;
+        if !peer.outgoing.is_empty() {
+            next = peer.up.send(std::mem::take(&mut peer.outgoing), self.wall);
+        }
+        if peer.sending != Sending::Open && !peer.end_sent {
+            peer.end_sent = true;
+            let end = if peer.sending == Sending::Reset { End::Reset } else { End::Fin };
+            next = peer.up.end(end, self.wall);
+        }
+        self.schedule(index, next);
+    }
+
     /// Lets relay and peers exchange bytes until nobody has anything to say.
     pub(crate) fn settle(&mut self) {
         if self.is_frozen {
             return;
         }
         for _ in 0..LIVELOCK {
+            self.accept();
             for peer in std::mem::take(&mut self.writable) {
                 self.write(peer);
             }
@@ -43,60 +93,73 @@ impl World {
                 self.read_socket(peer);
             }
             self.apply_effects();
-            if self.ready.is_empty() && self.writable.is_empty() {
+            if self.ready.is_empty() && self.writable.is_empty() && !self.can_accept() {
                 return;
             }
         }
-        panic!("relay and peers never come to rest");
+        panic!("(8) relay and peers never come to rest");
+    }
+
+    fn can_accept(&self) -> bool {
+        !self.backlog.is_empty() && self.by_id.len() < self.descriptors
+    }
+
+    fn accept(&mut self) {
+        while self.can_accept()
+            && let Some(peer) = self.backlog.pop_front()
+        {
+            let id = self.tell_accept(self.peers[peer].address);
+            self.peers[peer].id = id;
+            assert_eq!(self.by_id.insert(id.to_bits(), peer), None, "{id:?} is not unique");
+            if self.faults.register() {
+                self.tell(Call::Disconnected(id));
+            } else {
+                self.queue(peer);
+            }
+        }
     }
 
     fn read_socket(&mut self, index: usize) {
-        let (id, now) = (self.peers[index].id, self.now);
-        if self.peers[index].is_gone {
-            return;
-        }
-        let sending = self.peers[index].sending;
-        if sending == Sending::Reset {
-            self.relay.handle_disconnected(id, now);
-            return self.check();
-        }
-        if !self.relay.is_reading(id) {
-            if sending == Sending::Ended {
-                self.relay.handle_hangup(id, now);
-                self.check();
-            }
-            return;
-        }
         let peer = &mut self.peers[index];
-        if peer.outgoing.is_empty() {
-            if sending == Sending::Ended {
-                peer.sending = Sending::EndRead;
-                self.relay.handle_end(id, now);
-                self.check();
+        let id = peer.id;
+        if peer.is_gone || id == NOBODY {
+            return;
+        }
+        if peer.up.end == Some(End::Reset) {
+            return self.tell(Call::Disconnected(id));
+        }
+        let has_ended = peer.up.end == Some(End::Fin);
+        if !self.relay.is_reading(id) {
+            if has_ended {
+                self.tell(Call::Hangup(id));
             }
             return;
         }
-        let (input, _) = peer.outgoing.as_slices();
-        let most = input.len().min(READ);
-        let count = self.splits.as_mut().map_or(most, |rng| split(rng, most));
-        self.relay.handle_input(id, &input[..count], now);
-        peer.outgoing.drain(..count);
-        self.check();
-        if !self.peers[index].outgoing.is_empty() || sending == Sending::Ended {
+        if peer.up.arrived.is_empty() {
+            if has_ended && !std::mem::replace(&mut peer.end_read, true) {
+                self.tell(Call::End(id));
+            }
+            return;
+        }
+        let mut arrived: VecDeque<u8> = std::mem::take(&mut peer.up.arrived);
+        let (input, _) = arrived.as_slices();
+        let count = self.faults.read(input.len().min(READ));
+        let pongs = peer.hand_in(count);
+        if let Some(oracle) = &mut self.oracle {
+            oracle.on_pongs(index, &pongs);
+        }
+        self.tell(Call::Input(id, &input[..count]));
+        arrived.drain(..count);
+        let is_more = !arrived.is_empty() || has_ended;
+        self.peers[index].up.arrived = arrived;
+        if is_more {
             self.queue(index);
         }
     }
 
     fn apply_effects(&mut self) {
-        loop {
-            let queued: Vec<Effect> = std::iter::from_fn(|| self.relay.poll_effect()).collect();
-            if queued.is_empty() {
-                return;
-            }
-            self.check_effects(&queued);
-            for effect in queued {
-                self.apply(effect);
-            }
+        while let Some(effect) = self.next_effect() {
+            self.apply(effect);
         }
     }
 
@@ -115,70 +178,99 @@ impl World {
             Effect::HalfClose(id) => {
                 let peer = self.find(id).expect("half-closes a connection that is there");
                 self.peers[peer].on_half_close();
+                if self.faults.half_close() {
+                    // What an error here means, reading will tell.
+                    return self.break_link(peer);
+                }
+                let next = self.peers[peer].down.end(End::Fin, self.wall);
+                self.schedule(peer, next);
                 self.react(peer);
             }
-            Effect::Judge(id) => {
-                while let Some(peer) = self.find(id)
-                    && self.relay.is_reading(id)
-                    && !self.peers[peer].outgoing.is_empty()
-                {
-                    self.read_socket(peer);
-                }
-                self.relay.judge(id, self.now);
-                self.check();
-            }
+            Effect::Judge(id) => self.judge(id),
             Effect::Disconnect(id) => {
-                let peer = self.by_id.remove(&id.to_bits()).expect("disconnects once");
+                let peer = self.by_id.remove(&id.to_bits()).expect("(6) disconnects once");
                 self.peers[peer].on_disconnect();
+                let next = self.peers[peer].down.end(End::Reset, self.wall);
+                self.schedule(peer, next);
+                self.react(peer);
             }
         }
     }
 
-    fn check_effects(&self, queued: &[Effect]) {
-        // Comparing each with each is for small crowds.
-        let queued = &queued[..queued.len().min(64)];
-        let mut gone: Vec<ConnId> = Vec::new();
-        for (index, effect) in queued.iter().enumerate() {
-            let (Effect::Transmit(id)
-            | Effect::Resume(id)
-            | Effect::HalfClose(id)
-            | Effect::Judge(id)
-            | Effect::Disconnect(id)) = effect;
-            assert!(!gone.contains(id), "{effect:?} after its disconnect");
-            if matches!(effect, Effect::Disconnect(_)) {
-                gone.push(*id);
-            }
-            assert!(!queued[..index].contains(effect), "{effect:?} twice");
+    /// Reads a peer to the end before the relay judges it.
+    fn judge(&mut self, id: ConnId) {
+        if let Some(peer) = self.find(id)
+            && self.faults.judge()
+        {
+            self.break_link(peer);
+            self.read_socket(peer);
         }
+        while let Some(peer) = self.find(id)
+            && self.relay.is_reading(id)
+            && !self.peers[peer].up.arrived.is_empty()
+        {
+            self.read_socket(peer);
+        }
+        self.tell(Call::Judge(id));
     }
 
-    fn find(&self, id: ConnId) -> Option<usize> {
+    pub(crate) fn find(&self, id: ConnId) -> Option<usize> {
         self.by_id.get(&id.to_bits()).copied()
+    }
+
+    /// The connection of this peer turns out to be broken.
+    fn break_link(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        peer.is_broken = true;
+        peer.up.end = Some(End::Reset);
+        self.queue(index);
     }
 
     /// Writes what waits for a peer, as far as its link takes it.
     fn write(&mut self, index: usize) {
-        let id = self.peers[index].id;
-        let outgoing = self.relay.outgoing(id);
-        let waiting: usize = outgoing.iter().map(|slice| slice.len()).sum();
-        if waiting == 0 || self.peers[index].is_gone {
+        let peer = &mut self.peers[index];
+        let (id, wall) = (peer.id, self.wall);
+        if peer.is_gone || id == NOBODY {
             return;
         }
-        let most = waiting.min(self.peers[index].room());
-        let count = self.splits.as_mut().map_or(most, |rng| split(rng, most));
-        let mut rest = count;
-        for slice in outgoing {
-            let taken = slice.len().min(rest);
-            self.peers[index].arrive(&slice[..taken]);
-            rest -= taken;
+        let outgoing = self.relay.outgoing(id);
+        let waiting: usize = outgoing.iter().map(|slice| slice.len()).sum();
+        if waiting == 0 {
+            return;
         }
-        self.relay.handle_written(id, count, self.now);
-        self.check();
-        if count < most {
+        let room = waiting.min(peer.room());
+        let (mut count, mut is_broken, mut again) = (0, false, None);
+        if peer.refuses_until <= wall {
+            match self.faults.write(room) {
+                Write::Takes(some) => count = some,
+                Write::WouldBlock(time) => {
+                    peer.refuses_until = wall + time;
+                    again = Some(peer.refuses_until);
+                }
+                Write::Broken => is_broken = true,
+            }
+        }
+        let mut bytes: VecDeque<u8> = VecDeque::with_capacity(count);
+        for slice in outgoing {
+            bytes.extend(&slice[..slice.len().min(count - bytes.len())]);
+        }
+        self.trace.note(&(index, &bytes, is_broken, again));
+        if is_broken {
+            self.break_link(index);
+            return self.tell(Call::Disconnected(id));
+        }
+        if let Some(oracle) = &mut self.oracle {
+            oracle.on_written(index, bytes.make_contiguous(), count < waiting, self.now);
+        }
+        if count < room && peer.refuses_until <= wall {
             self.writable.push(index);
         } else if count < waiting {
-            self.peers[index].is_blocked = true;
+            peer.is_blocked = true;
         }
+        let next = peer.down.send(bytes, wall);
+        self.schedule(index, next);
+        self.schedule(index, again);
+        self.tell(Call::Written(id, count));
         self.react(index);
     }
 
@@ -187,27 +279,21 @@ impl World {
         let peer = &mut self.peers[index];
         if peer.habits.reads {
             peer.read(usize::MAX);
+            self.unblock(index);
+            let peer = &self.peers[index];
             if !peer.outgoing.is_empty() || peer.sending != Sending::Open {
+                self.ship(index);
                 self.queue(index);
             }
         }
     }
 
-    pub(crate) fn check(&self) {
-        let (buffered, limit) = (self.relay.buffered(), self.config.limits.buffer_memory);
-        assert!(buffered <= limit, "{buffered} bytes buffered, {limit} allowed");
-        if self.peers.len() < 200 {
-            self.relay.audit();
+    /// If the socket of the peer takes bytes again, it is written to.
+    pub(crate) fn unblock(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        if peer.is_blocked && peer.refuses_until <= self.wall && peer.room() > 0 {
+            peer.is_blocked = false;
+            self.writable.push(index);
         }
-    }
-}
-
-/// At least one byte, if there is one, and often not all.
-fn split(rng: &mut StdRng, most: usize) -> usize {
-    match most {
-        0 | 1 => most,
-        _ if rng.random_bool(0.5) => most,
-        _ if rng.random_bool(0.5) => rng.random_range(1..=most.min(20)),
-        _ => rng.random_range(1..=most),
     }
 }

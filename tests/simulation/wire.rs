@@ -44,6 +44,13 @@ pub(crate) fn raw_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The payload of a pong, if `frame` is one of a peer's.
+pub(crate) fn pong(frame: &[u8]) -> Option<Vec<u8>> {
+    let [first, _, _, _, _, _, masked @ ..] = frame else { return None };
+    let payload = masked.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+    (*first == FIN | PONG).then(|| payload.collect())
+}
+
 /// The payload of a close frame; code 0 gives an empty one.
 pub(crate) fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     if code == 0 { Vec::new() } else { [&code.to_be_bytes(), reason.as_bytes()].concat() }

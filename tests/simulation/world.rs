@@ -1,19 +1,17 @@
 //! The world around one relay: a virtual clock, peers and the links to them.
 //!
 //! Owns what a test says and asks: who dials, who does what, what was seen, how
-//! much time passes. Bytes move in [`crate::shell`]. Time never passes by itself;
-//! [`World::pass`] jumps from one deadline to the next, and timers fire only when
-//! no input waits.
+//! much time passes. Bytes move in [`crate::shell`], calls cross in
+//! [`crate::border`]. Time never passes by itself; [`World::pass`] jumps from one
+//! event to the next, be it a deadline of the relay or an arrival on a link, and
+//! timers fire only when no input waits.
 //!
-//! Checked at every step, whatever the test is about:
-//! 1. Queued bytes stay within the budget after each call.
-//! 2. After timers the next deadline lies in the future, so nothing spins.
-//! 3. Of each kind there is one effect per connection at most in the queue, and
-//!    none for a connection that is gone.
-//! 4. Input is handed in only where it is wanted; the wire is well-formed
-//!    ([`crate::wire`]), so there is one close frame at most and nothing after it.
+//! Whatever a test is about, the audit of the relay, its budget, a next deadline
+//! in the future and a well-formed wire ([`crate::wire`]) are checked at every
+//! step.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -23,8 +21,15 @@ use pyrycode_relay::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::border::{Call, Trace};
+use crate::faults::Faults;
+use crate::link::Pipe;
+use crate::oracle::Oracle;
 use crate::peer::{self, HOME, Habits, Peer, Seen, Sending};
 use crate::wire;
+
+/// What the relay's clock counts of a standstill, beyond the sleep it had asked for.
+const TURN_MAX: Duration = Duration::from_secs(1);
 
 /// Handle of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,7 +38,10 @@ pub(crate) struct PeerId(pub(crate) usize);
 /// One relay and everybody around it.
 pub(crate) struct World {
     pub(crate) relay: Relay,
+    /// The relay's time, which stands still while the relay does.
     pub(crate) now: Instant,
+    /// The time of the peers and their links.
+    pub(crate) wall: Instant,
     pub(crate) config: Config,
     pub(crate) peers: Vec<Peer>,
     pub(crate) by_id: HashMap<u64, usize>,
@@ -41,10 +49,23 @@ pub(crate) struct World {
     pub(crate) ready: VecDeque<usize>,
     /// Peers whose socket was written short and has room again.
     pub(crate) writable: Vec<usize>,
+    /// Who has dialled and is not accepted: out of descriptors.
+    pub(crate) backlog: VecDeque<usize>,
+    /// How many sockets the relay may have.
+    pub(crate) descriptors: usize,
+    /// When something happens on the link of which peer; the number keeps what
+    /// happens at one instant in order.
+    pub(crate) events: BinaryHeap<Reverse<(Instant, u64, usize)>>,
+    pub(crate) event_count: u64,
     /// The relay does not run: nothing is settled until it does again.
     pub(crate) is_frozen: bool,
-    /// Splits reads and writes at random.
-    pub(crate) splits: Option<StdRng>,
+    pub(crate) faults: Faults,
+    /// Knows what the relay should do; not every test needs it.
+    pub(crate) oracle: Option<Box<Oracle>>,
+    pub(crate) trace: Trace,
+    pub(crate) calls: u64,
+    /// How long connections with a place have been open, of all together.
+    pub(crate) open_time: Duration,
 }
 
 impl World {
@@ -62,26 +83,44 @@ impl World {
         Self {
             relay: Relay::new(&config, capacity, bytes, now),
             now,
+            wall: now,
             config,
             peers: Vec::new(),
             by_id: HashMap::new(),
             ready: VecDeque::new(),
             writable: Vec::new(),
+            backlog: VecDeque::new(),
+            descriptors: usize::MAX,
+            events: BinaryHeap::new(),
+            event_count: 0,
             is_frozen: false,
-            splits: None,
+            faults: Faults::default(),
+            oracle: None,
+            trace: Trace::default(),
+            calls: 0,
+            open_time: Duration::ZERO,
         }
     }
 
     // Peers come
 
-    /// Accepts a connection from `address` whose peer sends `bytes`.
+    /// Somebody dials from `address` and sends `bytes`.
     pub(crate) fn dial_from(&mut self, address: IpAddr, bytes: &[u8]) -> PeerId {
-        assert!(!self.is_frozen, "nobody accepts");
-        let id = self.relay.handle_accept(address, self.now);
-        self.check();
+        self.dial_over(Duration::ZERO, address, bytes)
+    }
+
+    /// Somebody dials over a link that takes `latency` in each direction.
+    pub(crate) fn dial_over(&mut self, latency: Duration, address: IpAddr, bytes: &[u8]) -> PeerId {
         let peer = PeerId(self.peers.len());
-        self.peers.push(Peer::new(id));
-        assert_eq!(self.by_id.insert(id.to_bits(), peer.0), None, "{id:?} is not unique");
+        self.peers.push(Peer::new(address));
+        self.on_link(peer.0, |pipe, _| {
+            pipe.latency = latency;
+            None
+        });
+        if let Some(oracle) = &mut self.oracle {
+            oracle.on_dial(address, bytes, self.now);
+        }
+        self.backlog.push_back(peer.0);
         self.send(peer, bytes);
         peer
     }
@@ -158,13 +197,38 @@ impl World {
         let peer_mut = self.peer_mut(peer);
         peer_mut.sending = Sending::Reset;
         peer_mut.habits = Habits::VANISHED;
-        peer_mut.outgoing.clear();
         self.touch(peer);
     }
 
     /// The peer is gone and nobody tells the relay.
     pub(crate) fn vanish(&mut self, peer: PeerId) {
         self.peer_mut(peer).habits = Habits::VANISHED;
+    }
+
+    /// Nothing comes through the link either way for a while.
+    pub(crate) fn stall(&mut self, peer: PeerId, time: Duration) {
+        let until = self.wall + time;
+        self.peer_mut(peer).was_late = true;
+        self.on_link(peer.0, |pipe, now| pipe.stall(until, now));
+    }
+
+    /// Half open: nothing comes any more from the peer, or nothing to it.
+    pub(crate) fn cut(&mut self, peer: PeerId, from_peer: bool) {
+        let peer = self.peer_mut(peer);
+        peer.was_late = true;
+        let pipe = if from_peer { &mut peer.up } else { &mut peer.down };
+        pipe.stall(Instant::NEVER, Instant::START);
+    }
+
+    /// Latency, stalls and faults are over, for who is not half open.
+    pub(crate) fn heal(&mut self) {
+        self.faults = Faults::default();
+        self.descriptors = usize::MAX;
+        for peer in 0..self.peers.len() {
+            self.on_link(peer, Pipe::heal);
+            self.on_event(peer);
+        }
+        self.settle();
     }
 
     /// The peer takes nothing off the link, which holds `link` bytes more.
@@ -183,9 +247,7 @@ impl World {
     /// The peer reads `count` bytes.
     pub(crate) fn read(&mut self, peer: PeerId, count: usize) {
         self.peer_mut(peer).read(count);
-        if std::mem::take(&mut self.peer_mut(peer).is_blocked) {
-            self.writable.push(peer.0);
-        }
+        self.unblock(peer.0);
         self.touch(peer);
     }
 
@@ -229,17 +291,38 @@ impl World {
         while self.step(until) {}
     }
 
-    /// Goes on to the next deadline, or to `until` if that is earlier; then false.
+    /// Goes on to the next event, or to `until` if that is earlier; then false.
     pub(crate) fn step(&mut self, until: Instant) -> bool {
         self.settle();
-        let Some(deadline) = self.relay.next_deadline().filter(|deadline| *deadline <= until)
-        else {
-            self.now = until;
+        let arrival = self.events.peek().map(|Reverse((at, ..))| self.now + at.since(self.wall));
+        let deadline = self.relay.next_deadline();
+        let next = arrival.into_iter().chain(deadline).min().filter(|next| *next <= until);
+        let time = next.unwrap_or(until).since(self.now);
+        self.go_on(time, time);
+        if next.is_none() {
             return false;
-        };
-        self.now = self.now.max(deadline);
-        self.fire();
+        }
+        self.settle();
+        if self.relay.next_deadline().is_some_and(|deadline| deadline <= self.now) {
+            self.fire();
+        }
         true
+    }
+
+    /// What should come within `time` has come; for the relay it was `counted`.
+    fn go_on(&mut self, time: Duration, counted: Duration) {
+        let (binaries, phones) = self.relay.live();
+        self.open_time += time * (binaries + phones) as u32;
+        let then = self.wall + time;
+        while let Some(Reverse((at, _, peer))) = self.events.peek().copied()
+            && at <= then
+        {
+            self.events.pop();
+            self.wall = self.wall.max(at);
+            self.on_event(peer);
+        }
+        self.wall = then;
+        self.now += counted;
     }
 
     /// Passes time until `is_so`, and returns how much.
@@ -259,14 +342,35 @@ impl World {
         self.now.since(start)
     }
 
-    /// The whole relay stands still for `time`, while peers do `meanwhile`. When
-    /// it wakes it reads what has come before it looks at its timers.
+    /// The whole relay stands still for `time`, while peers do `meanwhile`, and
+    /// does not notice but by its timers. When it wakes it reads what has come
+    /// before it looks at them.
     pub(crate) fn freeze(&mut self, time: Duration, meanwhile: impl FnOnce(&mut Self)) {
+        self.stand_still(time, time, meanwhile);
+    }
+
+    /// The same with the clock of `server/clock.rs`, on which of a standstill
+    /// hardly anything counts.
+    pub(crate) fn stop(&mut self, time: Duration, meanwhile: impl FnOnce(&mut Self)) {
+        let asked = self.relay.next_deadline().map_or(time, |due| due.since(self.now));
+        let counted = time.min(asked + TURN_MAX);
+        if let Some(oracle) = &mut self.oracle {
+            oracle.on_late(counted.saturating_sub(asked), self.now + counted);
+        }
+        self.stand_still(time, counted, meanwhile);
+    }
+
+    fn stand_still(
+        &mut self,
+        time: Duration,
+        counted: Duration,
+        meanwhile: impl FnOnce(&mut Self),
+    ) {
         self.settle();
         self.is_frozen = true;
         meanwhile(self);
+        self.go_on(time, counted);
         self.is_frozen = false;
-        self.now += time;
         self.settle();
         if self.relay.next_deadline().is_some_and(|deadline| deadline <= self.now) {
             self.fire();
@@ -274,16 +378,19 @@ impl World {
     }
 
     fn fire(&mut self) {
-        self.relay.handle_timeout(self.now);
-        self.check();
+        self.tell(Call::Timeout);
         let next = self.relay.next_deadline();
-        assert!(next.is_none_or(|next| next > self.now), "due again at once");
+        assert!(next.is_none_or(|next| next > self.now), "(8) due again at once");
         self.settle();
+        let next = self.relay.next_deadline();
+        assert!(next.is_none_or(|next| next > self.now), "(8) due again at once");
+        if let Some(oracle) = &self.oracle {
+            oracle.nobody_is_overdue(self);
+        }
     }
 
     pub(crate) fn shut_down(&mut self) {
-        self.relay.shut_down(self.now);
-        self.check();
+        self.tell(Call::ShutDown);
         self.settle();
     }
 
@@ -294,10 +401,12 @@ impl World {
         }
         self.pass(Duration::from_secs(61));
         let relay = &self.relay;
-        assert_eq!((relay.len(), relay.live(), relay.slots()), (0, (0, 0), 0));
-        assert_eq!((relay.buffered(), relay.next_deadline()), (0, None));
-        assert!(relay.is_empty());
-        assert!(self.by_id.is_empty(), "the relay forgot sockets");
+        assert_eq!((relay.len(), relay.live(), relay.slots()), (0, (0, 0), 0), "(10)");
+        assert_eq!((relay.websockets(), relay.buffered()), (0, 0), "(10)");
+        assert_eq!(relay.next_deadline(), None, "(10)");
+        assert!(relay.is_empty(), "(10)");
+        assert!(self.by_id.is_empty(), "(10) the relay forgot sockets");
+        relay.audit();
     }
 }
 

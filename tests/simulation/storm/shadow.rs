@@ -1,14 +1,17 @@
-//! What the shadow knows, and what it makes of what peers see.
+//! Who sent what to whom, and what of it came.
 
 use std::collections::HashMap;
 
+use pyrycode_relay::relay::conn_id::PublicId;
+
 use super::Storm;
-use crate::peer::{Seen, Sending};
-use crate::wire;
+use super::kinds::Kind;
+use crate::peer::{Peer, Seen, Sending};
 use crate::world::{PeerId, secs};
 
-/// What the shadow knows of one peer.
+/// What is known of one peer.
 pub(super) struct Shadow {
+    pub(super) kind: Kind,
     pub(super) server_id: usize,
     pub(super) is_binary: bool,
     /// A phone's frames, in order.
@@ -17,15 +20,31 @@ pub(super) struct Shadow {
     pub(super) sent_to: HashMap<PeerId, Vec<String>>,
     /// A phone: how many of its frames its binary has, and which binary that is.
     pub(super) delivered: usize,
-    pub(super) delivered_to: Option<PeerId>,
+    delivered_to: Option<PeerId>,
     /// A phone: how many frames it has, and from which binary.
     pub(super) received: usize,
-    pub(super) received_from: Option<PeerId>,
-    /// It did something that the relay may hold against it.
-    pub(super) was_bad: bool,
+    received_from: Option<PeerId>,
     /// It ended the connection without a close frame.
     pub(super) left: bool,
-    pub(super) has_closed: bool,
+    has_closed: bool,
+}
+
+impl Shadow {
+    pub(super) fn new(kind: Kind, server_id: usize, is_binary: bool) -> Self {
+        Self {
+            kind,
+            server_id,
+            is_binary,
+            sent: Vec::new(),
+            sent_to: HashMap::new(),
+            delivered: 0,
+            delivered_to: None,
+            received: 0,
+            received_from: None,
+            left: false,
+            has_closed: false,
+        }
+    }
 }
 
 impl Storm {
@@ -33,22 +52,25 @@ impl Storm {
         for index in 0..self.shadows.len() {
             let peer = PeerId(index);
             for seen in self.world.heard(peer) {
-                assert!(
-                    !self.shadows[index].has_closed || seen == Seen::End,
-                    "{peer:?} saw {seen:?} after its close"
-                );
+                let is_over = self.shadows[index].has_closed;
+                let is_end = matches!(seen, Seen::End | Seen::Cut);
+                assert!(!is_over || is_end, "(4) {peer:?} saw {seen:?} after its close");
                 match seen {
                     Seen::Text(text) if self.shadows[index].is_binary => {
                         self.on_envelope(peer, &text);
                     }
                     Seen::Text(text) => self.on_frame(peer, &text),
-                    Seen::Close(code, reason) => self.on_close(peer, code, &reason),
+                    Seen::Close(..) => self.shadows[index].has_closed = true,
                     Seen::End | Seen::Cut => {
-                        let shadow = &self.shadows[index];
-                        let is_upgraded = self.world.peer(peer).answer.contains(" 101 ");
-                        assert!(shadow.has_closed || shadow.left || !is_upgraded, "{peer:?}");
+                        let actor = self.world.peer(peer);
+                        let has_left = self.shadows[index].left || actor.is_broken;
+                        let is_right = is_over || has_left || !actor.is_upgraded();
+                        assert!(is_right, "(4) {peer:?} saw no close");
                     }
-                    Seen::Answer(status) => assert!(matches!(status, 101 | 503), "{status}"),
+                    Seen::Answer(status) => {
+                        let is_right = matches!(status, 101 | 400 | 408 | 503);
+                        assert!(is_right, "(4) {peer:?} saw {status}");
+                    }
                     Seen::Pong(_) => {}
                 }
             }
@@ -58,20 +80,24 @@ impl Storm {
     /// A binary has got an envelope: the next frame of a phone of its own.
     fn on_envelope(&mut self, binary: PeerId, envelope: &str) {
         let server_id = self.shadows[binary.0].server_id;
-        let frame_at = envelope.find(",\"frame\":").expect("an envelope") + ",\"frame\":".len();
-        let frame = &envelope[frame_at..envelope.len() - 1];
-        let phone = (0..self.shadows.len())
-            .map(PeerId)
-            .find(|phone| {
-                let answer = &self.world.peer(*phone).answer;
-                wire::field(answer, "x-request-id").is_some_and(|id| envelope.contains(id))
-            })
-            .expect("the conn_id of a phone that has its 101");
-        assert_eq!(envelope, self.world.envelope(phone, frame));
+        let rest = envelope.strip_prefix("{\"conn_id\":\"").expect("(1) an envelope");
+        let (conn_id, rest) = rest.split_once("\",\"frame\":").expect("(1) an envelope");
+        let frame = rest.strip_suffix('}').expect("(1) an envelope");
+        let id = PublicId::parse(conn_id).expect("(1) a conn_id").id;
+        let is_phone = |peer: &Peer| peer.id == id;
+        let phone = self.world.find(id).or_else(|| self.world.peers.iter().position(is_phone));
+        let phone = PeerId(phone.expect("(1) the conn_id of somebody"));
+        let actor = self.world.peer(phone);
+        // It may have sent more than its request before it could be told its name.
+        assert!(!actor.is_upgraded() || actor.conn_id() == conn_id, "(1) {phone:?} is {conn_id}");
         let shadow = &mut self.shadows[phone.0];
-        assert!(!shadow.is_binary && shadow.server_id == server_id, "{phone:?} to {binary:?}");
-        assert_eq!(*shadow.delivered_to.get_or_insert(binary), binary, "of {phone:?}");
-        assert_eq!(frame, shadow.sent[shadow.delivered], "{phone:?} to {binary:?}");
+        assert!(!shadow.is_binary && shadow.server_id == server_id, "(1) {phone:?} to {binary:?}");
+        assert_eq!(*shadow.delivered_to.get_or_insert(binary), binary, "(1) of {phone:?}");
+        assert_eq!(
+            Some(frame),
+            shadow.sent.get(shadow.delivered).map(String::as_str),
+            "(1) {phone:?} to {binary:?}"
+        );
         shadow.delivered += 1;
     }
 
@@ -83,32 +109,20 @@ impl Storm {
                 let frames = self.shadows[binary.0].sent_to.get(&phone);
                 frames.is_some_and(|frames| frames[0] == frame)
             };
-            (0..self.shadows.len()).map(PeerId).find(is_sender).expect("somebody's first frame")
+            let mut peers = (0..self.shadows.len()).map(PeerId);
+            peers.find(is_sender).expect("(1) somebody's first frame")
         });
-        assert_eq!(self.shadows[sender.0].server_id, server_id, "{sender:?} to {phone:?}");
-        assert_eq!(frame, self.shadows[sender.0].sent_to[&phone][received], "to {phone:?}");
+        assert_eq!(self.shadows[sender.0].server_id, server_id, "(1) {sender:?} to {phone:?}");
+        let sent = &self.shadows[sender.0].sent_to[&phone];
+        assert_eq!(Some(frame), sent.get(received).map(String::as_str), "(1) to {phone:?}");
         let shadow = &mut self.shadows[phone.0];
         shadow.received += 1;
         shadow.received_from = Some(sender);
     }
 
-    fn on_close(&mut self, peer: PeerId, code: u16, reason: &str) {
-        let shadow = &mut self.shadows[peer.0];
-        shadow.has_closed = true;
-        if !shadow.was_bad {
-            let is_fair = match (code, reason) {
-                (4404 | 4409 | 4429, _) | (1000 | 4321, "") => true,
-                (1011, "relay out of buffer memory") => true,
-                // The heartbeat's, where it stands for a takeover, never.
-                _ => false,
-            };
-            assert!(is_fair, "{peer:?} was honest and is told {code} {reason}");
-        }
-    }
-
     /// The storm is over: whoever lives reads, and nothing is missing.
     pub(super) fn calm_down(&mut self) {
-        self.world.splits = None;
+        self.world.heal();
         for index in 0..self.shadows.len() {
             if self.world.peer(PeerId(index)).habits.answers_pings {
                 self.world.read_on(PeerId(index));
@@ -119,7 +133,7 @@ impl Storm {
         self.listen();
         let is_open = |storm: &Self, peer: PeerId| {
             let peer = storm.world.peer(peer);
-            !peer.has_ended() && peer.sending == Sending::Open && peer.answer.contains(" 101 ")
+            !peer.has_ended() && peer.sending == Sending::Open && peer.is_upgraded()
         };
         let mut complete = 0;
         for index in 0..self.shadows.len() {
@@ -129,18 +143,18 @@ impl Storm {
                 continue;
             }
             // It is open, so its binary is, and has been all its life.
-            assert_eq!(shadow.delivered, shadow.sent.len(), "{phone:?} lost frames");
+            assert_eq!(shadow.delivered, shadow.sent.len(), "(1) {phone:?} lost frames");
             let binary = (0..self.shadows.len())
                 .map(PeerId)
                 .find(|binary| {
                     let other = &self.shadows[binary.0];
                     other.is_binary && other.server_id == shadow.server_id && is_open(self, *binary)
                 })
-                .expect("a phone outlives its binary's grace");
+                .expect("(5) a phone outlives its binary's grace");
             let sent = self.shadows[binary.0].sent_to.get(&phone).map_or(0, Vec::len);
-            assert_eq!(shadow.received, sent, "{binary:?} to {phone:?} lost frames");
+            assert_eq!(shadow.received, sent, "(1) {binary:?} to {phone:?} lost frames");
             complete += 1;
         }
-        assert!(self.world.relay.live().1 == complete, "every phone was looked at");
+        assert_eq!(self.world.relay.live().1, complete, "(5) every phone was looked at");
     }
 }

@@ -1,0 +1,107 @@
+//! The border between the relay and this world: every call, in one place.
+//!
+//! Owns the trace, a hash over all that crosses the border in either direction,
+//! and the checks that follow each call whatever a test is about. Decides nothing.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+
+use pyrycode_relay::relay::{ConnId, Effect};
+
+use crate::world::World;
+
+/// What the shell tells the relay of a connection or of time.
+#[derive(Clone, Copy, Debug, Hash)]
+pub(crate) enum Call<'a> {
+    Input(ConnId, &'a [u8]),
+    End(ConnId),
+    Disconnected(ConnId),
+    Hangup(ConnId),
+    Written(ConnId, usize),
+    Judge(ConnId),
+    Timeout,
+    ShutDown,
+}
+
+/// Everything that crossed the border, as one number.
+#[derive(Default)]
+pub(crate) struct Trace(DefaultHasher);
+
+impl Trace {
+    pub(crate) fn note(&mut self, what: &impl Hash) {
+        what.hash(&mut self.0);
+    }
+
+    pub(crate) fn hash(&self) -> u64 {
+        self.0.finish()
+    }
+}
+
+impl World {
+    pub(crate) fn tell(&mut self, call: Call<'_>) {
+        self.trace.note(&(self.now, call));
+        let now = self.now;
+        let before = self.oracle.as_ref().map(|oracle| oracle.before(&self.relay));
+        match call {
+            Call::Input(id, bytes) => self.relay.handle_input(id, bytes, now),
+            Call::End(id) => self.relay.handle_end(id, now),
+            Call::Disconnected(id) => self.relay.handle_disconnected(id, now),
+            Call::Hangup(id) => self.relay.handle_hangup(id, now),
+            Call::Written(id, count) => self.relay.handle_written(id, count, now),
+            Call::Judge(id) => self.relay.judge(id, now),
+            Call::Timeout => self.relay.handle_timeout(now),
+            Call::ShutDown => self.relay.shut_down(now),
+        }
+        self.check();
+        if let Some(mut oracle) = self.oracle.take() {
+            oracle.after(self, call, &before.expect("taken above"));
+            self.oracle = Some(oracle);
+        }
+    }
+
+    pub(crate) fn tell_accept(&mut self, address: IpAddr) -> ConnId {
+        let id = self.relay.handle_accept(address, self.now);
+        self.trace.note(&(self.now, address, id));
+        self.check();
+        id
+    }
+
+    pub(crate) fn next_effect(&mut self) -> Option<Effect> {
+        let effect = self.relay.poll_effect();
+        self.trace.note(&effect);
+        effect
+    }
+
+    /// The budget is kept at every step (7); in a crowd, where the audit takes
+    /// longer than everything else, it is made now and then (6).
+    fn check(&mut self) {
+        let (buffered, limit) = (self.relay.buffered(), self.config.limits.buffer_memory);
+        assert!(buffered <= limit, "(7) {buffered} bytes buffered, {limit} allowed");
+        self.calls += 1;
+        if self.calls.is_multiple_of(1 + (self.relay.len() as u64).pow(2) / 5_000) {
+            self.relay.audit();
+        }
+    }
+
+    /// What is told of a connection that is not there changes nothing (9).
+    pub(crate) fn tell_stale(&mut self, id: ConnId) {
+        let (relay, now) = (&mut self.relay, self.now);
+        let look = |relay: &pyrycode_relay::relay::Relay| {
+            let numbers = [relay.len(), relay.websockets(), relay.slots(), relay.buffered()];
+            (relay.stats().clone(), numbers, relay.live(), relay.next_deadline())
+        };
+        let before = look(relay);
+        relay.handle_input(id, b"GET / HTTP/1.1\r\n\r\n", now);
+        relay.handle_written(id, 0, now);
+        relay.handle_written(id, 7, now);
+        relay.handle_hangup(id, now);
+        relay.handle_end(id, now);
+        relay.judge(id, now);
+        relay.handle_disconnected(id, now);
+        assert!(!relay.is_reading(id) && !relay.has_place(id), "(9) {id:?} is there");
+        assert!(relay.outgoing(id).concat().is_empty(), "(9) {id:?} is written to");
+        assert!(before == look(relay), "(9) {id:?} changed something");
+        assert_eq!(relay.poll_effect(), None, "(9) of {id:?}");
+        relay.audit();
+    }
+}

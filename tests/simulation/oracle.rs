@@ -1,0 +1,384 @@
+//! What the relay should do: sections 3, 4 and 5 of the contract as a model.
+//!
+//! Owns who holds which server-id, who waits for it and which phones are on it,
+//! told by what went in and never by what the relay thinks; and of every
+//! connection which pings it has not answered. After each call the relay has to
+//! agree. Knows nothing of messages: [`crate::storm`] follows those.
+//!
+//! The numbers in its messages are those of [`crate::storm`].
+
+mod verdict;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use pyrycode_relay::config::PHONES_PER_SERVER_MAX;
+use pyrycode_relay::relay::Relay;
+use pyrycode_relay::time::{Instant, TICK};
+
+use crate::border::Call;
+use crate::wire::{self, Decoder};
+use crate::world::World;
+use verdict::Pings;
+pub(crate) use verdict::Words;
+
+/// What a connection asked to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Binary,
+    Phone,
+    Nothing,
+}
+
+/// What is known of one peer.
+struct Record {
+    wish: Wish,
+    server_id: String,
+    address: IpAddr,
+    /// Bytes of its request head that the relay has not got.
+    head_left: usize,
+    /// It has a place: it holds a slot, waits for one or is on one.
+    has_place: bool,
+    pings: Pings,
+    tap: Decoder,
+    /// The close frame that it is sent, if it is sent one.
+    words: Option<Words>,
+}
+
+/// One server-id that is held or in grace.
+#[derive(Default)]
+struct Slot {
+    holder: Option<usize>,
+    claimants: Vec<usize>,
+    phones: Vec<usize>,
+    /// When the grace ends.
+    until: Instant,
+    /// When the claimants began to wait.
+    probed: Instant,
+    /// How often the holder had been pinged by then.
+    asked: usize,
+}
+
+/// The relay's numbers before a call.
+pub(crate) struct Before {
+    takeovers: u64,
+    shed: u64,
+    heartbeat_timeouts: u64,
+    buffered: usize,
+}
+
+pub(crate) struct Oracle {
+    slots: BTreeMap<String, Slot>,
+    records: Vec<Record>,
+    /// Places by address.
+    places: HashMap<IpAddr, u32>,
+    place_count: usize,
+    capacity: usize,
+    is_draining: bool,
+    /// The call under way has spent the memory.
+    is_shedding: bool,
+    /// How late the relay came to its timers, all in all, and when it last was.
+    late: Duration,
+    woke: Instant,
+}
+
+const RECLAIMED: (u16, &str) = (4404, "binary reclaimed server-id");
+const CLAIMED: (u16, &str) = (4409, "server-id already claimed");
+
+impl Oracle {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            slots: BTreeMap::new(),
+            records: Vec::new(),
+            places: HashMap::new(),
+            place_count: 0,
+            capacity,
+            is_draining: false,
+            is_shedding: false,
+            late: Duration::ZERO,
+            woke: Instant::START,
+        }
+    }
+
+    pub(crate) fn before(&self, relay: &Relay) -> Before {
+        let stats = relay.stats();
+        let closes = |cause: usize| stats.closes.iter().map(|by_cause| by_cause[cause]).sum();
+        Before {
+            takeovers: stats.takeovers,
+            heartbeat_timeouts: closes(2),
+            shed: closes(5),
+            buffered: relay.buffered(),
+        }
+    }
+
+    pub(crate) fn on_dial(&mut self, address: IpAddr, bytes: &[u8], now: Instant) {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+        let head = str::from_utf8(end.map_or(b"", |end| &bytes[..end])).unwrap_or_default();
+        let server_id = wire::field(head, "x-pyrycode-server").unwrap_or_default().to_owned();
+        let wish = match head.split(' ').nth(1) {
+            Some("/v1/server") => Wish::Binary,
+            Some("/v1/client") => Wish::Phone,
+            _ => Wish::Nothing,
+        };
+        self.records.push(Record {
+            wish,
+            server_id,
+            address,
+            head_left: end.map_or(usize::MAX, |end| end + 4),
+            has_place: false,
+            pings: Pings::new(now),
+            tap: Decoder::default(),
+            words: None,
+        });
+    }
+
+    /// The relay comes `late` to its timers at `now`, because it stood still.
+    pub(crate) fn on_late(&mut self, late: Duration, now: Instant) {
+        self.late += late;
+        self.woke = now;
+    }
+
+    /// The relay has done what it does about `call`.
+    pub(crate) fn after(&mut self, world: &World, call: Call<'_>, before: &Before) {
+        let changes = self.before(&world.relay);
+        self.check_verdict(world, call, before, &changes);
+        self.is_shedding = changes.shed > before.shed;
+        if self.is_shedding {
+            self.on_shed(world, before);
+        }
+        match call {
+            Call::Timeout => self.on_timeout(world),
+            Call::ShutDown => self.on_shut_down(world),
+            Call::Input(id, bytes) => {
+                if let Some(peer) = world.find(id) {
+                    self.on_input(world, peer, bytes.len());
+                    self.reconcile(world, peer, call);
+                }
+            }
+            Call::End(id)
+            | Call::Disconnected(id)
+            | Call::Hangup(id)
+            | Call::Judge(id)
+            | Call::Written(id, _) => {
+                if let Some(peer) = world.find(id) {
+                    if matches!(call, Call::Judge(_)) && self.records[peer].head_left > 0 {
+                        // Its time for a head is over.
+                        self.records[peer].wish = Wish::Nothing;
+                    }
+                    self.reconcile(world, peer, call);
+                }
+            }
+        }
+        let held = self.slots.values().filter(|slot| slot.holder.is_some()).count();
+        let phones = self.slots.values().map(|slot| slot.phones.len()).sum();
+        assert_eq!(world.relay.live(), (held, phones), "(5) binaries and phones, after {call:?}");
+        assert_eq!(world.relay.slots(), self.slots.len(), "(5) slots, after {call:?}");
+    }
+
+    /// The last byte of a head decides what a connection is.
+    fn on_input(&mut self, world: &World, peer: usize, count: usize) {
+        let record = &mut self.records[peer];
+        if record.head_left == 0 || record.head_left > count {
+            record.head_left -= count.min(record.head_left);
+            return;
+        }
+        record.head_left = 0;
+        let server_id = record.server_id.clone();
+        let per_address = world.config.limits.connections_per_ip;
+        let is_full = self.place_count >= self.capacity
+            || per_address > 0
+                && self.places.get(&record.address).is_some_and(|count| *count >= per_address);
+        if record.wish == Wish::Nothing || self.is_draining || is_full {
+            return assert!(!has_place(world, peer), "(5) {peer} should be refused");
+        }
+        match record.wish {
+            Wish::Phone => match self.slots.get_mut(&server_id) {
+                None => self.expect(world, peer, (4404, "no server with that id")),
+                Some(slot) if slot.phones.len() >= PHONES_PER_SERVER_MAX => {
+                    self.expect(world, peer, (4429, "too many phones for server-id"));
+                }
+                Some(slot) => {
+                    slot.phones.push(peer);
+                    self.take_place(world, peer);
+                }
+            },
+            Wish::Binary => {
+                self.take_place(world, peer);
+                let slot = self.slots.entry(server_id).or_default();
+                if let Some(holder) = slot.holder {
+                    if slot.claimants.is_empty() {
+                        slot.asked = self.records[holder].pings.probe();
+                        slot.probed = world.now;
+                    }
+                    slot.claimants.push(peer);
+                } else {
+                    slot.holder = Some(peer);
+                    for phone in std::mem::take(&mut slot.phones) {
+                        self.lose_place(phone);
+                        self.expect(world, phone, RECLAIMED);
+                    }
+                }
+            }
+            Wish::Nothing => {}
+        }
+    }
+
+    /// Who lost its place because of what `peer` did, and did everybody who should?
+    fn reconcile(&mut self, world: &World, peer: usize, call: Call<'_>) {
+        let server_id = self.records[peer].server_id.clone();
+        let Some(slot) = self.slots.get(&server_id) else { return };
+        if slot.holder == Some(peer) {
+            // What a binary does to its phones, before it goes itself.
+            for phone in slot.phones.clone() {
+                if !has_place(world, phone) && self.is_binarys_doing(world, phone) {
+                    self.leave(world, phone);
+                }
+            }
+        }
+        self.on_answer(world, peer, &server_id);
+        if self.records[peer].has_place && !has_place(world, peer) {
+            self.check_cause(world, peer, call);
+            self.leave(world, peer);
+        }
+        let Some(slot) = self.slots.get(&server_id) else { return };
+        for other in slot.holder.iter().chain(&slot.claimants).chain(&slot.phones) {
+            assert!(has_place(world, *other), "(5) {other} lost its place after {call:?}");
+        }
+        for phone in slot.phones.clone() {
+            let is_read = world.relay.is_reading(world.peers[phone].id);
+            self.records[phone].pings.on_read(is_read, world.now);
+        }
+    }
+
+    /// If the peer has answered the probe of its slot, nobody waits for that any more.
+    fn on_answer(&mut self, world: &World, peer: usize, server_id: &str) {
+        let Some(slot) = self.slots.get_mut(server_id) else { return };
+        let is_over = slot.claimants.first().is_some_and(|first| !has_place(world, *first));
+        if slot.holder != Some(peer) || !is_over {
+            return;
+        }
+        let has_answered = self.records[peer].pings.answered() > slot.asked;
+        assert!(has_answered || !has_place(world, peer), "(4) {peer} has not answered the probe");
+        if has_answered {
+            for claimant in std::mem::take(&mut slot.claimants) {
+                self.lose_place(claimant);
+                self.expect(world, claimant, CLAIMED);
+            }
+        }
+    }
+
+    /// A peer has left its slot; what follows from that has to have happened.
+    fn leave(&mut self, world: &World, peer: usize) {
+        self.lose_place(peer);
+        let Some(slot) = self.slots.get_mut(&self.records[peer].server_id) else { return };
+        slot.phones.retain(|other| *other != peer);
+        slot.claimants.retain(|other| *other != peer);
+        if slot.holder != Some(peer) {
+            return;
+        }
+        if slot.claimants.is_empty() {
+            slot.holder = None;
+            slot.until = world.now + world.config.timeouts.grace;
+            return;
+        }
+        let heir = slot.claimants.remove(0);
+        slot.holder = Some(heir);
+        let phones = std::mem::take(&mut slot.phones);
+        let rejected = std::mem::take(&mut slot.claimants);
+        self.records[heir].pings.open(world.now, self.late);
+        for phone in phones {
+            self.lose_place(phone);
+            self.expect(world, phone, RECLAIMED);
+        }
+        for claimant in rejected {
+            self.lose_place(claimant);
+            self.expect(world, claimant, CLAIMED);
+        }
+        // What it had sent while it waited is read now.
+        if !has_place(world, heir) {
+            self.check_cause(world, heir, Call::Input(world.peers[heir].id, &[]));
+            self.leave(world, heir);
+        }
+    }
+
+    fn on_timeout(&mut self, world: &World) {
+        // The first tick of the wheel that is not before it.
+        let is_over = |slot: &Slot| {
+            let ticks = |micros: u128| micros.div_ceil(TICK.as_micros());
+            let end = ticks(slot.until.as_micros().into());
+            slot.holder.is_none() && end * TICK.as_micros() <= world.now.as_micros().into()
+        };
+        let mut phones = Vec::new();
+        self.slots.retain(|_, slot| {
+            let is_over = is_over(slot);
+            if is_over {
+                phones.append(&mut slot.phones);
+            }
+            !is_over
+        });
+        for phone in phones {
+            self.lose_place(phone);
+            self.expect(world, phone, (1000, ""));
+        }
+    }
+
+    fn on_shut_down(&mut self, world: &World) {
+        self.is_draining = true;
+        for peer in 0..self.records.len() {
+            if self.records[peer].has_place {
+                self.lose_place(peer);
+                self.expect(world, peer, (1001, "shutting down"));
+            }
+        }
+        for slot in self.slots.values_mut() {
+            if slot.holder.is_some() {
+                slot.until = world.now + world.config.timeouts.grace;
+            }
+            *slot = Slot { until: slot.until, ..Slot::default() };
+        }
+    }
+
+    /// Memory is spent: whoever held most is closed, whatever else happens.
+    fn on_shed(&mut self, world: &World, before: &Before) {
+        let limit = world.config.limits.buffer_memory;
+        assert!(
+            before.buffered + 1024 * 1024 > limit,
+            "(4) {} bytes are not too many",
+            before.buffered
+        );
+        let order = [Wish::Phone, Wish::Binary];
+        for wish in order {
+            for peer in 0..self.records.len() {
+                let record = &self.records[peer];
+                if record.wish == wish && record.has_place && !has_place(world, peer) {
+                    let words = self.last_words(world, peer);
+                    if words.is_none_or(|words| words.is_shed()) {
+                        self.records[peer].words = Some(Words::shed());
+                        self.leave(world, peer);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_place(&mut self, world: &World, peer: usize) {
+        let record = &mut self.records[peer];
+        record.has_place = true;
+        record.pings.open(world.now, self.late);
+        self.place_count += 1;
+        *self.places.entry(record.address).or_default() += 1;
+    }
+
+    fn lose_place(&mut self, peer: usize) {
+        let record = &mut self.records[peer];
+        assert!(std::mem::replace(&mut record.has_place, false), "{peer} had no place");
+        self.place_count -= 1;
+        *self.places.entry(record.address).or_default() -= 1;
+    }
+}
+
+/// Whether the relay has a place for the peer.
+fn has_place(world: &World, peer: usize) -> bool {
+    world.relay.has_place(world.peers[peer].id)
+}

@@ -1,0 +1,283 @@
+//! Who is dead, who is not, and whether a close says the right thing.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use pyrycode_relay::time::{Instant, TICK};
+
+use super::{Before, Oracle, Wish, has_place};
+use crate::border::Call;
+use crate::wire::{self, Part};
+use crate::world::World;
+
+/// A ping that is late by this was held up by the relay standing still.
+const HELD_UP: Duration = Duration::from_secs(1);
+
+/// Code and reason of a close frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Words(pub(crate) u16, pub(crate) String);
+
+impl Words {
+    pub(super) fn shed() -> Self {
+        Self(1011, "relay out of buffer memory".to_owned())
+    }
+
+    pub(super) fn is_shed(&self) -> bool {
+        *self == Self::shed()
+    }
+}
+
+#[derive(Debug)]
+struct Asked {
+    payload: Vec<u8>,
+    /// It may have been due since, and was written later if the socket was full.
+    due: Instant,
+    written: Instant,
+    /// How late the relay had been by then, all in all.
+    late: Duration,
+}
+
+/// The pings that one peer was sent, and the time in which it may not have been
+/// heard.
+pub(super) struct Pings {
+    /// Those that it has not answered.
+    asked: VecDeque<Asked>,
+    answered: usize,
+    /// How many it had been sent before the last probe.
+    probed: Option<usize>,
+    /// When the last one that it answered was written.
+    alive: Instant,
+    /// How late the relay had been by then, all in all.
+    late: Duration,
+    /// How long it was not read since, and since when it is not.
+    paused: Duration,
+    paused_since: Option<Instant>,
+    /// Something has waited for its socket since.
+    blocked_since: Option<Instant>,
+    /// When its socket last took something.
+    progress: Instant,
+}
+
+impl Pings {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            asked: VecDeque::new(),
+            answered: 0,
+            probed: None,
+            alive: now,
+            late: Duration::ZERO,
+            paused: Duration::ZERO,
+            paused_since: None,
+            blocked_since: None,
+            progress: now,
+        }
+    }
+
+    /// Its heartbeat begins.
+    pub(super) fn open(&mut self, now: Instant, late: Duration) {
+        (self.alive, self.late) = (now, late);
+    }
+
+    pub(super) fn on_read(&mut self, is_read: bool, now: Instant) {
+        if !is_read {
+            self.paused_since.get_or_insert(now);
+        } else if let Some(since) = self.paused_since.take() {
+            // The relay counts whole milliseconds.
+            self.paused += now.since(since) + Duration::from_millis(1);
+        }
+    }
+
+    /// It is probed: gives how many pings it was sent before. An unanswered probe
+    /// is sent again, and any answer to it counts.
+    pub(super) fn probe(&mut self) -> usize {
+        let probed = self.probed.filter(|probed| self.answered <= *probed);
+        *self.probed.insert(probed.unwrap_or(self.answered + self.asked.len()))
+    }
+
+    /// How many of these it answered, if only by answering a later one.
+    pub(super) fn answered(&self) -> usize {
+        self.answered
+    }
+
+    /// A ping that was due by then is not answered; perhaps its socket is full.
+    fn may_owe_by(&self, then: Instant) -> bool {
+        let first = self.asked.front().map(|asked| asked.due);
+        first.or(self.blocked_since).is_some_and(|due| due <= then)
+    }
+}
+
+impl Oracle {
+    /// Bytes on their way to a peer, as the relay wrote them.
+    pub(crate) fn on_written(&mut self, peer: usize, bytes: &[u8], is_short: bool, now: Instant) {
+        let late = self.late;
+        let record = &mut self.records[peer];
+        record.tap.feed(bytes);
+        let pings = &mut record.pings;
+        while let Some(part) = record.tap.next() {
+            match part {
+                Part::Ping(payload) => {
+                    let first = pings.blocked_since.unwrap_or(now);
+                    let held_up = if self.woke == first { HELD_UP } else { Duration::ZERO };
+                    let due = first - held_up;
+                    pings.asked.push_back(Asked { payload, due, written: now, late });
+                }
+                Part::Close(code, reason) => {
+                    let words = Words(code, reason);
+                    let is_right = record.words.as_ref() == Some(&words) || words.is_shed();
+                    assert!(is_right, "(4) {peer} is told {words:?}, not {:?}", record.words);
+                }
+                Part::Answer { .. } | Part::Text(_) | Part::Pong(_) => {}
+            }
+        }
+        if !bytes.is_empty() {
+            pings.progress = now;
+        }
+        if !is_short {
+            pings.blocked_since = None;
+        } else if pings.blocked_since.is_none() {
+            pings.blocked_since = Some(now);
+            pings.progress = now;
+        }
+    }
+
+    /// The relay is about to get these pongs.
+    pub(crate) fn on_pongs(&mut self, peer: usize, payloads: &[Vec<u8>]) {
+        let pings = &mut self.records[peer].pings;
+        for payload in payloads {
+            // It answers every earlier one, too.
+            let place = pings.asked.iter().rposition(|asked| asked.payload == *payload);
+            for asked in pings.asked.drain(..place.map_or(0, |place| place + 1)) {
+                (pings.alive, pings.late) = (asked.written, asked.late);
+                pings.answered += 1;
+            }
+            if pings.asked.is_empty() {
+                pings.paused = Duration::ZERO;
+            }
+        }
+    }
+
+    /// Whoever does not answer has lost its place by now (2).
+    pub(crate) fn nobody_is_overdue(&self, world: &World) {
+        let timeouts = &world.config.timeouts;
+        let patience = timeouts.ping_interval + timeouts.pong + TICK;
+        for slot in self.slots.values() {
+            for peer in slot.holder.iter().chain(&slot.phones) {
+                let pings = &self.records[*peer].pings;
+                let paused =
+                    pings.paused_since.map_or(Duration::ZERO, |since| world.now.since(since));
+                let allowed = patience + self.late - pings.late + pings.paused + paused;
+                let silent = world.now.since(pings.alive);
+                assert!(silent <= allowed, "(2) {peer} is silent for {silent:?} and kept");
+            }
+        }
+    }
+
+    /// Only a verdict says `heartbeat timeout`, and only of one that deserves it (3).
+    pub(super) fn check_verdict(
+        &mut self,
+        world: &World,
+        call: Call<'_>,
+        before: &Before,
+        after: &Before,
+    ) {
+        if after.heartbeat_timeouts == before.heartbeat_timeouts {
+            return;
+        }
+        let Call::Judge(id) = call else { panic!("(3) a verdict outside judge: {call:?}") };
+        let peer = world.find(id).expect("its socket is there");
+        assert_eq!(after.heartbeat_timeouts, before.heartbeat_timeouts + 1, "(3) two verdicts");
+        assert!(self.records[peer].has_place, "(3) {peer} had no place");
+        assert!(world.peers[peer].up.arrived.is_empty(), "(3) {peer} was not read to its end");
+        let pings = &self.records[peer].pings;
+        assert_eq!(pings.paused_since, None, "(3) {peer} is not read");
+        let timeouts = &world.config.timeouts;
+        if after.takeovers > before.takeovers {
+            let slot = &self.slots[&self.records[peer].server_id];
+            assert_eq!(slot.holder, Some(peer), "(3) {peer} held nothing");
+            let had = world.now.since(slot.probed);
+            assert!(had >= timeouts.probe, "(3) {peer} had {had:?} for the probe");
+            assert!(!slot.claimants.is_empty(), "(3) nobody claims the place of {peer}");
+            assert!(pings.may_owe_by(slot.probed), "(3) {peer} answered the probe");
+        } else {
+            let due = world.now - timeouts.pong + TICK;
+            assert!(pings.may_owe_by(due), "(3) {peer} owes {:?}", pings.asked.front());
+        }
+    }
+
+    /// Whether it was its binary that ended this phone, by an envelope.
+    pub(super) fn is_binarys_doing(&mut self, world: &World, phone: usize) -> bool {
+        let Some(words) = self.last_words(world, phone) else { return false };
+        match (words.0, words.1.as_str()) {
+            (1011, "phone backlog full") => {
+                let is_slow = self.records[phone].pings.blocked_since.is_some();
+                assert!(is_slow, "(4) {phone} was not slow");
+            }
+            (4321, "") => {}
+            _ => return false,
+        }
+        self.records[phone].words = Some(words);
+        true
+    }
+
+    /// Why this peer lost its place in a call about itself.
+    pub(super) fn check_cause(&mut self, world: &World, peer: usize, call: Call<'_>) {
+        let Some(words) = self.last_words(world, peer) else {
+            let is_cut = matches!(call, Call::End(_) | Call::Disconnected(_) | Call::Hangup(_));
+            let is_cut = is_cut || self.is_shedding;
+            return assert!(is_cut, "(4) {peer} is gone without a close after {call:?}");
+        };
+        let record = &self.records[peer];
+        let (actor, pings) = (&world.peers[peer], &record.pings);
+        let is_input = matches!(call, Call::Input(..));
+        let is_verdict = matches!(call, Call::Judge(_));
+        let is_right = match (words.0, words.1.as_str()) {
+            // Its own close comes back.
+            (1000, "bye") => is_input && actor.sent_close,
+            (1002, "protocol error") | (1007, "invalid UTF-8") | (1009, "message too big") => {
+                is_input && actor.was_bad
+            }
+            (1007, "frame is not valid JSON") => {
+                is_input && actor.was_bad && record.wish == Wish::Phone
+            }
+            (1008, "message timeout") => is_verdict && actor.was_late,
+            (1011, "heartbeat timeout") => is_verdict,
+            (1011, "write timeout") => {
+                let waits = pings.blocked_since.is_some();
+                let since = world.now.since(pings.progress);
+                is_verdict && waits && since >= world.config.timeouts.write
+            }
+            (4404, "binary disconnected") => {
+                let slot = &self.slots[&record.server_id];
+                is_input && record.wish == Wish::Phone && slot.holder.is_none()
+            }
+            _ => false,
+        };
+        assert!(is_right, "(4) {peer} is told {words:?} after {call:?}");
+        self.records[peer].words = Some(words);
+    }
+
+    /// The peer lost its place and is told so.
+    pub(super) fn expect(&mut self, world: &World, peer: usize, (code, reason): (u16, &str)) {
+        assert!(!has_place(world, peer), "(5) {peer} should be told {code} {reason}");
+        let words = Words(code, reason.to_owned());
+        let said = self.last_words(world, peer);
+        // Shed as well it hears of that, or is gone.
+        let is_shed = self.is_shedding && said.as_ref().is_none_or(Words::is_shed);
+        let is_right = said.as_ref() == Some(&words) || is_shed;
+        assert!(is_right, "(4) {peer} is told {said:?}, not {words:?}");
+        self.records[peer].words = Some(words);
+    }
+
+    /// The close frame at the end of what waits for the peer.
+    pub(super) fn last_words(&self, world: &World, peer: usize) -> Option<Words> {
+        let outgoing = world.relay.outgoing(world.peers[peer].id).concat();
+        let tail = &outgoing[outgoing.len().saturating_sub(127)..];
+        // No code and no reason of ours has the first byte of a close frame in it.
+        let start = tail.windows(2).rposition(|two| two[0] == wire::FIN | wire::CLOSE)?;
+        let payload = &tail[start + 2..];
+        assert_eq!(usize::from(tail[start + 1]), payload.len(), "(4) {peer} is told more after it");
+        let (code, reason) = payload.split_at_checked(2).unwrap_or((&[0, 0], &[]));
+        let reason = String::from_utf8(reason.to_vec()).expect("UTF-8");
+        Some(Words(u16::from_be_bytes([code[0], code[1]]), reason))
+    }
+}

@@ -253,18 +253,22 @@ impl Oracle {
 
     /// If the peer has answered the probe of its slot, nobody waits for that any more.
     fn on_answer(&mut self, world: &World, peer: usize, server_id: &str) {
-        let Some(slot) = self.slots.get_mut(server_id) else { return };
-        let is_over = slot.claimants.first().is_some_and(|first| !has_place(world, *first));
-        if slot.holder != Some(peer) || !is_over {
+        let slot = &self.slots[server_id];
+        let Some(first) = slot.claimants.first().filter(|_| slot.holder == Some(peer)) else {
+            return;
+        };
+        let is_told = || self.last_words(world, *first) == Some(Words::from(CLAIMED));
+        // Where the peer has left as well, the first one may have taken its place.
+        if has_place(world, *first) || !has_place(world, peer) && !is_told() {
             return;
         }
         let has_answered = self.records[peer].pings.answered() > slot.asked;
-        assert!(has_answered || !has_place(world, peer), "(4) {peer} has not answered the probe");
-        if has_answered {
-            for claimant in std::mem::take(&mut slot.claimants) {
-                self.lose_place(claimant);
-                self.expect(world, claimant, CLAIMED);
-            }
+        assert!(has_answered, "(4) {peer} has not answered the probe");
+        let rejected =
+            self.slots.get_mut(server_id).map(|slot| std::mem::take(&mut slot.claimants));
+        for claimant in rejected.unwrap_or_default() {
+            self.lose_place(claimant);
+            self.expect(world, claimant, CLAIMED);
         }
     }
 

@@ -87,6 +87,7 @@ struct Storm {
 /// What came of a storm.
 #[derive(Debug, Default)]
 struct Outcome {
+    /// Of all that crossed the border.
     hash: u64,
     open_time: Duration,
     delivered: usize,
@@ -239,6 +240,7 @@ impl Storm {
 
 impl Outcome {
     fn add(&mut self, other: &Self) {
+        self.hash = self.hash.rotate_left(1) ^ other.hash;
         self.open_time += other.open_time;
         self.delivered += other.delivered;
         self.received += other.received;
@@ -254,9 +256,10 @@ fn sweep(seeds: &[u64], capacity: usize, steps: usize, test: &'static str) -> Ou
         let outcome = Storm::new(*seed, capacity, test).run(steps);
         sum.add(&outcome);
         if setting("PYRYCODE_SIM_SEED").is_some() {
-            println!("seed {seed}: trace {:016x}, {outcome:?}", outcome.hash);
+            println!("seed {seed}: {outcome:?}");
         }
-        if setting("PYRYCODE_SIM_SEEDS").is_some() && (done + 1).is_multiple_of(100) {
+        let is_told = (done + 1).is_multiple_of(100) || done + 1 == seeds.len();
+        if setting("PYRYCODE_SIM_SEEDS").is_some() && is_told {
             let hours = sum.open_time.as_secs() / 3600;
             println!("{test}: {} seeds, {hours} connection-hours, {sum:?}", done + 1);
         }

@@ -17,9 +17,15 @@ const HELD_UP: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Words(pub(crate) u16, pub(crate) String);
 
+impl From<(u16, &str)> for Words {
+    fn from((code, reason): (u16, &str)) -> Self {
+        Self(code, reason.to_owned())
+    }
+}
+
 impl Words {
     pub(super) fn shed() -> Self {
-        Self(1011, "relay out of buffer memory".to_owned())
+        Self::from((1011, "relay out of buffer memory"))
     }
 
     pub(super) fn is_shed(&self) -> bool {
@@ -52,7 +58,7 @@ pub(super) struct Pings {
     /// How long it was not read since, and since when it is not.
     paused: Duration,
     paused_since: Option<Instant>,
-    /// Something has waited for its socket since.
+    /// Something waits for its socket, and may have been due since then.
     blocked_since: Option<Instant>,
     /// When its socket last took something.
     progress: Instant,
@@ -110,15 +116,14 @@ impl Oracle {
     /// Bytes on their way to a peer, as the relay wrote them.
     pub(crate) fn on_written(&mut self, peer: usize, bytes: &[u8], is_short: bool, now: Instant) {
         let late = self.late;
+        let due_now = if self.woke == now { now - HELD_UP } else { now };
         let record = &mut self.records[peer];
         record.tap.feed(bytes);
         let pings = &mut record.pings;
         while let Some(part) = record.tap.next() {
             match part {
                 Part::Ping(payload) => {
-                    let first = pings.blocked_since.unwrap_or(now);
-                    let held_up = if self.woke == first { HELD_UP } else { Duration::ZERO };
-                    let due = first - held_up;
+                    let due = pings.blocked_since.unwrap_or(due_now);
                     pings.asked.push_back(Asked { payload, due, written: now, late });
                 }
                 Part::Close(code, reason) => {
@@ -135,7 +140,7 @@ impl Oracle {
         if !is_short {
             pings.blocked_since = None;
         } else if pings.blocked_since.is_none() {
-            pings.blocked_since = Some(now);
+            pings.blocked_since = Some(due_now);
             pings.progress = now;
         }
     }
@@ -257,9 +262,9 @@ impl Oracle {
     }
 
     /// The peer lost its place and is told so.
-    pub(super) fn expect(&mut self, world: &World, peer: usize, (code, reason): (u16, &str)) {
-        assert!(!has_place(world, peer), "(5) {peer} should be told {code} {reason}");
-        let words = Words(code, reason.to_owned());
+    pub(super) fn expect(&mut self, world: &World, peer: usize, words: (u16, &str)) {
+        assert!(!has_place(world, peer), "(5) {peer} should be told {words:?}");
+        let words = Words::from(words);
         let said = self.last_words(world, peer);
         // Shed as well it hears of that, or is gone.
         let is_shed = self.is_shedding && said.as_ref().is_none_or(Words::is_shed);

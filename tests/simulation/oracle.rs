@@ -143,6 +143,11 @@ impl Oracle {
     pub(crate) fn after(&mut self, world: &World, call: Call<'_>, before: &Before) {
         let changes = self.before(&world.relay);
         self.check_verdict(world, call, before, &changes);
+        if let Call::Input(id, _) = call
+            && let Some(peer) = world.find(id)
+        {
+            self.on_envelopes(world, peer);
+        }
         self.is_shedding = changes.shed > before.shed;
         if self.is_shedding {
             self.on_shed(world, before);
@@ -228,14 +233,9 @@ impl Oracle {
     fn reconcile(&mut self, world: &World, peer: usize, call: Call<'_>) {
         let server_id = self.records[peer].server_id.clone();
         let Some(slot) = self.slots.get(&server_id) else { return };
-        if slot.holder == Some(peer) {
-            // What a binary does to its phones, before it goes itself.
-            for phone in slot.phones.clone() {
-                if !has_place(world, phone) && self.is_binarys_doing(world, phone) {
-                    self.leave(world, phone);
-                }
-            }
-        }
+        let waits_on = slot.claimants.contains(&peer) && has_place(world, peer);
+        assert!(!waits_on || !matches!(call, Call::Hangup(_)), "(5) {peer} has hung up and waits");
+        self.on_envelopes(world, peer);
         self.on_answer(world, peer, &server_id);
         if self.records[peer].has_place && !has_place(world, peer) {
             self.check_cause(world, peer, call);
@@ -243,11 +243,25 @@ impl Oracle {
         }
         let Some(slot) = self.slots.get(&server_id) else { return };
         for other in slot.holder.iter().chain(&slot.claimants).chain(&slot.phones) {
-            assert!(has_place(world, *other), "(5) {other} lost its place after {call:?}");
+            let words = || self.last_words(world, *other);
+            assert!(has_place(world, *other), "(5) {other} lost its place, told {:?}", words());
         }
         for phone in slot.phones.clone() {
             let is_read = world.relay.is_reading(world.peers[phone].id);
             self.records[phone].pings.on_read(is_read, world.now);
+        }
+    }
+
+    /// What a binary does to its phones, before anything happens to itself.
+    fn on_envelopes(&mut self, world: &World, binary: usize) {
+        let Some(slot) = self.slots.get(&self.records[binary].server_id) else { return };
+        if slot.holder != Some(binary) {
+            return;
+        }
+        for phone in slot.phones.clone() {
+            if !has_place(world, phone) && self.is_binarys_doing(world, phone) {
+                self.leave(world, phone);
+            }
         }
     }
 

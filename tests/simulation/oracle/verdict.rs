@@ -58,6 +58,8 @@ pub(super) struct Pings {
     /// How long it was not read since, and since when it is not.
     paused: Duration,
     paused_since: Option<Instant>,
+    /// How long it certainly was not read while it owed the first of them.
+    unread: Duration,
     /// Something waits for its socket, and may have been due since then.
     blocked_since: Option<Instant>,
     /// When its socket last took something.
@@ -74,6 +76,7 @@ impl Pings {
             late: Duration::ZERO,
             paused: Duration::ZERO,
             paused_since: None,
+            unread: Duration::ZERO,
             blocked_since: None,
             progress: now,
         }
@@ -89,7 +92,11 @@ impl Pings {
             self.paused_since.get_or_insert(now);
         } else if let Some(since) = self.paused_since.take() {
             // The relay counts whole milliseconds.
-            self.paused += now.since(since) + Duration::from_millis(1);
+            let rounding = Duration::from_millis(1);
+            self.paused += now.since(since) + rounding;
+            if let Some(first) = self.asked.front() {
+                self.unread += now.since(since.max(first.written)).saturating_sub(rounding);
+            }
         }
     }
 
@@ -154,6 +161,7 @@ impl Oracle {
             for asked in pings.asked.drain(..place.map_or(0, |place| place + 1)) {
                 (pings.alive, pings.late) = (asked.written, asked.late);
                 pings.answered += 1;
+                pings.unread = Duration::ZERO;
             }
             if pings.asked.is_empty() {
                 pings.paused = Duration::ZERO;
@@ -204,7 +212,7 @@ impl Oracle {
             assert!(!slot.claimants.is_empty(), "(3) nobody claims the place of {peer}");
             assert!(pings.may_owe_by(slot.probed), "(3) {peer} answered the probe");
         } else {
-            let due = world.now - timeouts.pong + TICK;
+            let due = world.now - timeouts.pong - pings.unread + TICK;
             assert!(pings.may_owe_by(due), "(3) {peer} owes {:?}", pings.asked.front());
         }
     }

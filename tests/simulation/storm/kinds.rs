@@ -55,7 +55,9 @@ impl Storm {
     }
 
     pub(super) fn dial(&mut self, kind: Kind) {
-        let server_id = self.rng.random_range(0..self.server_ids);
+        // One of them is popular, so that a slot is filled up.
+        let is_popular = self.chance(0.25);
+        let server_id = if is_popular { 0 } else { self.rng.random_range(0..self.server_ids) };
         let is_binary = kind == Kind::Duplicate || self.chance(0.2);
         self.dial_for(kind, server_id, is_binary);
     }
@@ -85,6 +87,7 @@ impl Storm {
         let talks = self.is_talking(peer);
         match kind {
             Kind::Silent => {}
+            Kind::Duplicate if self.chance(0.1) => self.leave(peer),
             Kind::Honest | Kind::Duplicate if self.chance(0.97) => self.talk(peer, 6),
             Kind::Honest | Kind::Duplicate => self.leave(peer),
             Kind::Reconnecting if self.chance(0.7) => self.talk(peer, 3),
@@ -95,6 +98,7 @@ impl Storm {
                 self.dial_for(kind, server_id, is_binary);
             }
             Kind::Slow => self.dawdle(peer),
+            Kind::Frozen if !talks => self.repeat(peer),
             Kind::Frozen if self.chance(0.2) => {
                 let habits = Habits { reads: self.chance(0.5), ..Habits::VANISHED };
                 self.world.peer_mut(peer).habits = habits;
@@ -121,6 +125,15 @@ impl Storm {
                 self.shadows[peer.0].left = true;
             }
             _ => self.world.vanish(peer),
+        }
+    }
+
+    /// Says again what it has said before, which proves nothing.
+    fn repeat(&mut self, peer: PeerId) {
+        let actor = self.world.peer(peer);
+        if !actor.last_pong.is_empty() && !actor.is_midway() {
+            let pong = wire::frame(wire::PONG, &actor.last_pong.clone());
+            self.world.send(peer, &pong);
         }
     }
 

@@ -91,8 +91,8 @@ pub(crate) struct Peer {
     pub(crate) pings: usize,
     pub(crate) texts: usize,
     pub(crate) last_ping: Vec<u8>,
-    /// The payload of the last ping that it answered.
-    pub(crate) last_pong: Vec<u8>,
+    /// The payload of the first ping that it answered.
+    pub(crate) first_pong: Vec<u8>,
     /// Close frames in each direction: never more than one.
     pub(crate) closes_seen: usize,
     pub(crate) sent_close: bool,
@@ -148,7 +148,7 @@ impl Peer {
             pings: 0,
             texts: 0,
             last_ping: Vec::new(),
-            last_pong: Vec::new(),
+            first_pong: Vec::new(),
             closes_seen: 0,
             sent_close: false,
             outgoing: VecDeque::new(),
@@ -290,7 +290,9 @@ impl Peer {
                 self.pings += 1;
                 if self.habits.answers_pings {
                     self.answer(wire::frame(wire::PONG, &payload));
-                    self.last_pong.clone_from(&payload);
+                    if self.first_pong.is_empty() {
+                        self.first_pong.clone_from(&payload);
+                    }
                 }
                 self.last_ping = payload;
             }

@@ -88,6 +88,7 @@ impl Storm {
         match kind {
             Kind::Silent => {}
             Kind::Duplicate if self.chance(0.1) => self.leave(peer),
+            Kind::Honest if self.chance(0.05) => self.repeat(peer),
             Kind::Honest | Kind::Duplicate if self.chance(0.97) => self.talk(peer, 6),
             Kind::Honest | Kind::Duplicate => self.leave(peer),
             Kind::Reconnecting if self.chance(0.7) => self.talk(peer, 3),
@@ -131,8 +132,8 @@ impl Storm {
     /// Says again what it has said before, which proves nothing.
     fn repeat(&mut self, peer: PeerId) {
         let actor = self.world.peer(peer);
-        if !actor.last_pong.is_empty() && !actor.is_midway() {
-            let pong = wire::frame(wire::PONG, &actor.last_pong.clone());
+        if !actor.first_pong.is_empty() && !actor.is_midway() {
+            let pong = wire::frame(wire::PONG, &actor.first_pong.clone());
             self.world.send(peer, &pong);
         }
     }

@@ -284,7 +284,7 @@ fn small_storms() {
 #[test]
 fn a_crowded_storm() {
     let peers = setting("PYRYCODE_SIM_PEERS").unwrap_or(500) as usize;
-    let count = setting("PYRYCODE_SIM_SEEDS").map_or(1, |count| count.div_ceil(100));
+    let count = setting("PYRYCODE_SIM_SEEDS").map_or(4, |count| count.div_ceil(100));
     let seeds: Vec<u64> = seeds(count, &[]).into_iter().take(count as usize).collect();
     sweep(&seeds, peers, 6 * peers, "storm::a_crowded_storm");
 }

@@ -22,7 +22,7 @@ use lexopt::Arg;
 
 pub use self::environment::Environment;
 use self::flag::Flag;
-use crate::config::{Config, LogFormat, MESSAGE_MAX};
+use crate::config::{Config, Listen, LogFormat, MESSAGE_MAX, Serving};
 
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
@@ -76,6 +76,7 @@ pub fn parse(
     let mut parser = lexopt::Parser::from_args(args.into_iter().map(with_two_dashes));
     let mut config = Config::default();
     let mut check_only = false;
+    let mut insecure_listen = None;
 
     while let Some(arg) = parser.next().map_err(|error| Refused(error.to_string()))? {
         let name = match arg {
@@ -86,7 +87,7 @@ pub fn parse(
         let mut flag = Flag { name, parser: &mut parser };
         let limits = &mut config.limits;
         match flag.name.as_str() {
-            "insecure-listen" => config.listen = flag.listen_address()?,
+            "insecure-listen" => insecure_listen = Some(flag.listen_address()?),
             "metrics-listen" => config.metrics_listen = flag.metrics_address()?,
             "trust-x-forwarded-for" => config.forwarded.trust_x_forwarded_for = flag.is_on()?,
             "trusted-proxies" => config.forwarded.trusted_proxies = Some(flag.networks()?),
@@ -119,6 +120,9 @@ pub fn parse(
              or turn the rate limit off with --rate-limit-per-minute 0"
                 .into(),
         ));
+    }
+    if let Some(address) = insecure_listen {
+        config.serving = Serving::Plain(Listen::at(address));
     }
     environment.read_into(&mut config)?;
     Ok(if check_only { Command::CheckConfig(config) } else { Command::Serve(config) })
@@ -198,8 +202,9 @@ fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
 /// What `--check-config` prints: one `name value` a line, named as
 /// the flags are; every line ends with a newline.
 pub fn describe(config: &Config) -> String {
-    let Config { listen, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
+    let Config { serving, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
         config;
+    let Serving::Plain(Listen { address, proxy_protocol: _ }) = serving;
     let metrics_listen =
         metrics_listen.map_or("off".into(), |address| format!("{address} (not served yet)"));
     let connections = limits
@@ -220,7 +225,7 @@ pub fn describe(config: &Config) -> String {
     };
 
     [
-        ("insecure-listen", listen.to_string()),
+        ("insecure-listen", address.to_string()),
         ("metrics-listen", metrics_listen),
         ("trust-x-forwarded-for", forwarded.trust_x_forwarded_for.to_string()),
         ("trusted-proxies", proxies),

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 /// Everything a run of the relay is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where plain HTTP/WebSocket is served; port 0 lets the kernel choose.
-    pub listen: SocketAddr,
+    /// What is served, and where.
+    pub serving: Serving,
     /// Loopback address of the metrics listener; `None` turns it off.
     pub metrics_listen: Option<SocketAddr>,
     /// Bounds on what peers may use.
@@ -31,8 +31,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            // Loopback only: nothing is exposed by accident.
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            serving: Serving::default(),
             metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -40,6 +39,47 @@ impl Default for Config {
             log_format: LogFormat::Logfmt,
             log_level: log::LevelFilter::Info,
         }
+    }
+}
+
+/// What is served, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// Plain HTTP/WebSocket.
+    Plain(Listen),
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        // Loopback only: nothing is exposed by accident.
+        Self::Plain(Listen::at(SocketAddr::from(([127, 0, 0, 1], 8080))))
+    }
+}
+
+impl Serving {
+    /// Where peers dial.
+    #[must_use]
+    pub fn listens(&self) -> &[Listen] {
+        match self {
+            Self::Plain(listen) => std::slice::from_ref(listen),
+        }
+    }
+}
+
+/// One address that peers dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// Every connection opens with a PROXY header, which names the client.
+    pub proxy_protocol: bool,
+}
+
+impl Listen {
+    /// Where clients dial directly.
+    #[must_use]
+    pub const fn at(address: SocketAddr) -> Self {
+        Self { address, proxy_protocol: false }
     }
 }
 

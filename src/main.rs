@@ -53,18 +53,21 @@ fn run(config: &Config) -> std::io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
-    let listener = Listener::bind(config.listen)?;
-    let listen = listener.local_addr()?;
+    let listens = config.serving.listens().iter();
+    let listeners: Vec<_> = listens.map(|l| Listener::bind(l.address)).collect::<Result<_, _>>()?;
+    let bound: Vec<_> = listeners.iter().map(Listener::local_addr).collect::<Result<_, _>>()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
-    let mut server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
-    log::info!(
-        listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
-        descriptors, buffer_memory = config.limits.buffer_memory;
-        "listening"
-    );
+    let mut server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
+    for listen in bound {
+        log::info!(
+            listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
+            descriptors, buffer_memory = config.limits.buffer_memory;
+            "listening"
+        );
+    }
     server.run()?;
     log::info!("stopped");
     Ok(())

@@ -10,7 +10,7 @@ use log::LevelFilter;
 
 use super::flag::is_loopback;
 use super::{ABSENT, Absent, Refused};
-use crate::config::Config;
+use crate::config::{Config, Serving};
 
 /// What surrounds the process, as far as the configuration depends on it.
 #[derive(Clone, Copy)]
@@ -85,12 +85,13 @@ impl Environment<'_> {
     }
 
     fn refuse_unfit_for_production(&self, config: &Config) -> Result<(), Refused> {
-        if !is_loopback(config.listen) {
+        let Serving::Plain(listen) = &config.serving;
+        if !is_loopback(listen.address) {
             return Err(Refused(format!(
                 "PYRYCODE_RELAY_PRODUCTION=1: --insecure-listen {} would carry plain text beyond\n\
                  this machine; listen on 127.0.0.1:{} and put a TLS proxy in front",
-                config.listen,
-                config.listen.port()
+                listen.address,
+                listen.address.port()
             )));
         }
         if self.uid == 0 {

@@ -54,11 +54,15 @@ fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+fn plain(text: &str) -> Serving {
+    Serving::Plain(Listen::at(address(text)))
+}
+
 #[test]
 fn nothing_said_is_the_default() {
     assert_eq!(parse_line(""), Ok(Command::Serve(Config::default())));
-    assert_eq!(serve("").listen, address("127.0.0.1:8080"));
-    assert_eq!(serve("--").listen, address("127.0.0.1:8080"));
+    assert_eq!(serve("").serving, plain("127.0.0.1:8080"));
+    assert_eq!(serve("--").serving, plain("127.0.0.1:8080"));
 }
 
 #[test]
@@ -168,8 +172,8 @@ fn addresses_to_listen_on() {
         ("localhost:8080", "127.0.0.1:8080"),
     ] {
         assert_eq!(
-            serve(&format!("--insecure-listen {given}")).listen,
-            address(expected),
+            serve(&format!("--insecure-listen {given}")).serving,
+            plain(expected),
             "{given}"
         );
     }
@@ -502,10 +506,11 @@ fn help_knows_the_flags_and_the_flags_know_help() {
 #[test]
 fn help_states_the_defaults_and_fits_a_terminal() {
     let config = Config::default();
+    let listen = config.serving.listens()[0].address;
     let metrics = config.metrics_listen.expect("a default").to_string();
     for default in [
-        format!("on {}, for this machine only", config.listen),
-        format!("default {}", config.listen),
+        format!("on {listen}, for this machine only"),
+        format!("default {listen}"),
         format!("{metrics}, empty"),
         format!("default {}, which turns it off", config.limits.connections_per_ip),
         format!("default\n{:30}{}; 0 turns", "", config.limits.rate_per_minute),

@@ -97,7 +97,7 @@ impl Environment<'_> {
         if self.uid == 0 {
             return Err(Refused(
                 "PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root (uid 0);\n\
-                 start it as a user of its own, it needs no privilege"
+                 start it as a user of its own; a port below 1024 needs CAP_NET_BIND_SERVICE only"
                     .into(),
             ));
         }

@@ -213,11 +213,16 @@ impl<C: Core> Server<C> {
         }
     }
 
-    fn on_accepted(&mut self, Accepted { stream, peer }: Accepted, now: Instant) {
+    fn on_accepted(&mut self, accepted: Accepted, now: Instant) {
+        let Accepted { stream, peer, is_proxied } = accepted;
         let id = self.core.handle_accept(peer.ip(), now);
-        match Socket::new(stream, self.poll.registry(), Token(id.to_bits() as usize)) {
+        let token = Token(id.to_bits() as usize);
+        match Socket::new(stream, self.poll.registry(), token, is_proxied) {
             Ok(socket) => {
                 self.sockets.insert(id, socket);
+                if is_proxied {
+                    self.core.expect_proxied(id, now);
+                }
             }
             Err(error) => {
                 if is_exhaustion(&error) {
@@ -256,6 +261,21 @@ impl<C: Core> Server<C> {
                 self.core.handle_hangup(id, now);
             }
             return 0;
+        }
+        if socket.owes_header {
+            match socket.take_header(&mut self.buffer) {
+                Ok(None) => return 0,
+                Ok(Some(header)) => {
+                    self.core.handle_proxied(id, header, now);
+                    if header.is_err() {
+                        return 0;
+                    }
+                }
+                Err(_) => {
+                    self.core.handle_disconnected(id, now);
+                    return 0;
+                }
+            }
         }
         match socket.read(&mut self.buffer) {
             Ok(Input::Some(count)) => {

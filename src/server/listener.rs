@@ -22,6 +22,7 @@ pub struct Listener {
     inner: TcpListener,
     /// Connections may wait that no event will announce again.
     is_ready: bool,
+    is_proxied: bool,
 }
 
 impl Listener {
@@ -42,7 +43,13 @@ impl Listener {
             result => result?,
         };
         let inner = TcpListener::from_std(socket.into());
-        Ok(Self { inner, is_ready: false })
+        Ok(Self { inner, is_ready: false, is_proxied: false })
+    }
+
+    /// The same, where every connection opens with a PROXY header if `is_proxied`.
+    #[must_use]
+    pub fn proxied(self, is_proxied: bool) -> Self {
+        Self { is_proxied, ..self }
     }
 
     /// The address really bound.
@@ -70,6 +77,8 @@ pub(super) struct Listeners {
 pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
+    /// It opens with a PROXY header.
+    pub(super) is_proxied: bool,
 }
 
 impl Listeners {
@@ -118,7 +127,9 @@ impl Listeners {
                 continue;
             }
             match listener.inner.accept() {
-                Ok((stream, peer)) => return Some(Accepted { stream, peer }),
+                Ok((stream, peer)) => {
+                    return Some(Accepted { stream, peer, is_proxied: listener.is_proxied });
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     listener.is_ready = false;
                     self.is_pause_logged &= self.wants_accept();

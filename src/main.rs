@@ -1,9 +1,10 @@
 //! The program: parse, configure, bind, run, exit code. Decides nothing else.
 
+use std::io;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
-use pyrycode_relay::config::Config;
+use pyrycode_relay::config::{Config, Listen};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
@@ -49,22 +50,26 @@ fn serve(config: &Config) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config) -> std::io::Result<()> {
+fn run(config: &Config) -> io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
-    let listener = Listener::bind(config.listen)?;
-    let listen = listener.local_addr()?;
+    let listens = config.serving.listens().iter();
+    let bind = |l: &Listen| Ok(Listener::bind(l.address)?.proxied(l.proxy_protocol));
+    let listeners = listens.map(bind).collect::<io::Result<Vec<_>>>()?;
+    let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
-    let mut server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
-    log::info!(
-        listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
-        descriptors, buffer_memory = config.limits.buffer_memory;
-        "listening"
-    );
+    let mut server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
+    for listen in bound {
+        log::info!(
+            listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
+            descriptors, buffer_memory = config.limits.buffer_memory;
+            "listening"
+        );
+    }
     server.run()?;
     log::info!("stopped");
     Ok(())

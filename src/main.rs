@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::Config;
 use pyrycode_relay::relay::Relay;
+use pyrycode_relay::server::operator::Operator;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
@@ -41,7 +42,7 @@ fn serve(config: &Config) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config);
+    let outcome = run(config, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -49,19 +50,24 @@ fn serve(config: &Config) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config) -> std::io::Result<()> {
+fn run(config: &Config, sink: &sink::Sink) -> std::io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
     let listener = Listener::bind(config.listen)?;
     let listen = listener.local_addr()?;
+    let operator = config.metrics_listen.map(Operator::bind).transpose()?;
+    let metrics_listen = operator.as_ref().map(Operator::local_addr).transpose()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
     let mut server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
+    if let Some(operator) = operator {
+        operator.serve(&server.post(), sink)?;
+    }
     log::info!(
-        listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
+        listen:% = listen, metrics_listen = metrics_listen.map(|address| address.to_string()), version = env!("CARGO_PKG_VERSION"), connections = capacity,
         descriptors, buffer_memory = config.limits.buffer_memory;
         "listening"
     );

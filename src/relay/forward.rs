@@ -33,6 +33,7 @@ impl Relay {
         );
         let is_high = entry.connection.backlog() > BINARY_HIGH_WATER;
         self.stats.frames_to_binary += 1;
+        self.stats.bytes_to_binary += frame.len() as u64;
         self.transmit(binary);
         self.settle(binary);
         if is_high && self.registry.pause(slot, true) {
@@ -78,6 +79,7 @@ impl Relay {
             }
             entry.connection.send_message(Opcode::Text, &[frame.as_bytes()], now);
             self.stats.frames_to_phone += 1;
+            self.stats.bytes_to_phone += frame.len() as u64;
             self.transmit(phone);
             self.settle(phone);
         }

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use crate::relay::{ConnId, Effect, Relay};
+use crate::relay::{ConnId, Effect, Relay, Snapshot};
 use crate::time::Instant;
 
 /// Connections below their sockets.
@@ -57,6 +57,11 @@ pub trait Core {
 
     /// WebSockets, open or lingering: what a shut-down waits for.
     fn websockets(&self) -> usize;
+
+    /// What whoever watches it may see; by default nothing.
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::default()
+    }
 }
 
 impl Core for Relay {
@@ -114,5 +119,9 @@ impl Core for Relay {
 
     fn websockets(&self) -> usize {
         self.websockets()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot()
     }
 }

@@ -26,6 +26,7 @@ use mio::{Events, Poll, Token};
 use super::clock::Clock;
 use super::core::Core;
 use super::listener::{Listener, is_exhaustion};
+use super::mailbox::{Mailbox, Message, Post};
 use super::signals::Signals;
 use super::socket::{Input, Socket, Sockets};
 use crate::config::BUFFER_MEMORY;
@@ -34,6 +35,7 @@ use crate::time::Instant;
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
+const MAILBOX: Token = Token(usize::MAX - 2);
 
 /// Events that one poll returns at most.
 const EVENTS: usize = 1024;
@@ -64,6 +66,7 @@ pub struct Server<C> {
     poll: Poll,
     listener: Listener,
     signals: Option<Signals>,
+    mailbox: Mailbox,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -96,10 +99,12 @@ impl<C: Core> Server<C> {
         if let Some(signals) = &mut signals {
             signals.register(poll.registry(), SIGNALS)?;
         }
+        let mailbox = Mailbox::new(poll.registry(), MAILBOX)?;
         Ok(Self {
             poll,
             listener,
             signals,
+            mailbox,
             core,
             clock: Clock::start(),
             sockets: Sockets::default(),
@@ -110,6 +115,12 @@ impl<C: Core> Server<C> {
             accept_retry: None,
             drained_by: None,
         })
+    }
+
+    /// Where other threads may write to the loop.
+    #[must_use]
+    pub fn post(&self) -> Post {
+        self.mailbox.post()
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that
@@ -172,6 +183,7 @@ impl<C: Core> Server<C> {
         match event.token() {
             LISTENER => self.listener.on_ready(),
             SIGNALS => self.on_signal(now),
+            MAILBOX => self.on_mail(),
             Token(bits) => {
                 let id = ConnId::from_bits(bits as u64);
                 let Some(socket) = self.sockets.find(id) else { return };
@@ -192,6 +204,15 @@ impl<C: Core> Server<C> {
             log::info!(signal = signal.name(); "shutting_down");
             self.drained_by = Some(now + self.shutdown);
             self.core.shut_down(now);
+        }
+    }
+
+    fn on_mail(&mut self) {
+        while let Some(message) = self.mailbox.take() {
+            match message {
+                // Whoever asked may have given up.
+                Message::Snapshot(reply) => drop(reply.try_send(self.core.snapshot())),
+            }
         }
     }
 

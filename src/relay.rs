@@ -13,6 +13,7 @@ mod registry;
 mod relay;
 mod snapshot;
 pub mod stats;
+mod traffic;
 mod upgrade;
 
 pub use conn_id::ConnId;

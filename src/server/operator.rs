@@ -14,6 +14,7 @@
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,7 +48,7 @@ const PAGE: &str = include_str!("operator/status.html");
 /// A bound listener.
 #[derive(Debug)]
 pub struct Operator {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
 }
 
 impl Operator {
@@ -63,7 +64,7 @@ impl Operator {
             );
             io::Error::new(error.kind(), advice)
         })?;
-        Ok(Self { listener })
+        Ok(Self { listener: Arc::new(listener) })
     }
 
     /// The address really bound.
@@ -82,7 +83,7 @@ impl Operator {
         let started = log::wall_time();
         for _ in 0..THREADS {
             let clerk = Clerk {
-                listener: self.listener.try_clone()?,
+                listener: Arc::clone(&self.listener),
                 post: post.clone(),
                 sink: sink.clone(),
                 started,
@@ -96,7 +97,7 @@ impl Operator {
 
 /// One of the threads.
 struct Clerk {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     post: Post,
     sink: Sink,
     /// When the process started, since 1970.

@@ -16,6 +16,7 @@ mod claims;
 mod closing;
 mod command_line;
 mod descriptors;
+mod ends;
 mod enemy;
 mod heartbeat;
 mod limits;

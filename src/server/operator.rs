@@ -7,7 +7,9 @@
 //! 2. A loop that does not answer is itself news: 503 says so.
 //! 3. A connection lasts [`PATIENCE`] at most, whatever its peer does; with
 //!    [`THREADS`] of them at a time, the next waits in the kernel's queue.
-//! 4. With nothing to answer the threads sleep in accept(2).
+//! 4. With nothing to answer the threads sleep in accept(2), each with the
+//!    descriptor of its next connection in hand: when the relay has used up all
+//!    others, this is still answered.
 //! 5. Web pages elsewhere get nothing: no CORS, and a Host that is a name of
 //!    theirs, which they could make to mean loopback, is refused.
 

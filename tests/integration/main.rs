@@ -21,6 +21,8 @@ mod enemy;
 mod heartbeat;
 mod limits;
 mod log_pipe;
+mod metrics;
+mod operator;
 mod shutdown;
 mod slow_peers;
 mod support;

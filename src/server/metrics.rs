@@ -310,3 +310,38 @@ fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
     sample.set_gauge(gauge);
     sample
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_is_cumulative_and_in_seconds() {
+        let mut snapshot = Snapshot::default();
+        for millis in [1, 2, 2, 300, 100_000] {
+            snapshot.stats.round_trips.observe(Duration::from_millis(millis));
+        }
+        let around = Surroundings {
+            started: Duration::from_millis(1_500),
+            usage: Usage::now(),
+            log_lines_dropped: 7,
+        };
+        let text = text(&snapshot, &around);
+        let rtt = "pyrycode_relay_heartbeat_rtt_seconds";
+        for (sample, value) in [
+            ("_bucket{le=\"0.001\"}", "1"),
+            ("_bucket{le=\"0.002\"}", "3"),
+            ("_bucket{le=\"0.256\"}", "3"),
+            ("_bucket{le=\"0.512\"}", "4"),
+            ("_bucket{le=\"65.536\"}", "4"),
+            ("_bucket{le=\"+Inf\"}", "5"),
+            ("_count", "5"),
+            ("_sum", "100.305"),
+        ] {
+            assert!(text.contains(&format!("\n{rtt}{sample} {value}\n")), "{sample} in {text}");
+        }
+        assert!(text.contains(&format!("\n# TYPE {rtt} histogram\n")), "{text}");
+        assert!(text.contains("\nprocess_start_time_seconds 1.5\n"), "{text}");
+        assert!(text.contains("\npyrycode_relay_log_lines_dropped_total 7\n"), "{text}");
+    }
+}

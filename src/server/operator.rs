@@ -292,3 +292,44 @@ impl Write for Bounded<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mio::{Poll, Token};
+
+    use super::super::mailbox::Mailbox;
+    use super::*;
+    use crate::config::LogFormat;
+
+    #[test]
+    fn a_stuck_loop_is_asked_once_and_its_late_answer_is_not_news() {
+        let poll = Poll::new().unwrap();
+        let mut mailbox = Mailbox::new(poll.registry(), Token(0)).unwrap();
+        let sink = Sink::start(LogFormat::Logfmt, ::log::LevelFilter::Off, io::sink()).unwrap();
+        let mut clerk = Clerk {
+            listener: Operator::bind("127.0.0.1:0".parse().unwrap()).unwrap().listener,
+            post: mailbox.post(),
+            sink,
+            started: Duration::ZERO,
+            unanswered: None,
+        };
+        assert_eq!(clerk.snapshot(), None);
+        let Some(Message::Snapshot(reply)) = mailbox.take() else { panic!("it was not asked") };
+        assert_eq!(clerk.snapshot(), None);
+        assert!(mailbox.take().is_none(), "it was asked again");
+
+        let counting = |binaries| Snapshot { binaries, ..Snapshot::default() };
+        reply.send(counting(1)).unwrap();
+        let clerk = thread::Builder::new().spawn(move || clerk.snapshot()).unwrap();
+        let until = monotonic() + PATIENCE;
+        let reply = loop {
+            match mailbox.take() {
+                Some(Message::Snapshot(reply)) => break reply,
+                None => thread::yield_now(),
+            }
+            assert!(monotonic() < until, "it was not asked anew");
+        };
+        reply.send(counting(2)).unwrap();
+        assert_eq!(clerk.join().unwrap(), Some(counting(2)), "and not what was true before");
+    }
+}

@@ -75,6 +75,7 @@ pub fn parse(
 ) -> Result<Command, Refused> {
     let mut parser = lexopt::Parser::from_args(args.into_iter().map(with_two_dashes));
     let mut config = Config::default();
+    let mut log_level = None;
     let mut check_only = false;
     let mut listen = Listen::default();
 
@@ -100,6 +101,7 @@ pub fn parse(
                 limits.buffer_memory = flag.number(BUFFER_MEMORY_MIN..=usize::MAX)?;
             }
             "log-format" => config.log_format = flag.log_format()?,
+            "log-level" => log_level = Some(flag.log_level()?),
             "check-config" => check_only = flag.is_on()?,
             "h" | "help" => {
                 if flag.is_on()? {
@@ -124,6 +126,8 @@ pub fn parse(
     }
     config.serving = Serving::Plain(listen);
     environment.read_into(&mut config)?;
+    // The flag stands nearer to this run than the environment does.
+    config.log_level = log_level.unwrap_or(config.log_level);
     Ok(if check_only { Command::CheckConfig(config) } else { Command::Serve(config) })
 }
 
@@ -201,8 +205,7 @@ pub fn describe(config: &Config) -> String {
     let Config { serving, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
         config;
     let Serving::Plain(Listen { address, proxy_protocol }) = serving;
-    let metrics_listen =
-        metrics_listen.map_or("off".into(), |address| format!("{address} (not served yet)"));
+    let metrics_listen = metrics_listen.map_or("off".into(), |address| address.to_string());
     let connections = limits
         .connections
         .map_or("what the limit on open files leaves".into(), |limit| limit.to_string());

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::{Config, Listen};
 use pyrycode_relay::relay::Relay;
+use pyrycode_relay::server::operator::Operator;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
@@ -42,7 +43,7 @@ fn serve(config: &Config) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config);
+    let outcome = run(config, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -50,7 +51,7 @@ fn serve(config: &Config) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config) -> io::Result<()> {
+fn run(config: &Config, sink: &sink::Sink) -> io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
@@ -58,15 +59,21 @@ fn run(config: &Config) -> io::Result<()> {
     let bind = |l: &Listen| Ok(Listener::bind(l.address)?.proxied(l.proxy_protocol));
     let listeners = listens.map(bind).collect::<io::Result<Vec<_>>>()?;
     let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
+    let operator = config.metrics_listen.map(Operator::bind).transpose()?;
+    let metrics_listen = operator.as_ref().map(Operator::local_addr).transpose()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
     let mut server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
+    if let Some(operator) = operator {
+        operator.serve(&server.post(), sink)?;
+    }
+    let metrics_listen = metrics_listen.map(|address| address.to_string());
     for listen in bound {
         log::info!(
-            listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
-            descriptors, buffer_memory = config.limits.buffer_memory;
+            listen:% = listen, metrics_listen, version = env!("CARGO_PKG_VERSION"),
+            connections = capacity, descriptors, buffer_memory = config.limits.buffer_memory;
             "listening"
         );
     }

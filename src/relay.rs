@@ -12,8 +12,11 @@ mod proxied;
 mod registry;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;
+mod snapshot;
 pub mod stats;
+mod traffic;
 mod upgrade;
 
 pub use conn_id::ConnId;
 pub use relay::{Effect, Relay};
+pub use snapshot::Snapshot;

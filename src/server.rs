@@ -7,8 +7,13 @@ pub mod descriptors;
 mod event_loop;
 pub mod listener;
 pub mod log;
+mod mailbox;
+mod metrics;
+pub mod operator;
+mod process;
 pub mod signals;
 mod socket;
 
 pub use core::Core;
 pub use event_loop::Server;
+pub use mailbox::{Message, Post};

@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use log::LevelFilter;
 
 use super::Refused;
 use crate::config::LogFormat;
@@ -119,6 +120,13 @@ impl Flag<'_> {
             "json" => Ok(LogFormat::Json),
             other => Err(self.refuse(format_args!("{other:?} is not logfmt or json"))),
         }
+    }
+
+    pub(super) fn log_level(&mut self) -> Result<LevelFilter, Refused> {
+        let value = self.value()?;
+        value.parse().map_err(|_| {
+            self.refuse(format_args!("{value:?} is not off, error, warn, info, debug or trace"))
+        })
     }
 }
 

@@ -108,6 +108,8 @@ fn each_flag_reaches_its_field() {
         ("--trusted-proxies 0.0.0.0/0,::/0", forwarded(false, Some(&["0.0.0.0/0", "::/0"]))),
         ("--log-format json", Config { log_format: LogFormat::Json, ..default.clone() }),
         ("--log-format logfmt", default.clone()),
+        ("--log-level debug", Config { log_level: log::LevelFilter::Debug, ..default.clone() }),
+        ("--log-level=off", Config { log_level: log::LevelFilter::Off, ..default.clone() }),
         ("--metrics-listen=", Config { metrics_listen: None, ..default.clone() }),
         ("--metrics-listen ''", Config { metrics_listen: None, ..default }),
     ];
@@ -276,6 +278,7 @@ fn what_is_not_a_known_flag_is_refused() {
         ("--max-connections", "--max-connections: needs a value"),
         ("-log-format", "--log-format: needs a value"),
         ("--log-format text", "--log-format: \"text\" is not logfmt or json"),
+        ("--log-level loud", "--log-level: \"loud\" is not off, error, warn,"),
         ("--trusted-proxies=", "--trusted-proxies: \"\" is not an address or a network"),
         ("--trusted-proxies 10.0.0.0/8,", "--trusted-proxies: \"\" is not"),
         ("--trusted-proxies 10.0.0.0/33", "--trusted-proxies: \"10.0.0.0/33\" is not"),
@@ -401,6 +404,12 @@ fn log_level_comes_from_the_environment() {
         let refused = text(with_variables(&[("PYRYCODE_RELAY_LOG", value)], "", USER), value);
         assert!(refused.starts_with("PYRYCODE_RELAY_LOG: must be off, "), "{refused}");
     }
+    let command = with_variables(&[("PYRYCODE_RELAY_LOG", "trace")], "--log-level warn", USER);
+    let expected = Config { log_level: Warn, ..Config::default() };
+    assert_eq!(command, Ok(Command::Serve(expected)), "the flag wins");
+    let refused =
+        text(with_variables(&[("PYRYCODE_RELAY_LOG", "x")], "--log-level warn", USER), "");
+    assert!(refused.starts_with("PYRYCODE_RELAY_LOG"), "and the variable is checked: {refused}");
 }
 
 #[test]
@@ -456,7 +465,7 @@ fn a_description_names_what_would_run() {
         describe(&serve("")),
         "insecure-listen 127.0.0.1:8080\n\
          proxy-protocol false\n\
-         metrics-listen 127.0.0.1:9090 (not served yet)\n\
+         metrics-listen 127.0.0.1:9090\n\
          trust-x-forwarded-for false\n\
          trusted-proxies loopback and private ranges \
          (unused without --proxy-protocol or --trust-x-forwarded-for)\n\

@@ -15,8 +15,12 @@
 //!    beyond itself.
 //! 3. The first close wins; nothing is queued after it.
 
-use std::mem;
+mod closing;
 
+use std::mem;
+use std::time::Duration;
+
+use self::closing::Closing;
 use super::close::CloseCause;
 use super::heartbeat::{Answer, Beat, Heartbeat};
 use super::outbox::Outbox;
@@ -40,46 +44,13 @@ enum State {
     /// nor pinged until that is known.
     Waiting { deadline: Instant },
     /// An open WebSocket.
-    Open(Heartbeat),
+    Open {
+        heartbeat: Heartbeat,
+        /// Since when, by [`hundredths`]: it fits beside the tag.
+        since: u32,
+    },
     /// Our last bytes are queued; then half-close, drain, disconnect.
     Closing(Closing),
-}
-
-#[derive(Debug)]
-struct Closing {
-    deadline: Instant,
-    /// Bytes thrown away since.
-    drained: u32,
-    /// Our last bytes are out and the writing half is shut down.
-    half_closed: bool,
-    /// The peer has sent its last byte.
-    peer_ended: bool,
-    /// The peer has sent its own close frame.
-    answered: bool,
-    /// Its frames can still be told apart.
-    is_framed: bool,
-}
-
-impl Closing {
-    fn until(deadline: Instant) -> Self {
-        Self {
-            deadline,
-            drained: 0,
-            half_closed: false,
-            peer_ended: false,
-            answered: false,
-            is_framed: false,
-        }
-    }
-
-    /// Both close frames are out: the peer has only its FIN left to send, and
-    /// who was told to wait for ours (RFC 6455 §7.1.1) has got it. What else it
-    /// sends is still drained for a moment, lest a reset destroys our close.
-    fn hasten(&mut self, now: Instant, timeouts: &Timeouts) {
-        if self.half_closed && self.answered {
-            self.deadline = self.deadline.min(now + timeouts.linger / 10);
-        }
-    }
 }
 
 /// Input that is not a message yet, and since when it is not read.
@@ -103,6 +74,21 @@ impl Inbound {
     fn is_empty(&self) -> bool {
         self.early.is_empty() && self.assembly.is_empty() && self.paused.is_none()
     }
+}
+
+/// What is known of an open connection when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Since it was opened, to a hundredth of a second; after 497 days it starts
+    /// over.
+    pub age: Duration,
+    /// The last round trip of a ping, if there was one.
+    pub round_trip: Option<Duration>,
+}
+
+/// Hundredths of a second as far as they fit.
+fn hundredths(instant: Instant) -> u32 {
+    (instant.as_micros() / 10_000) as u32
 }
 
 /// What a connection's deadline asks for.
@@ -136,7 +122,7 @@ impl Connection {
     /// An open WebSocket, pinged and judged.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Open(_))
+        matches!(self.state, State::Open { .. })
     }
 
     /// The last bytes to it are queued or sent.
@@ -272,7 +258,7 @@ impl Connection {
         if let Some(inbound) = &mut self.inbound {
             inbound.since += now.since(since);
         }
-        if let State::Open(heartbeat) = &mut self.state {
+        if let State::Open { heartbeat, .. } = &mut self.state {
             heartbeat.on_unread(since, now, timeouts);
         }
         self.settle();
@@ -282,16 +268,26 @@ impl Connection {
     /// A pong with this sequence number has come.
     pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<Answer> {
         match &mut self.state {
-            State::Open(heartbeat) => heartbeat.on_pong(sequence, now),
+            State::Open { heartbeat, .. } => heartbeat.on_pong(sequence, now),
             _ => None,
         }
     }
 
     // Output
 
-    /// The handshake is done: an open WebSocket whose first ping is due then.
-    pub fn open(&mut self, first_ping: Instant) {
-        self.state = State::Open(Heartbeat::new(first_ping));
+    /// The handshake is done: from `now` on an open WebSocket, whose first ping is
+    /// due at `first_ping`.
+    pub fn open(&mut self, first_ping: Instant, now: Instant) {
+        self.state = State::Open { heartbeat: Heartbeat::new(first_ping), since: hundredths(now) };
+    }
+
+    /// How long it has been open, and how far away its peer was at last; `None`
+    /// unless it is open.
+    #[must_use]
+    pub fn life(&self, now: Instant) -> Option<Life> {
+        let State::Open { heartbeat, since } = &self.state else { return None };
+        let age = Duration::from_millis(10 * u64::from(hundredths(now).wrapping_sub(*since)));
+        Some(Life { age, round_trip: heartbeat.round_trip() })
     }
 
     /// The handshake is done, but the slot is not its own yet.
@@ -328,7 +324,7 @@ impl Connection {
     /// An extra ping now; returns its sequence number, `None` unless open.
     pub fn probe(&mut self, now: Instant) -> Option<u32> {
         match &mut self.state {
-            State::Open(heartbeat) => Some(heartbeat.probe(now)),
+            State::Open { heartbeat, .. } => Some(heartbeat.probe(now)),
             _ => None,
         }
     }
@@ -420,7 +416,7 @@ impl Connection {
             State::Head { deadline }
             | State::Waiting { deadline }
             | State::Closing(Closing { deadline, .. }) => *deadline,
-            State::Open(heartbeat) => heartbeat.deadline(self.is_reading(), timeouts),
+            State::Open { heartbeat, .. } => heartbeat.deadline(self.is_reading(), timeouts),
         };
         own.min(self.message_deadline(timeouts)).min(self.write_deadline(timeouts))
     }
@@ -435,22 +431,24 @@ impl Connection {
             State::Closing(closing) => {
                 (stuck || now >= closing.deadline).then_some(Expiry::Disconnect)
             }
-            State::Waiting { .. } | State::Open(_) if stuck => {
+            State::Waiting { .. } | State::Open { .. } if stuck => {
                 Some(Expiry::Close(CloseCause::WriteTimeout))
             }
             State::Waiting { deadline } => (now >= *deadline).then_some(Expiry::Claim),
-            State::Open(_) if unfinished => Some(Expiry::Close(CloseCause::MessageTimeout)),
-            State::Open(heartbeat) => match heartbeat.handle_timeout(now, reading, timeouts)? {
-                Beat::Ping(sequence) => Some(Expiry::Ping(sequence)),
-                Beat::Dead => Some(Expiry::Close(CloseCause::HeartbeatTimeout)),
-            },
+            State::Open { .. } if unfinished => Some(Expiry::Close(CloseCause::MessageTimeout)),
+            State::Open { heartbeat, .. } => {
+                match heartbeat.handle_timeout(now, reading, timeouts)? {
+                    Beat::Ping(sequence) => Some(Expiry::Ping(sequence)),
+                    Beat::Dead => Some(Expiry::Close(CloseCause::HeartbeatTimeout)),
+                }
+            }
         }
     }
 
     /// When the message under way must be complete.
     fn message_deadline(&self, timeouts: &Timeouts) -> Instant {
         match (&self.state, &self.inbound) {
-            (State::Open(_), Some(inbound))
+            (State::Open { .. }, Some(inbound))
                 if inbound.paused.is_none() && !inbound.assembly.is_empty() =>
             {
                 inbound.since + timeouts.message

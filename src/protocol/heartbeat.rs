@@ -44,8 +44,11 @@ pub struct Answer {
 pub struct Heartbeat {
     /// When the next ordinary ping is due.
     next_due: Instant,
-    /// When the newest ping, ordinary or probe, was asked for.
-    sent_at: Instant,
+    /// When the newest ping, ordinary or probe, was asked for: the lower bits of its
+    /// microsecond. They come round after 71 minutes, and no round trip takes so long.
+    sent_at: u32,
+    /// Microseconds of the last round trip; 0 for none.
+    round_trip: u32,
     /// Sequence number of the newest ping; the first is 1.
     sent: u32,
     /// Highest sequence number acknowledged.
@@ -64,7 +67,8 @@ impl Heartbeat {
     pub fn new(first_due: Instant) -> Self {
         Self {
             next_due: first_due,
-            sent_at: first_due,
+            sent_at: 0,
+            round_trip: 0,
             sent: 0,
             acknowledged: 0,
             probe: 0,
@@ -138,8 +142,18 @@ impl Heartbeat {
         if sequence == self.sent {
             self.credit = 0;
         }
-        let round_trip = (sequence == self.sent).then(|| now.since(self.sent_at));
+        let round_trip = (sequence == self.sent).then(|| {
+            let micros = lower_micros(now).wrapping_sub(self.sent_at);
+            self.round_trip = micros.max(1);
+            Duration::from_micros(micros.into())
+        });
         Some(Answer { round_trip, answers_probe })
+    }
+
+    /// The last round trip that was measured.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<Duration> {
+        (self.round_trip > 0).then(|| Duration::from_micros(self.round_trip.into()))
     }
 
     /// The relay did not read this connection from `since` until `now`.
@@ -153,7 +167,7 @@ impl Heartbeat {
 
     fn next_sequence(&mut self, now: Instant) -> u32 {
         self.sent += 1;
-        self.sent_at = now;
+        self.sent_at = lower_micros(now);
         self.sent
     }
 
@@ -170,6 +184,10 @@ impl Heartbeat {
         let credit = Duration::from_millis(self.credit.into());
         self.oldest_due(timeouts).map(|due| due + timeouts.pong + credit)
     }
+}
+
+fn lower_micros(instant: Instant) -> u32 {
+    instant.as_micros() as u32
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ pub enum Identity<'a> {
 /// A well-formed request without a body.
 pub struct Request<'a> {
     method: &'a str,
-    endpoint: Endpoint,
+    path: &'a str,
     /// The digit after `HTTP/1.`.
     minor_version: u8,
     fields: Vec<httparse::Header<'a>>,
@@ -71,7 +71,7 @@ impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("method", &self.method)
-            .field("endpoint", &self.endpoint)
+            .field("endpoint", &self.endpoint())
             .finish_non_exhaustive()
     }
 }
@@ -94,8 +94,8 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Refusal> {
     if status != httparse::Status::Complete(len) {
         return Err(Refusal::BadRequest);
     }
-    let endpoint = target::endpoint(target)?;
-    let request = Request { method, endpoint, minor_version, fields: head.headers.to_vec() };
+    let path = target::path(target)?;
+    let request = Request { method, path, minor_version, fields: head.headers.to_vec() };
     request.judge_host()?;
     request.judge_no_body()?;
     Ok(Head::Complete { request, len })
@@ -158,8 +158,21 @@ fn is_websocket_key(key: &[u8]) -> bool {
 impl<'a> Request<'a> {
     /// What the path stands for.
     #[must_use]
-    pub const fn endpoint(&self) -> Endpoint {
-        self.endpoint
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::of(self.path)
+    }
+
+    /// The path as it was sent, without its query. May be anything.
+    #[must_use]
+    pub const fn path(&self) -> &'a str {
+        self.path
+    }
+
+    /// The host that it is addressed to, without port and brackets. `None`: an
+    /// HTTP/1.0 request that names none.
+    #[must_use]
+    pub fn host(&self) -> Option<&'a str> {
+        self.only("host").and_then(|host| str::from_utf8(host).ok()).map(target::host)
     }
 
     /// Whether the answer must go without its body.
@@ -185,7 +198,7 @@ impl<'a> Request<'a> {
     /// 400 when one is missing, empty or, the server-id, bad or repeated; 404
     /// for an endpoint that nobody upgrades.
     pub fn identity(&self) -> Result<Identity<'a>, Refusal> {
-        match self.endpoint {
+        match self.endpoint() {
             Endpoint::Server => {
                 let server_id = self.server_id()?;
                 self.required("user-agent")?;

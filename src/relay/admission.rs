@@ -225,6 +225,12 @@ impl ConnectionCaps {
         self.live
     }
 
+    /// Connections that may be live.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
     /// Whether the next connection, whosever it is, would be refused.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -252,6 +258,12 @@ impl Budget {
     pub fn charge(&mut self, old: usize, new: usize) {
         debug_assert!(old <= self.used, "a queue gives back more than it was charged");
         self.used = self.used.saturating_sub(old) + new;
+    }
+
+    /// Bytes that may be in use.
+    #[must_use]
+    pub const fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Bytes in use.

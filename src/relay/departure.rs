@@ -12,7 +12,9 @@ use super::conn_id::ConnId;
 use super::registry::{Departure, SlotKey, Succession};
 use super::relay::{Effect, Relay, Role};
 use super::stats::Outcome;
+use super::traffic::Traffic;
 use crate::protocol::close::CloseCause;
+use crate::protocol::connection::Life;
 use crate::time::Instant;
 
 impl Relay {
@@ -28,11 +30,12 @@ impl Relay {
         if connection.is_closing() {
             return;
         }
-        let was_reading = connection.is_reading();
+        let (was_reading, life) = (connection.is_reading(), connection.life(now));
         let early = connection.take_early();
         connection.close(cause, echo, now, &self.timeouts);
         let peers_code = echo.first_chunk().map(|code| u16::from_be_bytes(*code));
-        self.depart(id, cause, cause.frame().map(|(code, _)| code).or(peers_code), now);
+        let code = cause.frame().map(|(code, _)| code).or(peers_code);
+        self.depart(id, cause, code, life, now);
         self.handle_frames(id, &early, now);
         if !was_reading {
             self.effects.push_back(Effect::Resume(id));
@@ -54,11 +57,13 @@ impl Relay {
         id: ConnId,
         cause: CloseCause,
         code: Option<u16>,
+        life: Option<Life>,
         now: Instant,
     ) {
         let Some(entry) = self.entry_mut(id) else { return };
         let role = std::mem::replace(&mut entry.role, Role::None);
         let (slot, client) = (entry.slot, entry.client());
+        let Traffic { received, sent } = entry.traffic;
         let public_id = self.public_id(id);
         if role == Role::None {
             return;
@@ -67,6 +72,8 @@ impl Relay {
         self.stats.on_close(role == Role::Phone, cause);
         let server_id = self.registry.server_id(slot);
         let (label, close_code) = (cause.label(), code.unwrap_or(1006));
+        let age_ms = life.map(|life| life.age.as_millis() as u64);
+        let rtt_ms = life.and_then(|life| life.round_trip).map(|trip| trip.as_millis() as u64);
         match role {
             Role::None => {}
             Role::Claimant => {
@@ -79,14 +86,19 @@ impl Relay {
             }
             Role::Phone => {
                 log::info!(
-                    server_id, conn_id:% = public_id, cause = label, close_code;
+                    server_id, conn_id:% = public_id, cause = label, close_code, role = "phone",
+                    age_ms, rtt_ms, frames_in = received.frames(), bytes_in = received.bytes(),
+                    frames_out = sent.frames(), bytes_out = sent.bytes();
                     "phone_unregistered"
                 );
                 self.registry.part(slot, id);
             }
             Role::Binary => {
                 log::info!(
-                    server_id, binary_conn_id:% = public_id, cause = label, close_code;
+                    server_id, binary_conn_id:% = public_id, cause = label, close_code,
+                    role = "binary", age_ms, rtt_ms, frames_in = received.frames(),
+                    bytes_in = received.bytes(), frames_out = sent.frames(),
+                    bytes_out = sent.bytes();
                     "server_released"
                 );
                 let grace_until = now + self.timeouts.grace;

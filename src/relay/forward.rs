@@ -25,7 +25,11 @@ impl Relay {
         let Some(binary) = self.registry.holder(slot) else {
             return self.close(phone, CloseCause::BinaryDisconnected, now);
         };
+        if let Some(entry) = self.entry_mut(phone) {
+            entry.traffic.received.add(frame.len());
+        }
         let Some(entry) = self.entry_mut(binary) else { return };
+        entry.traffic.sent.add(frame.len());
         entry.connection.send_message(
             Opcode::Text,
             &envelope::wrap(&public_id.to_string(), frame),
@@ -33,6 +37,7 @@ impl Relay {
         );
         let is_high = entry.connection.backlog() > BINARY_HIGH_WATER;
         self.stats.frames_to_binary += 1;
+        self.stats.bytes_to_binary += frame.len() as u64;
         self.transmit(binary);
         self.settle(binary);
         if is_high && self.registry.pause(slot, true) {
@@ -46,7 +51,7 @@ impl Relay {
     pub(super) fn forward_to_phone(&mut self, binary: ConnId, message: &Message, now: Instant) {
         let Some(entry) = self.entry(binary) else { return };
         let slot = entry.slot;
-        if let Err(cause) = self.deliver(slot, message, now) {
+        if let Err(cause) = self.deliver(binary, slot, message, now) {
             self.stats.on_dropped(cause);
             // A phone that has just left is a normal race, not worth a warning.
             let level =
@@ -58,7 +63,13 @@ impl Relay {
         }
     }
 
-    fn deliver(&mut self, slot: SlotKey, message: &Message, now: Instant) -> Result<(), Dropped> {
+    fn deliver(
+        &mut self,
+        binary: ConnId,
+        slot: SlotKey,
+        message: &Message,
+        now: Instant,
+    ) -> Result<(), Dropped> {
         let text = message.text().ok_or(Dropped::NotUtf8)?;
         let Envelope::Deliver { conn_id, frame, close_code } = envelope::unwrap(text)? else {
             return Err(Dropped::PushWakeOff);
@@ -76,8 +87,13 @@ impl Relay {
                 self.close(phone, CloseCause::BacklogFull, now);
                 return Ok(());
             }
+            entry.traffic.sent.add(frame.len());
             entry.connection.send_message(Opcode::Text, &[frame.as_bytes()], now);
+            if let Some(entry) = self.entry_mut(binary) {
+                entry.traffic.received.add(frame.len());
+            }
             self.stats.frames_to_phone += 1;
+            self.stats.bytes_to_phone += frame.len() as u64;
             self.transmit(phone);
             self.settle(phone);
         }

@@ -138,7 +138,7 @@ impl Relay {
         let interval = self.timeouts.ping_interval.as_micros() as u64;
         let phase = Duration::from_micros(self.rng.random_range(1..=interval));
         if let Some(entry) = self.entry_mut(id) {
-            entry.connection.open(now + phase);
+            entry.connection.open(now + phase, now);
         }
     }
 }

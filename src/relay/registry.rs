@@ -12,6 +12,8 @@
 
 pub(super) mod audit;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::mem;
 
@@ -34,6 +36,9 @@ pub(super) struct Registry {
     hash: HashKeys,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Probes that are out by slot index: so few at a time that room for one in
+    /// each slot would be wasted.
+    probes: HashMap<u32, Probe, HashKeys>,
     /// Slots that are held.
     binaries: usize,
     phones: usize,
@@ -42,16 +47,37 @@ pub(super) struct Registry {
 #[derive(Debug, Default)]
 struct Slot {
     server_id: Box<str>,
-    /// `None`: in grace.
-    holder: Option<ConnId>,
-    phones: Vec<ConnId>,
-    /// Claimants in order of arrival, while a probe is out.
-    claimants: Vec<ConnId>,
-    /// When the probe or the grace ends.
-    until: Instant,
+    holder: Holder,
+    /// No larger than it must be: the first three fit the smallest piece that malloc
+    /// gives out.
+    phones: Box<[ConnId]>,
     /// The holder's backlog is high: its phones are not read.
     paused: bool,
 }
+
+#[derive(Clone, Copy, Debug)]
+enum Holder {
+    Binary(ConnId),
+    /// It has left, and the slot is kept for it until then.
+    Grace(Instant),
+}
+
+impl Default for Holder {
+    fn default() -> Self {
+        Self::Grace(Instant::START)
+    }
+}
+
+/// Who waits for the holder of a slot to answer.
+#[derive(Debug)]
+struct Probe {
+    /// In order of arrival.
+    claimants: Vec<ConnId>,
+    until: Instant,
+}
+
+/// What an idle binary costs here, beside its server-id and its phones.
+const _: () = assert!(size_of::<Slot>() <= 56);
 
 /// What a claim found.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,6 +125,7 @@ impl Registry {
     pub(super) fn new(hash: HashKeys) -> Self {
         Self {
             by_server_id: HashTable::new(),
+            probes: HashMap::with_hasher(hash),
             hash,
             slots: Vec::new(),
             free: Vec::new(),
@@ -114,17 +141,16 @@ impl Registry {
             return Claim::Granted(self.insert(server_id, binary));
         };
         let slot = self.slot_mut(key);
-        let Some(holder) = slot.holder else {
-            slot.holder = Some(binary);
+        let Holder::Binary(holder) = slot.holder else {
+            slot.holder = Holder::Binary(binary);
             self.binaries += 1;
             return Claim::Reclaimed(key, self.take_phones(key));
         };
-        let is_first = slot.claimants.is_empty();
-        if is_first {
-            slot.until = probe_until;
-        }
-        slot.claimants.push(binary);
-        Claim::Waits { slot: key, holder, until: slot.until, is_first }
+        let unprobed = || Probe { claimants: Vec::new(), until: probe_until };
+        let probe = self.probes.entry(key.0).or_insert_with(unprobed);
+        let is_first = probe.claimants.is_empty();
+        probe.claimants.push(binary);
+        Claim::Waits { slot: key, holder, until: probe.until, is_first }
     }
 
     /// A binary has left; if it held the slot, the slot is in grace until
@@ -135,17 +161,14 @@ impl Registry {
         binary: ConnId,
         grace_until: Instant,
     ) -> Departure {
-        let slot = self.slot_mut(key);
-        if slot.holder != Some(binary) {
+        if self.holder(key) != Some(binary) {
             return Departure::NotHolder;
         }
-        slot.paused = false;
+        self.slot_mut(key).paused = false;
         match self.succeed(key) {
             Some(succession) => Departure::Succeeded(succession),
             None => {
-                let slot = self.slot_mut(key);
-                slot.holder = None;
-                slot.until = grace_until;
+                self.slot_mut(key).holder = Holder::Grace(grace_until);
                 self.binaries -= 1;
                 Departure::Grace
             }
@@ -155,22 +178,26 @@ impl Registry {
     /// If a probe of the holder has run out by `now`, the first claimant takes
     /// its place.
     pub(super) fn depose(&mut self, key: SlotKey, now: Instant) -> Option<Succession> {
-        let slot = self.slot_mut(key);
-        if slot.claimants.is_empty() || now < slot.until {
+        if self.probes.get(&key.0).is_none_or(|probe| now < probe.until) {
             return None;
         }
-        slot.paused = false;
+        self.slot_mut(key).paused = false;
         self.succeed(key)
     }
 
     /// The holder answered the probe: these claimants are refused.
     pub(super) fn reject_claimants(&mut self, key: SlotKey) -> Vec<ConnId> {
-        mem::take(&mut self.slot_mut(key).claimants)
+        self.probes.remove(&key.0).map(|probe| probe.claimants).unwrap_or_default()
     }
 
     /// A claimant does not wait any longer.
     pub(super) fn withdraw(&mut self, key: SlotKey, claimant: ConnId) {
-        self.slot_mut(key).claimants.retain(|waiting| *waiting != claimant);
+        if let Entry::Occupied(mut probe) = self.probes.entry(key.0) {
+            probe.get_mut().claimants.retain(|waiting| *waiting != claimant);
+            if probe.get().claimants.is_empty() {
+                probe.remove();
+            }
+        }
     }
 
     /// A phone joins `server_id`.
@@ -180,17 +207,23 @@ impl Registry {
         if slot.phones.len() >= PHONES_PER_SERVER_MAX {
             return Err(JoinError::AtCap);
         }
-        slot.phones.push(phone);
+        let mut phones = mem::take(&mut slot.phones).into_vec();
+        phones.reserve_exact(1);
+        phones.push(phone);
+        slot.phones = phones.into_boxed_slice();
         self.phones += 1;
         Ok(key)
     }
 
     /// A phone has left.
     pub(super) fn part(&mut self, key: SlotKey, phone: ConnId) {
-        let phones = &mut self.slot_mut(key).phones;
+        let slot = self.slot_mut(key);
+        let mut phones = mem::take(&mut slot.phones).into_vec();
         let before = phones.len();
         phones.retain(|registered| *registered != phone);
-        self.phones -= before - self.slot(key).phones.len();
+        let parted = before - phones.len();
+        slot.phones = phones.into_boxed_slice();
+        self.phones -= parted;
     }
 
     /// If the slot is in grace and that ends at or before `now`, gives the
@@ -202,19 +235,22 @@ impl Registry {
         now: Instant,
     ) -> Result<Vec<ConnId>, Option<Instant>> {
         let slot = self.slot(key);
-        if slot.holder.is_some() || slot.server_id.is_empty() {
-            return Err(None);
+        match slot.holder {
+            Holder::Grace(until) if !slot.server_id.is_empty() => {
+                if until > now {
+                    Err(Some(until))
+                } else {
+                    Ok(self.take_phones(key))
+                }
+            }
+            _ => Err(None),
         }
-        if slot.until > now {
-            return Err(Some(slot.until));
-        }
-        Ok(self.take_phones(key))
     }
 
     /// Forgets a slot that nobody is on any more.
     pub(super) fn free(&mut self, key: SlotKey) {
         let slot = mem::take(self.slot_mut(key));
-        debug_assert!(slot.holder.is_none() && slot.phones.is_empty());
+        debug_assert!(matches!(slot.holder, Holder::Grace(_)) && slot.phones.is_empty());
         let hash = self.hash.hash_one(&*slot.server_id);
         if let Ok(entry) = self.by_server_id.find_entry(hash, |index| *index == key.0) {
             entry.remove();
@@ -224,7 +260,10 @@ impl Registry {
 
     /// Who holds the slot; `None` in grace.
     pub(super) fn holder(&self, key: SlotKey) -> Option<ConnId> {
-        self.slot(key).holder
+        match self.slot(key).holder {
+            Holder::Binary(holder) => Some(holder),
+            Holder::Grace(_) => None,
+        }
     }
 
     /// The phones on the slot.
@@ -269,7 +308,8 @@ impl Registry {
     }
 
     fn insert(&mut self, server_id: &str, holder: ConnId) -> SlotKey {
-        let slot = Slot { server_id: server_id.into(), holder: Some(holder), ..Slot::default() };
+        let holder = Holder::Binary(holder);
+        let slot = Slot { server_id: server_id.into(), holder, ..Slot::default() };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             (self.slots.len() - 1) as u32
@@ -283,10 +323,9 @@ impl Registry {
 
     /// The first claimant, if any, becomes the holder.
     fn succeed(&mut self, key: SlotKey) -> Option<Succession> {
-        let slot = self.slot_mut(key);
-        let mut claimants = mem::take(&mut slot.claimants).into_iter();
+        let mut claimants = self.reject_claimants(key).into_iter();
         let holder = claimants.next()?;
-        slot.holder = Some(holder);
+        self.slot_mut(key).holder = Holder::Binary(holder);
         let phones = self.take_phones(key);
         Some(Succession { holder, rejected: claimants.collect(), phones })
     }
@@ -294,7 +333,7 @@ impl Registry {
     fn take_phones(&mut self, key: SlotKey) -> Vec<ConnId> {
         let phones = mem::take(&mut self.slot_mut(key).phones);
         self.phones -= phones.len();
-        phones
+        phones.into_vec()
     }
 
     fn slot(&self, key: SlotKey) -> &Slot {

@@ -27,6 +27,7 @@ use super::conn_id::{ConnId, PublicId};
 use super::hash::HashKeys;
 use super::registry::{Registry, SlotKey};
 use super::stats::{Outcome, Stats};
+use super::traffic::Traffic;
 use crate::config::{Config, Forwarded, Timeouts};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Connection;
@@ -103,6 +104,7 @@ pub(super) struct Entry {
     pub(super) slot: SlotKey,
     /// Bytes charged to the budget for it.
     pub(super) charged: u32,
+    pub(super) traffic: Traffic,
 }
 
 impl Entry {
@@ -127,7 +129,7 @@ fn mapped(address: IpAddr) -> Ipv6Addr {
 }
 
 /// What an idle connection costs here; the shell and the registry add theirs.
-const _: () = assert!(size_of::<Entry>() <= 88);
+const _: () = assert!(size_of::<Entry>() <= 104);
 
 /// The relay below its sockets.
 #[derive(Debug)]
@@ -207,6 +209,7 @@ impl Relay {
             is_judge_queued: false,
             slot: SlotKey(0),
             charged: 0,
+            traffic: Traffic::default(),
         });
         self.settle(id);
         id
@@ -237,7 +240,8 @@ impl Relay {
 
     /// The socket is broken: nothing more goes in or out.
     pub fn handle_disconnected(&mut self, id: ConnId, now: Instant) {
-        self.depart(id, CloseCause::Disconnected, None, now);
+        let life = self.entry(id).and_then(|entry| entry.connection.life(now));
+        self.depart(id, CloseCause::Disconnected, None, life, now);
         self.remove(id);
         self.shed(now);
     }

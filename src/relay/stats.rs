@@ -23,6 +23,10 @@ pub struct Stats {
     pub frames_to_binary: u64,
     /// Frames delivered to a phone.
     pub frames_to_phone: u64,
+    /// Bytes of the frames embedded for a binary.
+    pub bytes_to_binary: u64,
+    /// Bytes of the frames delivered to a phone.
+    pub bytes_to_phone: u64,
     /// Dropped envelopes, in the order of [`Dropped::ALL`].
     pub dropped: [u64; Dropped::ALL.len()],
     /// Closes of binaries and of phones, in the order of [`CloseCause::LABELS`].
@@ -129,6 +133,12 @@ impl Histogram {
         let bucket = millis.next_power_of_two().trailing_zeros() as usize;
         self.buckets[bucket.min(self.buckets.len() - 1)] += 1;
         self.sum += value;
+    }
+
+    /// What each bucket but the last takes at most, and what it holds.
+    pub fn bounded(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let (_, bounded) = self.buckets.split_last().expect("there are 18");
+        bounded.iter().enumerate().map(|(i, count)| (Duration::from_millis(1 << i), *count))
     }
 
     /// How many observations there were.

@@ -44,7 +44,8 @@ impl Clock {
     }
 }
 
-fn monotonic() -> Monotonic {
+/// The kernel's monotonic clock, for threads beside the loop.
+pub(super) fn monotonic() -> Monotonic {
     #[expect(clippy::disallowed_methods, reason = "the one place where time enters")]
     Monotonic::now()
 }

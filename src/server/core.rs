@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use crate::protocol::proxy_header::{Malformed, Proxied};
-use crate::relay::{ConnId, Effect, Relay};
+use crate::relay::{ConnId, Effect, Relay, Snapshot};
 use crate::time::Instant;
 
 /// Connections below their sockets.
@@ -65,6 +65,11 @@ pub trait Core {
 
     /// WebSockets, open or lingering: what a shut-down waits for.
     fn websockets(&self) -> usize;
+
+    /// What whoever watches it may see; by default nothing.
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::default()
+    }
 }
 
 impl Core for Relay {
@@ -130,5 +135,9 @@ impl Core for Relay {
 
     fn websockets(&self) -> usize {
         self.websockets()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot()
     }
 }

@@ -25,6 +25,7 @@ use mio::{Events, Poll, Token};
 use super::clock::Clock;
 use super::core::Core;
 use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
+use super::mailbox::{Mailbox, Message, Post};
 use super::signals::Signals;
 use super::socket::{Input, Socket, Sockets};
 use crate::config::BUFFER_MEMORY;
@@ -32,6 +33,7 @@ use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
 
 const SIGNALS: Token = Token(usize::MAX - 1);
+const MAILBOX: Token = Token(usize::MAX - 2);
 /// Of the first listener; those of the others follow.
 const LISTENER: usize = usize::MAX - 32;
 /// The last that may be a listener's: above stand the tokens of what there is
@@ -67,6 +69,7 @@ pub struct Server<C> {
     poll: Poll,
     listeners: Listeners,
     signals: Option<Signals>,
+    mailbox: Mailbox,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -99,10 +102,12 @@ impl<C: Core> Server<C> {
         if let Some(signals) = &mut signals {
             signals.register(poll.registry(), SIGNALS)?;
         }
+        let mailbox = Mailbox::new(poll.registry(), MAILBOX)?;
         Ok(Self {
             poll,
             listeners,
             signals,
+            mailbox,
             core,
             clock: Clock::start(),
             sockets: Sockets::default(),
@@ -113,6 +118,12 @@ impl<C: Core> Server<C> {
             accept_retry: None,
             drained_by: None,
         })
+    }
+
+    /// Where other threads may write to the loop.
+    #[must_use]
+    pub fn post(&self) -> Post {
+        self.mailbox.post()
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that
@@ -174,6 +185,7 @@ impl<C: Core> Server<C> {
     fn on_event(&mut self, event: &Event, now: Instant) {
         match event.token() {
             SIGNALS => self.on_signal(now),
+            MAILBOX => self.on_mail(),
             Token(token @ LISTENER..=LISTENER_LAST) => self.listeners.on_ready(token - LISTENER),
             Token(bits) => {
                 let id = ConnId::from_bits(bits as u64);
@@ -195,6 +207,15 @@ impl<C: Core> Server<C> {
             log::info!(signal = signal.name(); "shutting_down");
             self.drained_by = Some(now + self.shutdown);
             self.core.shut_down(now);
+        }
+    }
+
+    fn on_mail(&mut self) {
+        while let Some(message) = self.mailbox.take() {
+            match message {
+                // Whoever asked may have given up.
+                Message::Snapshot(reply) => drop(reply.try_send(self.core.snapshot())),
+            }
         }
     }
 

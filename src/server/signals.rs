@@ -1,10 +1,11 @@
 //! SIGTERM and SIGINT as readiness that the poll loop waits for.
 //!
-//! Owns the two handlers. Must not know what a shut-down is.
+//! Owns the handlers. Must not know what a shut-down is.
 //!
 //! 1. The first signal is an event: [`Signals::take`] names it.
 //! 2. The second, either one, ends the process at once with status 1, from the
 //!    handler: the loop may be stuck.
+//! 3. SIGHUP, at which other daemons open their files anew, changes nothing.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
 /// The exit status after a second signal.
@@ -77,6 +78,8 @@ impl Signals {
             flag::register_usize(number, Arc::clone(&pending), number as usize)?;
             low_level::pipe::register(number, waker.try_clone()?)?;
         }
+        // There is no file to open anew, and by default it would end the process.
+        flag::register(SIGHUP, Arc::default())?;
         Ok(Self { wakes: UnixStream::from_std(wakes), pending })
     }
 

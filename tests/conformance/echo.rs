@@ -113,7 +113,7 @@ impl Echo {
                 entry.is_websocket = true;
                 // The relay spreads first pings over the interval. Whole, it outlasts
                 // a case, which counts every frame it did not cause as a fault.
-                entry.connection.open(now + self.timeouts.ping_interval);
+                entry.connection.open(now + self.timeouts.ping_interval, now);
                 self.handle_frames(id, &head[len..], now);
             }
             Err(refusal) => entry.connection.refuse(refusal.bytes(), now, &self.timeouts),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{Heard, Opcode, Peer, Process, envelope, healthz};
+use crate::support::{Heard, Opcode, Peer, Process, Scrape, envelope, healthz};
 
 #[test]
 fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_the_end() {
@@ -32,6 +32,10 @@ fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_the_end() {
     });
     assert!(has_pinged);
     assert_eq!(healthz(relay), (201, 1));
+    let scrape = Scrape::of(process.metrics);
+    assert_eq!(scrape.value("frames_dropped_total{cause=\"unknown_phone\"}"), 30_000.0);
+    let lost = scrape.value("log_lines_dropped_total");
+    assert!(lost > 10_000.0 && lost < 30_000.0 + 1_000.0, "{lost}");
 
     process.signal(Signal::TERM);
     drop((binary, phone, others));

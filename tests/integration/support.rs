@@ -3,15 +3,20 @@
 mod http;
 mod peer;
 mod process;
+mod scrape;
 
+use std::io;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pyrycode_relay::config::{Config, Timeouts};
+use log::LevelFilter;
+use pyrycode_relay::config::{Config, LogFormat, Timeouts};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::Server;
 use pyrycode_relay::server::listener::Listener;
+use pyrycode_relay::server::log::Sink;
+use pyrycode_relay::server::operator::Operator;
 use pyrycode_relay::time;
 
 pub use http::{
@@ -21,6 +26,7 @@ pub use peer::{
     Heard, Opcode, Peer, binary_head, envelope, frame, header, phone_head, upgrade_head,
 };
 pub use process::{Process, run};
+pub use scrape::Scrape;
 
 /// The longest wait for what should come at once. Only a failing test takes it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,6 +47,30 @@ pub fn relay(adjust: impl FnOnce(&mut Config)) -> SocketAddr {
 
 /// The same with room for so many WebSockets.
 pub fn relay_for(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAddr {
+    let (mut server, address) = server(capacity, adjust);
+    thread::spawn(move || server.run());
+    address
+}
+
+/// The same with its metrics, which are at the second address.
+pub fn watched(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (SocketAddr, SocketAddr) {
+    let (mut server, address) = server(capacity, adjust);
+    let metrics = watch(&server);
+    thread::spawn(move || server.run());
+    (address, metrics)
+}
+
+/// Serves the metrics of a server.
+pub fn watch(server: &Server<Relay>) -> SocketAddr {
+    let operator = Operator::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let metrics = operator.local_addr().unwrap();
+    let sink = Sink::start(LogFormat::Logfmt, LevelFilter::Off, io::sink()).unwrap();
+    operator.serve(&server.post(), &sink).unwrap();
+    metrics
+}
+
+/// A relay that does not run yet, and its address.
+pub fn server(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (Server<Relay>, SocketAddr) {
     let mut config = Config {
         timeouts: Timeouts { ping_interval: NEVER, ..Timeouts::STANDARD },
         ..Config::default()
@@ -52,9 +82,7 @@ pub fn relay_for(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAdd
     let listener = listener.proxied(is_proxied);
     let address = listener.local_addr().unwrap();
     let relay = Relay::new(&config, capacity, [7; 32], time::Instant::START);
-    let mut server = Server::new(relay, vec![listener], None, config.timeouts.shutdown).unwrap();
-    thread::spawn(move || server.run());
-    address
+    (Server::new(relay, vec![listener], None, config.timeouts.shutdown).unwrap(), address)
 }
 
 /// Waits until `condition` holds.

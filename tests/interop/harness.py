@@ -60,7 +60,8 @@ class Relay:
     """A relay process of one's own on a port of its own, ended on leaving."""
 
     def __init__(self, *flags, reads_log=True):
-        command = [program(), "--insecure-listen", "127.0.0.1:0", "--metrics-listen="]
+        command = [program(), "--insecure-listen", "127.0.0.1:0"]
+        command += ["--metrics-listen", "127.0.0.1:0"]
         if "--rate-limit-per-minute" not in flags:
             command += ["--rate-limit-per-minute", "0"]
         self.process = spawn(
@@ -90,7 +91,9 @@ class Relay:
         while True:
             line = self._next_line()
             self.log.append(line)
-            if found := re.search(r"\bmsg=listening\b.* listen=(\S+):(\d+)", line):
+            listen = r"\bmsg=listening\b.* listen=(\S+):(\d+) metrics_listen=(\S+)"
+            if found := re.search(listen, line):
+                self.metrics = found[3]
                 return found[1], int(found[2])
 
     def _read_log(self):

@@ -70,14 +70,14 @@ impl Line {
     /// An open WebSocket whose first ping is due at 30,000.
     fn open() -> Self {
         let mut line = Self::accepted();
-        line.connection.open(at(30_000));
+        line.connection.open(at(30_000), at(0));
         line
     }
 
     /// An open WebSocket that is not pinged for an hour.
     fn quiet() -> Self {
         let mut line = Self::accepted();
-        line.connection.open(at(3_600_000));
+        line.connection.open(at(3_600_000), at(0));
         line
     }
 
@@ -277,7 +277,7 @@ fn a_claimant_that_gets_the_slot_is_read_and_pinged() {
     let mut line = Line::accepted();
     line.connection.keep_early(frame(TEXT, b"early"), at(1_000));
     line.connection.wait(at(11_000));
-    line.connection.open(at(20_000));
+    line.connection.open(at(20_000), at(5_000));
     let early = line.connection.take_early();
     line.hear_count(5_000, &early, 1);
     assert!(line.connection.is_reading());
@@ -788,15 +788,15 @@ fn live(seed: u64) {
     for step in 0.. {
         let context = format!("seed {seed}, step {step}, {ms} ms");
         assert!(step < 3_000, "{context}: it never ends");
-        let open = matches!(line.connection.state, State::Open(_));
+        let open = line.connection.is_open();
         match rng.random_range(0..12) {
             0 if line.connection.is_head() => match rng.random_range(0..4) {
                 0 => line.connection.refuse(b"HTTP/1.1 4xx", at(ms), &TIMEOUTS),
                 1 => line.connection.wait(at(ms + 10_000)),
-                _ => line.connection.open(at(ms + rng.random_range(1..30_000))),
+                _ => line.connection.open(at(ms + rng.random_range(1..30_000)), at(ms)),
             },
             1 if matches!(line.connection.state, State::Waiting { .. }) => {
-                line.connection.open(at(ms + rng.random_range(1..30_000)));
+                line.connection.open(at(ms + rng.random_range(1..30_000)), at(ms));
             }
             2 if open => line.say(ms, &"x".repeat(rng.random_range(0..200))),
             3 if open => {
@@ -835,7 +835,7 @@ fn live(seed: u64) {
         while let Some(expiry) = line.timer(ms) {
             match expiry {
                 Expiry::Head => line.connection.refuse(b"HTTP/1.1 4xx", at(ms), &TIMEOUTS),
-                Expiry::Claim => line.connection.open(at(ms + 1)),
+                Expiry::Claim => line.connection.open(at(ms + 1), at(ms)),
                 Expiry::Ping(sequence) => {
                     pinged = sequence;
                     line.connection.send_ping(&sequence.to_be_bytes(), at(ms));
@@ -882,4 +882,24 @@ fn a_closing_connection_that_is_shed_loses_its_input_before_its_close() {
     assert!(line.connection.held() > close);
     assert!(line.connection.shed(at(2_000), &TIMEOUTS));
     assert_eq!((line.connection.held(), line.connection.backlog()), (close, close));
+}
+
+#[test]
+fn an_open_connection_knows_its_age_and_its_last_round_trip() {
+    let mut line = Line::accepted();
+    assert_eq!(line.connection.life(at(1_000)), None, "not open yet");
+    // Two hundredths before they start over.
+    let opened = 10 * (1 << 32) - 20;
+    line.connection.open(at(opened + 30_000), at(opened));
+    let life = |age, round_trip: Option<u64>| {
+        let round_trip = round_trip.map(Duration::from_millis);
+        Some(Life { age: Duration::from_millis(age), round_trip })
+    };
+    assert_eq!(line.connection.life(at(opened + 1_239)), life(1_230, None));
+    let due = at(opened + 30_000);
+    assert_eq!(line.connection.handle_timeout(due, &TIMEOUTS), Some(Expiry::Ping(1)));
+    line.connection.on_pong(1, at(opened + 30_042));
+    assert_eq!(line.connection.life(at(opened + 40_000)), life(40_000, Some(42)));
+    line.connection.close(CloseCause::Shutdown, &[], at(opened + 50_000), &TIMEOUTS);
+    assert_eq!(line.connection.life(at(opened + 50_000)), None);
 }

@@ -718,3 +718,22 @@ fn random_walks_agree_with_a_list_of_pings() {
         }
     }
 }
+
+#[test]
+fn the_last_round_trip_is_kept_and_measured_across_the_end_of_the_lower_bits() {
+    // 2^32 µs after the start a ping is on its way.
+    let start = (1 << 32) / 1000 - 30;
+    let mut heartbeat = Heartbeat::new(at(start));
+    assert_eq!(heartbeat.round_trip(), None);
+    assert_eq!(heartbeat.handle_timeout(at(start), true, &STANDARD), Some(Beat::Ping(1)));
+    assert_eq!(heartbeat.round_trip(), None, "not before the answer");
+    let answer = heartbeat.on_pong(1, at(start + 70));
+    assert_eq!(answer.and_then(|answer| answer.round_trip), Some(millis(70)));
+    assert_eq!(heartbeat.round_trip(), Some(millis(70)));
+    let next = start + 30_000;
+    assert_eq!(heartbeat.handle_timeout(at(next), true, &STANDARD), Some(Beat::Ping(2)));
+    assert_eq!(heartbeat.round_trip(), Some(millis(70)), "while the next is awaited");
+    // On one machine a pong may come within the microsecond.
+    heartbeat.on_pong(2, at(next));
+    assert_eq!(heartbeat.round_trip(), Some(Duration::from_micros(1)));
+}

@@ -23,9 +23,22 @@ pub enum Endpoint {
     Other,
 }
 
-/// What a request target (RFC 9112, 3.2) stands for: its path alone decides,
-/// compared byte for byte, percent signs included.
-pub(super) fn endpoint(target: &str) -> Result<Endpoint, Refusal> {
+impl Endpoint {
+    /// Compares byte for byte, percent signs included.
+    pub(super) fn of(path: &str) -> Self {
+        match path {
+            "/v1/server" => Self::Server,
+            "/v1/client" => Self::Client,
+            "/healthz" => Self::Health,
+            "/readyz" => Self::Ready,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The path of a request target (RFC 9112, 3.2), without its query; of a target
+/// that has none, something that begins with no slash.
+pub(super) fn path(target: &str) -> Result<&str, Refusal> {
     if !target.is_ascii() || target.contains('#') {
         return Err(Refusal::BadRequest);
     }
@@ -39,17 +52,19 @@ pub(super) fn endpoint(target: &str) -> Result<Endpoint, Refusal> {
         path
     } else if is_authority(target) {
         // CONNECT's form; and `*`, which is a host name as far as RFC 3986 goes.
-        return Ok(Endpoint::Other);
+        target
     } else {
         return Err(Refusal::BadRequest);
     };
-    Ok(match path.split_once('?').map_or(path, |(path, _query)| path) {
-        "/v1/server" => Endpoint::Server,
-        "/v1/client" => Endpoint::Client,
-        "/healthz" => Endpoint::Health,
-        "/readyz" => Endpoint::Ready,
-        _ => Endpoint::Other,
-    })
+    Ok(path.split_once('?').map_or(path, |(path, _query)| path))
+}
+
+/// The host in an authority, without its port and the brackets of an IP literal.
+pub(super) fn host(authority: &str) -> &str {
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((literal, _)) => literal,
+        None => authority.split_once(':').map_or(authority, |(name, _)| name),
+    }
 }
 
 /// RFC 3986, 3.1.

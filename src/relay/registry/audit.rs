@@ -5,7 +5,7 @@
 
 use std::hash::BuildHasher;
 
-use super::{Registry, SlotKey};
+use super::{Holder, Registry, SlotKey};
 use crate::config::PHONES_PER_SERVER_MAX;
 use crate::relay::conn_id::ConnId;
 use crate::time::Instant;
@@ -27,13 +27,17 @@ impl Registry {
             .by_server_id
             .iter()
             .map(|index| {
-                let slot = &self.slots[*index as usize];
+                let (slot, probe) = (&self.slots[*index as usize], self.probes.get(index));
+                let (holder, until) = match slot.holder {
+                    Holder::Binary(holder) => (Some(holder), probe.map(|probe| probe.until)),
+                    Holder::Grace(until) => (None, Some(until)),
+                };
                 SlotView {
                     key: SlotKey(*index),
-                    holder: slot.holder,
+                    holder,
                     phones: &slot.phones,
-                    claimants: &slot.claimants,
-                    until: slot.until,
+                    claimants: probe.map_or(&[], |probe| &probe.claimants),
+                    until: until.unwrap_or_default(),
                 }
             })
             .collect();
@@ -41,6 +45,8 @@ impl Registry {
         let phones: usize = views.iter().map(|view| view.phones.len()).sum();
         assert_eq!((self.binaries, self.phones), (held, phones), "A3: counts of the registry");
         assert_eq!(self.slots.len(), views.len() + self.free.len(), "A4: a slot is lost");
+        let probed = views.iter().filter(|view| !view.claimants.is_empty()).count();
+        assert_eq!(self.probes.len(), probed, "A4: claimants wait on slots that exist");
         for view in &views {
             let server_id = &*self.slots[view.key.0 as usize].server_id;
             let found = self.by_server_id.find(self.hash.hash_one(server_id), |index| {

@@ -221,7 +221,7 @@ fn run(seed: u64) {
                 let until = now + Duration::from_secs(10);
                 let claim = registry.claim(&server_id, new, until);
                 let slot = model.slots.entry(server_id.clone());
-                let is_new = matches!(slot, std::collections::hash_map::Entry::Vacant(_));
+                let is_new = matches!(slot, Entry::Vacant(_));
                 let slot = slot.or_default();
                 let expected = if let Some(holder) = slot.holder {
                     let is_first = slot.claimants.is_empty();

@@ -36,6 +36,14 @@ pub const KEYS: &[&str] = &[
     "to",
     "close_code",
     "cause",
+    // What a connection was, at its end: `in` is what came from its peer.
+    "role",
+    "age_ms",
+    "rtt_ms",
+    "frames_in",
+    "bytes_in",
+    "frames_out",
+    "bytes_out",
     // How the process runs.
     "listen",
     "metrics_listen",

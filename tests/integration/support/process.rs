@@ -22,6 +22,8 @@ pub struct Process {
     child: Child,
     /// Where it listens.
     pub relay: SocketAddr,
+    /// Where its metrics are.
+    pub metrics: SocketAddr,
     /// The line that said so.
     pub listening: String,
     /// Lines that a thread has read from its stderr.
@@ -75,12 +77,14 @@ impl Process {
             line.clear();
             assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "it ended before it listened");
         }
-        // `listen=127.0.0.1:4711 ` or `"listen":"127.0.0.1:4711",`
-        let port = line.split_once("127.0.0.1:").unwrap().1;
-        let port = port.split(|c: char| !c.is_ascii_digit()).next().unwrap();
-        let relay = ([127, 0, 0, 1], port.parse().unwrap()).into();
+        // `listen=127.0.0.1:4711 metrics_listen=…` or `"listen":"127.0.0.1:4711",…`
+        let mut addresses = line.split("127.0.0.1:").skip(1).map(|rest| {
+            let port = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+            SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap()))
+        });
+        let (relay, metrics) = (addresses.next().unwrap(), addresses.next().unwrap());
         let (_, lines) = mpsc::channel();
-        Self { child, relay, listening: line, lines, stuck: Some(stderr) }
+        Self { child, relay, metrics, listening: line, lines, stuck: Some(stderr) }
     }
 
     /// Begins to read a stderr that was not read so far.

@@ -1,0 +1,58 @@
+//! What one connection has carried.
+//!
+//! Owns the counters that every connection has for the line at its end, in as
+//! little memory as will do.
+
+/// Frames and their bytes, one way, in one word: every connection has two. Both
+/// numbers stand still at the most they can say, 67 million frames and 256 GiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Flow(u64);
+
+impl Flow {
+    const BYTE_BITS: u32 = 38;
+    const BYTES_MAX: u64 = (1 << Self::BYTE_BITS) - 1;
+    const FRAMES_MAX: u64 = u64::MAX >> Self::BYTE_BITS;
+
+    /// Counts a frame.
+    pub(super) fn add(&mut self, bytes: usize) {
+        let frames = (self.frames() + 1).min(Self::FRAMES_MAX);
+        let bytes = (self.bytes() + bytes as u64).min(Self::BYTES_MAX);
+        self.0 = frames << Self::BYTE_BITS | bytes;
+    }
+
+    pub(super) fn frames(self) -> u64 {
+        self.0 >> Self::BYTE_BITS
+    }
+
+    pub(super) fn bytes(self) -> u64 {
+        self.0 & Self::BYTES_MAX
+    }
+}
+
+/// What was forwarded of a connection and to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) received: Flow,
+    pub(super) sent: Flow,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_and_bytes_add_up_apart_and_stand_still_at_their_most() {
+        let mut flow = Flow::default();
+        for bytes in [0, 1, 256 * 1024] {
+            flow.add(bytes);
+        }
+        assert_eq!((flow.frames(), flow.bytes()), (3, 1 + 256 * 1024));
+
+        flow.add(usize::try_from(Flow::BYTES_MAX).unwrap());
+        assert_eq!((flow.frames(), flow.bytes()), (4, (256 << 30) - 1));
+
+        let mut flow = Flow(u64::MAX - Flow::BYTES_MAX);
+        flow.add(7);
+        assert_eq!((flow.frames(), flow.bytes()), ((64 << 20) - 1, 7));
+    }
+}

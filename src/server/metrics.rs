@@ -1,0 +1,347 @@
+//! A [`Snapshot`] in the Prometheus text format (version 0.0.4).
+//!
+//! Owns the names, the labels and their help. Counts nothing: every value is read
+//! from the one place that counts it, so no two can disagree.
+//!
+//! 1. Every series is there from the start, at zero if nothing has happened.
+//! 2. Label values are closed lists of ours: no peer's words are ever on this page.
+
+use std::time::Duration;
+
+use prometheus::TextEncoder;
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
+
+use super::process::Usage;
+use crate::protocol::close::CloseCause;
+use crate::relay::Snapshot;
+use crate::relay::envelope::Dropped;
+use crate::relay::stats::{self, Outcome};
+
+/// The media type of [`text`].
+pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// In the order of [`stats::Stats::closes`].
+const ROLES: [&str; 2] = ["binary", "phone"];
+/// In the order of [`stats::Stats::upgrades`].
+const ENDPOINTS: [&str; 2] = ["server", "client"];
+
+/// What is known beside the relay.
+#[derive(Clone, Debug)]
+pub(super) struct Surroundings {
+    /// When the process started, since 1970.
+    pub(super) started: Duration,
+    /// What the process uses.
+    pub(super) usage: Usage,
+    /// Log lines lost.
+    pub(super) log_lines_dropped: u64,
+}
+
+/// Everything, ready to be scraped.
+pub(super) fn text(snapshot: &Snapshot, around: &Surroundings) -> String {
+    let mut families = Families(Vec::new());
+    families.relay(snapshot);
+    families.traffic(&snapshot.stats);
+    families.upgrades(&snapshot.stats);
+    families.liveness(&snapshot.stats);
+    families.surroundings(around);
+    TextEncoder.encode_to_string(&families.0).expect("every family has a name and a sample")
+}
+
+struct Families(Vec<MetricFamily>);
+
+impl Families {
+    fn relay(&mut self, snapshot: &Snapshot) {
+        self.gauge(
+            "pyrycode_relay_connected_binaries",
+            "Binaries that hold a server-id.",
+            snapshot.binaries as f64,
+        );
+        self.gauge(
+            "pyrycode_relay_connected_phones",
+            "Phones that are registered for a server-id.",
+            snapshot.phones as f64,
+        );
+        self.gauge(
+            "pyrycode_relay_connections",
+            "Live WebSockets as --max-connections counts them.",
+            snapshot.connections as f64,
+        );
+        self.gauge(
+            "pyrycode_relay_connections_max",
+            "Most live WebSockets: --max-connections, or what the limit on open files leaves.",
+            snapshot.connections_max as f64,
+        );
+        self.gauge(
+            "pyrycode_relay_buffered_bytes",
+            "Bytes in the queues of all connections.",
+            snapshot.buffered as f64,
+        );
+        self.gauge(
+            "pyrycode_relay_buffered_bytes_max",
+            "Most bytes in the queues of all connections: --buffer-memory.",
+            snapshot.buffered_max as f64,
+        );
+        self.gauge(
+            "pyrycode_relay_draining",
+            "1 while the relay is shutting down, else 0.",
+            f64::from(u8::from(snapshot.is_draining)),
+        );
+        let version = label("version", env!("CARGO_PKG_VERSION"));
+        self.push(
+            "pyrycode_relay_build_info",
+            "1, with the version of the program.",
+            MetricType::GAUGE,
+            vec![gauge(vec![version], 1.0)],
+        );
+    }
+
+    fn traffic(&mut self, stats: &stats::Stats) {
+        self.counters(
+            "pyrycode_relay_frames_forwarded_total",
+            "Frames forwarded.",
+            by("direction", ["phone_to_binary", "binary_to_phone"])
+                .zip([stats.frames_to_binary, stats.frames_to_phone]),
+        );
+        self.counters(
+            "pyrycode_relay_forwarded_bytes_total",
+            "Bytes of the frames forwarded, their envelopes not counted.",
+            by("direction", ["phone_to_binary", "binary_to_phone"])
+                .zip([stats.bytes_to_binary, stats.bytes_to_phone]),
+        );
+        self.counters(
+            "pyrycode_relay_frames_dropped_total",
+            "Envelopes of binaries that were not delivered, by cause.",
+            by("cause", Dropped::ALL.map(Dropped::label)).zip(stats.dropped),
+        );
+    }
+
+    fn upgrades(&mut self, stats: &stats::Stats) {
+        let [server, client] = &stats.upgrades;
+        let attempts = ENDPOINTS.iter().zip(&stats.upgrades).flat_map(|(endpoint, outcomes)| {
+            by("outcome", Outcome::LABELS)
+                .map(|outcome| [vec![label("endpoint", endpoint)], outcome].concat())
+                .zip(*outcomes)
+        });
+        self.counters(
+            "pyrycode_relay_ws_upgrade_attempts_total",
+            "Attempts to upgrade, by endpoint and outcome; each is counted once.",
+            attempts,
+        );
+        let of = |counts: &[u64; Outcome::LABELS.len()], outcome| counts[outcome as usize];
+        let limited = Outcome::RejectRateLimit;
+        self.counters(
+            "pyrycode_relay_register_failures_total",
+            "Attempts that found no place, by kind; each is also a rejected attempt to upgrade.",
+            by("kind", ["no_server", "server_in_use", "phones_at_cap", "ratelimit"]).zip([
+                of(client, Outcome::Reject404),
+                of(server, Outcome::Reject409),
+                of(client, Outcome::Reject429),
+                of(server, limited) + of(client, limited),
+            ]),
+        );
+        self.counter(
+            "pyrycode_relay_grace_expiries_total",
+            "Server-ids given up because their binary did not come back.",
+            stats.grace_expiries,
+        );
+        self.counter(
+            "pyrycode_relay_takeovers_total",
+            "Server-ids taken from a binary that did not answer a probe.",
+            stats.takeovers,
+        );
+    }
+
+    fn liveness(&mut self, stats: &stats::Stats) {
+        self.counter(
+            "pyrycode_relay_heartbeat_pings_total",
+            "Pings sent, probes of a claimed server-id included.",
+            stats.pings,
+        );
+        self.counter(
+            "pyrycode_relay_heartbeat_pongs_total",
+            "Pongs that answered a ping.",
+            stats.pongs,
+        );
+        let timeouts = stats.closes.map(|closes| {
+            let causes = CloseCause::LABELS.iter().zip(closes);
+            let is_timeout = |(cause, _): &(&&str, u64)| **cause == "heartbeat_timeout";
+            causes.filter(is_timeout).map(|(_, count)| count).sum()
+        });
+        self.counters(
+            "pyrycode_relay_heartbeat_timeouts_total",
+            "Connections closed because a pong did not come in time, by role.",
+            by("role", ROLES).zip(timeouts),
+        );
+        let closes = ROLES.iter().zip(&stats.closes).flat_map(|(role, causes)| {
+            by("cause", CloseCause::LABELS)
+                .map(|cause| [vec![label("role", role)], cause].concat())
+                .zip(*causes)
+        });
+        self.counters(
+            "pyrycode_relay_closes_total",
+            "WebSockets that ended, by role and cause.",
+            closes,
+        );
+        self.histogram(
+            "pyrycode_relay_heartbeat_rtt_seconds",
+            "From a ping to its pong.",
+            &stats.round_trips,
+        );
+        self.histogram(
+            "pyrycode_relay_loop_lag_seconds",
+            "How late timers fire; up to a tick of 0.1 s is by design.",
+            &stats.loop_lag,
+        );
+    }
+
+    fn surroundings(&mut self, around: &Surroundings) {
+        self.counter(
+            "pyrycode_relay_log_lines_dropped_total",
+            "Log lines lost because stderr was stuck.",
+            around.log_lines_dropped,
+        );
+        let usage = &around.usage;
+        self.push(
+            "process_cpu_seconds_total",
+            "Total user and system CPU time spent in seconds.",
+            MetricType::COUNTER,
+            vec![counter(Vec::new(), usage.cpu.as_secs_f64())],
+        );
+        self.gauge(
+            "process_start_time_seconds",
+            "Start time of the process since unix epoch in seconds.",
+            around.started.as_secs_f64(),
+        );
+        if let Some((virtual_memory, resident)) = usage.memory {
+            self.gauge(
+                "process_virtual_memory_bytes",
+                "Virtual memory size in bytes.",
+                virtual_memory as f64,
+            );
+            self.gauge(
+                "process_resident_memory_bytes",
+                "Resident memory size in bytes.",
+                resident as f64,
+            );
+        }
+        if let Some(open) = usage.descriptors {
+            self.gauge("process_open_fds", "Number of open file descriptors.", open as f64);
+        }
+        if let Some(max) = usage.descriptors_max {
+            self.gauge("process_max_fds", "Maximum number of open file descriptors.", max as f64);
+        }
+    }
+
+    fn push(&mut self, name: &str, help: &str, kind: MetricType, samples: Vec<Metric>) {
+        let mut family = MetricFamily::default();
+        family.set_name(name.into());
+        family.set_help(help.into());
+        family.set_field_type(kind);
+        family.set_metric(samples);
+        self.0.push(family);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.push(name, help, MetricType::GAUGE, vec![gauge(Vec::new(), value)]);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.counters(name, help, [(Vec::new(), value)]);
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (Vec<LabelPair>, u64)>,
+    ) {
+        let samples = series.into_iter().map(|(labels, value)| counter(labels, value as f64));
+        self.push(name, help, MetricType::COUNTER, samples.collect());
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, durations: &stats::Histogram) {
+        let mut count = 0;
+        let buckets = durations.bounded().map(|(bound, observed)| {
+            count += observed;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound.as_secs_f64());
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(durations.count());
+        histogram.set_sample_sum(durations.sum.as_secs_f64());
+        let mut sample = Metric::default();
+        sample.set_histogram(histogram);
+        self.push(name, help, MetricType::HISTOGRAM, vec![sample]);
+    }
+}
+
+fn label(name: &str, value: &str) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name(name.into());
+    pair.set_value(value.into());
+    pair
+}
+
+/// The labels of as many series, which differ in one.
+fn by<'a, const N: usize>(
+    name: &'a str,
+    values: [&'a str; N],
+) -> impl Iterator<Item = Vec<LabelPair>> + 'a {
+    values.into_iter().map(move |value| vec![label(name, value)])
+}
+
+fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {
+    let mut counter = Counter::default();
+    counter.set_value(value);
+    let mut sample = Metric::from_label(labels);
+    sample.set_counter(counter);
+    sample
+}
+
+fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
+    let mut gauge = Gauge::default();
+    gauge.set_value(value);
+    let mut sample = Metric::from_label(labels);
+    sample.set_gauge(gauge);
+    sample
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_is_cumulative_and_in_seconds() {
+        let mut snapshot = Snapshot::default();
+        for millis in [1, 2, 2, 300, 100_000] {
+            snapshot.stats.round_trips.observe(Duration::from_millis(millis));
+        }
+        let around = Surroundings {
+            started: Duration::from_millis(1_500),
+            usage: Usage::now(),
+            log_lines_dropped: 7,
+        };
+        let text = text(&snapshot, &around);
+        let rtt = "pyrycode_relay_heartbeat_rtt_seconds";
+        for (sample, value) in [
+            ("_bucket{le=\"0.001\"}", "1"),
+            ("_bucket{le=\"0.002\"}", "3"),
+            ("_bucket{le=\"0.256\"}", "3"),
+            ("_bucket{le=\"0.512\"}", "4"),
+            ("_bucket{le=\"65.536\"}", "4"),
+            ("_bucket{le=\"+Inf\"}", "5"),
+            ("_count", "5"),
+            ("_sum", "100.305"),
+        ] {
+            assert!(text.contains(&format!("\n{rtt}{sample} {value}\n")), "{sample} in {text}");
+        }
+        assert!(text.contains(&format!("\n# TYPE {rtt} histogram\n")), "{text}");
+        assert!(text.contains("\nprocess_start_time_seconds 1.5\n"), "{text}");
+        assert!(text.contains("\npyrycode_relay_log_lines_dropped_total 7\n"), "{text}");
+    }
+}

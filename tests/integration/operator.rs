@@ -1,0 +1,146 @@
+//! The metrics listener as a door: whom it answers, and that nobody holds it shut.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::Instant;
+
+use crate::support::{Answer, PATIENCE, Process, Scrape, ask, connect, millis, run, server, watch};
+
+fn get(metrics: SocketAddr, path: &str, host: &str) -> Answer {
+    ask(metrics, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"))
+}
+
+#[test]
+fn only_who_asks_for_this_machine_is_answered() {
+    let process = Process::start(&[]);
+    for host in [
+        "localhost",
+        "LOCALHOST:9090",
+        "127.0.0.1",
+        "127.0.0.1:1",
+        "127.9.9.9",
+        "[::1]:9090",
+        "[::ffff:127.0.0.1]",
+    ] {
+        assert_eq!(get(process.metrics, "/", host).status, 200, "{host}");
+    }
+    for host in [
+        "evil.example",
+        "evil.example:9090",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.",
+        "10.0.0.1",
+        "0.0.0.0",
+        "[::2]",
+        "2130706433",
+    ] {
+        for path in ["/", "/metrics", "/none"] {
+            let answer = get(process.metrics, path, host);
+            assert_eq!(answer.status, 421, "{host} {path}");
+            assert!(answer.body.contains("localhost") && !answer.body.contains("evil"));
+        }
+    }
+    // A browser always says whom it means.
+    assert_eq!(ask(process.metrics, "GET /metrics HTTP/1.0\r\n\r\n").status, 421);
+}
+
+#[test]
+fn paths_and_methods() {
+    let process = Process::start(&[]);
+    for (request, status) in [
+        ("GET / HTTP/1.1\r\nHost: localhost", 200),
+        ("GET /metrics HTTP/1.1\r\nHost: localhost", 200),
+        ("GET /metrics?x=/ HTTP/1.1\r\nHost: localhost", 200),
+        ("HEAD / HTTP/1.1\r\nHost: localhost", 200),
+        ("HEAD /metrics HTTP/1.1\r\nHost: localhost", 200),
+        ("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0", 405),
+        ("DELETE /metrics HTTP/1.1\r\nHost: localhost", 405),
+        ("OPTIONS /metrics HTTP/1.1\r\nHost: localhost", 405),
+        ("GET /metrics/ HTTP/1.1\r\nHost: localhost", 404),
+        ("GET /v1/server HTTP/1.1\r\nHost: localhost", 404),
+        ("GET /healthz HTTP/1.1\r\nHost: localhost", 404),
+        ("GET /../metrics HTTP/1.1\r\nHost: localhost", 404),
+        ("GET metrics HTTP/1.1\r\nHost: localhost", 404),
+        ("GET /metrics HTTP/1.1", 400),
+        ("GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: localhost", 400),
+        ("GET /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1", 400),
+        ("\u{16}\u{3}\u{1}", 400),
+    ] {
+        let answer = ask(process.metrics, &format!("{request}\r\n\r\n"));
+        assert_eq!(answer.status, status, "{request}");
+        assert!(answer.has("Connection: close"), "{request}");
+        assert_eq!(answer.body.is_empty(), status != 200 || request.starts_with("HEAD"));
+        if status == 200 {
+            assert!(answer.has("Cache-Control: no-store"), "{request}");
+            assert!(answer.has("X-Content-Type-Options: nosniff"), "{request}");
+            assert!(answer.head.contains("Content-Security-Policy: default-src 'none'"));
+            assert!(!answer.head.contains("Access-Control"), "{request}");
+        }
+    }
+    // And what a browser must never be lured to: the relay's own listener has none of it.
+    assert_eq!(get(process.relay, "/metrics", "localhost").status, 404);
+}
+
+#[test]
+fn nothing_runs_on_the_page_but_what_stands_in_it() {
+    let process = Process::start(&[]);
+    let nonce = || {
+        let answer = get(process.metrics, "/", "localhost");
+        let policy = answer.head.split_once("script-src 'nonce-").unwrap().1;
+        let nonce = policy.split('\'').next().unwrap().to_owned();
+        assert_eq!(answer.body.matches(&format!("nonce=\"{nonce}\"")).count(), 2);
+        assert!(!answer.body.contains("{nonce}") && nonce.len() == 32);
+        // Self-contained, and no way in for a string that is taken for markup.
+        for word in ["src=", "http:", "https:", "@import", "url(", "innerHTML", "eval("] {
+            let body = answer.body.replace("http://www.w3.org/2000/svg", "");
+            assert!(!body.contains(word), "{word}");
+        }
+        nonce
+    };
+    assert_ne!(nonce(), nonce());
+}
+
+#[test]
+fn silent_and_slow_dialers_hold_nobody_up_for_long() {
+    let process = Process::start(&[]);
+    let mut slow: Vec<_> = (0..8).map(|_| connect(process.metrics)).collect();
+    for stream in &mut slow {
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+    }
+    let began = Instant::now();
+    assert_eq!(Scrape::of(process.metrics).value("connections"), 0.0);
+    // Eight of them, four at a time, 5 s each.
+    assert!(began.elapsed() < millis(12_000), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_loop_that_does_not_answer_is_told_and_asked_again_once_it_does() {
+    let (mut server, _) = server(10, |_| {});
+    let metrics = watch(&server);
+    // It does not run.
+    for _ in 0..5 {
+        let answer = get(metrics, "/metrics", "localhost");
+        assert_eq!(answer.status, 503);
+        assert!(answer.body.contains("event loop"), "{}", answer.body);
+    }
+    assert_eq!(get(metrics, "/", "localhost").status, 200, "the page needs no loop");
+    thread::spawn(move || server.run());
+    let began = Instant::now();
+    while get(metrics, "/metrics", "localhost").status != 200 {
+        assert!(began.elapsed() < PATIENCE);
+    }
+}
+
+#[test]
+fn a_metrics_address_that_is_taken_exits_1_and_says_what_to_do() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let flags = ["--insecure-listen", "127.0.0.1:0", "--metrics-listen", &address];
+    let output = run(&flags, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains(&format!("--metrics-listen {address}: ")), "{stderr}");
+    assert!(stderr.contains("another port"), "{stderr}");
+}

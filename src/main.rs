@@ -1,10 +1,12 @@
 //! The program: parse, configure, bind, run, exit code. Decides nothing else.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::Config;
 use pyrycode_relay::relay::Relay;
+use pyrycode_relay::server::push::{Push, Unusable};
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
@@ -23,17 +25,29 @@ fn main() -> ExitCode {
     match cli::parse(arguments, &environment) {
         Ok(Command::Help) => print!("{}", cli::HELP),
         Ok(Command::Version) => println!("pyrycode-relay {}", env!("CARGO_PKG_VERSION")),
-        Ok(Command::CheckConfig(config)) => print!("{}", cli::describe(&config)),
-        Ok(Command::Serve(config)) => return serve(&config),
-        Err(refused) => {
-            eprintln!("pyrycode-relay: {refused}");
-            return ExitCode::from(REFUSED);
-        }
+        Ok(Command::CheckConfig(config)) => match push(&config) {
+            Ok(_) => print!("{}", cli::describe(&config)),
+            Err(unusable) => return refuse(unusable),
+        },
+        Ok(Command::Serve(config)) => match push(&config) {
+            Ok(push) => return serve(&config, push),
+            Err(unusable) => return refuse(unusable),
+        },
+        Err(refused) => return refuse(refused),
     }
     ExitCode::SUCCESS
 }
 
-fn serve(config: &Config) -> ExitCode {
+fn refuse(why: impl Display) -> ExitCode {
+    eprintln!("pyrycode-relay: {why}");
+    ExitCode::from(REFUSED)
+}
+
+fn push(config: &Config) -> Result<Option<Push>, Unusable> {
+    config.push_wake.as_ref().map(Push::new).transpose()
+}
+
+fn serve(config: &Config, push: Option<Push>) -> ExitCode {
     let sink = match sink::install(config) {
         Ok(sink) => sink,
         Err(error) => {
@@ -41,7 +55,7 @@ fn serve(config: &Config) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config);
+    let outcome = run(config, push);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -49,7 +63,7 @@ fn serve(config: &Config) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config) -> std::io::Result<()> {
+fn run(config: &Config, push: Option<Push>) -> std::io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
@@ -59,7 +73,8 @@ fn run(config: &Config) -> std::io::Result<()> {
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
-    let mut server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
+    let server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
+    let mut server = server.with_push(push);
     log::info!(
         listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
         descriptors, buffer_memory = config.limits.buffer_memory;

@@ -13,6 +13,7 @@ mod registry;
 mod relay;
 pub mod stats;
 mod upgrade;
+pub mod wake;
 
 pub use conn_id::ConnId;
 pub use relay::{Effect, Relay};

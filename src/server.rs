@@ -7,8 +7,11 @@ pub mod descriptors;
 mod event_loop;
 pub mod listener;
 pub mod log;
+mod mailbox;
+pub mod push;
 pub mod signals;
 mod socket;
 
 pub use core::Core;
 pub use event_loop::Server;
+pub use mailbox::{Message, Post};

@@ -27,6 +27,7 @@ use super::conn_id::{ConnId, PublicId};
 use super::hash::HashKeys;
 use super::registry::{Registry, SlotKey};
 use super::stats::{Outcome, Stats};
+use super::wake::Wakes;
 use crate::config::{Config, Forwarded, Timeouts};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Connection;
@@ -142,6 +143,8 @@ pub struct Relay {
     /// Ends of grace by slot index.
     pub(super) graces: Wheel,
     pub(super) effects: VecDeque<Effect>,
+    /// `None`: push wake is off.
+    pub(super) wakes: Option<Wakes>,
 }
 
 impl Relay {
@@ -166,6 +169,7 @@ impl Relay {
             accepted: 0,
             codec: Codec::new(limits.message),
             id_keys: HashKeys::new(hash_keys()),
+            wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             rng,
             budget: Budget::new(limits.buffer_memory),
             timers: Wheel::new(now),

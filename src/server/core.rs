@@ -7,6 +7,8 @@
 
 use std::net::IpAddr;
 
+use crate::relay::stats::WakeOutcome;
+use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect, Relay};
 use crate::time::Instant;
 
@@ -57,6 +59,12 @@ pub trait Core {
 
     /// WebSockets, open or lingering: what a shut-down waits for.
     fn websockets(&self) -> usize;
+
+    /// The next push wake to carry out.
+    fn poll_wake(&mut self) -> Option<Wake>;
+
+    /// A push wake that was handed out has come to its end.
+    fn handle_wake_done(&mut self, outcome: WakeOutcome);
 }
 
 impl Core for Relay {
@@ -114,5 +122,13 @@ impl Core for Relay {
 
     fn websockets(&self) -> usize {
         self.websockets()
+    }
+
+    fn poll_wake(&mut self) -> Option<Wake> {
+        self.poll_wake()
+    }
+
+    fn handle_wake_done(&mut self, outcome: WakeOutcome) {
+        self.handle_wake_done(outcome);
     }
 }

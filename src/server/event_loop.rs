@@ -13,6 +13,7 @@
 //! 5. Only then timers. One poll returns a batch only, and a socket is read only
 //!    so far, so whom a timer would close is read to the end first: no peer is
 //!    judged while its pong waits unread.
+//! 6. Last, push wakes go to threads of their own: nobody waits for them here.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,14 +27,18 @@ use mio::{Events, Poll, Token};
 use super::clock::Clock;
 use super::core::Core;
 use super::listener::{Listener, is_exhaustion};
+use super::mailbox::{Mailbox, Message, Post};
+use super::push::Push;
 use super::signals::Signals;
 use super::socket::{Input, Socket, Sockets};
 use crate::config::BUFFER_MEMORY;
+use crate::relay::stats::WakeOutcome;
 use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
+const MAILBOX: Token = Token(usize::MAX - 2);
 
 /// Events that one poll returns at most.
 const EVENTS: usize = 1024;
@@ -64,6 +69,9 @@ pub struct Server<C> {
     poll: Poll,
     listener: Listener,
     signals: Option<Signals>,
+    mailbox: Mailbox,
+    /// Carries out push wakes; `None`: nobody does.
+    push: Option<Push>,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -96,10 +104,13 @@ impl<C: Core> Server<C> {
         if let Some(signals) = &mut signals {
             signals.register(poll.registry(), SIGNALS)?;
         }
+        let mailbox = Mailbox::new(poll.registry(), MAILBOX)?;
         Ok(Self {
             poll,
             listener,
             signals,
+            mailbox,
+            push: None,
             core,
             clock: Clock::start(),
             sockets: Sockets::default(),
@@ -110,6 +121,19 @@ impl<C: Core> Server<C> {
             accept_retry: None,
             drained_by: None,
         })
+    }
+
+    /// Where other threads may write to the loop.
+    #[must_use]
+    pub fn post(&self) -> Post {
+        self.mailbox.post()
+    }
+
+    /// Has `push` carry out the wakes that the core hands out.
+    #[must_use]
+    pub fn with_push(mut self, push: Option<Push>) -> Self {
+        self.push = push;
+        self
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that
@@ -155,6 +179,7 @@ impl<C: Core> Server<C> {
                 self.judge(id, now);
             }
         }
+        self.push();
         Ok(())
     }
 
@@ -172,6 +197,7 @@ impl<C: Core> Server<C> {
         match event.token() {
             LISTENER => self.listener.on_ready(),
             SIGNALS => self.on_signal(now),
+            MAILBOX => self.on_mail(),
             Token(bits) => {
                 let id = ConnId::from_bits(bits as u64);
                 let Some(socket) = self.sockets.find(id) else { return };
@@ -192,6 +218,24 @@ impl<C: Core> Server<C> {
             log::info!(signal = signal.name(); "shutting_down");
             self.drained_by = Some(now + self.shutdown);
             self.core.shut_down(now);
+        }
+    }
+
+    fn on_mail(&mut self) {
+        while let Some(message) = self.mailbox.take() {
+            match message {
+                Message::WakeDone(outcome) => self.core.handle_wake_done(outcome),
+            }
+        }
+    }
+
+    /// Hands wakes on; each is answered by mail, sooner or later.
+    fn push(&mut self) {
+        while let Some(wake) = self.core.poll_wake() {
+            match &self.push {
+                Some(push) => push.start(wake, self.mailbox.post()),
+                None => self.core.handle_wake_done(WakeOutcome::Dropped),
+            }
         }
     }
 

@@ -36,6 +36,12 @@ pub const KEYS: &[&str] = &[
     "to",
     "close_code",
     "cause",
+    // Push wakes.
+    "outcome",
+    "status",
+    "fcm_status",
+    "fcm_error_code",
+    "token_fp",
     // How the process runs.
     "listen",
     "metrics_listen",

@@ -233,7 +233,7 @@ impl<C: Core> Server<C> {
     fn push(&mut self) {
         while let Some(wake) = self.core.poll_wake() {
             match &self.push {
-                Some(push) => push.start(wake, self.mailbox.post()),
+                Some(push) => push.start(wake, &self.mailbox.post()),
                 None => self.core.handle_wake_done(WakeOutcome::Dropped),
             }
         }

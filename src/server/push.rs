@@ -77,7 +77,7 @@ impl Push {
     }
 
     /// Starts a wake; its outcome is posted.
-    pub(super) fn start(&self, wake: Wake, post: Post) {
+    pub(super) fn start(&self, wake: Wake, post: &Post) {
         let service = Arc::clone(&self.0);
         let sender = post.clone();
         let started =

@@ -25,5 +25,6 @@ mod shut_down;
 mod slow_peers;
 mod storm;
 mod takeover;
+mod wakes;
 mod wire;
 mod world;

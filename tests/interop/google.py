@@ -7,6 +7,7 @@ Every secret in here, in whatever form it may travel, contains `SECRET`, but the
 private key, whose lines are secrets, too.
 """
 
+import contextlib
 import datetime
 import ipaddress
 import json
@@ -197,8 +198,14 @@ class Google(ThreadingHTTPServer):
             "token_type": "Bearer",
         })(connection)
 
-    def hang(self, _connection):
-        self.over.wait()
+    def hang(self, connection):
+        """Says nothing until the relay hangs up."""
+        connection.close_connection = True
+        connection.connection.settimeout(0.2)
+        while not self.over.is_set():
+            with contextlib.suppress(TimeoutError):
+                connection.connection.recv(1)
+                return
 
 
 class _Handler(BaseHTTPRequestHandler):

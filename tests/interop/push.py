@@ -46,7 +46,7 @@ class Pushing(Relay):
         super().__init__(
             "--fcm-endpoint", server.url, "--fcm-ca", file, *flags,
             variables={VARIABLE: account, "PYRYCODE_RELAY_LOG": "trace"})
-        self.binaries = 0
+        self.binaries, self.resting = 0, self.threads
         with open(f"/proc/{self.process.pid}/cmdline") as cmdline:
             self.command = cmdline.read()
 
@@ -61,6 +61,14 @@ class Pushing(Relay):
         for number in numbers:
             binary.send(push_wake(device(number)))
         return binary
+
+    @property
+    def threads(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+    def wait_idle(self):
+        """Until no wake is in flight."""
+        wait_until(lambda: self.threads == self.resting, complaint=lambda: f"{self.threads} threads")
 
     def events(self, name):
         """The fields of the lines of one event."""
@@ -360,6 +368,7 @@ def slow_answers_end_after_ten_seconds():
     with Google() as server, Pushing(server) as relay:
         relay.wake("to have a token")
         wait_sends(server, 1)
+        relay.wait_idle()
         for number, answer in enumerate((
             drip(b"HTTP/1.1 500 X\r\n", b"x"), drip(b"HTTP/1.1 500 X\r\nx: y\r\n\r\n", b"x"),
             server.hang,
@@ -490,7 +499,7 @@ def a_thousand_wakes_meet_the_limits():
         settled(1000)
         assert (len(server.sends), server.most_at_once) == (IN_FLIGHT, IN_FLIGHT)
         go_on.set()
-        wait_until(lambda: server.at_once == 0)
+        relay.wait_idle()
         binaries = [relay.binary() for _ in range(100)]
         for name, binary in enumerate(binaries):
             for number in range(10):
@@ -506,6 +515,7 @@ def hanging_calls_fill_the_house_and_stop_nobody():
     with Google() as server, Pushing(server) as relay:
         relay.wake("to have a token")
         wait_sends(server, 1)
+        relay.wait_idle()
         server.on_send = server.hang
         started = time.monotonic()
         for number in range(IN_FLIGHT):
@@ -531,13 +541,8 @@ def hanging_calls_fill_the_house_and_stop_nobody():
         wait_sends(server, 2 + IN_FLIGHT)
 
 
-def thread_count(relay):
-    return len(os.listdir(f"/proc/{relay.process.pid}/task"))
-
-
 def threads_end_with_their_calls():
     with Google() as server, Pushing(server) as relay:
-        before = thread_count(relay)
         go_on = threading.Event()
 
         def slow(connection):
@@ -547,9 +552,9 @@ def threads_end_with_their_calls():
         for number in range(IN_FLIGHT):
             relay.wake(number)
         wait_sends(server, IN_FLIGHT)
-        assert thread_count(relay) == before + IN_FLIGHT
+        assert relay.threads == relay.resting + IN_FLIGHT
         go_on.set()
-        wait_until(lambda: thread_count(relay) == before)
+        relay.wait_idle()
 
 
 def a_shut_down_waits_for_no_call():

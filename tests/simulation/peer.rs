@@ -131,7 +131,9 @@ pub(crate) struct Peer {
     decoder: Decoder,
     /// Bookkeeping of the world: in the queue of sockets to read.
     pub(crate) is_queued: bool,
-    /// Its socket took less than there was.
+    /// Its socket took less than there was, and then, it is not written to before
+    /// it has room.
+    pub(crate) is_short: bool,
     pub(crate) is_blocked: bool,
     /// Its socket takes nothing before.
     pub(crate) refuses_until: Instant,
@@ -171,6 +173,7 @@ impl Peer {
             is_gone: false,
             decoder: Decoder::default(),
             is_queued: false,
+            is_short: false,
             is_blocked: false,
             refuses_until: Instant::START,
         }
@@ -240,7 +243,7 @@ impl Peer {
         assert!(!self.is_gone, "(6) two disconnects");
         self.is_gone = true;
         // What its socket did not take is lost, be it a close frame.
-        self.is_broken |= self.is_blocked;
+        self.is_broken |= self.is_short;
     }
 
     /// Reads up to `limit` bytes off the link and reacts.

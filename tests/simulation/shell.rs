@@ -262,6 +262,7 @@ impl World {
         if let Some(oracle) = &mut self.oracle {
             oracle.on_written(index, bytes.make_contiguous(), count < waiting, self.now);
         }
+        peer.is_short = count < waiting;
         if count < room && peer.refuses_until <= wall {
             self.writable.push(index);
         } else if count < waiting {

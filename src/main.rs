@@ -74,7 +74,7 @@ fn run(config: &Config, push: Option<Push>) -> std::io::Result<()> {
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
     let server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
-    let mut server = server.with_push(push);
+    let mut server = server.with_push(push)?;
     log::info!(
         listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
         descriptors, buffer_memory = config.limits.buffer_memory;

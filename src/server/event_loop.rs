@@ -13,11 +13,12 @@
 //! 5. Only then timers. One poll returns a batch only, and a socket is read only
 //!    so far, so whom a timer would close is read to the end first: no peer is
 //!    judged while its pong waits unread.
-//! 6. Last, push wakes go to threads of their own: nobody waits for them here.
+//! 6. Last, push wakes go to their own thread: nobody waits for them here.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -33,6 +34,7 @@ use super::signals::Signals;
 use super::socket::{Input, Socket, Sockets};
 use crate::config::BUFFER_MEMORY;
 use crate::relay::stats::WakeOutcome;
+use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
 
@@ -70,8 +72,8 @@ pub struct Server<C> {
     listener: Listener,
     signals: Option<Signals>,
     mailbox: Mailbox,
-    /// Carries out push wakes; `None`: nobody does.
-    push: Option<Push>,
+    /// Where push wakes are carried out; `None`: nowhere.
+    push: Option<Sender<Wake>>,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -130,10 +132,12 @@ impl<C: Core> Server<C> {
     }
 
     /// Has `push` carry out the wakes that the core hands out.
-    #[must_use]
-    pub fn with_push(mut self, push: Option<Push>) -> Self {
-        self.push = push;
-        self
+    ///
+    /// # Errors
+    /// If its thread cannot be started.
+    pub fn with_push(mut self, push: Option<Push>) -> io::Result<Self> {
+        self.push = push.map(|push| push.start(self.post())).transpose()?;
+        Ok(self)
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that
@@ -232,9 +236,9 @@ impl<C: Core> Server<C> {
     /// Hands wakes on; each is answered by mail, sooner or later.
     fn push(&mut self) {
         while let Some(wake) = self.core.poll_wake() {
-            match &self.push {
-                Some(push) => push.start(wake, &self.mailbox.post()),
-                None => self.core.handle_wake_done(WakeOutcome::Dropped),
+            let sent = self.push.as_ref().is_some_and(|queue| queue.send(wake).is_ok());
+            if !sent {
+                self.core.handle_wake_done(WakeOutcome::Dropped);
             }
         }
     }

@@ -1,12 +1,13 @@
 //! Push wakes carried out: one HTTPS call to FCM, and now and then one to Google's
 //! token endpoint before it.
 //!
-//! Owns the threads that make these calls, one a wake, and the line that tells of a
-//! failed one. Must not know a connection, nor which wakes are allowed: the core
-//! bounds how many there are at a time.
+//! Owns the threads that make these calls, one a wake, the one that starts them, and
+//! the line that tells of a failed wake. Must not know a connection, nor which wakes
+//! are allowed: the core bounds how many there are at a time, in the queue too.
 //!
-//! 1. The loop waits for nothing here: it starts a thread and hears of the outcome
-//!    by mail. No lock in here is ever taken by the loop.
+//! 1. The loop waits for nothing here: it puts a wake into a queue and hears of the
+//!    outcome by mail. To start a thread takes many times as long. No lock in here is
+//!    ever taken by the loop.
 //! 2. Each wake that was started is answered by one outcome.
 //! 3. Nothing of a device token, an access token, the credentials or a server's
 //!    words is in a log line or an error, but FCM's two enum fields
@@ -19,7 +20,9 @@ mod fcm;
 mod tokens;
 
 use std::fmt::{self, Display};
+use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -36,8 +39,9 @@ use crate::relay::wake::Wake;
 /// The longest that one call takes, looking the name up and reading the reply
 /// included.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The stack of a thread that makes calls or looks a name up: a TLS handshake takes
-/// some 60 KiB, unoptimized twice that. Only what is used of it is resident.
+/// The stack of a thread that makes calls or looks a name up. A call uses 48 KiB, which
+/// is all that is resident (`Rss` in smaps); how much getaddrinfo(3) uses is for the
+/// machine's configuration to say.
 const STACK: usize = 512 * 1024;
 
 /// Why push wake cannot be had as configured: lines for the operator that repeat
@@ -76,18 +80,33 @@ impl Push {
         Ok(Self(Arc::new(Service { credentials, client, tokens: Tokens::default(), send_url })))
     }
 
-    /// Starts a wake; its outcome is posted.
-    pub(super) fn start(&self, wake: Wake, post: &Post) {
-        let service = Arc::clone(&self.0);
-        let sender = post.clone();
+    /// Starts the thread that takes wakes; each outcome is posted. It sleeps while
+    /// there are none, and ends with the sender.
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub(super) fn start(self, post: Post) -> io::Result<Sender<Wake>> {
+        let (queue, wakes) = mpsc::channel();
+        thread::Builder::new().name("push".into()).spawn(move || {
+            for wake in wakes {
+                self.call(wake, &post);
+            }
+        })?;
+        Ok(queue)
+    }
+
+    /// Carries a wake out on a thread of its own.
+    fn call(&self, wake: Wake, post: &Post) {
+        let (service, sender) = (Arc::clone(&self.0), post.clone());
         let started =
-            thread::Builder::new().name("push".into()).stack_size(STACK).spawn(move || {
+            thread::Builder::new().name("call".into()).stack_size(STACK).spawn(move || {
                 let outcome = service.carry_out(&wake);
                 sender.send(Message::WakeDone(outcome));
             });
         if let Err(error) = started {
-            log::warn!(outcome = WakeOutcome::Dropped.label(), err:% = error; "push_wake_failed");
-            post.send(Message::WakeDone(WakeOutcome::Dropped));
+            let outcome = WakeOutcome::Dropped;
+            log::warn!(outcome = outcome.label(), err:% = error; "push_wake_failed");
+            post.send(Message::WakeDone(outcome));
         }
     }
 }

@@ -30,6 +30,7 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body, Error};
 
 use super::{CALL_TIMEOUT, STACK};
+use crate::config::DESCRIPTORS_RESERVED;
 use crate::relay::wake::IN_FLIGHT_MAX;
 
 /// The most bytes of a reply's body that are looked at.
@@ -42,6 +43,9 @@ const BUFFER: usize = 16 * 1024;
 const ADDRESSES_MAX: usize = 8;
 
 const _: () = assert!(HEAD_MAX <= BUFFER);
+// A call has one socket at a time. As many may be held by threads that a silent name
+// server keeps beyond their calls.
+const _: () = assert!(2 * IN_FLIGHT_MAX <= DESCRIPTORS_RESERVED);
 
 /// Makes calls, any number at a time.
 pub(super) struct Client(Agent);
@@ -193,8 +197,7 @@ impl Resolver for Lookup {
         let host = authority
             .and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority))
             .ok_or(Error::HostNotFound)?;
-        // One count is our own. Threads that a silent name server holds longer than
-        // their calls wait are the only ones beyond.
+        // One count is our own. If there are so many, most have outlived their calls.
         if Arc::strong_count(&self.threads) > IN_FLIGHT_MAX {
             return Err(Error::Timeout(timeout.reason));
         }
@@ -210,5 +213,52 @@ impl Resolver for Lookup {
         let mut addresses = self.empty();
         found?.take(ADDRESSES_MAX).for_each(|address| addresses.push(address));
         if addresses.is_empty() { Err(Error::HostNotFound) } else { Ok(addresses) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ureq::Timeout;
+
+    use super::*;
+
+    fn lookup(threads: &Arc<()>) -> Result<ResolvedSocketAddrs, Error> {
+        let lookup = Lookup { threads: Arc::clone(threads) };
+        let timeout = NextTimeout {
+            after: CALL_TIMEOUT.into(),
+            reason: Timeout::Global,
+            ..NextTimeout::default()
+        };
+        lookup.resolve(&Uri::from_static("https://127.0.0.1:8443/x"), &Config::default(), timeout)
+    }
+
+    #[test]
+    fn a_silent_name_server_holds_so_many_threads_and_no_more() {
+        let threads = Arc::default();
+        let found = lookup(&threads).expect("it needs no name server");
+        assert_eq!(found[..], ["127.0.0.1:8443".parse().unwrap()]);
+        let held: Vec<Arc<()>> = (0..IN_FLIGHT_MAX).map(|_| Arc::clone(&threads)).collect();
+        assert!(matches!(lookup(&threads), Err(Error::Timeout(_))));
+        drop(held);
+    }
+
+    #[test]
+    fn what_goes_wrong_is_told_in_words_of_ours() {
+        let names = rustls::CertificateError::NotValidForNameContext {
+            expected: rustls::pki_types::ServerName::try_from("localhost").unwrap(),
+            presented: vec!["hunter2".into()],
+        };
+        let refused = rustls::Error::InvalidCertificate(names);
+        for (error, expected) in [
+            (Error::BadUri("hunter2".into()), "the call failed"),
+            (Error::Rustls(refused.clone()), "the server's certificate is not trusted"),
+            (Error::Io(io::Error::other(refused)), "the server's certificate is not trusted"),
+            (Error::Io(io::Error::other("hunter2")), "input or output failed"),
+            (Error::Io(io::ErrorKind::ConnectionRefused.into()), "connection refused"),
+            (Error::Rustls(rustls::Error::General("hunter2".into())), "TLS failed"),
+            (Error::Timeout(Timeout::Global), "out of time"),
+        ] {
+            assert_eq!(cause(&error), expected, "{error:?}");
+        }
     }
 }

@@ -9,6 +9,7 @@
 //! 2. A refusal is at most three lines and names the flag or variable to mend.
 //! 3. The value of a variable, or of a flag that may hold a secret, is in no text.
 
+mod account;
 mod environment;
 mod flag;
 #[cfg(test)]
@@ -22,7 +23,7 @@ use lexopt::Arg;
 
 pub use self::environment::Environment;
 use self::flag::Flag;
-use crate::config::{Config, Listen, LogFormat, MESSAGE_MAX, Serving};
+use crate::config::{Config, FCM_ENDPOINT, Listen, LogFormat, MESSAGE_MAX, PushWake, Serving};
 
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
@@ -78,6 +79,7 @@ pub fn parse(
     let mut log_level = None;
     let mut check_only = false;
     let mut listen = Listen::default();
+    let (mut fcm_endpoint, mut fcm_ca) = (FCM_ENDPOINT.to_owned(), None);
 
     while let Some(arg) = parser.next().map_err(|error| Refused(error.to_string()))? {
         let name = match arg {
@@ -100,6 +102,8 @@ pub fn parse(
             "buffer-memory" => {
                 limits.buffer_memory = flag.number(BUFFER_MEMORY_MIN..=usize::MAX)?;
             }
+            "fcm-endpoint" => fcm_endpoint = flag.https_url()?,
+            "fcm-ca" => fcm_ca = Some(flag.file()?),
             "log-format" => config.log_format = flag.log_format()?,
             "log-level" => log_level = Some(flag.log_level()?),
             "check-config" => check_only = flag.is_on()?,
@@ -125,6 +129,11 @@ pub fn parse(
         ));
     }
     config.serving = Serving::Plain(listen);
+    config.push_wake = environment.service_account()?.map(|account| PushWake {
+        account,
+        endpoint: fcm_endpoint,
+        ca: fcm_ca,
+    });
     environment.read_into(&mut config)?;
     // The flag stands nearer to this run than the environment does.
     config.log_level = log_level.unwrap_or(config.log_level);
@@ -141,13 +150,10 @@ const ABSENT: &[(&str, Absent, &str)] = &[
     ("tls-cert", Absent::Flag, NO_TLS),
     ("tls-key", Absent::Flag, NO_TLS),
     ("https-proxy-protocol", Absent::Switch, NO_TLS),
-    ("fcm-endpoint", Absent::Flag, NO_PUSH_WAKE),
-    ("PYRYCODE_RELAY_FCM_CREDENTIALS", Absent::Variable, NO_PUSH_WAKE),
 ];
 
 const NO_TLS: &str =
     "TLS is not in this version; put a TLS proxy in front and use --insecure-listen";
-const NO_PUSH_WAKE: &str = "push wake is not in this version; start without it";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Absent {
@@ -155,8 +161,6 @@ enum Absent {
     Flag,
     /// A boolean flag: refused unless off.
     Switch,
-    /// An environment variable: refused when set.
-    Variable,
 }
 
 /// Go's `flag` package takes `-name` for `--name`; to lexopt it would be five
@@ -190,9 +194,7 @@ fn stray_argument(argument: &OsStr) -> Refused {
 /// The end of every flag that does nothing here: a switch of [`ABSENT`] may be
 /// given as off, all else is refused with its value unread.
 fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
-    let absent =
-        ABSENT.iter().find(|(name, kind, _)| *kind != Absent::Variable && *name == flag.name);
-    match absent {
+    match ABSENT.iter().find(|(name, ..)| *name == flag.name) {
         Some((_, Absent::Switch, _)) if !flag.is_on()? => Ok(()),
         Some((_, _, why)) => Err(flag.refuse(why)),
         None => Err(unknown_flag(&format!("--{}", flag.name))),
@@ -202,8 +204,16 @@ fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
 /// What `--check-config` prints: one `name value` a line, named as
 /// the flags are; every line ends with a newline.
 pub fn describe(config: &Config) -> String {
-    let Config { serving, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
-        config;
+    let Config {
+        serving,
+        metrics_listen,
+        limits,
+        forwarded,
+        push_wake,
+        log_format,
+        log_level,
+        timeouts: _,
+    } = config;
     let Serving::Plain(Listen { address, proxy_protocol }) = serving;
     let metrics_listen = metrics_listen.map_or("off".into(), |address| address.to_string());
     let connections = limits
@@ -218,6 +228,13 @@ pub fn describe(config: &Config) -> String {
     if !forwarded.trust_x_forwarded_for && !proxy_protocol {
         proxies.push_str(" (unused without --proxy-protocol or --trust-x-forwarded-for)");
     }
+    let (fcm_endpoint, fcm_ca) = match push_wake {
+        None => ("off (PYRYCODE_RELAY_FCM_CREDENTIALS is not set)".into(), "off".into()),
+        Some(PushWake { endpoint, ca, account: _ }) => {
+            let ca = ca.as_ref().map_or("bundled".into(), |file| file.display().to_string());
+            (endpoint.clone(), ca)
+        }
+    };
     let log_format = match log_format {
         LogFormat::Logfmt => "logfmt",
         LogFormat::Json => "json",
@@ -234,6 +251,8 @@ pub fn describe(config: &Config) -> String {
         ("rate-limit-per-minute", number_or_off(limits.rate_per_minute)),
         ("rate-limit-burst", limits.rate_burst.to_string()),
         ("buffer-memory", limits.buffer_memory.to_string()),
+        ("fcm-endpoint", fcm_endpoint),
+        ("fcm-ca", fcm_ca),
         ("log-format", log_format.into()),
         ("log-level", log_level.to_string().to_lowercase()),
     ]

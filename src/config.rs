@@ -4,7 +4,9 @@
 //! compile-time assertions. Knows nothing of argv or the environment
 //! ([`crate::cli`] does) and nothing of the machine (the shell does).
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -22,6 +24,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Whom to believe about a client's address.
     pub forwarded: Forwarded,
+    /// Whom to ask to wake phones, and as whom; `None` turns push wake off.
+    pub push_wake: Option<PushWake>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// The least severe level that is written.
@@ -36,6 +40,7 @@ impl Default for Config {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             forwarded: Forwarded::default(),
+            push_wake: None,
             log_format: LogFormat::Logfmt,
             log_level: log::LevelFilter::Info,
         }
@@ -106,6 +111,43 @@ pub struct Forwarded {
     /// Proxies that may name a client; `None` means anyone in a PROXY header, and
     /// loopback and private ranges in X-Forwarded-For.
     pub trusted_proxies: Option<Vec<IpNet>>,
+}
+
+/// Whom to ask to wake phones, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PushWake {
+    /// As whom.
+    pub account: ServiceAccount,
+    /// FCM, as an https URL without a slash at its end; a test's own server.
+    pub endpoint: String,
+    /// PEM file of the only authorities that may vouch for the servers asked;
+    /// `None` means those that browsers know.
+    pub ca: Option<PathBuf>,
+}
+
+/// Where FCM is.
+pub const FCM_ENDPOINT: &str = "https://fcm.googleapis.com";
+
+/// What a Google service account's JSON key says, checked for its form. All of it
+/// came from a secret, so none of it is printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// The Firebase project, as it stands in a URL's path.
+    pub project_id: String,
+    /// The account's name.
+    pub client_email: String,
+    /// Where access tokens are had: an https URL.
+    pub token_uri: String,
+    /// Which of the account's keys this is, if it says so.
+    pub private_key_id: Option<String>,
+    /// The key in PEM; whether it is one is the shell's to find out.
+    pub private_key: String,
+}
+
+impl fmt::Debug for ServiceAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServiceAccount(..)")
+    }
 }
 
 /// The most bytes of a request head, request line to blank line (else 431).

@@ -1,5 +1,6 @@
 //! The program: parse, configure, bind, run, exit code. Decides nothing else.
 
+use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
 
@@ -7,6 +8,7 @@ use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::{Config, Listen};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::operator::Operator;
+use pyrycode_relay::server::push::{Push, Unusable};
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
@@ -25,17 +27,29 @@ fn main() -> ExitCode {
     match cli::parse(arguments, &environment) {
         Ok(Command::Help) => print!("{}", cli::HELP),
         Ok(Command::Version) => println!("pyrycode-relay {}", env!("CARGO_PKG_VERSION")),
-        Ok(Command::CheckConfig(config)) => print!("{}", cli::describe(&config)),
-        Ok(Command::Serve(config)) => return serve(&config),
-        Err(refused) => {
-            eprintln!("pyrycode-relay: {refused}");
-            return ExitCode::from(REFUSED);
-        }
+        Ok(Command::CheckConfig(config)) => match push(&config) {
+            Ok(_) => print!("{}", cli::describe(&config)),
+            Err(unusable) => return refuse(unusable),
+        },
+        Ok(Command::Serve(config)) => match push(&config) {
+            Ok(push) => return serve(&config, push),
+            Err(unusable) => return refuse(unusable),
+        },
+        Err(refused) => return refuse(refused),
     }
     ExitCode::SUCCESS
 }
 
-fn serve(config: &Config) -> ExitCode {
+fn refuse(why: impl Display) -> ExitCode {
+    eprintln!("pyrycode-relay: {why}");
+    ExitCode::from(REFUSED)
+}
+
+fn push(config: &Config) -> Result<Option<Push>, Unusable> {
+    config.push_wake.as_ref().map(Push::new).transpose()
+}
+
+fn serve(config: &Config, push: Option<Push>) -> ExitCode {
     let sink = match sink::install(config) {
         Ok(sink) => sink,
         Err(error) => {
@@ -43,7 +57,7 @@ fn serve(config: &Config) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config, &sink);
+    let outcome = run(config, push, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -51,7 +65,7 @@ fn serve(config: &Config) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config, sink: &sink::Sink) -> io::Result<()> {
+fn run(config: &Config, push: Option<Push>, sink: &sink::Sink) -> io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
@@ -65,7 +79,8 @@ fn run(config: &Config, sink: &sink::Sink) -> io::Result<()> {
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
-    let mut server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
+    let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
+    let mut server = server.with_push(push)?;
     if let Some(operator) = operator {
         operator.serve(&server.post(), sink)?;
     }

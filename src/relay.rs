@@ -16,6 +16,7 @@ mod snapshot;
 pub mod stats;
 mod traffic;
 mod upgrade;
+pub mod wake;
 
 pub use conn_id::ConnId;
 pub use relay::{Effect, Relay};

@@ -11,6 +11,7 @@ mod mailbox;
 mod metrics;
 pub mod operator;
 mod process;
+pub mod push;
 pub mod signals;
 mod socket;
 

@@ -86,6 +86,7 @@ const RULES: &[Rule] = &[
         within: CORE,
         paths: &[
             "getrandom",
+            "ring::rand",
             "rand::make_rng",
             "rand::random",
             "rand::rng",
@@ -137,6 +138,12 @@ const RULES: &[Rule] = &[
         name: "slab has one importer",
         except: &["src/relay/relay.rs"],
         paths: &["slab"],
+        ..RULE
+    },
+    Rule {
+        name: "ureq has one importer",
+        except: &["src/server/push/client.rs"],
+        paths: &["ureq"],
         ..RULE
     },
     Rule { name: "no unsafe", names: &["unsafe"], ..RULE },

@@ -9,8 +9,8 @@ use std::ffi::{OsStr, OsString};
 use log::LevelFilter;
 
 use super::flag::is_loopback;
-use super::{ABSENT, Absent, Refused};
-use crate::config::{Config, Serving};
+use super::{Refused, account};
+use crate::config::{Config, ServiceAccount, Serving};
 
 /// What surrounds the process, as far as the configuration depends on it.
 #[derive(Clone, Copy)]
@@ -30,7 +30,6 @@ impl Environment<'_> {
         if let Some(level) = self.log_level()? {
             config.log_level = level;
         }
-        self.refuse_absent()?;
 
         if is_production {
             self.refuse_unfit_for_production(config)?;
@@ -71,17 +70,16 @@ impl Environment<'_> {
         }
     }
 
-    fn refuse_absent(&self) -> Result<(), Refused> {
-        for (name, _, why) in ABSENT.iter().filter(|(_, kind, _)| *kind == Absent::Variable) {
-            match self.value(name) {
-                None => {}
-                Some(value) if value.is_empty() => {
-                    return Err(Refused(format!("{name}: is set but empty; unset it")));
-                }
-                Some(_) => return Err(Refused(format!("{name}: {why}"))),
-            }
-        }
-        Ok(())
+    /// Whom to be to FCM; `None` turns push wake off.
+    pub(super) fn service_account(&self) -> Result<Option<ServiceAccount>, Refused> {
+        const NAME: &str = "PYRYCODE_RELAY_FCM_CREDENTIALS";
+        let Some(value) = self.value(NAME) else { return Ok(None) };
+        let account = match value.to_str() {
+            Some("") => Err("is set but empty; unset it"),
+            Some(json) => account::parse(json),
+            None => Err("is not UTF-8"),
+        };
+        account.map(Some).map_err(|why| Refused(format!("{NAME}: {why}")))
     }
 
     fn refuse_unfit_for_production(&self, config: &Config) -> Result<(), Refused> {

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -114,6 +115,28 @@ impl Flag<'_> {
         value.split(',').map(network).collect()
     }
 
+    /// An https URL without a slash at its end.
+    pub(super) fn https_url(&mut self) -> Result<String, Refused> {
+        let value = self.value()?;
+        if is_https_url(&value) {
+            Ok(value.trim_end_matches('/').into())
+        } else {
+            Err(self.refuse(format_args!(
+                "{value:?} is not an https URL without user, query or fragment;\n\
+                 write https://127.0.0.1:8443"
+            )))
+        }
+    }
+
+    pub(super) fn file(&mut self) -> Result<PathBuf, Refused> {
+        let value = self.value()?;
+        // A refusal of the file would print its name.
+        if value.is_empty() || value.contains(char::is_control) {
+            return Err(self.refuse(format_args!("{value:?} is not the name of a file")));
+        }
+        Ok(value.into())
+    }
+
     pub(super) fn log_format(&mut self) -> Result<LogFormat, Refused> {
         match self.value()?.as_str() {
             "logfmt" => Ok(LogFormat::Logfmt),
@@ -128,6 +151,17 @@ impl Flag<'_> {
             self.refuse(format_args!("{value:?} is not off, error, warn, info, debug or trace"))
         })
     }
+}
+
+/// Whether it is one to which a path may be added; no secret may be in it.
+pub(super) fn is_https_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<http::Uri>() else { return false };
+    let Some(authority) = url.authority() else { return false };
+    url.scheme() == Some(&http::uri::Scheme::HTTPS)
+        && !authority.host().is_empty()
+        && !text.contains(['@', '?', '#'])
+        // A port there is, or no colon.
+        && (authority.port_u16().is_some() || authority.as_str() == authority.host())
 }
 
 fn network(text: &str) -> Option<IpNet> {

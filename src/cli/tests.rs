@@ -360,14 +360,114 @@ fn what_is_not_in_this_version_says_so() {
                 assert_eq!(serve(&format!("--{name}=false")), Config::default());
                 assert!(refusal(&format!("--{name}=maybe")).contains("not true or false"));
             }
-            Absent::Variable => {
-                let refused = text(with_variables(&[(name, "hunter2")], "", USER), name);
-                assert_eq!(refused, format!("{name}: {why}"));
-                let refused = text(with_variables(&[(name, "")], "", USER), name);
-                assert_eq!(refused, format!("{name}: is set but empty; unset it"));
-            }
         }
     }
+}
+
+const CREDENTIALS: &str = "PYRYCODE_RELAY_FCM_CREDENTIALS";
+/// A service account's key, with more fields than are read. `hunter2` is where a
+/// refusal might repeat what it must not.
+const ACCOUNT: &str = r#"{
+    "type": "service_account",
+    "project_id": "hunter2-project",
+    "private_key_id": "hunter2",
+    "private_key": "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n",
+    "client_email": "hunter2@example.org",
+    "client_id": "1",
+    "token_uri": "https://oauth2.googleapis.com/token"
+}"#;
+
+#[test]
+fn a_service_account_turns_push_wake_on() {
+    let run = |line| with_variables(&[(CREDENTIALS, ACCOUNT)], line, USER);
+    let Ok(Command::Serve(config)) = run("") else { panic!("refused") };
+    let PushWake { account, endpoint, ca } = config.push_wake.as_ref().expect("it is on");
+    assert_eq!((endpoint.as_str(), ca), ("https://fcm.googleapis.com", &None));
+    assert_eq!(account.project_id, "hunter2-project");
+    assert_eq!(account.client_email, "hunter2@example.org");
+    assert_eq!(account.token_uri, "https://oauth2.googleapis.com/token");
+    assert_eq!(account.private_key_id.as_deref(), Some("hunter2"));
+    assert_eq!(account.private_key.lines().count(), 3);
+    assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+    assert!(!describe(&config).contains("hunter2"), "{}", describe(&config));
+
+    let Ok(Command::Serve(config)) = run("--fcm-endpoint https://[::1]:8443/x/ --fcm-ca ca.pem")
+    else {
+        panic!("refused")
+    };
+    let PushWake { endpoint, ca, .. } = config.push_wake.as_ref().expect("it is on");
+    assert_eq!(endpoint, "https://[::1]:8443/x");
+    assert_eq!(ca.as_deref(), Some(std::path::Path::new("ca.pem")));
+    // Without an account they are checked, but of no use.
+    assert_eq!(serve("--fcm-endpoint https://localhost --fcm-ca x"), Config::default());
+}
+
+#[test]
+fn what_is_no_service_account_is_refused_without_a_word_of_it() {
+    let field = |name: &str, value: &str| {
+        let mut account: serde_json::Value = serde_json::from_str(ACCOUNT).unwrap();
+        account[name] = serde_json::from_str(value).unwrap();
+        account.to_string()
+    };
+    let long = format!("\"{}\"", "a".repeat(129));
+    let cases: &[(String, &str)] = &[
+        ("".into(), "is set but empty"),
+        ("hunter2.json".into(), "is not the JSON"),
+        ("{\"hunter2\"".into(), "is not the JSON"),
+        (
+            "[\"service_account\",\"hunter2\",null,\"k\",\"a@b\",\"https://c\"]".into(),
+            "is not the JSON",
+        ),
+        ("{}".into(), "type must be"),
+        (field("type", "\"authorized_user\""), "type must be"),
+        (field("type", "null"), "type must be"),
+        (field("project_id", "[\"hunter2\"]"), "is not the JSON"),
+        (field("project_id", "null"), "project_id must"),
+        (field("project_id", "\"\""), "project_id must"),
+        (field("project_id", "\"../hunter2\""), "project_id must"),
+        (field("project_id", "\"hunter2/x\""), "project_id must"),
+        (field("project_id", "\"hunter2?x\""), "project_id must"),
+        (field("project_id", &long), "project_id must"),
+        (field("client_email", "\"hunter2\""), "client_email must"),
+        (field("client_email", "\"hunter2@\\n\""), "client_email must"),
+        (field("token_uri", "\"http://hunter2\""), "token_uri must"),
+        (field("token_uri", "\"https://hunter2@x\""), "token_uri must"),
+        (field("private_key", "\"\""), "private_key must"),
+        (field("private_key", "7"), "is not the JSON"),
+    ];
+    for (value, expected) in cases {
+        let refused = text(with_variables(&[(CREDENTIALS, value)], "", USER), value);
+        assert!(refused.starts_with(&format!("{CREDENTIALS}: {expected}")), "{value}: {refused}");
+        assert!(!refused.contains("hunter2"), "{value}: {refused}");
+    }
+    let not_utf8 = OsString::from_vec(b"hunter2\xff".to_vec());
+    let refused = text(run(&[], &[(CREDENTIALS, not_utf8)], USER), "not UTF-8");
+    assert_eq!(refused, format!("{CREDENTIALS}: is not UTF-8"));
+}
+
+#[test]
+fn an_endpoint_is_an_https_url() {
+    for bad in [
+        "''",
+        "localhost",
+        "https:",
+        "https://",
+        "https://:1",
+        "https:///x",
+        "http://localhost",
+        "ftp://localhost",
+        "https://user@localhost",
+        "https://localhost?x",
+        "https://localhost#x",
+        "https://localhost:x",
+        "https://localhost:",
+        "https://localhost:99999",
+        "//localhost",
+    ] {
+        let refused = refusal(&format!("--fcm-endpoint {bad}"));
+        assert!(refused.contains("is not an https URL"), "{bad}: {refused}");
+    }
+    assert_eq!(refusal("--fcm-ca="), "--fcm-ca: \"\" is not the name of a file");
 }
 
 #[test]
@@ -474,6 +574,8 @@ fn a_description_names_what_would_run() {
          rate-limit-per-minute 10\n\
          rate-limit-burst 20\n\
          buffer-memory 67108864\n\
+         fcm-endpoint off (PYRYCODE_RELAY_FCM_CREDENTIALS is not set)\n\
+         fcm-ca off\n\
          log-format logfmt\n\
          log-level info\n"
     );
@@ -492,6 +594,8 @@ fn a_description_names_what_would_run() {
          rate-limit-per-minute off\n\
          rate-limit-burst 0\n\
          buffer-memory 1048576\n\
+         fcm-endpoint off (PYRYCODE_RELAY_FCM_CREDENTIALS is not set)\n\
+         fcm-ca off\n\
          log-format json\n\
          log-level info\n"
     );

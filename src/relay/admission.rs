@@ -1,7 +1,7 @@
 //! Who may come in, and how much all that are in may hold.
 //!
-//! Owns the three limits that look at more than one connection: upgrade attempts
-//! per client ([`RateLimiter`]), live connections ([`ConnectionCaps`]) and queued
+//! Owns the three limits that look at more than one connection: attempts per client
+//! or server-id ([`RateLimiter`]), live connections ([`ConnectionCaps`]) and queued
 //! bytes ([`Budget`]). They count and answer; what a refusal looks like and whom
 //! to shed is the caller's. Must not know connections, HTTP or a clock.
 //!
@@ -12,6 +12,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::mem;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -48,8 +49,9 @@ impl From<IpAddr> for ClientKey {
 pub const RATE_TABLE_MAX: usize = 2 * GENERATION_MAX;
 const GENERATION_MAX: usize = 32_768 / 8 * 7;
 
-/// Upgrade attempts per client: `burst` at once, then `per_minute`; a refused
-/// attempt costs nothing.
+/// Attempts per client: `burst` at once, then `per_minute`; a refused attempt costs
+/// nothing. They are upgrades here; whoever counts others has its own `K` for
+/// whose they are.
 ///
 /// A token bucket kept as one instant per client, when its bucket is full again
 /// (the generic cell rate algorithm, ITU-T I.371). A client whose bucket is full
@@ -68,18 +70,18 @@ const GENERATION_MAX: usize = 32_768 / 8 * 7;
 /// refuses strangers when full would let them lock out everybody else. The
 /// connection cap and the byte budget hold against them; nobody else notices.
 #[derive(Debug)]
-pub struct RateLimiter {
+pub struct RateLimiter<K = ClientKey> {
     /// Time in which one attempt is refilled; zero: the limiter is off.
     interval: Duration,
     /// Time in which an empty bucket is full again.
     refill: Duration,
-    current: HashMap<ClientKey, Instant, HashKeys>,
-    previous: HashMap<ClientKey, Instant, HashKeys>,
+    current: HashMap<K, Instant, HashKeys>,
+    previous: HashMap<K, Instant, HashKeys>,
     /// When `previous` was last replaced.
     turned: Instant,
 }
 
-impl RateLimiter {
+impl<K: Clone + Eq + Hash> RateLimiter<K> {
     /// Lets every client attempt `burst` times at once and then `per_minute` times
     /// a minute; the time between is rounded up to whole microseconds. 0 for either
     /// turns the limiter off.
@@ -100,8 +102,8 @@ impl RateLimiter {
         }
     }
 
-    /// Whether `client` may attempt an upgrade now; if so it is counted.
-    pub fn allow(&mut self, client: ClientKey, now: Instant) -> bool {
+    /// Whether `client` may make an attempt now; if so it is counted.
+    pub fn allow(&mut self, client: K, now: Instant) -> bool {
         if self.interval.is_zero() {
             return true;
         }

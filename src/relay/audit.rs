@@ -9,6 +9,7 @@ use super::admission::ClientKey;
 use super::conn_id::ConnId;
 use super::registry::audit::SlotView;
 use super::relay::{Effect, Entry, Relay, Role, Stage};
+use super::wake::{IN_FLIGHT_MAX, Wakes};
 use crate::config::BINARY_LOW_WATER;
 use crate::time::TICK;
 
@@ -40,6 +41,8 @@ impl Relay {
     /// - A8. WebSockets are counted.
     /// - A9. Of each kind there is one effect per connection at most, and none for
     ///   one that is gone but on the way to its disconnect.
+    /// - A10. No more push wakes are in flight than may be, those not yet handed out
+    ///   among them.
     pub fn audit(&self) {
         let (mut charged, mut websockets, mut clients) = (0, 0, Vec::new());
         for (index, entry) in &self.connections {
@@ -58,6 +61,8 @@ impl Relay {
         let members = self.audit_registry();
         assert_eq!(members, clients.len(), "A3: members of slots and connections with a role");
         self.audit_effects();
+        let (in_flight, accepted) = self.wakes.as_ref().map_or((0, 0), Wakes::counts);
+        assert!(accepted <= in_flight && in_flight <= IN_FLIGHT_MAX, "A10: {in_flight}");
     }
 
     fn audit_entry(&self, id: ConnId, entry: &Entry) {

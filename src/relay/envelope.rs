@@ -25,6 +25,11 @@ const PREFIX: &str = r#"{"conn_id":""#;
 const MIDDLE: &str = r#"","frame":"#;
 const SUFFIX: &str = "}";
 
+/// The most bytes of a device token. FCM's are some 160 and may grow.
+pub const DEVICE_TOKEN_MAX: usize = 4096;
+/// The one push service that is known.
+const PLATFORM: &str = "fcm";
+
 /// Why an envelope is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
@@ -42,11 +47,15 @@ pub enum Dropped {
     UnknownPhone,
     /// A push wake, and push wake is off.
     PushWakeOff,
+    /// A push wake without a platform we know or a token, or with one too long.
+    PushWakeMalformed,
+    /// A push wake too many: of this server-id, or of all at a time.
+    PushWakeLimit,
 }
 
 impl Dropped {
     /// Every cause, for counters that start at zero.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::NotUtf8,
         Self::Malformed,
         Self::TooDeep,
@@ -54,6 +63,8 @@ impl Dropped {
         Self::NoFrame,
         Self::UnknownPhone,
         Self::PushWakeOff,
+        Self::PushWakeMalformed,
+        Self::PushWakeLimit,
     ];
 
     /// The value of `cause` in metrics and log lines.
@@ -67,7 +78,15 @@ impl Dropped {
             Self::NoFrame => "no_frame",
             Self::UnknownPhone => "unknown_phone",
             Self::PushWakeOff => "push_wake_off",
+            Self::PushWakeMalformed => "push_wake_malformed",
+            Self::PushWakeLimit => "push_wake_limit",
         }
+    }
+
+    /// Whether what was dropped asked for a push wake.
+    #[must_use]
+    pub const fn is_push_wake(self) -> bool {
+        matches!(self, Self::PushWakeOff | Self::PushWakeMalformed | Self::PushWakeLimit)
     }
 }
 
@@ -84,7 +103,10 @@ pub enum Envelope<'a> {
         close_code: Option<u16>,
     },
     /// Wake a sleeping phone.
-    PushWake,
+    PushWake {
+        /// What FCM knows the device by; 1 to [`DEVICE_TOKEN_MAX`] bytes.
+        token: Cow<'a, str>,
+    },
 }
 
 #[derive(Deserialize)]
@@ -97,6 +119,14 @@ struct Fields<'a> {
     close_code: Option<u16>,
     #[serde(borrow, default)]
     push_wake: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct PushWake<'a> {
+    #[serde(borrow)]
+    platform: Text<'a>,
+    #[serde(borrow)]
+    token: Text<'a>,
 }
 
 /// A string that is borrowed where it holds no escape.
@@ -118,7 +148,7 @@ pub fn unwrap(message: &str) -> Result<Envelope<'_>, Dropped> {
     }
     let conn_id = fields.conn_id.map(|text| text.0).filter(|conn_id| !conn_id.is_empty());
     let Some(conn_id) = conn_id else {
-        return fields.push_wake.map(|_| Envelope::PushWake).ok_or(Dropped::NoConnId);
+        return push_wake(fields.push_wake.ok_or(Dropped::NoConnId)?.get());
     };
     let frame = fields.frame.map(RawValue::get);
     let close_code = fields.close_code.filter(|code| *code != 0);
@@ -126,6 +156,20 @@ pub fn unwrap(message: &str) -> Result<Envelope<'_>, Dropped> {
         return Err(Dropped::NoFrame);
     }
     Ok(Envelope::Deliver { conn_id, frame, close_code })
+}
+
+/// Reads the object that asks for a wake; other fields in it are ignored.
+fn push_wake(object: &str) -> Result<Envelope<'_>, Dropped> {
+    // As above, an array is no object.
+    let wake = object.strip_prefix('{').and_then(|_| serde_json::from_str(object).ok());
+    match wake {
+        Some(PushWake { platform: Text(platform), token: Text(token) })
+            if platform == PLATFORM && (1..=DEVICE_TOKEN_MAX).contains(&token.len()) =>
+        {
+            Ok(Envelope::PushWake { token })
+        }
+        _ => Err(Dropped::PushWakeMalformed),
+    }
 }
 
 /// The frame that a phone's message is: one JSON value that a binary can read,

@@ -49,13 +49,14 @@ impl Relay {
 
     /// A binary's envelope is opened, its frame delivered, its phone perhaps closed.
     pub(super) fn forward_to_phone(&mut self, binary: ConnId, message: &Message, now: Instant) {
-        let Some(entry) = self.entry(binary) else { return };
-        let slot = entry.slot;
-        if let Err(cause) = self.deliver(binary, slot, message, now) {
+        if let Err(cause) = self.deliver(binary, message, now) {
             self.stats.on_dropped(cause);
-            // A phone that has just left is a normal race, not worth a warning.
-            let level =
-                if cause == Dropped::UnknownPhone { log::Level::Debug } else { log::Level::Warn };
+            // A phone that has just left is a normal race, and a limit is for whom
+            // it holds to notice: neither is worth a warning.
+            let level = match cause {
+                Dropped::UnknownPhone | Dropped::PushWakeLimit => log::Level::Debug,
+                _ => log::Level::Warn,
+            };
             log::log!(
                 level, binary_conn_id:% = self.public_id(binary), cause = cause.label();
                 "binary_forwarder_dropped"
@@ -63,16 +64,12 @@ impl Relay {
         }
     }
 
-    fn deliver(
-        &mut self,
-        binary: ConnId,
-        slot: SlotKey,
-        message: &Message,
-        now: Instant,
-    ) -> Result<(), Dropped> {
+    fn deliver(&mut self, binary: ConnId, message: &Message, now: Instant) -> Result<(), Dropped> {
+        let Some(slot) = self.entry(binary).map(|entry| entry.slot) else { return Ok(()) };
         let text = message.text().ok_or(Dropped::NotUtf8)?;
-        let Envelope::Deliver { conn_id, frame, close_code } = envelope::unwrap(text)? else {
-            return Err(Dropped::PushWakeOff);
+        let (conn_id, frame, close_code) = match envelope::unwrap(text)? {
+            Envelope::Deliver { conn_id, frame, close_code } => (conn_id, frame, close_code),
+            Envelope::PushWake { token } => return self.on_push_wake(binary, &token, now),
         };
         let phone = PublicId::parse(&conn_id)
             .filter(|public_id| *public_id == self.public_id(public_id.id))

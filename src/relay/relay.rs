@@ -28,6 +28,7 @@ use super::hash::HashKeys;
 use super::registry::{Registry, SlotKey};
 use super::stats::{Outcome, Stats};
 use super::traffic::Traffic;
+use super::wake::Wakes;
 use crate::config::{Config, Forwarded, Timeouts};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Connection;
@@ -159,6 +160,8 @@ pub struct Relay {
     /// Ends of grace by slot index.
     pub(super) graces: Wheel,
     pub(super) effects: VecDeque<Effect>,
+    /// `None`: push wake is off.
+    pub(super) wakes: Option<Wakes>,
 }
 
 impl Relay {
@@ -184,6 +187,7 @@ impl Relay {
             accepted: 0,
             codec: Codec::new(limits.message),
             id_keys: HashKeys::new(hash_keys()),
+            wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             rng,
             budget: Budget::new(limits.buffer_memory),
             timers: Wheel::new(now),

@@ -39,6 +39,8 @@ pub struct Stats {
     pub proxy_refusals: [u64; ProxyRefusal::LABELS.len()],
     /// Upgrade attempts on `/v1/server` and `/v1/client` by [`Outcome`].
     pub upgrades: [[u64; Outcome::LABELS.len()]; 2],
+    /// Push wakes by [`WakeOutcome`].
+    pub wakes: [u64; WakeOutcome::LABELS.len()],
 }
 
 /// How an upgrade attempt ended.
@@ -98,10 +100,45 @@ impl ProxyRefusal {
     }
 }
 
+/// How a push wake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WakeOutcome {
+    /// FCM has taken it.
+    Sent,
+    /// FCM no longer knows the device.
+    Unregistered,
+    /// FCM refused it, or could not be asked.
+    SendFailed,
+    /// There was no access token to ask with.
+    TokenFetchFailed,
+    /// Push wake is off, the request malformed, or a limit reached.
+    Dropped,
+}
+
+impl WakeOutcome {
+    /// Metric labels in the order of the variants.
+    pub const LABELS: [&'static str; 5] =
+        ["sent", "unregistered", "send_failed", "token_fetch_failed", "dropped"];
+
+    /// The value of `outcome` in metrics and log lines.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        Self::LABELS[self as usize]
+    }
+}
+
 impl Stats {
     /// Counts a dropped envelope.
     pub fn on_dropped(&mut self, cause: Dropped) {
         self.dropped[cause as usize] += 1;
+        if cause.is_push_wake() {
+            self.on_wake(WakeOutcome::Dropped);
+        }
+    }
+
+    /// Counts a push wake.
+    pub fn on_wake(&mut self, outcome: WakeOutcome) {
+        self.wakes[outcome as usize] += 1;
     }
 
     /// Counts a close.

@@ -8,6 +8,8 @@
 use std::net::IpAddr;
 
 use crate::protocol::proxy_header::{Malformed, Proxied};
+use crate::relay::stats::WakeOutcome;
+use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect, Relay, Snapshot};
 use crate::time::Instant;
 
@@ -70,6 +72,12 @@ pub trait Core {
     fn snapshot(&self) -> Snapshot {
         Snapshot::default()
     }
+
+    /// The next push wake to carry out.
+    fn poll_wake(&mut self) -> Option<Wake>;
+
+    /// A push wake that was handed out has come to its end.
+    fn handle_wake_done(&mut self, outcome: WakeOutcome);
 }
 
 impl Core for Relay {
@@ -139,5 +147,13 @@ impl Core for Relay {
 
     fn snapshot(&self) -> Snapshot {
         self.snapshot()
+    }
+
+    fn poll_wake(&mut self) -> Option<Wake> {
+        self.poll_wake()
+    }
+
+    fn handle_wake_done(&mut self, outcome: WakeOutcome) {
+        self.handle_wake_done(outcome);
     }
 }

@@ -14,9 +14,11 @@
 //! 5. Only then timers. One poll returns a batch only, and a socket is read only
 //!    so far, so whom a timer would close is read to the end first: no peer is
 //!    judged while its pong waits unread.
+//! 6. Last, push wakes go to their own thread: nobody waits for them here.
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -26,9 +28,12 @@ use super::clock::Clock;
 use super::core::Core;
 use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
 use super::mailbox::{Mailbox, Message, Post};
+use super::push::Push;
 use super::signals::Signals;
 use super::socket::{Input, Socket, Sockets};
 use crate::config::BUFFER_MEMORY;
+use crate::relay::stats::WakeOutcome;
+use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
 
@@ -70,6 +75,8 @@ pub struct Server<C> {
     listeners: Listeners,
     signals: Option<Signals>,
     mailbox: Mailbox,
+    /// Where push wakes are carried out; `None`: nowhere.
+    push: Option<Sender<Wake>>,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -108,6 +115,7 @@ impl<C: Core> Server<C> {
             listeners,
             signals,
             mailbox,
+            push: None,
             core,
             clock: Clock::start(),
             sockets: Sockets::default(),
@@ -124,6 +132,15 @@ impl<C: Core> Server<C> {
     #[must_use]
     pub fn post(&self) -> Post {
         self.mailbox.post()
+    }
+
+    /// Has `push` carry out the wakes that the core hands out.
+    ///
+    /// # Errors
+    /// If its thread cannot be started.
+    pub fn with_push(mut self, push: Option<Push>) -> io::Result<Self> {
+        self.push = push.map(|push| push.start(self.post())).transpose()?;
+        Ok(self)
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that
@@ -169,6 +186,7 @@ impl<C: Core> Server<C> {
                 self.judge(id, now);
             }
         }
+        self.push();
         Ok(())
     }
 
@@ -215,6 +233,17 @@ impl<C: Core> Server<C> {
             match message {
                 // Whoever asked may have given up.
                 Message::Snapshot(reply) => drop(reply.try_send(self.core.snapshot())),
+                Message::WakeDone(outcome) => self.core.handle_wake_done(outcome),
+            }
+        }
+    }
+
+    /// Hands wakes on; each is answered by mail, sooner or later.
+    fn push(&mut self) {
+        while let Some(wake) = self.core.poll_wake() {
+            let sent = self.push.as_ref().is_some_and(|queue| queue.send(wake).is_ok());
+            if !sent {
+                self.core.handle_wake_done(WakeOutcome::Dropped);
             }
         }
     }

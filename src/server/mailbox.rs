@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use mio::{Registry, Token, Waker};
 
 use crate::relay::Snapshot;
+use crate::relay::stats::WakeOutcome;
 
 /// What another thread has to say.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub enum Message {
     /// Send what the relay counts and holds now. Who asks must not wait for ever:
     /// a loop that has ended answers nobody.
     Snapshot(SyncSender<Snapshot>),
+    /// A push wake has come to its end.
+    WakeDone(WakeOutcome),
 }
 
 /// Another thread's end. Clones speak to the same loop.

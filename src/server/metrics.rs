@@ -17,7 +17,7 @@ use super::process::Usage;
 use crate::protocol::close::CloseCause;
 use crate::relay::Snapshot;
 use crate::relay::envelope::Dropped;
-use crate::relay::stats::{self, Outcome};
+use crate::relay::stats::{self, Outcome, ProxyRefusal, WakeOutcome};
 
 /// The media type of [`text`].
 pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -115,6 +115,11 @@ impl Families {
             "Envelopes of binaries that were not delivered, by cause.",
             by("cause", Dropped::ALL.map(Dropped::label)).zip(stats.dropped),
         );
+        self.counters(
+            "pyrycode_relay_push_wakes_total",
+            "Push wakes that binaries asked for, by outcome.",
+            by("outcome", WakeOutcome::LABELS).zip(stats.wakes),
+        );
     }
 
     fn upgrades(&mut self, stats: &stats::Stats) {
@@ -128,6 +133,11 @@ impl Families {
             "pyrycode_relay_ws_upgrade_attempts_total",
             "Attempts to upgrade, by endpoint and outcome; each is counted once.",
             attempts,
+        );
+        self.counters(
+            "pyrycode_relay_proxy_header_refused_total",
+            "Connections that opened with no good PROXY header, by cause.",
+            by("cause", ProxyRefusal::LABELS).zip(stats.proxy_refusals),
         );
         let of = |counts: &[u64; Outcome::LABELS.len()], outcome| counts[outcome as usize];
         let limited = Outcome::RejectRateLimit;

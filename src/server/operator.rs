@@ -21,9 +21,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::clock::monotonic;
+use super::clock::{monotonic, wall_time};
 use super::listener::is_exhaustion;
-use super::log::{self, Sink};
+use super::log::Sink;
 use super::mailbox::{Message, Post};
 use super::metrics::{self, Surroundings};
 use super::process::Usage;
@@ -82,7 +82,7 @@ impl Operator {
     /// # Errors
     /// If a thread cannot be started.
     pub fn serve(self, post: &Post, sink: &Sink) -> io::Result<()> {
-        let started = log::wall_time();
+        let started = wall_time();
         for _ in 0..THREADS {
             let clerk = Clerk {
                 listener: Arc::clone(&self.listener),
@@ -325,6 +325,7 @@ mod tests {
         let reply = loop {
             match mailbox.take() {
                 Some(Message::Snapshot(reply)) => break reply,
+                Some(other) => panic!("{other:?}"),
                 None => thread::yield_now(),
             }
             assert!(monotonic() < until, "it was not asked anew");

@@ -21,6 +21,8 @@ use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::protocol::request::{self, Head};
 use pyrycode_relay::protocol::response::{self, Refusal};
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
+use pyrycode_relay::relay::stats::WakeOutcome;
+use pyrycode_relay::relay::wake::Wake;
 use pyrycode_relay::relay::{ConnId, Effect};
 use pyrycode_relay::server::listener::Listener;
 use pyrycode_relay::server::signals::Signals;
@@ -310,4 +312,10 @@ impl Core for Echo {
     fn websockets(&self) -> usize {
         self.connections.0.iter().filter(|(_, entry)| entry.is_websocket).count()
     }
+
+    fn poll_wake(&mut self) -> Option<Wake> {
+        None
+    }
+
+    fn handle_wake_done(&mut self, _: WakeOutcome) {}
 }

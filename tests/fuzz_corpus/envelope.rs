@@ -11,7 +11,7 @@ use super::json;
 #[derive(Debug, PartialEq)]
 enum Verdict<'a> {
     Dropped,
-    PushWake,
+    PushWake { token: String },
     Deliver { conn_id: String, frame: Option<&'a str>, close_code: Option<u16> },
 }
 
@@ -20,7 +20,7 @@ pub(crate) fn run(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let verdict = match envelope::unwrap(text) {
         Err(_) => Verdict::Dropped,
-        Ok(Envelope::PushWake) => Verdict::PushWake,
+        Ok(Envelope::PushWake { token }) => Verdict::PushWake { token: token.into_owned() },
         Ok(Envelope::Deliver { conn_id, frame, close_code }) => {
             Verdict::Deliver { conn_id: conn_id.into_owned(), frame, close_code }
         }
@@ -30,6 +30,27 @@ pub(crate) fn run(data: &[u8]) {
     if !is_json {
         assert_eq!(envelope::unwrap(text), Err(Dropped::Malformed), "{text:?}");
     }
+}
+
+/// What a `push_wake` asks for; `None`: to be dropped.
+fn wake(object: &str) -> Option<Verdict<'_>> {
+    if !object.starts_with('{') {
+        return None;
+    }
+    let (mut platform, mut token) = (None, None);
+    for (name, value) in json::members(object) {
+        let name: String = serde_json::from_str(name).ok()?;
+        let member = match &*name {
+            "platform" => &mut platform,
+            "token" => &mut token,
+            _ => continue,
+        };
+        if member.replace(serde_json::from_str::<String>(value).ok()?).is_some() {
+            return None;
+        }
+    }
+    let token = token.filter(|token| (1..=4096).contains(&token.len()))?;
+    (platform? == "fcm").then_some(Verdict::PushWake { token })
 }
 
 /// `None`: to be dropped.
@@ -68,7 +89,7 @@ fn read(text: &str) -> Option<Verdict<'_>> {
     };
     let close_code = Some(close_code).filter(|code| *code != 0);
     if conn_id.is_empty() {
-        return push_wake.map(|_| Verdict::PushWake);
+        return wake(push_wake?);
     }
     (frame.is_some() || close_code.is_some()).then_some(Verdict::Deliver {
         conn_id,

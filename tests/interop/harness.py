@@ -59,7 +59,7 @@ def freeze(process):
 class Relay:
     """A relay process of one's own on a port of its own, ended on leaving."""
 
-    def __init__(self, *flags, reads_log=True):
+    def __init__(self, *flags, reads_log=True, variables=None):
         command = [program(), "--insecure-listen", "127.0.0.1:0"]
         command += ["--metrics-listen", "127.0.0.1:0"]
         if "--rate-limit-per-minute" not in flags:
@@ -67,7 +67,8 @@ class Relay:
         self.process = spawn(
             [*command, *flags],
             stderr=subprocess.PIPE,
-            env={k: v for k, v in os.environ.items() if not k.startswith("PYRYCODE_")},
+            env={k: v for k, v in os.environ.items() if not k.startswith("PYRYCODE_")}
+            | (variables or {}),
         )
         self.is_signalled = False
         self.log = []

@@ -26,5 +26,6 @@ mod shut_down;
 mod slow_peers;
 mod storm;
 mod takeover;
+mod wakes;
 mod wire;
 mod world;

@@ -346,9 +346,57 @@ fn a_frame_is_one_json_value() {
 #[test]
 fn a_push_wake_needs_no_conn_id_and_yields_to_one() {
     let wake = r#"{"platform":"fcm","token":"t"}"#;
-    assert!(matches!(unwrap(&format!(r#"{{"push_wake":{wake}}}"#)), Ok(Envelope::PushWake { .. })));
+    assert_eq!(unwrap(&format!(r#"{{"push_wake":{wake}}}"#)), push_wake("t"));
     let both = format!(r#"{{"push_wake":{wake},"conn_id":"c","frame":1}}"#);
     assert_eq!(unwrap(&both), deliver("c", Some("1"), None));
+}
+
+fn push_wake(token: &str) -> Result<Envelope<'_>, Dropped> {
+    Ok(Envelope::PushWake { token: token.into() })
+}
+
+#[test]
+fn a_push_wake_names_a_platform_and_a_token() {
+    let longest = "t".repeat(DEVICE_TOKEN_MAX);
+    for (object, token) in [
+        (r#"{"token":"t","platform":"fcm"}"#, "t"),
+        (r#"{"platf\u006frm":"f\u0063m","token":"\u0074:\/"}"#, "t:/"),
+        (r#"{"platform":"fcm","token":"t","data":{"a":1},"data":2}"#, "t"),
+        (" { \"platform\" : \"fcm\" ,\n\"token\" : \" \" } ", " "),
+        (&format!(r#"{{"platform":"fcm","token":"{longest}"}}"#), &longest),
+    ] {
+        assert_eq!(unwrap(&format!(r#"{{"push_wake":{object}}}"#)), push_wake(token), "{object}");
+        let unnamed = format!(r#"{{"conn_id":"","push_wake":{object},"frame":1}}"#);
+        assert_eq!(unwrap(&unnamed), push_wake(token), "{object}");
+    }
+    for object in [
+        "1",
+        "true",
+        "\"fcm\"",
+        "[]",
+        r#"["fcm","t"]"#,
+        "{}",
+        r#"{"platform":"fcm"}"#,
+        r#"{"token":"t"}"#,
+        r#"{"platform":"apns","token":"t"}"#,
+        r#"{"platform":"FCM","token":"t"}"#,
+        r#"{"platform":null,"token":"t"}"#,
+        r#"{"platform":"fcm","token":null}"#,
+        r#"{"platform":"fcm","token":""}"#,
+        r#"{"platform":"fcm","token":7}"#,
+        r#"{"platform":"fcm","token":["t"]}"#,
+        r#"{"platform":"fcm","token":"\ud800"}"#,
+        r#"{"platform":"fcm","Token":"t"}"#,
+        r#"{"platform":"fcm","token":"t","token":"t"}"#,
+        r#"{"platform":"fcm","token":"t","tok\u0065n":"t"}"#,
+        &format!(r#"{{"platform":"fcm","token":"{longest}t"}}"#),
+    ] {
+        let envelope = format!(r#"{{"push_wake":{object}}}"#);
+        assert_eq!(unwrap(&envelope), Err(Dropped::PushWakeMalformed), "{object}");
+        // With a conn_id it is another field that means nothing.
+        let addressed = format!(r#"{{"push_wake":{object},"conn_id":"c","frame":1}}"#);
+        assert_eq!(unwrap(&addressed), deliver("c", Some("1"), None), "{object}");
+    }
 }
 
 /// Whatever serde_json makes of random text, we make the same of it.

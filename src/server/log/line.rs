@@ -44,6 +44,12 @@ pub const KEYS: &[&str] = &[
     "bytes_in",
     "frames_out",
     "bytes_out",
+    // Push wakes.
+    "outcome",
+    "status",
+    "fcm_status",
+    "fcm_error_code",
+    "token_fp",
     // How the process runs.
     "listen",
     "metrics_listen",

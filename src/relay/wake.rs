@@ -1,0 +1,193 @@
+//! Push wakes on their way from a binary to the shell.
+//!
+//! Owns which wakes are taken on: how many of a server-id, how many at a time.
+//! Must not know FCM, HTTP or a thread: an accepted wake is handed out by
+//! [`Relay::poll_wake`], and its outcome comes back.
+//!
+//! 1. Nothing queues up: a wake beyond a limit is dropped at once, and what was
+//!    accepted and not yet handed out counts as in flight.
+//! 2. A refused wake is copied nowhere.
+//! 3. A device token is in here from when its wake is accepted until it is handed
+//!    out, and is not printed.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::hash::BuildHasher;
+
+use ring::digest::{SHA256, digest};
+
+use super::admission::RateLimiter;
+use super::conn_id::{ConnId, PublicId};
+use super::envelope::Dropped;
+use super::hash::HashKeys;
+use super::relay::Relay;
+use super::stats::WakeOutcome;
+use crate::time::Instant;
+
+/// The most wakes between their acceptance and their outcome.
+pub const IN_FLIGHT_MAX: usize = 32;
+/// Wakes that one server-id may ask for at once …
+const BURST: u32 = 6;
+/// … and in every minute after: one every 10 s.
+const PER_MINUTE: u32 = 6;
+
+/// One device to wake.
+#[derive(Debug)]
+pub struct Wake {
+    /// Who is woken.
+    pub device: DeviceToken,
+    /// Who asked, for the log.
+    pub binary: PublicId,
+}
+
+/// What FCM knows a device by. Whoever has it can be heard on that device, so it
+/// is not printed.
+pub struct DeviceToken(Box<str>);
+
+impl DeviceToken {
+    /// Wraps a token.
+    #[must_use]
+    pub fn new(token: &str) -> Self {
+        Self(token.into())
+    }
+
+    /// The token itself, for the one request that needs it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// The first 8 hex digits of its SHA-256: enough to tell whether two lines
+    /// are about one device.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let hash = digest(&SHA256, self.0.as_bytes());
+        hash.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Debug for DeviceToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DeviceToken(..)")
+    }
+}
+
+/// The wakes that are accepted, and the limits on them.
+#[derive(Debug)]
+pub(super) struct Wakes {
+    /// By the keyed hash of the server-id, which stands for it without a copy. Of
+    /// 57,344 ids, as many as the limiter knows, two share a bucket once in 10^10.
+    rate: RateLimiter<u64>,
+    keys: HashKeys,
+    in_flight: usize,
+    /// Not yet handed out.
+    accepted: VecDeque<Wake>,
+}
+
+impl Wakes {
+    /// `keys` must be unpredictable to peers.
+    pub(super) fn new(keys: [u64; 2]) -> Self {
+        Self {
+            rate: RateLimiter::new(PER_MINUTE, BURST, keys),
+            keys: HashKeys::new(keys),
+            in_flight: 0,
+            accepted: VecDeque::new(),
+        }
+    }
+
+    /// Counts one wake for the server-id in.
+    fn admit(&mut self, server_id: &str, now: Instant) -> Result<(), Dropped> {
+        // First what costs the server-id nothing: it is not its fault.
+        let is_admitted =
+            self.in_flight < IN_FLIGHT_MAX && self.rate.allow(self.keys.hash_one(server_id), now);
+        if !is_admitted {
+            return Err(Dropped::PushWakeLimit);
+        }
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// In flight, and of these not yet handed out.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.in_flight, self.accepted.len())
+    }
+}
+
+impl Relay {
+    /// A binary asks for a wake.
+    pub(super) fn on_push_wake(
+        &mut self,
+        binary: ConnId,
+        token: &str,
+        now: Instant,
+    ) -> Result<(), Dropped> {
+        let public_id = self.public_id(binary);
+        let Some(slot) = self.entry(binary).map(|entry| entry.slot) else { return Ok(()) };
+        let Some(wakes) = &mut self.wakes else { return Err(Dropped::PushWakeOff) };
+        wakes.admit(self.registry.server_id(slot), now)?;
+        wakes.accepted.push_back(Wake { device: DeviceToken::new(token), binary: public_id });
+        Ok(())
+    }
+
+    /// The next wake to carry out; its outcome is told to
+    /// [`Self::handle_wake_done`], once.
+    pub fn poll_wake(&mut self) -> Option<Wake> {
+        self.wakes.as_mut()?.accepted.pop_front()
+    }
+
+    /// A wake that was handed out has come to its end.
+    pub fn handle_wake_done(&mut self, outcome: WakeOutcome) {
+        self.stats.on_wake(outcome);
+        if let Some(wakes) = &mut self.wakes {
+            debug_assert!(wakes.in_flight > wakes.accepted.len(), "done more often than begun");
+            wakes.in_flight = wakes.in_flight.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn after(seconds: u64) -> Instant {
+        Instant::START + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_server_id_has_six_at_once_and_one_every_ten_seconds() {
+        let mut wakes = Wakes::new([1, 2]);
+        let mut count = |server_id, at| {
+            let admitted = (0..20).filter(|_| wakes.admit(server_id, after(at)).is_ok()).count();
+            wakes.in_flight = 0;
+            admitted
+        };
+        assert_eq!(count("home", 0), 6);
+        assert_eq!(count("home", 9), 0);
+        assert_eq!(count("home", 10), 1);
+        assert_eq!(count("office", 10), 6);
+        assert_eq!(count("home", 39), 2);
+        assert_eq!(count("home", 1000), 6);
+    }
+
+    #[test]
+    fn a_full_house_costs_nobody_a_wake_of_his_bucket() {
+        let mut wakes = Wakes::new([1, 2]);
+        wakes.in_flight = IN_FLIGHT_MAX;
+        for _ in 0..100 {
+            assert_eq!(wakes.admit("home", after(0)), Err(Dropped::PushWakeLimit));
+        }
+        wakes.in_flight = 0;
+        assert_eq!((0..20).filter(|_| wakes.admit("home", after(0)).is_ok()).count(), 6);
+    }
+
+    #[test]
+    fn a_token_is_named_by_its_hash_and_not_shown() {
+        let device = DeviceToken::new("abc");
+        // FIPS 180-2, appendix B.1.
+        assert_eq!(device.fingerprint(), "ba7816bf");
+        let binary = PublicId { key: 0, id: ConnId::new(0, 0) };
+        assert!(format!("{:?}", Wake { device, binary }).contains("DeviceToken(..)"));
+    }
+}

@@ -1,0 +1,264 @@
+//! One HTTPS POST.
+//!
+//! Owns whom TLS trusts, the bounds on a call and on its reply, and the words for
+//! what may go wrong. Knows neither tokens nor FCM. The only importer of ureq.
+//!
+//! 1. A call takes [`CALL_TIMEOUT`] at most, whatever the server does.
+//! 2. Of a reply's head at most [`HEAD_MAX`] are read, of its body [`REPLY_MAX`].
+//! 3. A redirect is a reply like any other; no proxy is asked; nothing is sent in
+//!    plain text.
+//! 4. Every call has a connection of its own: what a server sends too much, or a
+//!    connection that has died at rest, is no other call's concern.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use ureq::config::Config;
+use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use ureq::http::{Response, Uri};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Body, Error};
+
+use super::{CALL_TIMEOUT, STACK};
+use crate::config::DESCRIPTORS_RESERVED;
+use crate::relay::wake::IN_FLIGHT_MAX;
+
+/// The most bytes of a reply's body that are looked at.
+const REPLY_MAX: u64 = 4096;
+/// The most bytes of a reply's head.
+const HEAD_MAX: usize = 8 * 1024;
+/// A buffer of each call.
+const BUFFER: usize = 16 * 1024;
+/// Addresses of one host that are tried.
+const ADDRESSES_MAX: usize = 8;
+
+const _: () = assert!(HEAD_MAX <= BUFFER);
+// A call has one socket at a time. As many may be held by threads that a silent name
+// server keeps beyond their calls.
+const _: () = assert!(2 * IN_FLIGHT_MAX <= DESCRIPTORS_RESERVED);
+
+/// Makes calls, any number at a time.
+pub(super) struct Client(Agent);
+
+/// A reply whose body is not yet read.
+pub(super) struct Reply(Response<Body>);
+
+impl Reply {
+    pub(super) fn status(&self) -> u16 {
+        self.0.status().as_u16()
+    }
+
+    /// The body as far as it came within the bounds.
+    pub(super) fn read(mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        // What breaks off is judged by what there is.
+        let _ = self.0.body_mut().as_reader().take(REPLY_MAX).read_to_end(&mut body);
+        body
+    }
+}
+
+impl Client {
+    /// Trusts the authorities in the PEM file `ca` and no others; without one those
+    /// that browsers trust.
+    ///
+    /// # Errors
+    /// Why the file does not do.
+    pub(super) fn new(ca: Option<&Path>) -> Result<Self, String> {
+        let roots = match ca {
+            Some(path) => RootCerts::Specific(Arc::new(authorities(path)?)),
+            None => RootCerts::WebPki,
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .root_certs(roots)
+            .unversioned_rustls_crypto_provider(provider)
+            .build();
+        let config = Config::builder()
+            .tls_config(tls)
+            .https_only(true)
+            .proxy(None)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .http_status_as_error(false)
+            .timeout_global(Some(CALL_TIMEOUT))
+            .max_idle_connections(0)
+            .max_response_header_size(HEAD_MAX)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
+            .user_agent("pyrycode-relay")
+            .build();
+        Ok(Self(Agent::with_parts(config, DefaultConnector::default(), Lookup::default())))
+    }
+
+    /// Posts, and waits for the reply's head.
+    ///
+    /// # Errors
+    /// Why there is no reply.
+    pub(super) fn post(
+        &self,
+        url: &str,
+        content_type: &str,
+        bearer: Option<&str>,
+        body: &str,
+    ) -> Result<Reply, &'static str> {
+        let mut request = self.0.post(url).header(CONTENT_TYPE, content_type);
+        if let Some(token) = bearer {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        request.send(body).map(Reply).map_err(|error| cause(&error))
+    }
+}
+
+fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
+    let shown = path.display();
+    let pem = std::fs::read(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    let mut roots = RootCertStore::empty();
+    let mut authorities = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|_| format!("{shown} is not a PEM file"))?;
+        authorities.push(Certificate::from_der(&certificate).to_owned());
+        roots
+            .add(certificate)
+            .map_err(|_| format!("a certificate in {shown} is none of an authority"))?;
+    }
+    if authorities.is_empty() {
+        return Err(format!("no certificate in {shown}; give a PEM file of authorities"));
+    }
+    Ok(authorities)
+}
+
+/// What went wrong, in words of ours: those of an error may be the server's.
+fn cause(error: &Error) -> &'static str {
+    match error {
+        Error::Timeout(_) => "out of time",
+        Error::HostNotFound => "no such host",
+        Error::Rustls(error) => tls_cause(error),
+        Error::Tls(_) | Error::TlsRequired => "TLS failed",
+        Error::Io(error) => io_cause(error),
+        Error::Protocol(_) | Error::LargeResponseHeader(..) => "the reply is not HTTP",
+        _ => "the call failed",
+    }
+}
+
+fn io_cause(error: &io::Error) -> &'static str {
+    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return tls_cause(error);
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset",
+        io::ErrorKind::UnexpectedEof => "connection closed",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "unreachable",
+        io::ErrorKind::TimedOut => "out of time",
+        _ => "input or output failed",
+    }
+}
+
+fn tls_cause(error: &rustls::Error) -> &'static str {
+    match error {
+        rustls::Error::InvalidCertificate(_) => "the server's certificate is not trusted",
+        _ => "TLS failed",
+    }
+}
+
+/// Looks names up on threads of their own, for getaddrinfo(3) knows no deadline.
+/// ureq's resolver does the same, but ends the process when there is no thread, and
+/// starts ever more while a name server is silent.
+#[derive(Default)]
+struct Lookup {
+    /// One for each thread that is looking, ours to count.
+    threads: Arc<()>,
+}
+
+impl fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lookup(..)")
+    }
+}
+
+impl Resolver for Lookup {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        let authority = uri.scheme().zip(uri.authority());
+        let host = authority
+            .and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority))
+            .ok_or(Error::HostNotFound)?;
+        // One count is our own. If there are so many, most have outlived their calls.
+        if Arc::strong_count(&self.threads) > IN_FLIGHT_MAX {
+            return Err(Error::Timeout(timeout.reason));
+        }
+        let ticket = Arc::clone(&self.threads);
+        let (found, wait) = mpsc::sync_channel(1);
+        thread::Builder::new().name("resolve".into()).stack_size(STACK).spawn(move || {
+            // The caller may have given up.
+            let _ = found.send(host.to_socket_addrs());
+            drop(ticket);
+        })?;
+        let found =
+            wait.recv_timeout(*timeout.after).map_err(|_| Error::Timeout(timeout.reason))?;
+        let mut addresses = self.empty();
+        found?.take(ADDRESSES_MAX).for_each(|address| addresses.push(address));
+        if addresses.is_empty() { Err(Error::HostNotFound) } else { Ok(addresses) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ureq::Timeout;
+
+    use super::*;
+
+    fn lookup(threads: &Arc<()>) -> Result<ResolvedSocketAddrs, Error> {
+        let lookup = Lookup { threads: Arc::clone(threads) };
+        let timeout = NextTimeout {
+            after: CALL_TIMEOUT.into(),
+            reason: Timeout::Global,
+            ..NextTimeout::default()
+        };
+        lookup.resolve(&Uri::from_static("https://127.0.0.1:8443/x"), &Config::default(), timeout)
+    }
+
+    #[test]
+    fn a_silent_name_server_holds_so_many_threads_and_no_more() {
+        let threads = Arc::default();
+        let found = lookup(&threads).expect("it needs no name server");
+        assert_eq!(found[..], ["127.0.0.1:8443".parse().unwrap()]);
+        let held: Vec<Arc<()>> = (0..IN_FLIGHT_MAX).map(|_| Arc::clone(&threads)).collect();
+        assert!(matches!(lookup(&threads), Err(Error::Timeout(_))));
+        drop(held);
+    }
+
+    #[test]
+    fn what_goes_wrong_is_told_in_words_of_ours() {
+        let names = rustls::CertificateError::NotValidForNameContext {
+            expected: rustls::pki_types::ServerName::try_from("localhost").unwrap(),
+            presented: vec!["hunter2".into()],
+        };
+        let refused = rustls::Error::InvalidCertificate(names);
+        for (error, expected) in [
+            (Error::BadUri("hunter2".into()), "the call failed"),
+            (Error::Rustls(refused.clone()), "the server's certificate is not trusted"),
+            (Error::Io(io::Error::other(refused)), "the server's certificate is not trusted"),
+            (Error::Io(io::Error::other("hunter2")), "input or output failed"),
+            (Error::Io(io::ErrorKind::ConnectionRefused.into()), "connection refused"),
+            (Error::Rustls(rustls::Error::General("hunter2".into())), "TLS failed"),
+            (Error::Timeout(Timeout::Global), "out of time"),
+        ] {
+            assert_eq!(cause(&error), expected, "{error:?}");
+        }
+    }
+}

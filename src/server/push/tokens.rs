@@ -1,0 +1,212 @@
+//! The access token: had once, kept, renewed in time.
+//!
+//! Owns the one token that all wakes use, and who asks for the next. Must not know
+//! how one is asked for. Its lock is held for a look or a change, never during a
+//! call.
+//!
+//! 1. One exchange at a time: while it runs, others use the old token, or wait for
+//!    its end if there is none.
+//! 2. After a failed exchange there is none for a while, which doubles each time;
+//!    wakes fail meanwhile at once. A fresh token that FCM refuses is a failure, too.
+//! 3. A token is not used up to its last second: the servers' clocks decide.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::Failure;
+
+/// How long before its end a token is renewed; wakes go on with it meanwhile.
+const RENEW_EARLY: Duration = Duration::from_secs(300);
+/// How long before its end a token is used no more: a call's time, and a clock that
+/// is not ours.
+const SKEW: Duration = Duration::from_secs(60);
+/// The longest that a token is believed to live; Google says an hour.
+const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The time without exchanges after a first failure, …
+const BACK_OFF: Duration = Duration::from_secs(1);
+/// … and after `1 + BACK_OFF_DOUBLINGS` and more in a row: 64 s.
+const BACK_OFF_DOUBLINGS: u32 = 6;
+/// The most bytes of an access token; Google says to expect 2048.
+const TOKEN_MAX: usize = 2048;
+
+const _: () = assert!(SKEW.as_secs() < RENEW_EARLY.as_secs());
+
+/// What FCM is shown. Not printed.
+pub(super) struct AccessToken(String);
+
+impl AccessToken {
+    /// The token itself, for the request that needs it.
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A token and how long it lives, as its server says.
+pub(super) struct Grant {
+    token: String,
+    lifetime: Duration,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    access_token: String,
+    expires_in: u64,
+}
+
+/// Reads the token endpoint's reply (RFC 6749 section 5.1).
+///
+/// # Errors
+/// What is wrong, without a word of the reply.
+pub(super) fn grant(status: u16, body: &[u8]) -> Result<Grant, &'static str> {
+    if status != 200 {
+        return Err("the token endpoint refused");
+    }
+    match serde_json::from_slice(body) {
+        Ok(Answer { access_token, expires_in: expires_in @ 1.. })
+            if (1..=TOKEN_MAX).contains(&access_token.len())
+                // What may stand in a header (RFC 6750 section 2.1 allows less).
+                && access_token.bytes().all(|byte| byte.is_ascii_graphic()) =>
+        {
+            Ok(Grant { token: access_token, lifetime: Duration::from_secs(expires_in) })
+        }
+        _ => Err("the token endpoint's reply is not understood"),
+    }
+}
+
+/// The access token and its future.
+#[derive(Default)]
+pub(super) struct Tokens {
+    state: Mutex<State>,
+    exchanged: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    current: Option<Current>,
+    is_exchanging: bool,
+    /// In a row.
+    failures: u32,
+    /// No exchange before this.
+    retry_at: Option<Instant>,
+}
+
+struct Current {
+    token: Arc<AccessToken>,
+    renew_at: Instant,
+    expires_at: Instant,
+}
+
+enum Step {
+    Use(Arc<AccessToken>),
+    Exchange,
+    Wait,
+    GiveUp,
+}
+
+impl Tokens {
+    /// The token to use, by `exchange` if it is time for that and nobody else is at
+    /// it. Waits for another's exchange, so no longer than one takes.
+    ///
+    /// # Errors
+    /// That of `exchange`, or that one has failed just before.
+    pub(super) fn obtain(
+        &self,
+        clock: &impl Fn() -> Instant,
+        exchange: impl FnOnce() -> Result<Grant, Failure>,
+    ) -> Result<Arc<AccessToken>, Failure> {
+        let mut state = self.lock();
+        loop {
+            match state.step(clock()) {
+                Step::Use(token) => return Ok(token),
+                Step::GiveUp => return Err(BACKING_OFF),
+                Step::Exchange => break,
+                Step::Wait => {
+                    state = self.exchanged.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+        state.is_exchanging = true;
+        drop(state);
+        let asked = clock();
+        let result = exchange();
+        let mut state = self.lock();
+        state.is_exchanging = false;
+        let obtained = match result {
+            Ok(grant) => Ok(state.adopt(grant, asked)),
+            Err(failure) => {
+                let now = clock();
+                state.fail(now);
+                // Renewal is early enough to fail.
+                state.usable(now).ok_or(failure)
+            }
+        };
+        self.exchanged.notify_all();
+        obtained
+    }
+
+    /// FCM refused the token: it is used no more. If it was fresh, asking for
+    /// another is put off.
+    pub(super) fn reject(&self, token: &Arc<AccessToken>, is_fresh: bool, now: Instant) {
+        let mut state = self.lock();
+        if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.token, token)) {
+            state.current = None;
+            if is_fresh {
+                state.fail(now);
+            }
+        }
+    }
+
+    /// FCM did not refuse a token: failures are over.
+    pub(super) fn accept(&self) {
+        self.lock().failures = 0;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const BACKING_OFF: Failure = Failure { status: None, cause: "no access token, and none asked for" };
+
+impl State {
+    fn step(&self, now: Instant) -> Step {
+        let usable = self.usable(now);
+        let is_due = self.current.as_ref().is_none_or(|current| current.renew_at <= now);
+        let may_exchange = !self.is_exchanging && self.retry_at.is_none_or(|at| at <= now);
+        match usable {
+            Some(token) if !(is_due && may_exchange) => Step::Use(token),
+            _ if may_exchange => Step::Exchange,
+            _ if self.is_exchanging => Step::Wait,
+            _ => Step::GiveUp,
+        }
+    }
+
+    fn usable(&self, now: Instant) -> Option<Arc<AccessToken>> {
+        let current = self.current.as_ref().filter(|current| now < current.expires_at)?;
+        Some(Arc::clone(&current.token))
+    }
+
+    /// Its life began when it was `asked` for, at the earliest.
+    fn adopt(&mut self, grant: Grant, asked: Instant) -> Arc<AccessToken> {
+        let lifetime = grant.lifetime.min(LIFETIME_MAX);
+        let token = Arc::new(AccessToken(grant.token));
+        self.retry_at = None;
+        self.current = Some(Current {
+            token: Arc::clone(&token),
+            // Of a short life, shares of it.
+            renew_at: asked + lifetime.saturating_sub(RENEW_EARLY.min(lifetime / 2)),
+            expires_at: asked + lifetime.saturating_sub(SKEW.min(lifetime / 4)),
+        });
+        token
+    }
+
+    fn fail(&mut self, now: Instant) {
+        self.retry_at = Some(now + BACK_OFF * (1 << self.failures.min(BACK_OFF_DOUBLINGS)));
+        self.failures = self.failures.saturating_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests;

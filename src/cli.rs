@@ -22,7 +22,7 @@ use lexopt::Arg;
 
 pub use self::environment::Environment;
 use self::flag::Flag;
-use crate::config::{Config, LogFormat, MESSAGE_MAX};
+use crate::config::{Config, Listen, LogFormat, MESSAGE_MAX, Serving};
 
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
@@ -77,6 +77,7 @@ pub fn parse(
     let mut config = Config::default();
     let mut log_level = None;
     let mut check_only = false;
+    let mut listen = Listen::default();
 
     while let Some(arg) = parser.next().map_err(|error| Refused(error.to_string()))? {
         let name = match arg {
@@ -87,7 +88,8 @@ pub fn parse(
         let mut flag = Flag { name, parser: &mut parser };
         let limits = &mut config.limits;
         match flag.name.as_str() {
-            "insecure-listen" => config.listen = flag.listen_address()?,
+            "insecure-listen" => listen.address = flag.listen_address()?,
+            "proxy-protocol" => listen.proxy_protocol = flag.is_on()?,
             "metrics-listen" => config.metrics_listen = flag.metrics_address()?,
             "trust-x-forwarded-for" => config.forwarded.trust_x_forwarded_for = flag.is_on()?,
             "trusted-proxies" => config.forwarded.trusted_proxies = Some(flag.networks()?),
@@ -122,6 +124,7 @@ pub fn parse(
                 .into(),
         ));
     }
+    config.serving = Serving::Plain(listen);
     environment.read_into(&mut config)?;
     // The flag stands nearer to this run than the environment does.
     config.log_level = log_level.unwrap_or(config.log_level);
@@ -138,15 +141,12 @@ const ABSENT: &[(&str, Absent, &str)] = &[
     ("tls-cert", Absent::Flag, NO_TLS),
     ("tls-key", Absent::Flag, NO_TLS),
     ("https-proxy-protocol", Absent::Switch, NO_TLS),
-    ("proxy-protocol", Absent::Switch, NO_PROXY_PROTOCOL),
     ("fcm-endpoint", Absent::Flag, NO_PUSH_WAKE),
     ("PYRYCODE_RELAY_FCM_CREDENTIALS", Absent::Variable, NO_PUSH_WAKE),
 ];
 
 const NO_TLS: &str =
     "TLS is not in this version; put a TLS proxy in front and use --insecure-listen";
-const NO_PROXY_PROTOCOL: &str =
-    "the PROXY protocol is not in this version; use --trust-x-forwarded-for";
 const NO_PUSH_WAKE: &str = "push wake is not in this version; start without it";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -202,20 +202,21 @@ fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
 /// What `--check-config` prints: one `name value` a line, named as
 /// the flags are; every line ends with a newline.
 pub fn describe(config: &Config) -> String {
-    let Config { listen, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
+    let Config { serving, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
         config;
+    let Serving::Plain(Listen { address, proxy_protocol }) = serving;
     let metrics_listen = metrics_listen.map_or("off".into(), |address| address.to_string());
     let connections = limits
         .connections
         .map_or("what the limit on open files leaves".into(), |limit| limit.to_string());
-    let mut proxies = forwarded
-        .trusted_proxies
-        .as_ref()
-        .map_or("loopback and private ranges".into(), |networks| {
-            networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",")
-        });
-    if !forwarded.trust_x_forwarded_for {
-        proxies.push_str(" (unused without --trust-x-forwarded-for)");
+    let mut proxies = match (&forwarded.trusted_proxies, proxy_protocol) {
+        (Some(networks), _) => networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(","),
+        (None, true) if !forwarded.trust_x_forwarded_for => "anyone".into(),
+        (None, true) => "anyone, for X-Forwarded-For loopback and private ranges".into(),
+        (None, false) => "loopback and private ranges".into(),
+    };
+    if !forwarded.trust_x_forwarded_for && !proxy_protocol {
+        proxies.push_str(" (unused without --proxy-protocol or --trust-x-forwarded-for)");
     }
     let log_format = match log_format {
         LogFormat::Logfmt => "logfmt",
@@ -223,7 +224,8 @@ pub fn describe(config: &Config) -> String {
     };
 
     [
-        ("insecure-listen", listen.to_string()),
+        ("insecure-listen", address.to_string()),
+        ("proxy-protocol", proxy_protocol.to_string()),
         ("metrics-listen", metrics_listen),
         ("trust-x-forwarded-for", forwarded.trust_x_forwarded_for.to_string()),
         ("trusted-proxies", proxies),

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 /// Everything a run of the relay is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where plain HTTP/WebSocket is served; port 0 lets the kernel choose.
-    pub listen: SocketAddr,
+    /// What is served, and where.
+    pub serving: Serving,
     /// Loopback address of the metrics listener; `None` turns it off.
     pub metrics_listen: Option<SocketAddr>,
     /// Bounds on what peers may use.
@@ -31,8 +31,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            // Loopback only: nothing is exposed by accident.
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            serving: Serving::default(),
             metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -40,6 +39,53 @@ impl Default for Config {
             log_format: LogFormat::Logfmt,
             log_level: log::LevelFilter::Info,
         }
+    }
+}
+
+/// What is served, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// Plain HTTP/WebSocket.
+    Plain(Listen),
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self::Plain(Listen::default())
+    }
+}
+
+impl Serving {
+    /// Where peers dial.
+    #[must_use]
+    pub fn listens(&self) -> &[Listen] {
+        match self {
+            Self::Plain(listen) => std::slice::from_ref(listen),
+        }
+    }
+}
+
+/// One address that peers dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// Every connection opens with a PROXY header, which names the client.
+    pub proxy_protocol: bool,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        // Loopback only: nothing is exposed by accident.
+        Self::at(SocketAddr::from(([127, 0, 0, 1], 8080)))
+    }
+}
+
+impl Listen {
+    /// Where clients dial directly.
+    #[must_use]
+    pub const fn at(address: SocketAddr) -> Self {
+        Self { address, proxy_protocol: false }
     }
 }
 
@@ -57,7 +103,8 @@ pub enum LogFormat {
 pub struct Forwarded {
     /// Take the client address from X-Forwarded-For.
     pub trust_x_forwarded_for: bool,
-    /// Proxies that may name a client; `None` means loopback and private ranges.
+    /// Proxies that may name a client; `None` means anyone in a PROXY header, and
+    /// loopback and private ranges in X-Forwarded-For.
     pub trusted_proxies: Option<Vec<IpNet>>,
 }
 
@@ -65,6 +112,11 @@ pub struct Forwarded {
 pub const HEAD_MAX: usize = 8 * 1024;
 /// The most header fields of a request (else 431).
 pub const HEADERS_MAX: usize = 64;
+/// The most bytes of a PROXY header (else closed). Addresses take 52, and a sender
+/// should stay within the 536 bytes of the smallest TCP segment; but one may pass a
+/// client's certificate on, and nginx stops here too. It waits in the kernel, so
+/// it costs us nothing.
+pub const PROXY_HEADER_MAX: usize = 4 * 1024;
 /// The most bytes of one message after reassembly (else 1009).
 pub const MESSAGE_MAX: usize = 256 * 1024;
 /// The deepest nesting of a JSON frame. Go's `encoding/json`, which the daemons

@@ -1,9 +1,10 @@
 //! The program: parse, configure, bind, run, exit code. Decides nothing else.
 
+use std::io;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
-use pyrycode_relay::config::Config;
+use pyrycode_relay::config::{Config, Listen};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::operator::Operator;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
@@ -50,27 +51,32 @@ fn serve(config: &Config) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config, sink: &sink::Sink) -> std::io::Result<()> {
+fn run(config: &Config, sink: &sink::Sink) -> io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
-    let listener = Listener::bind(config.listen)?;
-    let listen = listener.local_addr()?;
+    let listens = config.serving.listens().iter();
+    let bind = |l: &Listen| Ok(Listener::bind(l.address)?.proxied(l.proxy_protocol));
+    let listeners = listens.map(bind).collect::<io::Result<Vec<_>>>()?;
+    let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let operator = config.metrics_listen.map(Operator::bind).transpose()?;
     let metrics_listen = operator.as_ref().map(Operator::local_addr).transpose()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
-    let mut server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
+    let mut server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
     if let Some(operator) = operator {
         operator.serve(&server.post(), sink)?;
     }
-    log::info!(
-        listen:% = listen, metrics_listen = metrics_listen.map(|address| address.to_string()), version = env!("CARGO_PKG_VERSION"), connections = capacity,
-        descriptors, buffer_memory = config.limits.buffer_memory;
-        "listening"
-    );
+    let metrics_listen = metrics_listen.map(|address| address.to_string());
+    for listen in bound {
+        log::info!(
+            listen:% = listen, metrics_listen, version = env!("CARGO_PKG_VERSION"),
+            connections = capacity, descriptors, buffer_memory = config.limits.buffer_memory;
+            "listening"
+        );
+    }
     server.run()?;
     log::info!("stopped");
     Ok(())

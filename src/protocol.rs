@@ -6,6 +6,7 @@ pub mod close;
 pub mod connection;
 pub mod heartbeat;
 pub mod outbox;
+pub mod proxy_header;
 pub mod request;
 pub mod response;
 pub mod websocket;

@@ -8,6 +8,7 @@ pub mod envelope;
 mod forward;
 mod hash;
 mod liveness;
+mod proxied;
 mod registry;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;

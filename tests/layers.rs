@@ -128,6 +128,12 @@ const RULES: &[Rule] = &[
         ..RULE
     },
     Rule {
+        name: "ppp has one importer",
+        except: &["src/protocol/proxy_header.rs"],
+        paths: &["ppp"],
+        ..RULE
+    },
+    Rule {
         name: "slab has one importer",
         except: &["src/relay/relay.rs"],
         paths: &["slab"],

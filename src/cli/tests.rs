@@ -54,11 +54,15 @@ fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+fn plain(text: &str) -> Serving {
+    Serving::Plain(Listen::at(address(text)))
+}
+
 #[test]
 fn nothing_said_is_the_default() {
     assert_eq!(parse_line(""), Ok(Command::Serve(Config::default())));
-    assert_eq!(serve("").listen, address("127.0.0.1:8080"));
-    assert_eq!(serve("--").listen, address("127.0.0.1:8080"));
+    assert_eq!(serve("").serving, plain("127.0.0.1:8080"));
+    assert_eq!(serve("--").serving, plain("127.0.0.1:8080"));
 }
 
 #[test]
@@ -68,6 +72,10 @@ fn each_flag_reaches_its_field() {
         let mut config = Config::default();
         change(&mut config.limits);
         config
+    };
+    let behind = |text: &str| {
+        let listen = Listen { proxy_protocol: true, ..Listen::at(address(text)) };
+        Config { serving: Serving::Plain(listen), ..Config::default() }
     };
     let forwarded = |trust: bool, networks: Option<&[&str]>| Config {
         forwarded: crate::config::Forwarded {
@@ -86,10 +94,17 @@ fn each_flag_reaches_its_field() {
         ("--rate-limit-per-minute 4294967295", limits(|l| l.rate_per_minute = u32::MAX)),
         ("--rate-limit-burst 1", limits(|l| l.rate_burst = 1)),
         ("--buffer-memory 1048576", limits(|l| l.buffer_memory = 1_048_576)),
+        ("--proxy-protocol", behind("127.0.0.1:8080")),
+        ("--proxy-protocol=false", default.clone()),
+        ("--insecure-listen :1 -proxy-protocol", behind("[::]:1")),
+        ("--proxy-protocol --insecure-listen :1", behind("[::]:1")),
         ("--trust-x-forwarded-for", forwarded(true, None)),
         ("--trusted-proxies 10.0.0.0/8,::1", forwarded(false, Some(&["10.0.0.0/8", "::1/128"]))),
         ("--trusted-proxies 10.1.2.3/8", forwarded(false, Some(&["10.0.0.0/8"]))),
         ("--trusted-proxies ::ffff:10.1.2.3", forwarded(false, Some(&["10.1.2.3/32"]))),
+        ("--trusted-proxies ::ffff:10.1.2.3/104", forwarded(false, Some(&["10.0.0.0/8"]))),
+        ("--trusted-proxies ::ffff:0:0/96", forwarded(false, Some(&["0.0.0.0/0"]))),
+        ("--trusted-proxies ::ffff:10.1.2.3/128", forwarded(false, Some(&["10.1.2.3/32"]))),
         ("--trusted-proxies 0.0.0.0/0,::/0", forwarded(false, Some(&["0.0.0.0/0", "::/0"]))),
         ("--log-format json", Config { log_format: LogFormat::Json, ..default.clone() }),
         ("--log-format logfmt", default.clone()),
@@ -170,8 +185,8 @@ fn addresses_to_listen_on() {
         ("localhost:8080", "127.0.0.1:8080"),
     ] {
         assert_eq!(
-            serve(&format!("--insecure-listen {given}")).listen,
-            address(expected),
+            serve(&format!("--insecure-listen {given}")).serving,
+            plain(expected),
             "{given}"
         );
     }
@@ -267,6 +282,7 @@ fn what_is_not_a_known_flag_is_refused() {
         ("--trusted-proxies=", "--trusted-proxies: \"\" is not an address or a network"),
         ("--trusted-proxies 10.0.0.0/8,", "--trusted-proxies: \"\" is not"),
         ("--trusted-proxies 10.0.0.0/33", "--trusted-proxies: \"10.0.0.0/33\" is not"),
+        ("--trusted-proxies ::ffff:10.0.0.0/95", "--trusted-proxies: \"::ffff:10.0.0.0/95\" holds"),
         ("--trusted-proxies 10.0.0.1:80", "--trusted-proxies: \"10.0.0.1:80\" is not"),
         ("--trusted-proxies example.org", "--trusted-proxies: \"example.org\" is not"),
     ] {
@@ -327,7 +343,7 @@ fn check_config_checks_what_serving_would() {
 
 #[test]
 fn what_is_not_in_this_version_says_so() {
-    assert_eq!(serve("--proxy-protocol=false -https-proxy-protocol=0"), Config::default());
+    assert_eq!(serve("-https-proxy-protocol=0"), Config::default());
     for (name, kind, why) in ABSENT {
         match kind {
             Absent::Flag => {
@@ -419,6 +435,7 @@ fn production_refuses_plain_text_beyond_loopback_and_root() {
         refused.starts_with("PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root"),
         "{refused}"
     );
+    assert!(refused.contains("start it as a user of its own"), "{refused}");
 }
 
 #[test]
@@ -447,9 +464,11 @@ fn a_description_names_what_would_run() {
     assert_eq!(
         describe(&serve("")),
         "insecure-listen 127.0.0.1:8080\n\
+         proxy-protocol false\n\
          metrics-listen 127.0.0.1:9090\n\
          trust-x-forwarded-for false\n\
-         trusted-proxies loopback and private ranges (unused without --trust-x-forwarded-for)\n\
+         trusted-proxies loopback and private ranges \
+         (unused without --proxy-protocol or --trust-x-forwarded-for)\n\
          max-connections what the limit on open files leaves\n\
          max-connections-per-ip off\n\
          rate-limit-per-minute 10\n\
@@ -464,6 +483,7 @@ fn a_description_names_what_would_run() {
     assert_eq!(
         describe(&serve(line)),
         "insecure-listen [::]:1\n\
+         proxy-protocol false\n\
          metrics-listen off\n\
          trust-x-forwarded-for true\n\
          trusted-proxies 10.0.0.0/8,::1/128\n\
@@ -475,6 +495,27 @@ fn a_description_names_what_would_run() {
          log-format json\n\
          log-level info\n"
     );
+}
+
+#[test]
+fn a_description_names_whom_the_relay_would_believe() {
+    for (line, expected) in [
+        ("--proxy-protocol", "anyone"),
+        ("--trust-x-forwarded-for", "loopback and private ranges"),
+        (
+            "--proxy-protocol --trust-x-forwarded-for",
+            "anyone, for X-Forwarded-For loopback and private ranges",
+        ),
+        ("--proxy-protocol --trusted-proxies 10.1.2.3", "10.1.2.3/32"),
+        (
+            "--trusted-proxies 10.1.2.3",
+            "10.1.2.3/32 (unused without --proxy-protocol or --trust-x-forwarded-for)",
+        ),
+    ] {
+        let description = describe(&serve(line));
+        let is_line = |found: &str| found == format!("trusted-proxies {expected}");
+        assert!(description.lines().any(is_line), "{line}: {description}");
+    }
 }
 
 /// The flags that begin a line of the help.
@@ -511,10 +552,11 @@ fn help_knows_the_flags_and_the_flags_know_help() {
 #[test]
 fn help_states_the_defaults_and_fits_a_terminal() {
     let config = Config::default();
+    let listen = config.serving.listens()[0].address;
     let metrics = config.metrics_listen.expect("a default").to_string();
     for default in [
-        format!("on {}, for this machine only", config.listen),
-        format!("default {}", config.listen),
+        format!("on {listen}, for this machine only"),
+        format!("default {listen}"),
         format!("{metrics}, empty"),
         format!("default {}, which turns it off", config.limits.connections_per_ip),
         format!("default\n{:30}{}; 0 turns", "", config.limits.rate_per_minute),

@@ -73,18 +73,31 @@ pub(super) enum Role {
     Phone,
 }
 
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The PROXY header that tells whose it is has not come.
+    Header,
+    /// A load balancer's own request, on nobody's behalf.
+    Balancer,
+    /// A client's request, or the answer that ends it.
+    Request,
+    /// The 101 was sent.
+    WebSocket,
+}
+
 /// One connection and what the relay knows of it.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) connection: Connection,
     /// The rest of its [`ConnId`] is where it lives.
     generation: u32,
-    /// The client's address; the peer's until the request head is read. An IPv4
+    /// The client's address; the peer's until a PROXY header or the request head
+    /// names another. An IPv4
     /// address is kept mapped, which takes a byte less than an `IpAddr`.
     client: Ipv6Addr,
     pub(super) role: Role,
-    /// The 101 was sent.
-    pub(super) is_websocket: bool,
+    pub(super) stage: Stage,
     pub(super) is_transmit_queued: bool,
     pub(super) is_judge_queued: bool,
     /// Meaningful with a role.
@@ -128,6 +141,8 @@ pub struct Relay {
     pub(super) rate: RateLimiter,
     pub(super) stats: Stats,
     pub(super) is_draining: bool,
+    /// When a refused PROXY header is worth a warning again.
+    pub(super) proxy_warn_at: Instant,
     pub(super) started: Instant,
     pub(super) connections: Slab<Entry>,
     /// WebSockets, lingering ones included.
@@ -162,6 +177,7 @@ impl Relay {
             rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
             stats: Stats::default(),
             is_draining: false,
+            proxy_warn_at: now,
             started: now,
             connections: Slab::new(),
             websockets: 0,
@@ -188,7 +204,7 @@ impl Relay {
             generation: id.generation(),
             client: mapped(peer),
             role: Role::None,
-            is_websocket: false,
+            stage: Stage::Request,
             is_transmit_queued: false,
             is_judge_queued: false,
             slot: SlotKey(0),
@@ -451,7 +467,7 @@ impl Relay {
         let Some(index) = self.index(id) else { return };
         let entry = self.connections.remove(index);
         debug_assert_eq!(entry.role, Role::None, "departs before it is removed");
-        self.websockets -= usize::from(entry.is_websocket);
+        self.websockets -= usize::from(entry.stage == Stage::WebSocket);
         self.budget.charge(entry.charged as usize, 0);
         self.timers.disarm(index as u32);
         self.effects.push_back(Effect::Disconnect(id));

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::admission::ClientKey;
 use super::conn_id::ConnId;
 use super::registry::{Claim, JoinError};
-use super::relay::{Relay, Role};
+use super::relay::{Relay, Role, Stage};
 use super::stats::Outcome;
 use crate::protocol::client_address::client_address;
 use crate::protocol::close::CloseCause;
@@ -60,6 +60,9 @@ impl Relay {
                 self.refuse(id, response::ready(is_ready), now);
                 Ok(())
             }
+            _ if self.entry(id).is_none_or(|entry| entry.stage != Stage::Request) => {
+                Err(Refusal::Forbidden)
+            }
             _ if self.is_draining => Err(Refusal::Unavailable),
             Endpoint::Other => Err(Refusal::NotFound),
             endpoint @ (Endpoint::Server | Endpoint::Client) => {
@@ -110,7 +113,7 @@ impl Relay {
         let request_id = self.public_id(id).to_string();
         if let Some(entry) = self.entry_mut(id) {
             entry.set_client(client);
-            entry.is_websocket = true;
+            entry.stage = Stage::WebSocket;
             let mut answer = Vec::new();
             response::switching_protocols(&accept, &request_id, &mut answer);
             entry.connection.send_answer(&answer, now);

@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::relay::{ConnId, Effect, Relay, Snapshot};
 use crate::time::Instant;
 
@@ -17,6 +18,13 @@ use crate::time::Instant;
 pub trait Core {
     /// A TCP connection from `peer` was accepted.
     fn handle_accept(&mut self, peer: IpAddr, now: Instant) -> ConnId;
+
+    /// A PROXY header is to come first; nothing is handed in before
+    /// [`Self::handle_proxied`].
+    fn expect_proxied(&mut self, id: ConnId, now: Instant);
+
+    /// The PROXY header has come, or what is none.
+    fn handle_proxied(&mut self, id: ConnId, header: Result<Proxied, Malformed>, now: Instant);
 
     /// Bytes have come.
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant);
@@ -67,6 +75,14 @@ pub trait Core {
 impl Core for Relay {
     fn handle_accept(&mut self, peer: IpAddr, now: Instant) -> ConnId {
         self.handle_accept(peer, now)
+    }
+
+    fn expect_proxied(&mut self, id: ConnId, now: Instant) {
+        self.expect_proxied(id, now);
+    }
+
+    fn handle_proxied(&mut self, id: ConnId, header: Result<Proxied, Malformed>, now: Instant) {
+        self.handle_proxied(id, header, now);
     }
 
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {

@@ -5,7 +5,8 @@
 //! A turn, in this order, because each step may depend on the ones before:
 //! 1. Sleep until something is ready or the next deadline; not at all while a
 //!    socket still has input.
-//! 2. Note what the events say. Accept up to [`ACCEPTS_PER_TURN`].
+//! 2. Note what the events say. Accept up to [`ACCEPTS_PER_TURN`], from one
+//!    listener as from another.
 //! 3. Read each ready socket once, up to one buffer full; who has more goes to
 //!    the back of the queue, so that one busy peer delays the others by one read.
 //! 4. Write: everything that the turn queued for a peer in one call; sooner
@@ -16,16 +17,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use mio::event::Event;
-use mio::net::TcpStream;
 use mio::{Events, Poll, Token};
 
 use super::clock::Clock;
 use super::core::Core;
-use super::listener::{Listener, is_exhaustion};
+use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
 use super::mailbox::{Mailbox, Message, Post};
 use super::signals::Signals;
 use super::socket::{Input, Socket, Sockets};
@@ -33,9 +32,13 @@ use crate::config::BUFFER_MEMORY;
 use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
 
-const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const MAILBOX: Token = Token(usize::MAX - 2);
+/// Of the first listener; those of the others follow.
+const LISTENER: usize = usize::MAX - 32;
+/// The last that may be a listener's: above stand the tokens of what there is
+/// one of.
+const LISTENER_LAST: usize = usize::MAX - 16;
 
 /// Events that one poll returns at most.
 const EVENTS: usize = 1024;
@@ -60,11 +63,11 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 // as the frame was on the wire.
 const _: () = assert!(8 * (BYTES_PER_PASS + BUFFER) < BUFFER_MEMORY);
 
-/// A core (the relay) on a bound listener, ready to run.
+/// A core (the relay) on bound listeners, ready to run.
 #[derive(Debug)]
 pub struct Server<C> {
     poll: Poll,
-    listener: Listener,
+    listeners: Listeners,
     signals: Option<Signals>,
     mailbox: Mailbox,
     core: C,
@@ -87,22 +90,22 @@ impl<C: Core> Server<C> {
     /// `signals` comes, `shutdown` after it at the latest.
     ///
     /// # Errors
-    /// If the poll cannot be created or the listener not registered.
+    /// If the poll cannot be created or a listener not registered.
     pub fn new(
         core: C,
-        mut listener: Listener,
+        listeners: Vec<Listener>,
         mut signals: Option<Signals>,
         shutdown: Duration,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        listener.register(poll.registry(), LISTENER)?;
+        let listeners = Listeners::register(listeners, poll.registry(), LISTENER..=LISTENER_LAST)?;
         if let Some(signals) = &mut signals {
             signals.register(poll.registry(), SIGNALS)?;
         }
         let mailbox = Mailbox::new(poll.registry(), MAILBOX)?;
         Ok(Self {
             poll,
-            listener,
+            listeners,
             signals,
             mailbox,
             core,
@@ -171,7 +174,7 @@ impl<C: Core> Server<C> {
 
     /// How long to sleep; `None`: until something happens.
     fn timeout(&self) -> Option<Duration> {
-        if !self.ready.is_empty() || self.listener.wants_accept() {
+        if !self.ready.is_empty() || self.listeners.wants_accept() {
             return Some(Duration::ZERO);
         }
         let next = [self.core.next_deadline(), self.drained_by, self.accept_retry];
@@ -181,9 +184,9 @@ impl<C: Core> Server<C> {
 
     fn on_event(&mut self, event: &Event, now: Instant) {
         match event.token() {
-            LISTENER => self.listener.on_ready(),
             SIGNALS => self.on_signal(now),
             MAILBOX => self.on_mail(),
+            Token(token @ LISTENER..=LISTENER_LAST) => self.listeners.on_ready(token - LISTENER),
             Token(bits) => {
                 let id = ConnId::from_bits(bits as u64);
                 let Some(socket) = self.sockets.find(id) else { return };
@@ -218,28 +221,33 @@ impl<C: Core> Server<C> {
 
     fn accept(&mut self, now: Instant) {
         if self.accept_retry.is_some_and(|retry| retry <= now) {
-            self.listener.resume();
+            self.listeners.resume();
         }
         for _ in 0..ACCEPTS_PER_TURN {
-            let Some((stream, peer)) = self.listener.accept() else { break };
-            self.on_accepted(stream, peer, now);
+            let Some(accepted) = self.listeners.accept() else { break };
+            self.on_accepted(accepted, now);
         }
-        if !self.listener.is_paused() {
+        if !self.listeners.is_paused() {
             self.accept_retry = None;
         } else if self.accept_retry.is_none_or(|retry| retry <= now) {
             self.accept_retry = Some(now + ACCEPT_RETRY);
         }
     }
 
-    fn on_accepted(&mut self, stream: TcpStream, peer: SocketAddr, now: Instant) {
+    fn on_accepted(&mut self, accepted: Accepted, now: Instant) {
+        let Accepted { stream, peer, is_proxied } = accepted;
         let id = self.core.handle_accept(peer.ip(), now);
-        match Socket::new(stream, self.poll.registry(), Token(id.to_bits() as usize)) {
+        let token = Token(id.to_bits() as usize);
+        match Socket::new(stream, self.poll.registry(), token, is_proxied) {
             Ok(socket) => {
                 self.sockets.insert(id, socket);
+                if is_proxied {
+                    self.core.expect_proxied(id, now);
+                }
             }
             Err(error) => {
                 if is_exhaustion(&error) {
-                    self.listener.pause(&error);
+                    self.listeners.pause(&error);
                 }
                 self.core.handle_disconnected(id, now);
             }
@@ -274,6 +282,21 @@ impl<C: Core> Server<C> {
                 self.core.handle_hangup(id, now);
             }
             return 0;
+        }
+        if socket.owes_header {
+            match socket.take_header(&mut self.buffer) {
+                Ok(None) => return 0,
+                Ok(Some(header)) => {
+                    self.core.handle_proxied(id, header, now);
+                    if header.is_err() {
+                        return 0;
+                    }
+                }
+                Err(_) => {
+                    self.core.handle_disconnected(id, now);
+                    return 0;
+                }
+            }
         }
         match socket.read(&mut self.buffer) {
             Ok(Input::Some(count)) => {
@@ -323,7 +346,7 @@ impl<C: Core> Server<C> {
                 }
                 Effect::Disconnect(id) => {
                     self.sockets.remove(id);
-                    self.listener.resume();
+                    self.listeners.resume();
                 }
             }
         }

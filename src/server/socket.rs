@@ -1,7 +1,8 @@
 //! The streams.
 //!
-//! Owns which one is whose, reading into a shared buffer and writing several slices in one call,
-//! and what the last call said about the next. Knows no protocol.
+//! Owns which one is whose, reading into a shared buffer and writing several slices
+//! in one call, what the last call said about the next, and taking a PROXY header
+//! off the stream. Knows no other protocol.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -9,6 +10,8 @@ use std::net::Shutdown;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
+use crate::config::PROXY_HEADER_MAX;
+use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::relay::ConnId;
 
 /// One stream, registered once for both directions, edge-triggered.
@@ -24,6 +27,8 @@ pub(super) struct Socket {
     pub(super) is_read_closed: bool,
     /// In the queue of sockets to read.
     pub(super) is_queued: bool,
+    /// Its PROXY header has not come.
+    pub(super) owes_header: bool,
 }
 
 /// Every stream by the index of its connection, with the generation.
@@ -66,6 +71,7 @@ impl Socket {
         mut stream: TcpStream,
         registry: &Registry,
         token: Token,
+        owes_header: bool,
     ) -> io::Result<Self> {
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self {
@@ -74,18 +80,42 @@ impl Socket {
             has_unwanted: false,
             is_read_closed: false,
             is_queued: false,
+            owes_header,
         })
+    }
+
+    /// Takes the PROXY header off the stream, or says what is wrong with it;
+    /// `None` while it is not complete. So far as it has come it stays in the
+    /// kernel: it takes no memory here, and no byte behind it is touched.
+    pub(super) fn take_header(
+        &mut self,
+        buffer: &mut [u8],
+    ) -> io::Result<Option<Result<Proxied, Malformed>>> {
+        let buffer = &mut buffer[..PROXY_HEADER_MAX];
+        let seen = match uninterrupted(|| self.stream.peek(buffer)) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            result => result?,
+        };
+        match proxy_header::parse(&buffer[..seen]) {
+            Ok(Header::Partial) if self.is_read_closed => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(Header::Partial) => {
+                // More bytes are a new edge, although these were not read.
+                self.is_readable = false;
+                Ok(None)
+            }
+            Ok(Header::Complete { proxied, len }) => {
+                self.owes_header = false;
+                self.stream.read_exact(&mut buffer[..len])?;
+                Ok(Some(Ok(proxied)))
+            }
+            Err(malformed) => Ok(Some(Err(malformed))),
+        }
     }
 
     /// Reads once.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Input> {
-        let result = loop {
-            match self.stream.read(buffer) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => break result,
-            }
-        };
-        Ok(match result {
+        Ok(match uninterrupted(|| self.stream.read(buffer)) {
             Ok(0) => {
                 self.is_readable = false;
                 Input::End
@@ -105,17 +135,14 @@ impl Socket {
 
     /// Writes the slices in one call; returns how many bytes the kernel took.
     pub(super) fn write(&mut self, slices: [&[u8]; 3]) -> io::Result<usize> {
-        loop {
+        let written = uninterrupted(|| match slices {
             // send(2) takes less than writev(2), and it is nearly always one.
-            let written = match slices {
-                [[], [], only] | [[], only, []] | [only, [], []] => self.stream.write(only),
-                _ => self.stream.write_vectored(&slices.map(IoSlice::new)),
-            };
-            match written {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
-                result => return result,
-            }
+            [[], [], only] | [[], only, []] | [only, [], []] => self.stream.write(only),
+            _ => self.stream.write_vectored(&slices.map(IoSlice::new)),
+        });
+        match written {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            result => result,
         }
     }
 
@@ -123,5 +150,15 @@ impl Socket {
     pub(super) fn half_close(&self) {
         // An error means that the peer is gone, which reading will tell.
         let _ = self.stream.shutdown(Shutdown::Write);
+    }
+}
+
+/// Calls until no signal has come between.
+fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }

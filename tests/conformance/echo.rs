@@ -17,6 +17,7 @@ use pyrycode_relay::config::{Config, Limits, Timeouts};
 use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::protocol::connection::{Connection, Expiry};
 use pyrycode_relay::protocol::heartbeat::Heartbeat;
+use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::protocol::request::{self, Head};
 use pyrycode_relay::protocol::response::{self, Refusal};
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
@@ -35,13 +36,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1);
     let address: SocketAddr = address.as_deref().unwrap_or("127.0.0.1:0").parse()?;
     let limits = Limits { message: MESSAGE_MAX, ..Limits::default() };
-    let config = Config { listen: address, limits, ..Config::default() };
+    let config = Config { limits, ..Config::default() };
 
     let signals = Signals::install()?;
-    let listener = Listener::bind(config.listen)?;
+    let listener = Listener::bind(address)?;
     println!("listening on {}", listener.local_addr()?);
     let echo = Echo::new(&config);
-    Server::new(echo, listener, Some(signals), config.timeouts.shutdown)?.run()?;
+    Server::new(echo, vec![listener], Some(signals), config.timeouts.shutdown)?.run()?;
     Ok(())
 }
 
@@ -202,6 +203,10 @@ impl Core for Echo {
         self.settle(id);
         id
     }
+
+    // No balancer stands in front.
+    fn expect_proxied(&mut self, _: ConnId, _: Instant) {}
+    fn handle_proxied(&mut self, _: ConnId, _: Result<Proxied, Malformed>, _: Instant) {}
 
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {
         let Some(entry) = self.connections.find(id) else { return };

@@ -77,10 +77,12 @@ pub fn server(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (Server<Rela
     };
     config.limits.rate_per_minute = 0;
     adjust(&mut config);
+    let is_proxied = config.serving.listens()[0].proxy_protocol;
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let listener = listener.proxied(is_proxied);
     let address = listener.local_addr().unwrap();
     let relay = Relay::new(&config, capacity, [7; 32], time::Instant::START);
-    (Server::new(relay, listener, None, config.timeouts.shutdown).unwrap(), address)
+    (Server::new(relay, vec![listener], None, config.timeouts.shutdown).unwrap(), address)
 }
 
 /// Waits until `condition` holds.

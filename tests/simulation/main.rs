@@ -19,6 +19,7 @@ mod messages;
 mod oracle;
 mod peer;
 mod phones;
+mod proxied;
 mod replay;
 mod shell;
 mod shut_down;

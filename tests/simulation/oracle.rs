@@ -65,6 +65,7 @@ pub(crate) struct Before {
     takeovers: u64,
     shed: u64,
     heartbeat_timeouts: u64,
+    binary_requests: u64,
     buffered: usize,
 }
 
@@ -78,6 +79,8 @@ pub(crate) struct Oracle {
     is_draining: bool,
     /// The call under way has spent the memory.
     is_shedding: bool,
+    /// In the call under way a binary had a phone closed.
+    is_requested: bool,
     /// How late the relay came to its timers, all in all, and when it last was.
     late: Duration,
     woke: Instant,
@@ -96,6 +99,7 @@ impl Oracle {
             capacity,
             is_draining: false,
             is_shedding: false,
+            is_requested: false,
             late: Duration::ZERO,
             woke: Instant::START,
         }
@@ -108,6 +112,7 @@ impl Oracle {
             takeovers: stats.takeovers,
             heartbeat_timeouts: closes(2),
             shed: closes(5),
+            binary_requests: closes(17),
             buffered: relay.buffered(),
         }
     }
@@ -142,6 +147,7 @@ impl Oracle {
     /// The relay has done what it does about `call`.
     pub(crate) fn after(&mut self, world: &World, call: Call<'_>, before: &Before) {
         let changes = self.before(&world.relay);
+        self.is_requested = changes.binary_requests > before.binary_requests;
         self.check_verdict(world, call, before, &changes);
         if let Call::Input(id, _) = call
             && let Some(peer) = world.find(id)
@@ -161,7 +167,9 @@ impl Oracle {
                     self.reconcile(world, peer, call);
                 }
             }
-            Call::End(id)
+            Call::ExpectProxied(id)
+            | Call::Proxied(id, _)
+            | Call::End(id)
             | Call::Disconnected(id)
             | Call::Hangup(id)
             | Call::Judge(id)

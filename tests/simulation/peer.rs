@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
+use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::relay::ConnId;
 use pyrycode_relay::time::Instant;
 
@@ -77,10 +78,19 @@ pub(crate) enum Sending {
     Reset,
 }
 
+/// A load balancer that sends a PROXY header, or owes it for ever.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Through {
+    pub(crate) balancer: IpAddr,
+    pub(crate) header: Option<Result<Proxied, Malformed>>,
+}
+
 /// One remote end and its connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
+    /// What stands between it and the relay.
+    pub(crate) through: Option<Through>,
     /// [`NOBODY`] until it is accepted.
     pub(crate) id: ConnId,
     pub(crate) habits: Habits,
@@ -131,7 +141,9 @@ pub(crate) struct Peer {
     decoder: Decoder,
     /// Bookkeeping of the world: in the queue of sockets to read.
     pub(crate) is_queued: bool,
-    /// Its socket took less than there was.
+    /// Its socket took less than there was, and then, it is not written to before
+    /// it has room.
+    pub(crate) is_short: bool,
     pub(crate) is_blocked: bool,
     /// Its socket takes nothing before.
     pub(crate) refuses_until: Instant,
@@ -141,6 +153,7 @@ impl Peer {
     pub(crate) fn new(address: IpAddr) -> Self {
         Self {
             address,
+            through: None,
             id: NOBODY,
             habits: Habits::HONEST,
             seen: Vec::new(),
@@ -171,6 +184,7 @@ impl Peer {
             is_gone: false,
             decoder: Decoder::default(),
             is_queued: false,
+            is_short: false,
             is_blocked: false,
             refuses_until: Instant::START,
         }
@@ -240,7 +254,7 @@ impl Peer {
         assert!(!self.is_gone, "(6) two disconnects");
         self.is_gone = true;
         // What its socket did not take is lost, be it a close frame.
-        self.is_broken |= self.is_blocked;
+        self.is_broken |= self.is_short;
     }
 
     /// Reads up to `limit` bytes off the link and reacts.

@@ -1,0 +1,176 @@
+//! One client: a non-blocking socket under tungstenite, and what it does next.
+//!
+//! Knows no other client and does not dial.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::time::Instant;
+
+use mio::net::TcpStream;
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tungstenite::{Error, Message, WebSocket};
+
+/// What became of a client when its socket was ready.
+#[derive(Debug)]
+pub enum Event {
+    /// It is in.
+    Open,
+    /// A ping was answered.
+    Ping,
+    /// A frame that a phone sent came back.
+    Returned(String),
+    /// Its connection has ended, with the relay's close code if there was one.
+    Ended(Option<u16>),
+    /// It was not let in: status line or error.
+    Refused(String),
+}
+
+/// How far it is.
+#[derive(Debug)]
+enum State {
+    /// Nothing sent yet.
+    Dialling(TcpStream),
+    /// The request is sent; what has come of the answer.
+    Asking(TcpStream, Vec<u8>),
+    Open(Box<WebSocket<TcpStream>>),
+    Out,
+}
+
+#[derive(Debug)]
+pub struct Client {
+    pub is_phone: bool,
+    /// The number of its server-id.
+    pub binary: usize,
+    /// Reads nothing from here on.
+    pub silent_since: Option<Instant>,
+    state: State,
+}
+
+impl Client {
+    pub fn new(binary: usize, is_phone: bool) -> Self {
+        Self { is_phone, binary, silent_since: None, state: State::Out }
+    }
+
+    pub fn dialled(&mut self, stream: TcpStream) {
+        self.state = State::Dialling(stream);
+    }
+
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    pub fn leave(&mut self) {
+        self.state = State::Out;
+    }
+
+    /// Does what the socket is ready for and says what came of it.
+    pub fn on_ready(&mut self, head: impl Fn() -> String, mut event: impl FnMut(Event)) {
+        self.state = match std::mem::replace(&mut self.state, State::Out) {
+            State::Dialling(mut stream) => match stream.peer_addr() {
+                Err(error) if error.kind() == ErrorKind::NotConnected => {
+                    match stream.take_error() {
+                        Ok(None) => State::Dialling(stream),
+                        Ok(Some(error)) | Err(error) => refused(&error, &mut event),
+                    }
+                }
+                Err(error) => refused(&error, &mut event),
+                Ok(_) => match stream.write_all(head().as_bytes()) {
+                    Ok(()) => State::Asking(stream, Vec::new()),
+                    Err(error) => refused(&error, &mut event),
+                },
+            },
+            State::Asking(stream, answer) => self.on_answer(stream, answer, &mut event),
+            state => state,
+        };
+        // A frame may have come right behind the answer.
+        self.state = match std::mem::replace(&mut self.state, State::Out) {
+            State::Open(socket) => self.read(socket, event),
+            state => state,
+        };
+    }
+
+    fn read(&self, mut socket: Box<WebSocket<TcpStream>>, mut event: impl FnMut(Event)) -> State {
+        while socket.can_read() {
+            match socket.read() {
+                Ok(message) => self.on_message(&mut socket, message, &mut event),
+                Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
+                    return State::Open(socket);
+                }
+                Err(_) => {
+                    event(Event::Ended(None));
+                    break;
+                }
+            }
+        }
+        State::Out
+    }
+
+    fn on_answer(
+        &mut self,
+        mut stream: TcpStream,
+        mut answer: Vec<u8>,
+        event: &mut impl FnMut(Event),
+    ) -> State {
+        let mut buffer = [0; 1024];
+        loop {
+            match stream.read(&mut buffer) {
+                // Behind a refusal.
+                Ok(0) if !answer.is_empty() => break,
+                Ok(0) => return refused(&ErrorKind::UnexpectedEof.into(), event),
+                Ok(count) => answer.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return refused(&error, event),
+            }
+        }
+        let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
+            return State::Asking(stream, answer);
+        };
+        if !answer.starts_with(b"HTTP/1.1 101 ") {
+            let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
+            event(Event::Refused(String::from_utf8_lossy(line).into_owned()));
+            return State::Out;
+        }
+        let rest = answer.split_off(end + 4);
+        // Thousands of these are idle: small buffers.
+        let config = WebSocketConfig::default().read_buffer_size(2048).write_buffer_size(0);
+        let socket = WebSocket::from_partially_read(stream, rest, Role::Client, Some(config));
+        event(Event::Open);
+        State::Open(Box::new(socket))
+    }
+
+    fn on_message(
+        &self,
+        socket: &mut WebSocket<TcpStream>,
+        message: Message,
+        event: &mut impl FnMut(Event),
+    ) {
+        match message {
+            Message::Ping(_) => {
+                // The pong waits in the context.
+                let _ = socket.flush();
+                event(Event::Ping);
+            }
+            Message::Text(text) if self.is_phone => event(Event::Returned(text.to_string())),
+            // An envelope from a phone is one to the phone as well.
+            Message::Text(text) => {
+                let _ = socket.send(Message::Text(text));
+            }
+            Message::Close(frame) => {
+                event(Event::Ended(frame.map(|CloseFrame { code, .. }| code.into())));
+                let _ = socket.flush();
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends a frame; what the kernel does not take is sent with what comes next.
+    pub fn send(&mut self, text: String) {
+        if let State::Open(socket) = &mut self.state {
+            let _ = socket.send(Message::text(text));
+        }
+    }
+}
+
+fn refused(error: &io::Error, mut event: impl FnMut(Event)) -> State {
+    event(Event::Refused(error.to_string()));
+    State::Out
+}

@@ -1,0 +1,308 @@
+//! All clients of a run on one poll.
+//!
+//! Owns who dials when: binaries first, then their phones, so many at once; and
+//! what was met on the way.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::error::Error;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
+
+use crate::client::{Client, Event};
+use crate::options::Options;
+
+/// Upgrades under way at once.
+const DIALLING: usize = 256;
+/// Descriptors that are no connections.
+const OTHERS: u64 = 16;
+
+/// What was met.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub refused: usize,
+    /// Why, and how often.
+    pub refusals: BTreeMap<String, usize>,
+    /// Ended, although they did as they should.
+    pub lost: usize,
+    /// Close codes of all that ended, 0 for none.
+    pub codes: BTreeMap<u16, usize>,
+    pub upgrades: usize,
+    pub pings: usize,
+    pub sent: usize,
+    pub round_trips: Vec<Duration>,
+    /// From falling silent until the relay hung up.
+    pub silences: Vec<Duration>,
+}
+
+impl Tally {
+    fn refuse(&mut self, why: String) {
+        self.refused += 1;
+        *self.refusals.entry(why).or_default() += 1;
+    }
+}
+
+pub struct Crowd {
+    poll: Poll,
+    events: Events,
+    relay: SocketAddr,
+    source: Option<IpAddr>,
+    name: String,
+    clients: Vec<Client>,
+    /// Who is to dial.
+    out: VecDeque<usize>,
+    dialling: usize,
+    open: usize,
+    began: Instant,
+    messages: Pace,
+    churn: Pace,
+    bytes: usize,
+    /// The phone whose turn is next, to send and to leave.
+    next: [usize; 2],
+    pub tally: Tally,
+}
+
+/// So many a second, evenly.
+struct Pace {
+    every: Option<Duration>,
+    next: Instant,
+}
+
+impl Pace {
+    fn new(per_second: usize) -> Self {
+        let every = (per_second > 0).then(|| Duration::from_secs(1) / per_second as u32);
+        Self { every, next: Instant::now() }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let Some(every) = self.every else { return false };
+        let is_due = self.next <= now;
+        if is_due {
+            self.next += every;
+        }
+        is_due
+    }
+
+    fn wait(&self, now: Instant) -> Duration {
+        self.every.map_or(Duration::from_millis(500), |_| self.next.saturating_duration_since(now))
+    }
+}
+
+impl Crowd {
+    pub fn new(options: &Options) -> Result<Self, Box<dyn Error>> {
+        let all = options.binaries * (1 + options.phones);
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+        if let Some(maximum) = maximum
+            && all as u64 + OTHERS > maximum
+        {
+            return Err(format!(
+                "{all} connections, but this process may open {maximum} descriptors:\n\
+                 raise the limit (ulimit -Hn) or start several swarms, each with a --name"
+            )
+            .into());
+        }
+        let clients = (0..options.binaries).map(|binary| Client::new(binary, false));
+        // One phone of every binary, then the next of every binary.
+        let phones = (0..options.binaries * options.phones)
+            .map(|phone| Client::new(phone % options.binaries, true));
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(1024),
+            relay: options.relay,
+            source: options.source,
+            name: options.name.clone(),
+            clients: clients.chain(phones).collect(),
+            out: (0..all).collect(),
+            dialling: 0,
+            open: 0,
+            began: Instant::now(),
+            messages: Pace::new(0),
+            churn: Pace::new(0),
+            bytes: options.bytes,
+            next: [0; 2],
+            tally: Tally::default(),
+        })
+    }
+
+    pub fn all(&self) -> usize {
+        self.clients.len()
+    }
+
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Who is not in yet and not refused.
+    pub fn coming(&self) -> usize {
+        self.out.len() + self.dialling
+    }
+
+    /// Everybody is in: the frames, the coming and going and the silence begin.
+    pub fn begin(&mut self, options: &Options) {
+        self.messages = Pace::new(options.messages);
+        self.churn = Pace::new(options.churn);
+        let silent = self.clients.len() - options.half_open;
+        for client in &mut self.clients[silent..] {
+            client.silent_since = Some(Instant::now());
+        }
+    }
+
+    /// Nothing more is sent and nobody leaves.
+    pub fn rest(&mut self) {
+        self.messages = Pace::new(0);
+        self.churn = Pace::new(0);
+    }
+
+    /// Whether somebody is on the way in, or a frame on its way back.
+    pub fn is_busy(&self) -> bool {
+        self.coming() > 0 || self.tally.round_trips.len() < self.tally.sent
+    }
+
+    /// Sleeps until something is ready or due, and does it.
+    pub fn turn(&mut self) -> io::Result<()> {
+        while self.dialling < DIALLING
+            && let Some(index) = self.out.front().copied()
+        {
+            let client = &self.clients[index];
+            // A phone waits for its binary.
+            if client.is_phone && !self.clients[client.binary].is_open() && self.dialling > 0 {
+                break;
+            }
+            self.out.pop_front();
+            self.dial(index)?;
+        }
+        let now = Instant::now();
+        let timeout = self.messages.wait(now).min(self.churn.wait(now));
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        match self.poll.poll(&mut events, Some(timeout)) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        for event in &events {
+            self.on_ready(event.token().0, event.is_read_closed());
+        }
+        self.events = events;
+        let now = Instant::now();
+        while self.messages.is_due(now) {
+            self.say(now);
+        }
+        while self.churn.is_due(now) {
+            self.hang_up();
+        }
+        Ok(())
+    }
+
+    fn dial(&mut self, index: usize) -> io::Result<()> {
+        let domain = Domain::for_address(self.relay);
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+        socket.set_tcp_nodelay(true)?;
+        if let Some(source) = self.source {
+            socket.bind(&SocketAddr::from((source, 0)).into())?;
+        }
+        match socket.connect(&self.relay.into()) {
+            Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
+                self.tally.refuse(error.to_string());
+                return Ok(());
+            }
+            _ => {}
+        }
+        let mut stream = TcpStream::from_std(socket.into());
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut stream, Token(index), interest)?;
+        self.clients[index].dialled(stream);
+        self.dialling += 1;
+        Ok(())
+    }
+
+    fn on_ready(&mut self, index: usize, has_hung_up: bool) {
+        let client = &mut self.clients[index];
+        if let Some(since) = client.silent_since {
+            if has_hung_up && client.is_open() {
+                self.tally.silences.push(since.elapsed());
+                client.leave();
+                self.open -= 1;
+            }
+            return;
+        }
+        let (name, is_phone, binary) = (&self.name, client.is_phone, client.binary);
+        let (tally, began) = (&mut self.tally, self.began);
+        let (open, dialling) = (&mut self.open, &mut self.dialling);
+        client.on_ready(
+            || head(name, is_phone, binary),
+            |event| match event {
+                Event::Open => {
+                    *dialling -= 1;
+                    *open += 1;
+                    tally.upgrades += 1;
+                }
+                Event::Ping => tally.pings += 1,
+                Event::Returned(text) => {
+                    let sent = text[1..].split('.').next().and_then(|micros| micros.parse().ok());
+                    let sent = Duration::from_micros(sent.expect("the frame that was sent"));
+                    tally.round_trips.push(began.elapsed() - sent);
+                }
+                Event::Ended(code) => {
+                    *open -= 1;
+                    tally.lost += 1;
+                    *tally.codes.entry(code.unwrap_or(0)).or_default() += 1;
+                }
+                Event::Refused(why) => {
+                    *dialling -= 1;
+                    tally.refuse(why);
+                }
+            },
+        );
+    }
+
+    /// The next open phone, in turn; 0 is for sending, 1 for leaving.
+    fn next_phone(&mut self, what: usize) -> Option<usize> {
+        let all = self.clients.len();
+        for _ in 0..all {
+            let index = self.next[what] % all;
+            self.next[what] = index + 1;
+            let client = &self.clients[index];
+            if client.is_phone && client.is_open() && client.silent_since.is_none() {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// A phone sends a JSON string: when, then padding.
+    fn say(&mut self, now: Instant) {
+        if let Some(index) = self.next_phone(0) {
+            let micros = (now - self.began).as_micros();
+            let text = format!("\"{micros}.{:x>1$}\"", "", self.bytes.saturating_sub(20));
+            self.clients[index].send(text);
+            self.tally.sent += 1;
+        }
+    }
+
+    /// A phone hangs up without a word and dials again.
+    fn hang_up(&mut self) {
+        if let Some(index) = self.next_phone(1) {
+            self.clients[index].leave();
+            self.open -= 1;
+            self.out.push_back(index);
+        }
+    }
+}
+
+fn head(name: &str, is_phone: bool, binary: usize) -> String {
+    let (path, header) = match is_phone {
+        true => ("client", "x-pyrycode-token"),
+        false => ("server", "x-pyrycode-version"),
+    };
+    format!(
+        "GET /v1/{path} HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         User-Agent: swarm\r\nx-pyrycode-server: {name}-{binary}\r\n{header}: 1\r\n\r\n"
+    )
+}

@@ -1,0 +1,115 @@
+//! A load tool: holds binaries and phones against a running relay, has them
+//! exchange frames, come and go, and fall silent, and says how big a machine the
+//! relay needs for that.
+//!
+//! `--help` has the flags. Owns the schedule of a run: everybody comes in, then
+//! stays for a while. Times are the clients', so a machine that they share with
+//! the relay makes them longer. Exits with 1 when a connection was refused or lost
+//! that should not have been.
+
+#![allow(clippy::disallowed_methods, reason = "a program of its own, with a clock")]
+#![allow(unreachable_pub, reason = "an example exports nothing")]
+
+mod client;
+mod crowd;
+mod options;
+mod report;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crowd::Crowd;
+use options::Options;
+use report::Machine;
+
+/// How often progress is shown.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// Nobody has come in for so long: the run is over.
+const STUCK: Duration = Duration::from_secs(30);
+/// How long who is under way at the end may take.
+const REST: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args_os().skip(1)) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            print!("{}", options::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("swarm: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("swarm: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everybody was let in and nobody lost.
+fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    let mut crowd = Crowd::new(options)?;
+    let machine = Machine::new(options);
+    let empty = machine.usage()?;
+
+    let began = Instant::now();
+    let (mut shown, mut open, mut last_came) = (began, 0, began);
+    while crowd.coming() > 0 {
+        crowd.turn()?;
+        let now = Instant::now();
+        if crowd.open() != open {
+            (open, last_came) = (crowd.open(), now);
+        }
+        if now - last_came > STUCK {
+            eprintln!("nobody has come in for {} s", STUCK.as_secs());
+            break;
+        }
+        show(&mut shown, began, &crowd);
+    }
+    let came = began.elapsed();
+    let full = machine.usage()?;
+    let ramp = full.since(&empty);
+
+    crowd.begin(options);
+    let began = Instant::now();
+    shown = began;
+    while began.elapsed() < options.hold {
+        crowd.turn()?;
+        show(&mut shown, began, &crowd);
+    }
+    let stayed = began.elapsed();
+    let held = machine.usage()?.since(&full);
+    crowd.rest();
+    let began = Instant::now();
+    while crowd.is_busy() && began.elapsed() < REST {
+        crowd.turn()?;
+    }
+    print!("{}", report::of(options, &crowd, came, &ramp, stayed, &held));
+    if options.pid.is_some() {
+        print!("{}", report::sizes(options, &crowd, &ramp, stayed, &held));
+    }
+    Ok(crowd.tally.refused == 0 && crowd.tally.lost == 0 && crowd.coming() == 0)
+}
+
+/// One line of progress, now and then.
+fn show(shown: &mut Instant, began: Instant, crowd: &Crowd) {
+    if shown.elapsed() >= PROGRESS {
+        *shown = Instant::now();
+        let tally = &crowd.tally;
+        eprintln!(
+            "{:>5} s  {} of {} open, {} refused, {} lost, {} pings answered, {} frames returned",
+            began.elapsed().as_secs(),
+            crowd.open(),
+            crowd.all(),
+            tally.refused,
+            tally.lost,
+            tally.pings,
+            tally.round_trips.len(),
+        );
+    }
+}

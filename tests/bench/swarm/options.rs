@@ -1,0 +1,102 @@
+//! What the command line asks for.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use lexopt::{Arg, Parser, ValueExt};
+
+pub const HELP: &str = "\
+Usage: swarm [FLAG]... [ADDRESS]
+
+Holds connections to the relay at ADDRESS (host:port, plain WebSocket; by default
+127.0.0.1:8080), which must not limit the rate of upgrades:
+
+    pyrycode-relay --rate-limit-per-minute 0
+
+  --binaries N     server-ids to claim (default 1000)
+  --phones N       phones of each binary, at most 16 (default 4)
+  --seconds N      how long to stay once all are in (default 65: two pings each)
+  --messages N     frames that phones send in a second, all together; each is
+                   returned by the binary (default 0)
+  --bytes N        bytes of such a frame (default 256)
+  --churn N        phones that hang up and dial again in a second (default 0)
+  --half-open N    phones that fall silent with their connection open; stay for
+                   70 seconds to see the relay end them (default 0)
+  --source IP      address to dial from; the kernel has ports for some 28,000
+                   connections from one address to one relay
+  --name TEXT      what server-ids begin with (default swarm); give each of
+                   several swarms its own
+  --pid N          the relay's process, on this machine: what it uses is measured,
+                   and how big a machine it needs is said
+";
+
+#[derive(Debug)]
+pub struct Options {
+    pub relay: SocketAddr,
+    pub binaries: usize,
+    /// Of each binary.
+    pub phones: usize,
+    pub hold: Duration,
+    /// A second.
+    pub messages: usize,
+    pub bytes: usize,
+    /// A second.
+    pub churn: usize,
+    pub half_open: usize,
+    pub source: Option<IpAddr>,
+    pub name: String,
+    pub pid: Option<u32>,
+}
+
+impl Options {
+    /// `None`: help was asked for.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, Box<dyn Error>> {
+        let mut relay = "127.0.0.1:8080".to_owned();
+        let mut options = Self {
+            relay: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            binaries: 1000,
+            phones: 4,
+            hold: Duration::from_secs(65),
+            messages: 0,
+            bytes: 256,
+            churn: 0,
+            half_open: 0,
+            source: None,
+            name: "swarm".into(),
+            pid: None,
+        };
+        let mut parser = Parser::from_args(args);
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Arg::Long("binaries") => options.binaries = parser.value()?.parse()?,
+                Arg::Long("phones") => options.phones = parser.value()?.parse()?,
+                Arg::Long("seconds") => {
+                    options.hold = Duration::from_secs(parser.value()?.parse()?);
+                }
+                Arg::Long("messages") => options.messages = parser.value()?.parse()?,
+                Arg::Long("bytes") => options.bytes = parser.value()?.parse()?,
+                Arg::Long("churn") => options.churn = parser.value()?.parse()?,
+                Arg::Long("half-open") => options.half_open = parser.value()?.parse()?,
+                Arg::Long("source") => options.source = Some(parser.value()?.parse()?),
+                Arg::Long("name") => options.name = parser.value()?.string()?,
+                Arg::Long("pid") => options.pid = Some(parser.value()?.parse()?),
+                Arg::Long("help") | Arg::Short('h') => return Ok(None),
+                Arg::Value(address) => relay = address.string()?,
+                _ => return Err(arg.unexpected().into()),
+            }
+        }
+        let address = relay.strip_prefix("ws://").unwrap_or(&relay).trim_end_matches('/');
+        let found = address.to_socket_addrs().map_err(|error| format!("{relay}: {error}"))?;
+        options.relay = found.into_iter().next().ok_or_else(|| format!("{relay}: no address"))?;
+        if options.phones > 16 {
+            return Err("--phones: a server-id has room for 16".into());
+        }
+        let phones = options.binaries * options.phones;
+        if phones < options.half_open + usize::from(options.churn + options.messages > 0) {
+            return Err(format!("--phones: {phones} are too few for what they are to do").into());
+        }
+        Ok(Some(options))
+    }
+}

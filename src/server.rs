@@ -9,6 +9,7 @@ pub mod listener;
 pub mod log;
 pub mod signals;
 mod socket;
+pub mod tls;
 
 pub use core::Core;
 pub use event_loop::Server;

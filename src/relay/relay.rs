@@ -243,11 +243,27 @@ impl Relay {
         // A pong had waited for room. The socket took everything, so no event
         // will tell that it takes more.
         let has_more = is_all && entry.connection.backlog() > 0;
-        if entry.connection.half_close(now, &self.timeouts) {
-            self.effects.push_back(Effect::HalfClose(id));
-        }
         if has_more {
             self.transmit(id);
+        }
+        self.after_write(id, now);
+    }
+
+    /// The shell keeps so many bytes of the connection below it: `unread` on their
+    /// way in, and `unsent` of those that were written on their way out. They count
+    /// as queued. To be called whenever it changes, before [`Self::handle_written`]
+    /// of the write that changed it.
+    pub fn handle_kept(&mut self, id: ConnId, unread: usize, unsent: usize, now: Instant) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        entry.connection.on_kept(unread, unsent, now);
+        self.after_write(id, now);
+        self.shed(now);
+    }
+
+    fn after_write(&mut self, id: ConnId, now: Instant) {
+        let Some(index) = self.index(id) else { return };
+        if self.connections[index].connection.half_close(now, &self.timeouts) {
+            self.effects.push_back(Effect::HalfClose(id));
         }
         self.on_drained(id, now);
         self.settle(id);

@@ -33,6 +33,10 @@ pub trait Core {
     /// `count` bytes of what [`Self::outgoing`] gave were written.
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant);
 
+    /// The shell keeps so many bytes of the connection below it: `unread` on their
+    /// way in, and `unsent` of those that were written on their way out.
+    fn handle_kept(&mut self, id: ConnId, unread: usize, unsent: usize, now: Instant);
+
     /// [`Self::next_deadline`] has come.
     fn handle_timeout(&mut self, now: Instant);
 
@@ -82,6 +86,10 @@ impl Core for Relay {
 
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         self.handle_written(id, count, now);
+    }
+
+    fn handle_kept(&mut self, id: ConnId, unread: usize, unsent: usize, now: Instant) {
+        self.handle_kept(id, unread, unsent, now);
     }
 
     fn handle_timeout(&mut self, now: Instant) {

@@ -17,17 +17,19 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Events, Poll, Token};
+use rustls::ServerConfig;
 
 use super::clock::Clock;
 use super::core::Core;
 use super::listener::{Listener, is_exhaustion};
 use super::signals::Signals;
-use super::socket::{Input, Socket, Sockets};
+use super::socket::{Buffers, Input, Socket, Sockets};
 use crate::config::BUFFER_MEMORY;
 use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
@@ -63,6 +65,8 @@ const _: () = assert!(8 * (BYTES_PER_PASS + BUFFER) < BUFFER_MEMORY);
 pub struct Server<C> {
     poll: Poll,
     listener: Listener,
+    /// What accepted connections speak TLS with.
+    tls: Option<Arc<ServerConfig>>,
     signals: Option<Signals>,
     core: C,
     clock: Clock,
@@ -71,7 +75,7 @@ pub struct Server<C> {
     ready: VecDeque<ConnId>,
     /// Peers whose time seems to be up.
     suspects: Vec<ConnId>,
-    buffer: Vec<u8>,
+    buffers: Buffers,
     shutdown: Duration,
     /// When to try to accept again, while out of descriptors.
     accept_retry: Option<Instant>,
@@ -99,17 +103,24 @@ impl<C: Core> Server<C> {
         Ok(Self {
             poll,
             listener,
+            tls: None,
             signals,
             core,
             clock: Clock::start(),
             sockets: Sockets::default(),
             ready: VecDeque::new(),
             suspects: Vec::new(),
-            buffer: vec![0; BUFFER],
+            buffers: Buffers::new(BUFFER),
             shutdown,
             accept_retry: None,
             drained_by: None,
         })
+    }
+
+    /// Connections accepted from now on speak TLS; those that are there stay what they
+    /// are.
+    pub fn serve_tls(&mut self, config: Arc<ServerConfig>) {
+        self.tls = Some(config);
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that
@@ -212,7 +223,8 @@ impl<C: Core> Server<C> {
 
     fn on_accepted(&mut self, stream: TcpStream, peer: SocketAddr, now: Instant) {
         let id = self.core.handle_accept(peer.ip(), now);
-        match Socket::new(stream, self.poll.registry(), Token(id.to_bits() as usize)) {
+        let tls = self.tls.clone();
+        match Socket::new(stream, tls, self.poll.registry(), Token(id.to_bits() as usize)) {
             Ok(socket) => {
                 self.sockets.insert(id, socket);
             }
@@ -254,16 +266,29 @@ impl<C: Core> Server<C> {
             }
             return 0;
         }
-        match socket.read(&mut self.buffer) {
-            Ok(Input::Some(count)) => {
-                self.core.handle_input(id, &self.buffer[..count], now);
-                return count;
+        let kept = socket.kept();
+        let count = match socket.read(&mut self.buffers) {
+            Ok(Input::Some(input, count)) => {
+                if !input.is_empty() {
+                    self.core.handle_input(id, input, now);
+                }
+                count
             }
-            Ok(Input::Nothing) => {}
-            Ok(Input::End) => self.core.handle_end(id, now),
-            Err(_) => self.core.handle_disconnected(id, now),
+            Ok(Input::Nothing) => 0,
+            Ok(Input::End) => {
+                self.core.handle_end(id, now);
+                0
+            }
+            Err(_) => {
+                self.core.handle_disconnected(id, now);
+                0
+            }
+        };
+        if socket.kept() != kept {
+            let kept = socket.kept();
+            self.core.handle_kept(id, kept.unread, kept.unsent, now);
         }
-        0
+        count
     }
 
     /// Hands in all that a peer has sent, then has it judged.
@@ -297,10 +322,13 @@ impl<C: Core> Server<C> {
                 Effect::Judge(id) => self.suspects.push(id),
                 Effect::HalfClose(id) => {
                     if let Some(socket) = self.sockets.find(id) {
-                        socket.half_close();
+                        socket.half_close(&mut self.buffers);
                     }
                 }
                 Effect::Disconnect(id) => {
+                    if let Some(socket) = self.sockets.find(id) {
+                        socket.part(&mut self.buffers);
+                    }
                     self.sockets.remove(id);
                     self.listener.resume();
                 }
@@ -310,15 +338,29 @@ impl<C: Core> Server<C> {
 
     /// Writes what waits for a peer, as far as the kernel takes it.
     fn write(&mut self, id: ConnId, now: Instant) {
-        let Some(socket) = self.sockets.find(id) else { return };
-        let slices = self.core.outgoing(id);
-        if slices.iter().all(|slice| slice.is_empty()) {
-            return;
-        }
-        // A short write has filled the socket: room is a new edge.
-        match socket.write(slices) {
-            Ok(count) => self.core.handle_written(id, count, now),
-            Err(_) => self.core.handle_disconnected(id, now),
+        while let Some(socket) = self.sockets.find(id) {
+            let slices = self.core.outgoing(id);
+            let kept = socket.kept();
+            if kept.unsent == 0 && slices.iter().all(|slice| slice.is_empty()) {
+                return;
+            }
+            let result = socket.write(slices, &mut self.buffers);
+            let now_kept = socket.kept();
+            // TLS takes one record at a time.
+            let is_cut = socket.takes_records() && now_kept.unsent == 0;
+            if now_kept != kept {
+                self.core.handle_kept(id, now_kept.unread, now_kept.unsent, now);
+            }
+            match result {
+                // A short write has filled the socket: room is a new edge.
+                Ok(count) => {
+                    self.core.handle_written(id, count, now);
+                    if !is_cut || count == 0 {
+                        return;
+                    }
+                }
+                Err(_) => return self.core.handle_disconnected(id, now),
+            }
         }
     }
 

@@ -244,6 +244,9 @@ impl Core for Echo {
         self.remove_if_done(id);
     }
 
+    // Only TLS keeps anything.
+    fn handle_kept(&mut self, _: ConnId, _: usize, _: usize, _: Instant) {}
+
     fn handle_timeout(&mut self, now: Instant) {
         while let Some(index) = self.timers.pop_expired(now) {
             let Entry { id, connection, .. } = &mut self.connections.0[index as usize];

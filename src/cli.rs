@@ -11,6 +11,7 @@
 
 mod environment;
 mod flag;
+mod serving;
 #[cfg(test)]
 mod tests;
 
@@ -76,6 +77,7 @@ pub fn parse(
     let mut parser = lexopt::Parser::from_args(args.into_iter().map(with_two_dashes));
     let mut config = Config::default();
     let mut check_only = false;
+    let mut serving = serving::Flags::default();
 
     while let Some(arg) = parser.next().map_err(|error| Refused(error.to_string()))? {
         let name = match arg {
@@ -84,9 +86,11 @@ pub fn parse(
             Arg::Value(stray) => return Err(stray_argument(&stray)),
         };
         let mut flag = Flag { name, parser: &mut parser };
+        if serving.take(&mut flag)? {
+            continue;
+        }
         let limits = &mut config.limits;
         match flag.name.as_str() {
-            "insecure-listen" => config.listen = flag.listen_address()?,
             "metrics-listen" => config.metrics_listen = flag.metrics_address()?,
             "trust-x-forwarded-for" => config.forwarded.trust_x_forwarded_for = flag.is_on()?,
             "trusted-proxies" => config.forwarded.trusted_proxies = Some(flag.networks()?),
@@ -120,6 +124,7 @@ pub fn parse(
                 .into(),
         ));
     }
+    config.serving = serving.into_serving(environment)?;
     environment.read_into(&mut config)?;
     Ok(if check_only { Command::CheckConfig(config) } else { Command::Serve(config) })
 }
@@ -127,20 +132,12 @@ pub fn parse(
 /// What of the contract is not in this version. Its flags are known, so that a
 /// command line of the reference is told what to do instead.
 const ABSENT: &[(&str, Absent, &str)] = &[
-    ("domain", Absent::Flag, NO_TLS),
-    ("cert-cache", Absent::Flag, NO_TLS),
-    ("https-listen", Absent::Flag, NO_TLS),
-    ("http-listen", Absent::Flag, NO_TLS),
-    ("tls-cert", Absent::Flag, NO_TLS),
-    ("tls-key", Absent::Flag, NO_TLS),
-    ("https-proxy-protocol", Absent::Switch, NO_TLS),
+    ("https-proxy-protocol", Absent::Switch, NO_PROXY_PROTOCOL),
     ("proxy-protocol", Absent::Switch, NO_PROXY_PROTOCOL),
     ("fcm-endpoint", Absent::Flag, NO_PUSH_WAKE),
     ("PYRYCODE_RELAY_FCM_CREDENTIALS", Absent::Variable, NO_PUSH_WAKE),
 ];
 
-const NO_TLS: &str =
-    "TLS is not in this version; put a TLS proxy in front and use --insecure-listen";
 const NO_PROXY_PROTOCOL: &str =
     "the PROXY protocol is not in this version; use --trust-x-forwarded-for";
 const NO_PUSH_WAKE: &str = "push wake is not in this version; start without it";
@@ -198,7 +195,7 @@ fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
 /// What `--check-config` prints: one `name value` a line, named as
 /// the flags are; every line ends with a newline.
 pub fn describe(config: &Config) -> String {
-    let Config { listen, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
+    let Config { serving, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
         config;
     let metrics_listen =
         metrics_listen.map_or("off".into(), |address| format!("{address} (not served yet)"));
@@ -219,8 +216,7 @@ pub fn describe(config: &Config) -> String {
         LogFormat::Json => "json",
     };
 
-    [
-        ("insecure-listen", listen.to_string()),
+    let others = [
         ("metrics-listen", metrics_listen),
         ("trust-x-forwarded-for", forwarded.trust_x_forwarded_for.to_string()),
         ("trusted-proxies", proxies),
@@ -231,10 +227,12 @@ pub fn describe(config: &Config) -> String {
         ("buffer-memory", limits.buffer_memory.to_string()),
         ("log-format", log_format.into()),
         ("log-level", log_level.to_string().to_lowercase()),
-    ]
-    .iter()
-    .map(|(name, value)| format!("{name} {value}\n"))
-    .collect()
+    ];
+    serving::describe(serving)
+        .iter()
+        .chain(&others)
+        .map(|(name, value)| format!("{name} {value}\n"))
+        .collect()
 }
 
 fn number_or_off(number: u32) -> String {

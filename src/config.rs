@@ -5,6 +5,7 @@
 //! ([`crate::cli`] does) and nothing of the machine (the shell does).
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -12,8 +13,8 @@ use ipnet::IpNet;
 /// Everything a run of the relay is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where plain HTTP/WebSocket is served; port 0 lets the kernel choose.
-    pub listen: SocketAddr,
+    /// What is served, and where.
+    pub serving: Serving,
     /// Loopback address of the metrics listener; `None` turns it off.
     pub metrics_listen: Option<SocketAddr>,
     /// Bounds on what peers may use.
@@ -31,8 +32,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            // Loopback only: nothing is exposed by accident.
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            serving: Serving::default(),
             metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -40,6 +40,112 @@ impl Default for Config {
             log_format: LogFormat::Logfmt,
             log_level: log::LevelFilter::Info,
         }
+    }
+}
+
+/// What is served, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// Plain HTTP/WebSocket.
+    Plain(Listen),
+    /// TLS with the operator's own certificate.
+    Own {
+        /// Where peers dial.
+        https: Listen,
+        /// What to serve.
+        pair: PairFiles,
+    },
+    /// TLS with a certificate that is fetched and renewed.
+    Automatic {
+        /// Where peers dial.
+        https: Listen,
+        /// Where the certificate authority asks.
+        http: Listen,
+        /// What to fetch, and from whom.
+        acme: Acme,
+    },
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        // Loopback only: nothing is exposed by accident.
+        Self::Plain(Listen::at(SocketAddr::from(([127, 0, 0, 1], 8080))))
+    }
+}
+
+impl Serving {
+    /// Every address to listen on, and what is spoken there; where peers dial first.
+    pub fn listens(&self) -> impl Iterator<Item = (Listen, Speaks)> {
+        let (main, other) = match self {
+            Self::Plain(listen) => ((*listen, Speaks::Plain), None),
+            Self::Own { https, .. } => ((*https, Speaks::Tls), None),
+            Self::Automatic { https, http, .. } => {
+                ((*https, Speaks::Tls), Some((*http, Speaks::Challenges)))
+            }
+        };
+        std::iter::once(main).chain(other)
+    }
+
+    /// The only host name that is served; `None`: any.
+    #[must_use]
+    pub fn domain(&self) -> Option<&str> {
+        match self {
+            Self::Automatic { acme, .. } => Some(&acme.domain),
+            _ => None,
+        }
+    }
+}
+
+/// What is spoken on an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP and WebSocket as they are.
+    Plain,
+    /// The same through TLS.
+    Tls,
+    /// HTTP for the certificate authority only.
+    Challenges,
+}
+
+/// PEM files of a certificate chain, leaf first, and its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairFiles {
+    /// `--tls-cert`
+    pub certificate: PathBuf,
+    /// `--tls-key`: PKCS#8, PKCS#1 or SEC1, without a passphrase.
+    pub key: PathBuf,
+}
+
+/// An automatic certificate (ACME, RFC 8555).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// The name it is for, in lower case.
+    pub domain: String,
+    /// Where account key and certificate are kept.
+    pub cache: PathBuf,
+    /// The certificate authority's directory, an `https` URL.
+    pub directory: String,
+    /// PEM file of the roots to trust when talking to it; `None`: the web's.
+    pub ca: Option<PathBuf>,
+}
+
+/// Let's Encrypt, the default of `--acme-directory`.
+pub const ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+/// One address that peers dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// Every connection opens with a PROXY header, which names the client.
+    pub proxy_protocol: bool,
+}
+
+impl Listen {
+    /// Where clients dial directly.
+    #[must_use]
+    pub const fn at(address: SocketAddr) -> Self {
+        Self { address, proxy_protocol: false }
     }
 }
 

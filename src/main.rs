@@ -1,10 +1,12 @@
 //! The program: parse, configure, bind, run, exit code. Decides nothing else.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::Config;
 use pyrycode_relay::relay::Relay;
+use pyrycode_relay::server::tls::source::Source;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
@@ -23,17 +25,25 @@ fn main() -> ExitCode {
     match cli::parse(arguments, &environment) {
         Ok(Command::Help) => print!("{}", cli::HELP),
         Ok(Command::Version) => println!("pyrycode-relay {}", env!("CARGO_PKG_VERSION")),
-        Ok(Command::CheckConfig(config)) => print!("{}", cli::describe(&config)),
-        Ok(Command::Serve(config)) => return serve(&config),
-        Err(refused) => {
-            eprintln!("pyrycode-relay: {refused}");
-            return ExitCode::from(REFUSED);
-        }
+        Ok(Command::CheckConfig(config)) => match Source::new(&config.serving) {
+            Ok(_) => print!("{}", cli::describe(&config)),
+            Err(unusable) => return refuse(unusable),
+        },
+        Ok(Command::Serve(config)) => match Source::new(&config.serving) {
+            Ok(source) => return serve(&config, source),
+            Err(unusable) => return refuse(unusable),
+        },
+        Err(refused) => return refuse(refused),
     }
     ExitCode::SUCCESS
 }
 
-fn serve(config: &Config) -> ExitCode {
+fn refuse(why: impl Display) -> ExitCode {
+    eprintln!("pyrycode-relay: {why}");
+    ExitCode::from(REFUSED)
+}
+
+fn serve(config: &Config, source: Option<Source>) -> ExitCode {
     let sink = match sink::install(config) {
         Ok(sink) => sink,
         Err(error) => {
@@ -41,7 +51,7 @@ fn serve(config: &Config) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config);
+    let outcome = run(config, source);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -49,22 +59,30 @@ fn serve(config: &Config) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config) -> std::io::Result<()> {
+fn run(config: &Config, source: Option<Source>) -> std::io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
-    let listener = Listener::bind(config.listen)?;
-    let listen = listener.local_addr()?;
+    let listeners = config.serving.listens().map(|(listen, speaks)| {
+        Listener::bind(listen.address).map(|listener| listener.speaking(speaks))
+    });
+    let listeners: Vec<_> = listeners.collect::<Result<_, _>>()?;
+    let bound: Vec<_> = listeners.iter().map(Listener::local_addr).collect::<Result<_, _>>()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
-    let mut server = Server::new(relay, listener, Some(signals), config.timeouts.shutdown)?;
-    log::info!(
-        listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
-        descriptors, buffer_memory = config.limits.buffer_memory;
-        "listening"
-    );
+    let mut server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
+    if let Some(source) = source {
+        server = server.with_tls(source)?;
+    }
+    for listen in bound {
+        log::info!(
+            listen:% = listen, version = env!("CARGO_PKG_VERSION"), connections = capacity,
+            descriptors, buffer_memory = config.limits.buffer_memory;
+            "listening"
+        );
+    }
     server.run()?;
     log::info!("stopped");
     Ok(())

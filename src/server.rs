@@ -7,6 +7,7 @@ pub mod descriptors;
 mod event_loop;
 pub mod listener;
 pub mod log;
+pub mod mailbox;
 pub mod signals;
 mod socket;
 pub mod tls;

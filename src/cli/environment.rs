@@ -10,7 +10,7 @@ use log::LevelFilter;
 
 use super::flag::is_loopback;
 use super::{ABSENT, Absent, Refused};
-use crate::config::Config;
+use crate::config::{Config, Serving};
 
 /// What surrounds the process, as far as the configuration depends on it.
 #[derive(Clone, Copy)]
@@ -85,20 +85,27 @@ impl Environment<'_> {
     }
 
     fn refuse_unfit_for_production(&self, config: &Config) -> Result<(), Refused> {
-        if !is_loopback(config.listen) {
+        if let Serving::Plain(listen) = &config.serving
+            && !is_loopback(listen.address)
+        {
             return Err(Refused(format!(
                 "PYRYCODE_RELAY_PRODUCTION=1: --insecure-listen {} would carry plain text beyond\n\
                  this machine; listen on 127.0.0.1:{} and put a TLS proxy in front",
-                config.listen,
-                config.listen.port()
+                listen.address,
+                listen.address.port()
             )));
         }
         if self.uid == 0 {
-            return Err(Refused(
-                "PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root (uid 0);\n\
-                 start it as a user of its own, it needs no privilege"
-                    .into(),
-            ));
+            let fix = match &config.serving {
+                Serving::Plain(_) => "start it as a user of its own, it needs no privilege",
+                _ => {
+                    "start it as a user of its own; for ports 80 and 443 it needs one privilege,\n\
+                     which systemd's AmbientCapabilities=CAP_NET_BIND_SERVICE gives"
+                }
+            };
+            return Err(Refused(format!(
+                "PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root (uid 0);\n{fix}"
+            )));
         }
         Ok(())
     }

@@ -7,9 +7,11 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use rustls::pki_types::DnsName;
 
 use super::Refused;
 use crate::config::LogFormat;
@@ -107,6 +109,37 @@ impl Flag<'_> {
                 })
             })
             .collect()
+    }
+
+    pub(super) fn path(&mut self) -> Result<PathBuf, Refused> {
+        let value = self.parser.value().map_err(|_| self.refuse("needs a value"))?;
+        let text = value.to_string_lossy();
+        if value.is_empty() || text.contains(char::is_control) {
+            return Err(self.refuse(format_args!("{text:?} is not a path")));
+        }
+        Ok(value.into())
+    }
+
+    /// A host name that a certificate can be for, in lower case.
+    pub(super) fn domain(&mut self) -> Result<String, Refused> {
+        let value = self.value()?.to_ascii_lowercase();
+        let is_address = value.parse::<IpAddr>().is_ok();
+        match DnsName::try_from(value.as_str()) {
+            Ok(_) if value.contains('.') && !value.ends_with('.') && !is_address => Ok(value),
+            _ => Err(self.refuse(format_args!(
+                "{value:?} is not a host name that a certificate can be for; write relay.example.com"
+            ))),
+        }
+    }
+
+    pub(super) fn https_url(&mut self) -> Result<String, Refused> {
+        let value = self.value()?;
+        let host = value.strip_prefix("https://").unwrap_or_default();
+        let is_sane = value.bytes().all(|byte| byte.is_ascii_graphic());
+        if host.is_empty() || host.starts_with('/') || !is_sane {
+            return Err(self.refuse(format_args!("{value:?} is not an https URL")));
+        }
+        Ok(value)
     }
 
     pub(super) fn log_format(&mut self) -> Result<LogFormat, Refused> {

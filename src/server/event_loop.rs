@@ -5,7 +5,8 @@
 //! A turn, in this order, because each step may depend on the ones before:
 //! 1. Sleep until something is ready or the next deadline; not at all while a
 //!    socket still has input.
-//! 2. Note what the events say. Accept up to [`ACCEPTS_PER_TURN`].
+//! 2. Note what the events say. Accept up to [`ACCEPTS_PER_TURN`], from one
+//!    listener as from another.
 //! 3. Read each ready socket once, up to one buffer full; who has more goes to
 //!    the back of the queue, so that one busy peer delays the others by one read.
 //! 4. Write: everything that the turn queued for a peer in one call; sooner
@@ -16,26 +17,34 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::event::Event;
-use mio::net::TcpStream;
 use mio::{Events, Poll, Token};
 use rustls::ServerConfig;
 
 use super::clock::Clock;
 use super::core::Core;
-use super::listener::{Listener, is_exhaustion};
+use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
+use crate::config::Speaks;
 use super::signals::Signals;
+use super::mailbox::{Mailbox, Message, Post};
 use super::socket::{Buffers, Input, Socket, Sockets};
+use super::tls::source::Source;
+use super::tls::watch::Watch;
+use super::tls::{self, Certified};
 use crate::config::BUFFER_MEMORY;
 use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
 
-const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
+const MAILBOX: Token = Token(usize::MAX - 2);
+/// Of the first listener; those of the others follow.
+const LISTENER: usize = usize::MAX - 32;
+/// The last that may be a listener's: above stand the tokens of what there is
+/// one of.
+const LISTENER_LAST: usize = usize::MAX - 16;
 
 /// Events that one poll returns at most.
 const EVENTS: usize = 1024;
@@ -60,14 +69,18 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 // as the frame was on the wire.
 const _: () = assert!(8 * (BYTES_PER_PASS + BUFFER) < BUFFER_MEMORY);
 
-/// A core (the relay) on a bound listener, ready to run.
+/// A core (the relay) on bound listeners, ready to run.
 #[derive(Debug)]
 pub struct Server<C> {
     poll: Poll,
-    listener: Listener,
-    /// What accepted connections speak TLS with.
+    listeners: Listeners,
+    /// What accepted connections speak TLS with, where that is spoken.
     tls: Option<Arc<ServerConfig>>,
+    tls_stats: tls::stats::Stats,
+    /// Reads certificates again when told to.
+    watch: Option<Watch>,
     signals: Option<Signals>,
+    mailbox: Mailbox,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -88,23 +101,27 @@ impl<C: Core> Server<C> {
     /// `signals` comes, `shutdown` after it at the latest.
     ///
     /// # Errors
-    /// If the poll cannot be created or the listener not registered.
+    /// If the poll cannot be created or a listener not registered.
     pub fn new(
         core: C,
-        mut listener: Listener,
+        listeners: Vec<Listener>,
         mut signals: Option<Signals>,
         shutdown: Duration,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        listener.register(poll.registry(), LISTENER)?;
+        let listeners = Listeners::register(listeners, poll.registry(), LISTENER..=LISTENER_LAST)?;
         if let Some(signals) = &mut signals {
             signals.register(poll.registry(), SIGNALS)?;
         }
+        let mailbox = Mailbox::new(poll.registry(), MAILBOX)?;
         Ok(Self {
             poll,
-            listener,
+            listeners,
             tls: None,
+            tls_stats: tls::stats::Stats::default(),
+            watch: None,
             signals,
+            mailbox,
             core,
             clock: Clock::start(),
             sockets: Sockets::default(),
@@ -117,10 +134,35 @@ impl<C: Core> Server<C> {
         })
     }
 
-    /// Connections accepted from now on speak TLS; those that are there stay what they
-    /// are.
-    pub fn serve_tls(&mut self, config: Arc<ServerConfig>) {
-        self.tls = Some(config);
+    /// Where other threads may write to the loop.
+    #[must_use]
+    pub fn post(&self) -> Post {
+        self.mailbox.post()
+    }
+
+    /// Has listeners that [speak](Speaks) TLS serve the certificate from `source`, and
+    /// what becomes of it, on SIGHUP at the latest.
+    ///
+    /// # Errors
+    /// If there can be no thread to look after it, or no handler for SIGHUP.
+    pub fn with_tls(mut self, source: Source) -> io::Result<Self> {
+        if let Some(signals) = &self.signals {
+            signals.want_hangup()?;
+        }
+        self.serve(source.first());
+        self.watch = Some(source.start(self.post())?);
+        Ok(self)
+    }
+
+    /// What TLS did so far.
+    #[must_use]
+    pub fn tls_stats(&self) -> &tls::stats::Stats {
+        &self.tls_stats
+    }
+
+    fn serve(&mut self, certified: Certified) {
+        self.tls = Some(certified.config);
+        self.tls_stats.not_after = Some(certified.not_after);
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that
@@ -171,7 +213,7 @@ impl<C: Core> Server<C> {
 
     /// How long to sleep; `None`: until something happens.
     fn timeout(&self) -> Option<Duration> {
-        if !self.ready.is_empty() || self.listener.wants_accept() {
+        if !self.ready.is_empty() || self.listeners.wants_accept() {
             return Some(Duration::ZERO);
         }
         let next = [self.core.next_deadline(), self.drained_by, self.accept_retry];
@@ -181,8 +223,9 @@ impl<C: Core> Server<C> {
 
     fn on_event(&mut self, event: &Event, now: Instant) {
         match event.token() {
-            LISTENER => self.listener.on_ready(),
             SIGNALS => self.on_signal(now),
+            MAILBOX => self.on_mail(),
+            Token(token @ LISTENER..=LISTENER_LAST) => self.listeners.on_ready(token - LISTENER),
             Token(bits) => {
                 let id = ConnId::from_bits(bits as u64);
                 let Some(socket) = self.sockets.find(id) else { return };
@@ -204,33 +247,54 @@ impl<C: Core> Server<C> {
             self.drained_by = Some(now + self.shutdown);
             self.core.shut_down(now);
         }
+        if self.signals.as_mut().is_some_and(Signals::take_hangup)
+            && let Some(watch) = &self.watch
+        {
+            watch.reload();
+        }
+    }
+
+    fn on_mail(&mut self) {
+        while let Some(message) = self.mailbox.take() {
+            match message {
+                Message::Certificate(Some(certified)) => {
+                    self.tls_stats.reloads += 1;
+                    self.serve(certified);
+                }
+                Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
+            }
+        }
     }
 
     fn accept(&mut self, now: Instant) {
         if self.accept_retry.is_some_and(|retry| retry <= now) {
-            self.listener.resume();
+            self.listeners.resume();
         }
         for _ in 0..ACCEPTS_PER_TURN {
-            let Some((stream, peer)) = self.listener.accept() else { break };
-            self.on_accepted(stream, peer, now);
+            let Some(accepted) = self.listeners.accept() else { break };
+            self.on_accepted(accepted, now);
         }
-        if !self.listener.is_paused() {
+        if !self.listeners.is_paused() {
             self.accept_retry = None;
         } else if self.accept_retry.is_none_or(|retry| retry <= now) {
             self.accept_retry = Some(now + ACCEPT_RETRY);
         }
     }
 
-    fn on_accepted(&mut self, stream: TcpStream, peer: SocketAddr, now: Instant) {
+    fn on_accepted(&mut self, Accepted { stream, peer, speaks }: Accepted, now: Instant) {
+        let tls = match (speaks, &self.tls) {
+            (Speaks::Tls, None) => return,
+            (Speaks::Tls, Some(tls)) => Some(Arc::clone(tls)),
+            _ => None,
+        };
         let id = self.core.handle_accept(peer.ip(), now);
-        let tls = self.tls.clone();
         match Socket::new(stream, tls, self.poll.registry(), Token(id.to_bits() as usize)) {
             Ok(socket) => {
                 self.sockets.insert(id, socket);
             }
             Err(error) => {
                 if is_exhaustion(&error) {
-                    self.listener.pause(&error);
+                    self.listeners.pause(&error);
                 }
                 self.core.handle_disconnected(id, now);
             }
@@ -275,11 +339,13 @@ impl<C: Core> Server<C> {
                 count
             }
             Ok(Input::Nothing) => 0,
-            Ok(Input::End) => {
+            Ok(end @ (Input::End | Input::Cut)) => {
+                self.tls_stats.truncations += u64::from(matches!(end, Input::Cut));
                 self.core.handle_end(id, now);
                 0
             }
-            Err(_) => {
+            Err(error) => {
+                self.tls_stats.faults += u64::from(tls::is_fault(&error));
                 self.core.handle_disconnected(id, now);
                 0
             }
@@ -330,7 +396,7 @@ impl<C: Core> Server<C> {
                         socket.part(&mut self.buffers);
                     }
                     self.sockets.remove(id);
-                    self.listener.resume();
+                    self.listeners.resume();
                 }
             }
         }

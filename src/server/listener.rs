@@ -1,30 +1,28 @@
-//! The listening socket.
+//! The listening sockets.
 //!
-//! Owns binding, accepting until nothing waits, and the pause while descriptors
-//! are out. Knows nothing of what an accepted stream is for.
+//! Owns binding, accepting from each in turn until nothing waits, and the pause
+//! while descriptors are out. Knows nothing of what an accepted stream is for.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::NOTSENT_LOWAT;
+use crate::config::{NOTSENT_LOWAT, Speaks};
 
 /// Connections that may wait to be accepted; the kernel caps it at `somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// The listening socket.
+/// One listening socket.
 #[derive(Debug)]
 pub struct Listener {
     inner: TcpListener,
+    speaks: Speaks,
     /// Connections may wait that no event will announce again.
     is_ready: bool,
-    /// Out of descriptors: not accepting until one is free.
-    is_paused: bool,
-    /// The pause has been logged; once until the queue was empty again.
-    is_pause_logged: bool,
 }
 
 impl Listener {
@@ -45,7 +43,13 @@ impl Listener {
             result => result?,
         };
         let inner = TcpListener::from_std(socket.into());
-        Ok(Self { inner, is_ready: false, is_paused: false, is_pause_logged: false })
+        Ok(Self { inner, speaks: Speaks::Plain, is_ready: false })
+    }
+
+    /// The same, with what is spoken on what it accepts; plain if nothing is said.
+    #[must_use]
+    pub fn speaking(self, speaks: Speaks) -> Self {
+        Self { speaks, ..self }
     }
 
     /// The address really bound.
@@ -55,14 +59,46 @@ impl Listener {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()
     }
+}
 
-    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut self.inner, token, Interest::READABLE)
+/// All listening sockets of a loop.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    all: Vec<Listener>,
+    /// Whose turn to accept it is.
+    next: usize,
+    /// Out of descriptors: not accepting until one is free.
+    is_paused: bool,
+    /// The pause has been logged; once until nothing waited any more.
+    is_pause_logged: bool,
+}
+
+/// A connection that was accepted.
+pub(super) struct Accepted {
+    pub(super) stream: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) speaks: Speaks,
+}
+
+impl Listeners {
+    /// Has `registry` report each under one of `tokens`, in their order.
+    pub(super) fn register(
+        mut all: Vec<Listener>,
+        registry: &Registry,
+        tokens: RangeInclusive<usize>,
+    ) -> io::Result<Self> {
+        assert!(all.len() <= tokens.clone().count(), "a token for each");
+        for (listener, token) in all.iter_mut().zip(tokens) {
+            registry.register(&mut listener.inner, Token(token), Interest::READABLE)?;
+        }
+        Ok(Self { all, next: 0, is_paused: false, is_pause_logged: false })
     }
 
-    /// An event said that connections wait.
-    pub(super) fn on_ready(&mut self) {
-        self.is_ready = true;
+    /// An event said that connections wait at the `index`th.
+    pub(super) fn on_ready(&mut self, index: usize) {
+        if let Some(listener) = self.all.get_mut(index) {
+            listener.is_ready = true;
+        }
     }
 
     /// A descriptor may be free again.
@@ -72,7 +108,7 @@ impl Listener {
 
     /// Connections may wait, and nothing keeps us from accepting them.
     pub(super) fn wants_accept(&self) -> bool {
-        self.is_ready && !self.is_paused
+        !self.is_paused && self.all.iter().any(|listener| listener.is_ready)
     }
 
     /// Out of descriptors.
@@ -80,14 +116,22 @@ impl Listener {
         self.is_paused
     }
 
-    /// The next connection, if one waits and can be had.
-    pub(super) fn accept(&mut self) -> Option<(TcpStream, SocketAddr)> {
+    /// The next connection, if one waits and can be had: from each listener in
+    /// turn, so that a storm at one does not keep dialers of another waiting.
+    pub(super) fn accept(&mut self) -> Option<Accepted> {
         while self.wants_accept() {
-            match self.inner.accept() {
-                Ok(accepted) => return Some(accepted),
+            self.next = (self.next + 1) % self.all.len();
+            let listener = &mut self.all[self.next];
+            if !listener.is_ready {
+                continue;
+            }
+            match listener.inner.accept() {
+                Ok((stream, peer)) => {
+                    return Some(Accepted { stream, peer, speaks: listener.speaks });
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.is_ready = false;
-                    self.is_pause_logged = false;
+                    listener.is_ready = false;
+                    self.is_pause_logged &= self.wants_accept();
                 }
                 Err(error) if is_exhaustion(&error) => self.pause(&error),
                 // accept(2): errors already pending on the new connection, and
@@ -159,27 +203,49 @@ mod tests {
         }
     }
 
+    fn listeners(count: usize) -> (Listeners, Vec<SocketAddr>, mio::Poll) {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let all: Vec<_> = (0..count).map(|_| Listener::bind(loopback).unwrap()).collect();
+        let addresses = all.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let poll = mio::Poll::new().unwrap();
+        let mut listeners = Listeners::register(all, poll.registry(), 7..=9).unwrap();
+        (0..count).for_each(|index| listeners.on_ready(index));
+        (listeners, addresses, poll)
+    }
+
     #[test]
     fn a_pause_lasts_until_something_is_free() {
-        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        listener.on_ready();
-        listener.pause(&io::Error::from_raw_os_error(24));
-        assert!(listener.accept().is_none() && !listener.wants_accept());
-        listener.resume();
-        assert!(listener.wants_accept());
-        assert!(listener.accept().is_none(), "nobody has dialled");
-        assert!(!listener.wants_accept());
+        let (mut listeners, ..) = listeners(2);
+        listeners.pause(&io::Error::from_raw_os_error(24));
+        assert!(listeners.accept().is_none() && !listeners.wants_accept());
+        listeners.resume();
+        assert!(listeners.wants_accept());
+        assert!(listeners.accept().is_none(), "nobody has dialled");
+        assert!(!listeners.wants_accept());
     }
 
     #[test]
     fn accepted_sockets_inherit_what_a_ping_needs_to_be_in_time() {
-        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let _dialer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        listener.on_ready();
-        let (accepted, _) = listener.accept().expect("a dialer waits");
-        assert!(accepted.nodelay().unwrap());
-        let accepted = socket2::SockRef::from(&accepted);
-        assert_eq!(accepted.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
+        let (mut listeners, addresses, _poll) = listeners(1);
+        let _dialer = std::net::TcpStream::connect(addresses[0]).unwrap();
+        let Accepted { stream, .. } = listeners.accept().expect("a dialer waits");
+        assert!(stream.nodelay().unwrap());
+        let stream = socket2::SockRef::from(&stream);
+        assert_eq!(stream.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
+    }
+
+    #[test]
+    fn dialers_of_one_listener_do_not_wait_for_those_of_another() {
+        let (mut listeners, addresses, _poll) = listeners(3);
+        let mut dialers = Vec::new();
+        for address in [0, 0, 0, 0, 2, 2].map(|index| addresses[index]) {
+            dialers.push(std::net::TcpStream::connect(address).unwrap());
+        }
+        let port = |accepted: Accepted| accepted.stream.local_addr().unwrap().port();
+        let ports: Vec<_> = std::iter::from_fn(|| listeners.accept()).map(port).collect();
+        assert_eq!(ports.len(), 6);
+        let is_third = |port: &&u16| **port == addresses[2].port();
+        assert_eq!(ports[..4].iter().filter(is_third).count(), 2);
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! SIGTERM and SIGINT as readiness that the poll loop waits for.
+//! SIGTERM, SIGINT and SIGHUP as readiness that the poll loop waits for.
 //!
-//! Owns the two handlers. Must not know what a shut-down is.
+//! Owns the handlers. Must not know what a shut-down or a reload is.
 //!
 //! 1. The first signal is an event: [`Signals::take`] names it.
 //! 2. The second, either one, ends the process at once with status 1, from the
 //!    handler: the loop may be stuck.
+//! 3. SIGHUP ends nothing and counts as neither, once somebody wants it.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
 /// The exit status after a second signal.
@@ -52,6 +53,9 @@ impl Signal {
 #[derive(Debug)]
 pub struct Signals {
     wakes: UnixStream,
+    waker: StdUnixStream,
+    /// SIGHUP has come.
+    hangup: Arc<AtomicBool>,
     /// The number of the signal that has come, 0 for none.
     pending: Arc<AtomicUsize>,
 }
@@ -77,7 +81,19 @@ impl Signals {
             flag::register_usize(number, Arc::clone(&pending), number as usize)?;
             low_level::pipe::register(number, waker.try_clone()?)?;
         }
-        Ok(Self { wakes: UnixStream::from_std(wakes), pending })
+        let hangup = Arc::new(AtomicBool::new(false));
+        Ok(Self { wakes: UnixStream::from_std(wakes), waker, hangup, pending })
+    }
+
+    /// Installs the handler of SIGHUP, which otherwise ends the process.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::install`].
+    pub fn want_hangup(&self) -> io::Result<()> {
+        flag::register(SIGHUP, Arc::clone(&self.hangup))?;
+        low_level::pipe::register(SIGHUP, self.waker.try_clone()?)?;
+        Ok(())
     }
 
     /// Has `registry` report `token` readable when a signal has come.
@@ -96,6 +112,12 @@ impl Signals {
         while matches!(self.wakes.read(&mut [0; 16]), Ok(1..)) {}
         let number = self.pending.swap(0, Ordering::SeqCst);
         Signal::ALL.into_iter().find(|signal| signal.number() as usize == number)
+    }
+
+    /// Whether SIGHUP has come since this was last asked. To be asked after
+    /// [`Self::take`], which makes room for new readiness.
+    pub fn take_hangup(&mut self) -> bool {
+        self.hangup.swap(false, Ordering::SeqCst)
     }
 }
 

@@ -92,6 +92,9 @@ pub(super) enum Input<'b> {
     Nothing,
     /// The peer has sent its last byte.
     End,
+    /// The stream has ended, and TLS had not said that it would: who knows what is
+    /// missing, and whose doing it is (RFC 8446 §6.1).
+    Cut,
 }
 
 /// Bytes that a socket keeps because they can go nowhere yet.
@@ -153,7 +156,7 @@ impl Socket {
             let cause = if session.is_handshaking() { "in_handshake" } else { "truncated" };
             log::debug!(cause; "tls_cut");
             self.is_readable = false;
-            return Ok(Input::End);
+            return Ok(Input::Cut);
         }
         front.copy_from_slice(session.partial());
         buffers.plain.clear();

@@ -10,12 +10,17 @@
 //! 3. What came before a fault is handed out before the fault is told.
 
 pub mod certificate;
+pub mod source;
+pub mod stats;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::fmt::{self, Debug};
+use std::io;
 use std::mem;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
@@ -23,6 +28,35 @@ use rustls::unbuffered::{
     UnbufferedStatus,
 };
 use rustls::{Error, ServerConfig};
+
+use self::certificate::{Certificate, Handshakes};
+
+/// What handshakes are done with, and until when it is any good.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    /// For new sessions.
+    pub config: Arc<ServerConfig>,
+    /// When the certificate's validity ends.
+    pub not_after: SystemTime,
+}
+
+impl Certified {
+    /// Handshakes with `certificate`.
+    #[must_use]
+    pub fn new(handshakes: &Handshakes, certificate: &Certificate) -> Self {
+        Self { config: handshakes.with(Some(certificate)), not_after: certificate.not_after }
+    }
+}
+
+/// Whether it was TLS that failed, and not the stream below it.
+pub(super) fn is_fault(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Error>())
+}
+
+fn wall_time() -> SystemTime {
+    #[expect(clippy::disallowed_methods, reason = "certificates are valid by the calendar")]
+    SystemTime::now()
+}
 
 /// The most plaintext that is sealed at once, one record's (RFC 8446 §5.1): a ping
 /// can overtake all that is not sealed yet.

@@ -35,13 +35,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1);
     let address: SocketAddr = address.as_deref().unwrap_or("127.0.0.1:0").parse()?;
     let limits = Limits { message: MESSAGE_MAX, ..Limits::default() };
-    let config = Config { listen: address, limits, ..Config::default() };
+    let config = Config { limits, ..Config::default() };
 
     let signals = Signals::install()?;
-    let listener = Listener::bind(config.listen)?;
+    let listener = Listener::bind(address)?;
     println!("listening on {}", listener.local_addr()?);
     let echo = Echo::new(&config);
-    Server::new(echo, listener, Some(signals), config.timeouts.shutdown)?.run()?;
+    Server::new(echo, vec![listener], Some(signals), config.timeouts.shutdown)?.run()?;
     Ok(())
 }
 

@@ -23,4 +23,7 @@ mod log_pipe;
 mod shutdown;
 mod slow_peers;
 mod support;
+mod tls;
+mod tls_enemy;
+mod tls_reload;
 mod wire;

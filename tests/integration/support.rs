@@ -3,6 +3,7 @@
 mod http;
 mod peer;
 mod process;
+mod tls;
 
 use std::net::SocketAddr;
 use std::thread;
@@ -12,6 +13,7 @@ use pyrycode_relay::config::{Config, Timeouts};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::Server;
 use pyrycode_relay::server::listener::Listener;
+use pyrycode_relay::server::tls::source::Source;
 use pyrycode_relay::time;
 
 pub use http::{
@@ -21,6 +23,7 @@ pub use peer::{
     Heard, Opcode, Peer, binary_head, envelope, frame, header, phone_head, upgrade_head,
 };
 pub use process::{Process, run};
+pub use tls::{Pair, TlsStream, through_tls, tls_connect, tls_relay};
 
 /// The longest wait for what should come at once. Only a failing test takes it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,16 +44,25 @@ pub fn relay(adjust: impl FnOnce(&mut Config)) -> SocketAddr {
 
 /// The same with room for so many WebSockets.
 pub fn relay_for(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAddr {
+    relay_serving(capacity, adjust)
+}
+
+/// The same, speaking what the configuration says.
+fn relay_serving(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAddr {
     let mut config = Config {
         timeouts: Timeouts { ping_interval: NEVER, ..Timeouts::STANDARD },
         ..Config::default()
     };
     config.limits.rate_per_minute = 0;
     adjust(&mut config);
-    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let (_, speaks) = config.serving.listens().next().unwrap();
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap().speaking(speaks);
     let address = listener.local_addr().unwrap();
     let relay = Relay::new(&config, capacity, [7; 32], time::Instant::START);
-    let mut server = Server::new(relay, listener, None, config.timeouts.shutdown).unwrap();
+    let mut server = Server::new(relay, vec![listener], None, config.timeouts.shutdown).unwrap();
+    if let Some(source) = Source::new(&config.serving).unwrap() {
+        server = server.with_tls(source).unwrap();
+    }
     thread::spawn(move || server.run());
     address
 }

@@ -6,9 +6,9 @@
 use std::fmt::{self, Display};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
@@ -17,6 +17,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_cert::der::Decode;
+
+use super::stats::days_between;
+use crate::config::PairFiles;
 
 /// A certificate chain, leaf first, its key, and how long the leaf is valid.
 #[derive(Clone, Debug)]
@@ -40,34 +43,21 @@ impl Display for BadPair {
 
 impl std::error::Error for BadPair {}
 
-/// Where an operator's own pair is: PEM, the chain leaf first, the key as PKCS#8,
-/// PKCS#1 or SEC1 without a passphrase.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
-    /// `--tls-cert`
-    pub certificate: PathBuf,
-    /// `--tls-key`
-    pub key: PathBuf,
-}
-
-impl Files {
-    /// Reads the pair.
-    ///
-    /// # Errors
-    /// [`BadPair`] if a file cannot be read or parsed, the key is not this
-    /// certificate's, or others than its owner may read it.
-    pub fn read(&self) -> Result<Certificate, BadPair> {
-        refuse_readable_by_others(&self.key)?;
-        let chain = read(&self.certificate)?;
-        let key = read(&self.key)?;
-        Certificate::from_pem(&chain, &key).map_err(|flaw| {
-            let (path, what) = match flaw {
-                Flaw::Certificate(what) => (&self.certificate, what),
-                Flaw::Key(what) => (&self.key, what),
-            };
-            BadPair(format!("{}: {what}", path.display()))
-        })
-    }
+/// Reads an operator's own pair.
+///
+/// # Errors
+/// [`BadPair`] if a file cannot be read or parsed, the key is not this
+/// certificate's, or others than its owner may use it.
+pub fn read_pair(files: &PairFiles) -> Result<Certificate, BadPair> {
+    refuse_readable_by_others(&files.key)?;
+    let (chain, key) = (read(&files.certificate)?, read(&files.key)?);
+    Certificate::from_pem(&chain, &key).map_err(|flaw| {
+        let (path, what) = match flaw {
+            Flaw::Certificate(what) => (&files.certificate, what),
+            Flaw::Key(what) => (&files.key, what),
+        };
+        BadPair(format!("{}: {what}", path.display()))
+    })
 }
 
 /// Whose fault it is that PEM is no pair.
@@ -108,10 +98,10 @@ impl Certificate {
         Ok(Self { key: Arc::new(key), not_before, not_after })
     }
 
-    /// How much of its validity is left; zero when it has expired.
+    /// Whole days of its validity that are left; negative when it has expired.
     #[must_use]
-    pub fn left(&self, now: SystemTime) -> Duration {
-        self.not_after.duration_since(now).unwrap_or_default()
+    pub fn days_left(&self, now: SystemTime) -> i64 {
+        days_between(now, self.not_after)
     }
 
     /// Whether a client that dialled `name` would accept it.

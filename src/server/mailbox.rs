@@ -1,0 +1,67 @@
+//! How other threads speak to the loop.
+//!
+//! Owns the queue and its wake-up. Must not know what a message does.
+//!
+//! A message wakes the loop; without one nothing here ever does.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use mio::{Registry, Token, Waker};
+
+use super::tls::Certified;
+
+/// What another thread has to say.
+#[derive(Debug)]
+pub enum Message {
+    /// What to do handshakes with from now on; or the files to read it from are of no
+    /// use, and it stays what it is.
+    Certificate(Option<Certified>),
+}
+
+/// Another thread's end. Clones speak to the same loop.
+#[derive(Clone, Debug)]
+pub struct Post {
+    sender: Sender<Message>,
+    waker: Arc<Waker>,
+}
+
+impl Post {
+    /// Puts a message into the mailbox and wakes the loop.
+    pub fn send(&self, message: Message) {
+        // A loop that has ended takes nothing more, and soon the process ends.
+        if self.sender.send(message).is_ok() {
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+/// The loop's end.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    messages: Receiver<Message>,
+    post: Post,
+}
+
+impl Mailbox {
+    /// A mailbox that makes `token` readable when a message has come.
+    ///
+    /// # Errors
+    /// If there is no descriptor for the wake-up.
+    pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
+        let (sender, messages) = mpsc::channel();
+        let waker = Arc::new(Waker::new(registry, token)?);
+        Ok(Self { messages, post: Post { sender, waker } })
+    }
+
+    pub(super) fn post(&self) -> Post {
+        self.post.clone()
+    }
+
+    /// The next message. To be asked until there is none: several may have come
+    /// with one wake-up.
+    pub(super) fn take(&mut self) -> Option<Message> {
+        self.messages.try_recv().ok()
+    }
+}

@@ -4,7 +4,7 @@
 //! which time stands still while the process does: a relay that was stopped for
 //! 70 s could not have read a pong, so those seconds count against nobody.
 
-use std::time::{Duration, Instant as Monotonic};
+use std::time::{Duration, Instant as Monotonic, SystemTime};
 
 use crate::time::Instant;
 
@@ -44,9 +44,17 @@ impl Clock {
     }
 }
 
-fn monotonic() -> Monotonic {
+/// The time that threads beside the loop measure by.
+pub(super) fn monotonic() -> Monotonic {
     #[expect(clippy::disallowed_methods, reason = "the one place where time enters")]
     Monotonic::now()
+}
+
+/// Wall time as the duration since 1970, leap seconds not counted; 1970 itself
+/// if the clock is set before.
+#[expect(clippy::disallowed_methods, reason = "for log lines and signed requests, not to wait by")]
+pub(super) fn wall_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -24,17 +24,17 @@ use mio::event::Event;
 use mio::{Events, Poll, Token};
 use rustls::ServerConfig;
 
-use super::clock::Clock;
+use super::clock::{Clock, wall_time};
 use super::core::Core;
 use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
-use crate::config::Speaks;
-use super::signals::Signals;
 use super::mailbox::{Mailbox, Message, Post};
+use super::signals::Signals;
 use super::socket::{Buffers, Input, Socket, Sockets};
 use super::tls::source::Source;
 use super::tls::watch::Watch;
 use super::tls::{self, Certified};
 use crate::config::BUFFER_MEMORY;
+use crate::config::Speaks;
 use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
 
@@ -161,8 +161,9 @@ impl<C: Core> Server<C> {
     }
 
     fn serve(&mut self, certified: Certified) {
-        self.tls = Some(certified.config);
         self.tls_stats.not_after = Some(certified.not_after);
+        log::info!(expires_in_days = self.tls_stats.days_left(wall_time()); "certificate_served");
+        self.tls = Some(certified.config);
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that

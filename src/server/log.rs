@@ -23,10 +23,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use log::{Level, LevelFilter, Metadata, Record};
 
+use super::clock::wall_time;
 use crate::config::{Config, LogFormat};
 
 pub use line::{KEYS, VALUE_MAX};
@@ -161,13 +162,6 @@ impl log::Log for Sink {
 /// The memory a queued line takes.
 fn cost(line: &String) -> usize {
     size_of::<Entry>() + line.capacity()
-}
-
-/// Wall time as the duration since 1970, leap seconds not counted; 1970 itself
-/// if the clock is set before.
-#[expect(clippy::disallowed_methods, reason = "a log line says when, in the operator's time")]
-fn wall_time() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The writing end, on its thread.

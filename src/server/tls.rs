@@ -20,7 +20,7 @@ use std::fmt::{self, Debug};
 use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
@@ -36,8 +36,8 @@ use self::certificate::{Certificate, Handshakes};
 pub struct Certified {
     /// For new sessions.
     pub config: Arc<ServerConfig>,
-    /// When the certificate's validity ends.
-    pub not_after: SystemTime,
+    /// When the certificate's validity ends, since 1970.
+    pub not_after: Duration,
 }
 
 impl Certified {
@@ -50,12 +50,7 @@ impl Certified {
 
 /// Whether it was TLS that failed, and not the stream below it.
 pub(super) fn is_fault(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Error>())
-}
-
-fn wall_time() -> SystemTime {
-    #[expect(clippy::disallowed_methods, reason = "certificates are valid by the calendar")]
-    SystemTime::now()
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>)
 }
 
 /// The most plaintext that is sealed at once, one record's (RFC 8446 §5.1): a ping

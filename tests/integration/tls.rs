@@ -8,8 +8,8 @@ use std::thread;
 use rustls::{ClientConfig, HandshakeKind};
 
 use crate::support::{
-    Answer, Heard, NEVER, Opcode, Pair, Peer, Process, TlsStream, binary_head, connect_reading_little,
-    envelope, millis, phone_head, through_tls, tls_connect, tls_relay,
+    Answer, Heard, NEVER, Opcode, Pair, Peer, Process, TlsStream, binary_head,
+    connect_reading_little, envelope, millis, phone_head, through_tls, tls_connect, tls_relay,
 };
 
 fn binary(relay: SocketAddr, client: &Arc<ClientConfig>, id: &str) -> Peer<TlsStream> {
@@ -182,7 +182,7 @@ fn a_phone_for_which_nothing_drains_is_closed() {
 #[test]
 fn a_truncated_stream_is_told_from_one_that_was_ended() {
     let pair = Pair::new();
-    let process = Process::start_tls(&pair);
+    let process = Process::start_talkative(&pair.flags());
     let client = pair.client();
     let ended = |announced: bool| {
         let mut peer = binary(process.relay, &client, "home");
@@ -201,7 +201,7 @@ fn a_truncated_stream_is_told_from_one_that_was_ended() {
     let _ = ended(false);
     // Beside the loop's line stands the one on the truncation.
     let pair = Pair::new();
-    let process = Process::start_tls(&pair);
+    let process = Process::start_talkative(&pair.flags());
     let peer = binary(process.relay, &pair.client(), "home");
     peer.stream.sock.shutdown(Shutdown::Write).unwrap();
     let line = process.expect_line("tls_cut");
@@ -226,8 +226,9 @@ fn a_protocol_that_is_not_ours_is_refused() {
     let mut config = Arc::unwrap_or_clone(client);
     config.alpn_protocols = vec![b"h2".to_vec()];
     let mut stream = tls_connect(relay, &Arc::new(config));
-    let error = stream.write_all(b"PRI").and_then(|()| stream.flush()).and_then(|()| {
-        stream.read(&mut [0; 1]).map(|_| ())
-    });
+    let error = stream
+        .write_all(b"PRI")
+        .and_then(|()| stream.flush())
+        .and_then(|()| stream.read(&mut [0; 1]).map(|_| ()));
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidData);
 }

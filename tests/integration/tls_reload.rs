@@ -26,21 +26,21 @@ fn is_trusted(relay: SocketAddr, client: &Arc<ClientConfig>) -> bool {
 #[test]
 fn sighup_and_a_change_reload_and_connections_live_on() {
     let mut pair = Pair::new();
-    let mut process = Process::start_tls(&pair);
+    let mut process = Process::start_talkative(&pair.flags());
     let first = pair.client();
     let stream = tls_connect(process.relay, &first);
     let mut standing = Peer::upgrade(stream, &binary_head("home"));
 
     pair.renew();
     process.signal(Signal::HUP);
-    process.expect_line("certificate_reloaded");
+    process.expect_line("certificate_served");
     let second = pair.client();
     assert!(is_trusted(process.relay, &second));
     standing.expect_alive();
 
     // Without a signal, within 10 s.
     pair.renew();
-    process.expect_line("certificate_reloaded");
+    process.expect_line("certificate_served");
     assert!(is_trusted(process.relay, &pair.client()) && !is_trusted(process.relay, &second));
     standing.expect_alive();
 
@@ -53,7 +53,7 @@ fn sighup_and_a_change_reload_and_connections_live_on() {
 #[test]
 fn a_pair_of_no_use_keeps_the_one_in_use_and_is_told_of_once() {
     let pair = Pair::new();
-    let process = Process::start_tls(&pair);
+    let process = Process::start_talkative(&pair.flags());
     let client = pair.client();
     let key = fs::read_to_string(&pair.files.key).unwrap();
     for (certificate, key) in [

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
@@ -17,18 +17,18 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_cert::der::Decode;
+use x509_cert::time::Time;
 
-use super::stats::days_between;
 use crate::config::PairFiles;
 
 /// A certificate chain, leaf first, its key, and how long the leaf is valid.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     key: Arc<CertifiedKey>,
-    /// When the leaf's validity begins.
-    pub not_before: SystemTime,
+    /// When the leaf's validity begins, since 1970.
+    pub not_before: Duration,
     /// When it ends.
-    pub not_after: SystemTime,
+    pub not_after: Duration,
 }
 
 /// Why a pair of files is of no use: a line for the operator that names the file.
@@ -84,8 +84,8 @@ impl Certificate {
         let parsed = x509_cert::Certificate::from_der(leaf)
             .map_err(|error| Flaw::Certificate(format!("no X.509 certificate: {error}")))?;
         let validity = parsed.tbs_certificate().validity();
-        let [not_before, not_after] = [validity.not_before, validity.not_after]
-            .map(|time| SystemTime::UNIX_EPOCH + time.to_unix_duration());
+        let [not_before, not_after] =
+            [validity.not_before, validity.not_after].map(Time::to_unix_duration);
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
             Flaw::Key("no PEM block with a PRIVATE KEY in it that needs no passphrase".into())
         })?;
@@ -96,12 +96,6 @@ impl Certificate {
             error => Flaw::Key(format!("of no use: {error}")),
         })?;
         Ok(Self { key: Arc::new(key), not_before, not_after })
-    }
-
-    /// Whole days of its validity that are left; negative when it has expired.
-    #[must_use]
-    pub fn days_left(&self, now: SystemTime) -> i64 {
-        days_between(now, self.not_after)
     }
 
     /// Whether a client that dialled `name` would accept it.

@@ -6,9 +6,9 @@
 use std::fmt::{self, Display};
 use std::io;
 
+use super::Certified;
 use super::certificate::{Certificate, Handshakes, read_pair};
 use super::watch::{Stamps, Watch};
-use super::{Certified, wall_time};
 use crate::config::{PairFiles, Serving};
 use crate::server::mailbox::Post;
 
@@ -55,8 +55,6 @@ impl Source {
 
     /// What to serve at once.
     pub(in crate::server) fn first(&self) -> Certified {
-        let days = self.certificate.days_left(wall_time());
-        log::info!(expires_in_days = days; "certificate_read");
         Certified::new(&self.handshakes, &self.certificate)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns numbers only; knows no metrics format.
 
-use std::time::SystemTime;
+use std::time::Duration;
 
 /// Everything counted since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,23 +15,41 @@ pub struct Stats {
     pub faults: u64,
     /// Streams that ended without close_notify.
     pub truncations: u64,
-    /// When the certificate in use expires; `None`: there is none.
-    pub not_after: Option<SystemTime>,
+    /// When the certificate in use expires, since 1970; `None`: there is none.
+    pub not_after: Option<Duration>,
 }
 
 impl Stats {
-    /// Whole days until the certificate in use expires, at `now`; negative once it has.
+    /// Whole days until the certificate in use expires, at `now` since 1970; negative
+    /// once it has.
     #[must_use]
-    pub fn days_left(&self, now: SystemTime) -> Option<i64> {
+    pub fn days_left(&self, now: Duration) -> Option<i64> {
         self.not_after.map(|not_after| days_between(now, not_after))
     }
 }
 
 /// Whole days from `now` until `then`, rounded down.
-pub(super) fn days_between(now: SystemTime, then: SystemTime) -> i64 {
-    const DAY: u64 = 24 * 60 * 60;
-    match then.duration_since(now) {
-        Ok(left) => (left.as_secs() / DAY) as i64,
-        Err(over) => -(over.duration().as_secs().div_ceil(DAY) as i64),
+fn days_between(now: Duration, then: Duration) -> i64 {
+    const DAY: i64 = 24 * 60 * 60;
+    (then.as_secs() as i64 - now.as_secs() as i64).div_euclid(DAY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_that_has_begun_does_not_count() {
+        const DAY: u64 = 24 * 60 * 60;
+        for (now, then, days) in [
+            (0, 90 * DAY, 90),
+            (1, 90 * DAY, 89),
+            (DAY, DAY, 0),
+            (DAY, DAY - 1, -1),
+            (3 * DAY, DAY, -2),
+        ] {
+            let [now, then] = [now, then].map(Duration::from_secs);
+            assert_eq!(days_between(now, then), days);
+        }
     }
 }

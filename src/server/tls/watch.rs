@@ -15,8 +15,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::Duration;
 
-use super::certificate::{Handshakes, read_pair};
 use super::Certified;
+use super::certificate::{Handshakes, read_pair};
 use crate::config::PairFiles;
 use crate::server::mailbox::{Message, Post};
 
@@ -70,8 +70,9 @@ impl Watch {
     ) -> io::Result<Self> {
         let (looks, asked) = mpsc::sync_channel(1);
         let watcher = Watcher { files, handshakes, read: seen, last: seen };
-        #[expect(clippy::disallowed_methods, reason = "files are read beside the loop")]
-        thread::Builder::new().name("tls-files".into()).spawn(move || watcher.run(&asked, &post))?;
+        thread::Builder::new()
+            .name("tls-files".into())
+            .spawn(move || watcher.run(&asked, &post))?;
         Ok(Self { looks })
     }
 
@@ -110,11 +111,7 @@ impl Watcher {
 
     fn reload(&self) -> Option<Certified> {
         match read_pair(&self.files) {
-            Ok(certificate) => {
-                let days = certificate.days_left(super::wall_time());
-                log::info!(expires_in_days = days; "certificate_reloaded");
-                Some(Certified::new(&self.handshakes, &certificate))
-            }
+            Ok(certificate) => Some(Certified::new(&self.handshakes, &certificate)),
             Err(bad) => {
                 log::warn!(err:% = bad; "certificate_refused");
                 None

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{PATIENCE, Pair, eventually};
+use super::{PATIENCE, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
 
@@ -57,10 +57,10 @@ impl Process {
         Self::spawn_stuck(command, ANY_PORT)
     }
 
-    /// Starts it with this pair and a log that says everything.
-    pub fn start_tls(pair: &Pair) -> Self {
+    /// Starts it with a log that says everything.
+    pub fn start_talkative(flags: &[String]) -> Self {
         let mut command = bare_command(PROGRAM);
-        command.args(pair.flags()).env("PYRYCODE_RELAY_LOG", "debug");
+        command.args(flags).env("PYRYCODE_RELAY_LOG", "debug");
         Self::spawn(command, ANY_PORT)
     }
 

@@ -53,7 +53,8 @@ impl Pair {
     /// Puts these contents in their place.
     pub fn put(&self, certificate: &str, key: &str) {
         let PairFiles { certificate: certificate_path, key: key_path } = &self.files;
-        for (path, content, mode) in [(key_path, key, 0o600), (certificate_path, certificate, 0o644)]
+        for (path, content, mode) in
+            [(key_path, key, 0o600), (certificate_path, certificate, 0o644)]
         {
             let new = path.with_extension("new");
             fs::write(&new, content).unwrap();

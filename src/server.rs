@@ -1,6 +1,7 @@
 //! The shell: sockets, signals, threads and the one clock. It moves bytes and
 //! time; what they mean is decided below.
 
+mod acme;
 pub mod clock;
 mod core;
 pub mod descriptors;

@@ -61,7 +61,9 @@ pub enum Identity<'a> {
 /// A well-formed request without a body.
 pub struct Request<'a> {
     method: &'a str,
-    endpoint: Endpoint,
+    path: &'a str,
+    /// That of the target, which stands for Host (RFC 9112, 3.2.2).
+    authority: Option<&'a str>,
     /// The digit after `HTTP/1.`.
     minor_version: u8,
     fields: Vec<httparse::Header<'a>>,
@@ -71,7 +73,7 @@ impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("method", &self.method)
-            .field("endpoint", &self.endpoint)
+            .field("path", &self.path)
             .finish_non_exhaustive()
     }
 }
@@ -94,8 +96,9 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Refusal> {
     if status != httparse::Status::Complete(len) {
         return Err(Refusal::BadRequest);
     }
-    let endpoint = target::endpoint(target)?;
-    let request = Request { method, endpoint, minor_version, fields: head.headers.to_vec() };
+    let (path, authority) = target::path(target)?;
+    let fields = head.headers.to_vec();
+    let request = Request { method, path, authority, minor_version, fields };
     request.judge_host()?;
     request.judge_no_body()?;
     Ok(Head::Complete { request, len })
@@ -158,8 +161,22 @@ fn is_websocket_key(key: &[u8]) -> bool {
 impl<'a> Request<'a> {
     /// What the path stands for.
     #[must_use]
-    pub const fn endpoint(&self) -> Endpoint {
-        self.endpoint
+    pub fn endpoint(&self) -> Endpoint {
+        target::endpoint(self.path)
+    }
+
+    /// The path as it stands there, without a query.
+    #[must_use]
+    pub const fn path(&self) -> &'a str {
+        self.path
+    }
+
+    /// Whether it is for this host, whatever the port (RFC 9110, 7.2).
+    #[must_use]
+    pub fn is_for(&self, domain: &str) -> bool {
+        let host = self.values("host").next().and_then(|host| str::from_utf8(host).ok());
+        let authority = self.authority.or(host);
+        authority.is_some_and(|authority| target::host(authority).eq_ignore_ascii_case(domain))
     }
 
     /// Whether the answer must go without its body.
@@ -185,7 +202,7 @@ impl<'a> Request<'a> {
     /// 400 when one is missing, empty or, the server-id, bad or repeated; 404
     /// for an endpoint that nobody upgrades.
     pub fn identity(&self) -> Result<Identity<'a>, Refusal> {
-        match self.endpoint {
+        match self.endpoint() {
             Endpoint::Server => {
                 let server_id = self.server_id()?;
                 self.required("user-agent")?;

@@ -8,7 +8,7 @@
 use super::admission::ClientKey;
 use super::conn_id::ConnId;
 use super::registry::audit::SlotView;
-use super::relay::{Effect, Entry, Relay, Role};
+use super::relay::{Effect, Entry, Relay, Role, Stage};
 use crate::config::BINARY_LOW_WATER;
 use crate::time::TICK;
 
@@ -45,7 +45,7 @@ impl Relay {
         for (index, entry) in &self.connections {
             self.audit_entry(entry.id(index), entry);
             charged += entry.charged as usize;
-            websockets += usize::from(entry.is_websocket);
+            websockets += usize::from(entry.stage == Stage::WebSocket);
             if entry.role != Role::None {
                 clients.push(ClientKey::from(entry.client()));
             }
@@ -75,7 +75,7 @@ impl Relay {
             Role::Phone => connection.is_open(),
         };
         assert!(fits, "A2: {id:?} {role:?} {connection:?}");
-        assert!(entry.is_websocket || *role == Role::None, "A2: {id:?} without a 101");
+        assert!(entry.stage == Stage::WebSocket || *role == Role::None, "A2: {id:?} without a 101");
         if *role == Role::Phone {
             assert_eq!(is_reading, !self.registry.is_paused(*slot), "A5: {id:?}");
         }

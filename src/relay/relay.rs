@@ -72,6 +72,17 @@ pub(super) enum Role {
     Phone,
 }
 
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// A certificate authority's request, or whoever else came to its port.
+    Challenge,
+    /// A client's request, or the answer that ends it.
+    Request,
+    /// The 101 was sent.
+    WebSocket,
+}
+
 /// One connection and what the relay knows of it.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -82,8 +93,7 @@ pub(super) struct Entry {
     /// address is kept mapped, which takes a byte less than an `IpAddr`.
     client: Ipv6Addr,
     pub(super) role: Role,
-    /// The 101 was sent.
-    pub(super) is_websocket: bool,
+    pub(super) stage: Stage,
     pub(super) is_transmit_queued: bool,
     pub(super) is_judge_queued: bool,
     /// Meaningful with a role.
@@ -121,6 +131,10 @@ const _: () = assert!(size_of::<Entry>() <= 88);
 pub struct Relay {
     pub(super) timeouts: Timeouts,
     pub(super) forwarded: Forwarded,
+    /// The only host name that is served.
+    pub(super) domain: Option<String>,
+    /// The token that a certificate authority asks for, and the answer.
+    pub(super) challenge: Option<(String, String)>,
     pub(super) registry: Registry,
     pub(super) caps: ConnectionCaps,
     pub(super) rate: RateLimiter,
@@ -155,6 +169,8 @@ impl Relay {
         Self {
             timeouts: config.timeouts.clone(),
             forwarded: config.forwarded.clone(),
+            domain: config.serving.domain().map(str::to_owned),
+            challenge: None,
             registry: Registry::new(HashKeys::new(hash_keys())),
             caps: ConnectionCaps::new(capacity, limits.connections_per_ip, hash_keys()),
             rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
@@ -186,7 +202,7 @@ impl Relay {
             generation: id.generation(),
             client: mapped(peer),
             role: Role::None,
-            is_websocket: false,
+            stage: Stage::Request,
             is_transmit_queued: false,
             is_judge_queued: false,
             slot: SlotKey(0),
@@ -194,6 +210,19 @@ impl Relay {
         });
         self.settle(id);
         id
+    }
+
+    /// The connection may ask for the answer to a challenge only.
+    pub fn confine_to_challenges(&mut self, id: ConnId) {
+        if let Some(entry) = self.entry_mut(id) {
+            entry.stage = Stage::Challenge;
+        }
+    }
+
+    /// What to answer a certificate authority (RFC 8555 §8.3): the token that it asks
+    /// for, and the answer. The one before is forgotten.
+    pub fn answer_challenge(&mut self, challenge: Option<(String, String)>) {
+        self.challenge = challenge;
     }
 
     /// Bytes have come.
@@ -463,7 +492,7 @@ impl Relay {
         let Some(index) = self.index(id) else { return };
         let entry = self.connections.remove(index);
         debug_assert_eq!(entry.role, Role::None, "departs before it is removed");
-        self.websockets -= usize::from(entry.is_websocket);
+        self.websockets -= usize::from(entry.stage == Stage::WebSocket);
         self.budget.charge(entry.charged as usize, 0);
         self.timers.disarm(index as u32);
         self.effects.push_back(Effect::Disconnect(id));

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::admission::ClientKey;
 use super::conn_id::ConnId;
 use super::registry::{Claim, JoinError};
-use super::relay::{Relay, Role};
+use super::relay::{Relay, Role, Stage};
 use super::stats::Outcome;
 use crate::protocol::client_address::client_address;
 use crate::protocol::close::CloseCause;
@@ -46,6 +46,9 @@ impl Relay {
         rest: &[u8],
         now: Instant,
     ) -> Result<(), Refusal> {
+        if self.entry(id).is_some_and(|entry| entry.stage == Stage::Challenge) {
+            return self.answer_authority(id, request, now);
+        }
         match request.endpoint() {
             Endpoint::Health => {
                 request.read_only()?;
@@ -72,6 +75,24 @@ impl Relay {
         }
     }
 
+    /// On the port for certificate authorities there is the answer to a challenge, and
+    /// nothing else.
+    fn answer_authority(
+        &mut self,
+        id: ConnId,
+        request: &Request<'_>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let asked = request.path().strip_prefix("/.well-known/acme-challenge/");
+        let challenge = self.challenge.as_ref().filter(|(token, _)| asked == Some(token));
+        let Some((_, content)) = challenge else { return Err(Refusal::NotFound) };
+        request.read_only()?;
+        let mut answer = Vec::new();
+        response::challenge(content, request.is_head(), &mut answer);
+        self.refuse(id, &answer, now);
+        Ok(())
+    }
+
     /// The gates in their order; behind the last one stands a WebSocket.
     fn upgrade(
         &mut self,
@@ -81,6 +102,9 @@ impl Relay {
         rest: &[u8],
         now: Instant,
     ) -> Result<(), (Outcome, Refusal)> {
+        if self.domain.as_ref().is_some_and(|domain| !request.is_for(domain)) {
+            return Err((Outcome::RejectHeaders, Refusal::Misdirected));
+        }
         let Some(entry) = self.entry(id) else { return Ok(()) };
         let client = client_address(&self.forwarded, entry.client(), request.forwarded_for());
         let path = if is_phone { "/v1/client" } else { "/v1/server" };
@@ -110,7 +134,7 @@ impl Relay {
         let request_id = self.public_id(id).to_string();
         if let Some(entry) = self.entry_mut(id) {
             entry.set_client(client);
-            entry.is_websocket = true;
+            entry.stage = Stage::WebSocket;
             let mut answer = Vec::new();
             response::switching_protocols(&accept, &request_id, &mut answer);
             entry.connection.send_answer(&answer, now);

@@ -18,6 +18,13 @@ pub trait Core {
     /// A TCP connection from `peer` was accepted.
     fn handle_accept(&mut self, peer: IpAddr, now: Instant) -> ConnId;
 
+    /// The connection may ask for the answer to a challenge only. To be called before its
+    /// first input.
+    fn confine_to_challenges(&mut self, id: ConnId);
+
+    /// What to answer a certificate authority: the token that it asks for, and the answer.
+    fn answer_challenge(&mut self, challenge: Option<(String, String)>);
+
     /// Bytes have come.
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant);
 
@@ -66,6 +73,14 @@ pub trait Core {
 impl Core for Relay {
     fn handle_accept(&mut self, peer: IpAddr, now: Instant) -> ConnId {
         self.handle_accept(peer, now)
+    }
+
+    fn confine_to_challenges(&mut self, id: ConnId) {
+        self.confine_to_challenges(id);
+    }
+
+    fn answer_challenge(&mut self, challenge: Option<(String, String)>) {
+        self.answer_challenge(challenge);
     }
 
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {

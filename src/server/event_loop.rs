@@ -30,8 +30,7 @@ use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
 use super::mailbox::{Mailbox, Message, Post};
 use super::signals::Signals;
 use super::socket::{Buffers, Input, Socket, Sockets};
-use super::tls::source::Source;
-use super::tls::watch::Watch;
+use super::tls::source::{Keeper, Source};
 use super::tls::{self, Certified};
 use crate::config::BUFFER_MEMORY;
 use crate::config::Speaks;
@@ -77,8 +76,7 @@ pub struct Server<C> {
     /// What accepted connections speak TLS with, where that is spoken.
     tls: Option<Arc<ServerConfig>>,
     tls_stats: tls::stats::Stats,
-    /// Reads certificates again when told to.
-    watch: Option<Watch>,
+    keeper: Option<Keeper>,
     signals: Option<Signals>,
     mailbox: Mailbox,
     core: C,
@@ -119,7 +117,7 @@ impl<C: Core> Server<C> {
             listeners,
             tls: None,
             tls_stats: tls::stats::Stats::default(),
-            watch: None,
+            keeper: None,
             signals,
             mailbox,
             core,
@@ -149,8 +147,12 @@ impl<C: Core> Server<C> {
         if let Some(signals) = &self.signals {
             signals.want_hangup()?;
         }
-        self.serve(source.first());
-        self.watch = Some(source.start(self.post())?);
+        let (config, certified) = source.first();
+        self.tls = Some(config);
+        if let Some(certified) = certified {
+            self.serve(certified);
+        }
+        self.keeper = Some(source.start(self.post())?);
         Ok(self)
     }
 
@@ -249,9 +251,9 @@ impl<C: Core> Server<C> {
             self.core.shut_down(now);
         }
         if self.signals.as_mut().is_some_and(Signals::take_hangup)
-            && let Some(watch) = &self.watch
+            && let Some(keeper) = &self.keeper
         {
-            watch.reload();
+            keeper.nudge();
         }
     }
 
@@ -263,6 +265,11 @@ impl<C: Core> Server<C> {
                     self.serve(certified);
                 }
                 Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
+                Message::Challenge { challenge, taken } => {
+                    self.core.answer_challenge(challenge);
+                    // Whoever waits may have given up.
+                    let _ = taken.try_send(());
+                }
             }
         }
     }
@@ -289,6 +296,9 @@ impl<C: Core> Server<C> {
             _ => None,
         };
         let id = self.core.handle_accept(peer.ip(), now);
+        if speaks == Speaks::Challenges {
+            self.core.confine_to_challenges(id);
+        }
         match Socket::new(stream, tls, self.poll.registry(), Token(id.to_bits() as usize)) {
             Ok(socket) => {
                 self.sockets.insert(id, socket);

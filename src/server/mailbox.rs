@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
 use mio::{Registry, Token, Waker};
 
@@ -15,9 +15,16 @@ use super::tls::Certified;
 /// What another thread has to say.
 #[derive(Debug)]
 pub enum Message {
-    /// What to do handshakes with from now on; or the files to read it from are of no
-    /// use, and it stays what it is.
+    /// What to do handshakes with from now on; or there was to be another and is
+    /// none, and it stays what it is.
     Certificate(Option<Certified>),
+    /// Answer this on the port for the certificate authority, and nothing else.
+    Challenge {
+        /// The token that is asked for, and the answer; `None`: no token.
+        challenge: Option<(String, String)>,
+        /// Told when it is so.
+        taken: SyncSender<()>,
+    },
 }
 
 /// Another thread's end. Clones speak to the same loop.

@@ -14,7 +14,7 @@ pub mod source;
 pub mod stats;
 #[cfg(test)]
 mod tests;
-pub mod watch;
+mod watch;
 
 use std::fmt::{self, Debug};
 use std::io;

@@ -203,6 +203,10 @@ impl Core for Echo {
         id
     }
 
+    fn confine_to_challenges(&mut self, _: ConnId) {}
+
+    fn answer_challenge(&mut self, _: Option<(String, String)>) {}
+
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {
         let Some(entry) = self.connections.find(id) else { return };
         if entry.connection.is_head() {

@@ -23,33 +23,44 @@ pub enum Endpoint {
     Other,
 }
 
-/// What a request target (RFC 9112, 3.2) stands for: its path alone decides,
-/// compared byte for byte, percent signs included.
-pub(super) fn endpoint(target: &str) -> Result<Endpoint, Refusal> {
-    if !target.is_ascii() || target.contains('#') {
-        return Err(Refusal::BadRequest);
-    }
-    let path = if target.starts_with('/') {
-        target
-    } else if let Some((scheme, rest)) = target.split_once("://") {
-        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        if !is_scheme(scheme) || !is_authority(authority) {
-            return Err(Refusal::BadRequest);
-        }
-        path
-    } else if is_authority(target) {
-        // CONNECT's form; and `*`, which is a host name as far as RFC 3986 goes.
-        return Ok(Endpoint::Other);
-    } else {
-        return Err(Refusal::BadRequest);
-    };
-    Ok(match path.split_once('?').map_or(path, |(path, _query)| path) {
+/// What a path stands for, compared byte for byte, percent signs included.
+pub(super) fn endpoint(path: &str) -> Endpoint {
+    match path {
         "/v1/server" => Endpoint::Server,
         "/v1/client" => Endpoint::Client,
         "/healthz" => Endpoint::Health,
         "/readyz" => Endpoint::Ready,
         _ => Endpoint::Other,
-    })
+    }
+}
+
+/// The path of a request target (RFC 9112, 3.2), which alone decides, and the authority
+/// that stands before it in the absolute form. CONNECT's form and `*` have no path.
+pub(super) fn path(target: &str) -> Result<(&str, Option<&str>), Refusal> {
+    if !target.is_ascii() || target.contains('#') {
+        return Err(Refusal::BadRequest);
+    }
+    let (path, authority) = if target.starts_with('/') {
+        (target, None)
+    } else if let Some((scheme, rest)) = target.split_once("://") {
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if !is_scheme(scheme) || !is_authority(authority) {
+            return Err(Refusal::BadRequest);
+        }
+        (path, Some(authority))
+    } else if is_authority(target) {
+        // `*` is a host name as far as RFC 3986 goes.
+        ("", None)
+    } else {
+        return Err(Refusal::BadRequest);
+    };
+    Ok((path.split_once('?').map_or(path, |(path, _query)| path), authority))
+}
+
+/// The host of an authority, without its port.
+pub(super) fn host(authority: &str) -> &str {
+    let port = authority.rfind(':').filter(|&at| !authority[at..].contains(']'));
+    &authority[..port.unwrap_or(authority.len())]
 }
 
 /// RFC 3986, 3.1.

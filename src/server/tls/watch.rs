@@ -11,12 +11,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use super::Certified;
 use super::certificate::{Handshakes, read_pair};
+use super::source::Keeper;
 use crate::config::PairFiles;
 use crate::server::mailbox::{Message, Post};
 
@@ -33,12 +34,11 @@ type Stamp = Option<[i64; 6]>;
 
 /// What the two files looked like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamps([Stamp; 2]);
+pub(super) struct Stamps([Stamp; 2]);
 
 impl Stamps {
     /// What they look like now. Links are followed, for some tools replace only a link.
-    #[must_use]
-    pub fn of(files: &PairFiles) -> Self {
+    pub(super) fn of(files: &PairFiles) -> Self {
         Self([stamp(&files.certificate), stamp(&files.key)])
     }
 }
@@ -50,37 +50,21 @@ fn stamp(path: &Path) -> Stamp {
     Some([dev, ino, size, file.mtime(), file.mtime_nsec(), file.ctime() ^ file.ctime_nsec()])
 }
 
-/// The thread that looks at the files; it ends when this is dropped.
-#[derive(Debug)]
-pub struct Watch {
-    looks: SyncSender<()>,
-}
-
-impl Watch {
-    /// Watches `files`, which looked like `seen` before they were first read, and posts
-    /// what they hold when it has changed.
-    ///
-    /// # Errors
-    /// If there can be no more threads.
-    pub fn start(
-        files: PairFiles,
-        seen: Stamps,
-        handshakes: Handshakes,
-        post: Post,
-    ) -> io::Result<Self> {
-        let (looks, asked) = mpsc::sync_channel(1);
-        let watcher = Watcher { files, handshakes, read: seen, last: seen };
-        thread::Builder::new()
-            .name("tls-files".into())
-            .spawn(move || watcher.run(&asked, &post))?;
-        Ok(Self { looks })
-    }
-
-    /// Has the files read again now, whether they have changed or not.
-    pub(in crate::server) fn reload(&self) {
-        // Full: it is about to.
-        let _ = self.looks.try_send(());
-    }
+/// Watches `files`, which looked like `seen` before they were first read, and posts
+/// what they hold when it has changed, until the [`Keeper`] is dropped.
+///
+/// # Errors
+/// If there can be no more threads.
+pub(super) fn start(
+    files: PairFiles,
+    seen: Stamps,
+    handshakes: Handshakes,
+    post: Post,
+) -> io::Result<Keeper> {
+    let (nudges, asked) = mpsc::sync_channel(1);
+    let watcher = Watcher { files, handshakes, read: seen, last: seen };
+    thread::Builder::new().name("tls-files".into()).spawn(move || watcher.run(&asked, &post))?;
+    Ok(Keeper::new(nudges))
 }
 
 struct Watcher {

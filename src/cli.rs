@@ -113,7 +113,7 @@ pub fn parse(
                     return Ok(Command::Version);
                 }
             }
-            _ => accept_only_if_off(flag)?,
+            _ => return Err(refuse_absent(&flag)),
         }
     }
 
@@ -132,22 +132,16 @@ pub fn parse(
 /// What of the contract is not in this version. Its flags are known, so that a
 /// command line of the reference is told what to do instead.
 const ABSENT: &[(&str, Absent, &str)] = &[
-    ("https-proxy-protocol", Absent::Switch, NO_PROXY_PROTOCOL),
-    ("proxy-protocol", Absent::Switch, NO_PROXY_PROTOCOL),
     ("fcm-endpoint", Absent::Flag, NO_PUSH_WAKE),
     ("PYRYCODE_RELAY_FCM_CREDENTIALS", Absent::Variable, NO_PUSH_WAKE),
 ];
 
-const NO_PROXY_PROTOCOL: &str =
-    "the PROXY protocol is not in this version; use --trust-x-forwarded-for";
 const NO_PUSH_WAKE: &str = "push wake is not in this version; start without it";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Absent {
     /// A flag with a value: refused.
     Flag,
-    /// A boolean flag: refused unless off.
-    Switch,
     /// An environment variable: refused when set.
     Variable,
 }
@@ -180,15 +174,13 @@ fn stray_argument(argument: &OsStr) -> Refused {
     ))
 }
 
-/// The end of every flag that does nothing here: a switch of [`ABSENT`] may be
-/// given as off, all else is refused with its value unread.
-fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
+/// The end of every flag that does nothing here, its value unread.
+fn refuse_absent(flag: &Flag<'_>) -> Refused {
     let absent =
         ABSENT.iter().find(|(name, kind, _)| *kind != Absent::Variable && *name == flag.name);
     match absent {
-        Some((_, Absent::Switch, _)) if !flag.is_on()? => Ok(()),
-        Some((_, _, why)) => Err(flag.refuse(why)),
-        None => Err(unknown_flag(&format!("--{}", flag.name))),
+        Some((_, _, why)) => flag.refuse(why),
+        None => unknown_flag(&format!("--{}", flag.name)),
     }
 }
 
@@ -197,19 +189,20 @@ fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
 pub fn describe(config: &Config) -> String {
     let Config { serving, metrics_listen, limits, forwarded, log_format, log_level, timeouts: _ } =
         config;
+    let proxy_protocol = serving.listens().any(|(listen, _)| listen.proxy_protocol);
     let metrics_listen =
         metrics_listen.map_or("off".into(), |address| format!("{address} (not served yet)"));
     let connections = limits
         .connections
         .map_or("what the limit on open files leaves".into(), |limit| limit.to_string());
-    let mut proxies = forwarded
-        .trusted_proxies
-        .as_ref()
-        .map_or("loopback and private ranges".into(), |networks| {
-            networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",")
-        });
-    if !forwarded.trust_x_forwarded_for {
-        proxies.push_str(" (unused without --trust-x-forwarded-for)");
+    let mut proxies = match (&forwarded.trusted_proxies, proxy_protocol) {
+        (Some(networks), _) => networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(","),
+        (None, true) if !forwarded.trust_x_forwarded_for => "anyone".into(),
+        (None, true) => "anyone, for X-Forwarded-For loopback and private ranges".into(),
+        (None, false) => "loopback and private ranges".into(),
+    };
+    if !forwarded.trust_x_forwarded_for && !proxy_protocol {
+        proxies.push_str(" (unused without --proxy-protocol or --trust-x-forwarded-for)");
     }
     let log_format = match log_format {
         LogFormat::Logfmt => "logfmt",

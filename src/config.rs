@@ -68,8 +68,7 @@ pub enum Serving {
 
 impl Default for Serving {
     fn default() -> Self {
-        // Loopback only: nothing is exposed by accident.
-        Self::Plain(Listen::at(SocketAddr::from(([127, 0, 0, 1], 8080))))
+        Self::Plain(Listen::default())
     }
 }
 
@@ -141,6 +140,13 @@ pub struct Listen {
     pub proxy_protocol: bool,
 }
 
+impl Default for Listen {
+    fn default() -> Self {
+        // Loopback only: nothing is exposed by accident.
+        Self::at(SocketAddr::from(([127, 0, 0, 1], 8080)))
+    }
+}
+
 impl Listen {
     /// Where clients dial directly.
     #[must_use]
@@ -163,7 +169,8 @@ pub enum LogFormat {
 pub struct Forwarded {
     /// Take the client address from X-Forwarded-For.
     pub trust_x_forwarded_for: bool,
-    /// Proxies that may name a client; `None` means loopback and private ranges.
+    /// Proxies that may name a client; `None` means anyone in a PROXY header, and
+    /// loopback and private ranges in X-Forwarded-For.
     pub trusted_proxies: Option<Vec<IpNet>>,
 }
 
@@ -171,6 +178,11 @@ pub struct Forwarded {
 pub const HEAD_MAX: usize = 8 * 1024;
 /// The most header fields of a request (else 431).
 pub const HEADERS_MAX: usize = 64;
+/// The most bytes of a PROXY header (else closed). Addresses take 52, and a sender
+/// should stay within the 536 bytes of the smallest TCP segment; but one may pass a
+/// client's certificate on, and nginx stops here too. It waits in the kernel, so
+/// it costs us nothing.
+pub const PROXY_HEADER_MAX: usize = 4 * 1024;
 /// The most bytes of one message after reassembly (else 1009).
 pub const MESSAGE_MAX: usize = 256 * 1024;
 /// The deepest nesting of a JSON frame. Go's `encoding/json`, which the daemons

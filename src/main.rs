@@ -1,10 +1,11 @@
 //! The program: parse, configure, bind, run, exit code. Decides nothing else.
 
 use std::fmt::Display;
+use std::io;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
-use pyrycode_relay::config::Config;
+use pyrycode_relay::config::{Config, Listen, Speaks};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::tls::source::Source;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
@@ -59,15 +60,16 @@ fn serve(config: &Config, source: Option<Source>) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config, source: Option<Source>) -> std::io::Result<()> {
+fn run(config: &Config, source: Option<Source>) -> io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
-    let listeners = config.serving.listens().map(|(listen, speaks)| {
-        Listener::bind(listen.address).map(|listener| listener.speaking(speaks))
-    });
-    let listeners: Vec<_> = listeners.collect::<Result<_, _>>()?;
-    let bound: Vec<_> = listeners.iter().map(Listener::local_addr).collect::<Result<_, _>>()?;
+    let bind = |(listen, speaks): (Listen, Speaks)| {
+        let listener = Listener::bind(listen.address)?;
+        Ok(listener.speaking(speaks).proxied(listen.proxy_protocol))
+    };
+    let listeners = config.serving.listens().map(bind).collect::<io::Result<Vec<_>>>()?;
+    let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;

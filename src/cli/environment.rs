@@ -96,16 +96,11 @@ impl Environment<'_> {
             )));
         }
         if self.uid == 0 {
-            let fix = match &config.serving {
-                Serving::Plain(_) => "start it as a user of its own, it needs no privilege",
-                _ => {
-                    "start it as a user of its own; for ports 80 and 443 it needs one privilege,\n\
-                     which systemd's AmbientCapabilities=CAP_NET_BIND_SERVICE gives"
-                }
-            };
-            return Err(Refused(format!(
-                "PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root (uid 0);\n{fix}"
-            )));
+            return Err(Refused(
+                "PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root (uid 0);\n\
+                 start it as a user of its own; a port below 1024 needs CAP_NET_BIND_SERVICE only"
+                    .into(),
+            ));
         }
         Ok(())
     }

@@ -99,16 +99,20 @@ impl Flag<'_> {
 
     pub(super) fn networks(&mut self) -> Result<Vec<IpNet>, Refused> {
         let value = self.value()?;
-        value
-            .split(',')
-            .map(|item| {
-                network(item.trim()).ok_or_else(|| {
-                    self.refuse(format_args!(
-                        "{item:?} is not an address or a network; write 10.0.0.0/8,2001:db8::1"
-                    ))
-                })
+        let network = |item: &str| {
+            let Some(network) = network(item.trim()) else {
+                return Err(self.refuse(format_args!(
+                    "{item:?} is not an address or a network; write 10.0.0.0/8,2001:db8::1"
+                )));
+            };
+            canonical(network).ok_or_else(|| {
+                self.refuse(format_args!(
+                    "{item:?} holds IPv4 addresses in IPv6 form and more;\n\
+                     write the IPv4 network, as 10.0.0.0/8"
+                ))
             })
-            .collect()
+        };
+        value.split(',').map(network).collect()
     }
 
     pub(super) fn path(&mut self) -> Result<PathBuf, Refused> {
@@ -152,10 +156,19 @@ impl Flag<'_> {
 }
 
 fn network(text: &str) -> Option<IpNet> {
-    match text.parse::<IpAddr>() {
-        Ok(address) => Some(IpNet::from(address.to_canonical())),
-        Err(_) => text.parse().ok().map(|network: IpNet| network.trunc()),
+    text.parse().or_else(|_| text.parse().map(|address: IpAddr| address.into())).ok()
+}
+
+/// The network as the addresses it is compared with are spelt: peers over IPv4 as
+/// IPv4, never as `::ffff:a.b.c.d`. `None`: it is of both kinds.
+fn canonical(network: IpNet) -> Option<IpNet> {
+    const MAPPED: u8 = 96;
+    let is_mapped = network.addr().to_canonical().is_ipv4() && network.addr().is_ipv6();
+    if !is_mapped {
+        return Some(network.trunc());
     }
+    let prefix = network.prefix_len().checked_sub(MAPPED)?;
+    IpNet::new(network.addr().to_canonical(), prefix).ok().map(|network| network.trunc())
 }
 
 /// `::ffff:127.0.0.1` is loopback too.

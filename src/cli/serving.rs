@@ -22,6 +22,8 @@ pub(super) struct Flags {
     cert_cache: Option<PathBuf>,
     acme_directory: Option<String>,
     acme_ca: Option<PathBuf>,
+    proxy_protocol: bool,
+    https_proxy_protocol: bool,
 }
 
 impl Flags {
@@ -37,12 +39,27 @@ impl Flags {
             "cert-cache" => self.cert_cache = Some(flag.path()?),
             "acme-directory" => self.acme_directory = Some(flag.https_url()?),
             "acme-ca" => self.acme_ca = Some(flag.path()?),
+            "proxy-protocol" => self.proxy_protocol = flag.is_on()?,
+            "https-proxy-protocol" => self.https_proxy_protocol = flag.is_on()?,
             _ => return Ok(false),
         }
         Ok(true)
     }
 
     pub(super) fn into_serving(self, environment: &Environment<'_>) -> Result<Serving, Refused> {
+        let is_tls = self.tls_cert.is_some() || self.domain.is_some();
+        match (self.proxy_protocol, self.https_proxy_protocol) {
+            (true, _) if is_tls => {
+                return Err(needs(
+                    "proxy-protocol",
+                    "--insecure-listen; with TLS it is --https-proxy-protocol",
+                ));
+            }
+            (_, true) if !is_tls => {
+                return Err(needs("https-proxy-protocol", "TLS; without it is --proxy-protocol"));
+            }
+            _ => {}
+        }
         let of_domain = [
             (self.http_listen.is_some(), "http-listen"),
             (self.cert_cache.is_some(), "cert-cache"),
@@ -50,7 +67,11 @@ impl Flags {
             (self.acme_ca.is_some(), "acme-ca"),
         ];
         let of_domain = of_domain.iter().find(|(is_given, _)| *is_given).map(|(_, name)| *name);
-        let https = Listen::at(self.https_listen.unwrap_or(every_interface(443)));
+        let https = Listen {
+            address: self.https_listen.unwrap_or(every_interface(443)),
+            proxy_protocol: self.https_proxy_protocol,
+        };
+        let plain = |address| Listen { address, proxy_protocol: self.proxy_protocol };
         match (self.insecure_listen, self.tls_cert, self.tls_key, self.domain) {
             (None, Some(certificate), Some(key), None) => match of_domain {
                 Some(name) => Err(needs(name, "--domain, which --tls-cert takes the place of")),
@@ -69,10 +90,10 @@ impl Flags {
             (None, None, None, None) => match (self.https_listen, of_domain) {
                 (Some(_), _) => Err(needs("https-listen", "--domain, or --tls-cert and --tls-key")),
                 (None, Some(name)) => Err(needs(name, "--domain")),
-                (None, None) => Ok(Serving::default()),
+                (None, None) => Ok(Serving::Plain(plain(Listen::default().address))),
             },
             (Some(address), None, None, None) => match (self.https_listen, of_domain) {
-                (None, None) => Ok(Serving::Plain(Listen::at(address))),
+                (None, None) => Ok(Serving::Plain(plain(address))),
                 (Some(_), _) => Err(excludes("https-listen")),
                 (None, Some(name)) => Err(excludes(name)),
             },
@@ -119,15 +140,20 @@ fn default_cache(environment: &Environment<'_>) -> Result<PathBuf, Refused> {
 pub(super) fn describe(serving: &Serving) -> Vec<(&'static str, String)> {
     let path = |path: &PathBuf| path.display().to_string();
     match serving {
-        Serving::Plain(listen) => vec![("insecure-listen", listen.address.to_string())],
+        Serving::Plain(listen) => vec![
+            ("insecure-listen", listen.address.to_string()),
+            ("proxy-protocol", listen.proxy_protocol.to_string()),
+        ],
         Serving::Own { https, pair } => vec![
             ("https-listen", https.address.to_string()),
+            ("https-proxy-protocol", https.proxy_protocol.to_string()),
             ("tls-cert", path(&pair.certificate)),
             ("tls-key", path(&pair.key)),
         ],
         Serving::Automatic { https, http, acme } => vec![
             ("domain", acme.domain.clone()),
             ("https-listen", https.address.to_string()),
+            ("https-proxy-protocol", https.proxy_protocol.to_string()),
             ("http-listen", http.address.to_string()),
             ("cert-cache", path(&acme.cache)),
             ("acme-directory", acme.directory.clone()),

@@ -74,6 +74,10 @@ fn each_flag_reaches_its_field() {
         change(&mut config.limits);
         config
     };
+    let behind = |text: &str| {
+        let listen = Listen { proxy_protocol: true, ..Listen::at(address(text)) };
+        Config { serving: Serving::Plain(listen), ..Config::default() }
+    };
     let forwarded = |trust: bool, networks: Option<&[&str]>| Config {
         forwarded: crate::config::Forwarded {
             trust_x_forwarded_for: trust,
@@ -91,10 +95,17 @@ fn each_flag_reaches_its_field() {
         ("--rate-limit-per-minute 4294967295", limits(|l| l.rate_per_minute = u32::MAX)),
         ("--rate-limit-burst 1", limits(|l| l.rate_burst = 1)),
         ("--buffer-memory 1048576", limits(|l| l.buffer_memory = 1_048_576)),
+        ("--proxy-protocol", behind("127.0.0.1:8080")),
+        ("--proxy-protocol=false", default.clone()),
+        ("--insecure-listen :1 -proxy-protocol", behind("[::]:1")),
+        ("--proxy-protocol --insecure-listen :1", behind("[::]:1")),
         ("--trust-x-forwarded-for", forwarded(true, None)),
         ("--trusted-proxies 10.0.0.0/8,::1", forwarded(false, Some(&["10.0.0.0/8", "::1/128"]))),
         ("--trusted-proxies 10.1.2.3/8", forwarded(false, Some(&["10.0.0.0/8"]))),
         ("--trusted-proxies ::ffff:10.1.2.3", forwarded(false, Some(&["10.1.2.3/32"]))),
+        ("--trusted-proxies ::ffff:10.1.2.3/104", forwarded(false, Some(&["10.0.0.0/8"]))),
+        ("--trusted-proxies ::ffff:0:0/96", forwarded(false, Some(&["0.0.0.0/0"]))),
+        ("--trusted-proxies ::ffff:10.1.2.3/128", forwarded(false, Some(&["10.1.2.3/32"]))),
         ("--trusted-proxies 0.0.0.0/0,::/0", forwarded(false, Some(&["0.0.0.0/0", "::/0"]))),
         ("--log-format json", Config { log_format: LogFormat::Json, ..default.clone() }),
         ("--log-format logfmt", default.clone()),
@@ -269,6 +280,7 @@ fn what_is_not_a_known_flag_is_refused() {
         ("--trusted-proxies=", "--trusted-proxies: \"\" is not an address or a network"),
         ("--trusted-proxies 10.0.0.0/8,", "--trusted-proxies: \"\" is not"),
         ("--trusted-proxies 10.0.0.0/33", "--trusted-proxies: \"10.0.0.0/33\" is not"),
+        ("--trusted-proxies ::ffff:10.0.0.0/95", "--trusted-proxies: \"::ffff:10.0.0.0/95\" holds"),
         ("--trusted-proxies 10.0.0.1:80", "--trusted-proxies: \"10.0.0.1:80\" is not"),
         ("--trusted-proxies example.org", "--trusted-proxies: \"example.org\" is not"),
     ] {
@@ -329,7 +341,7 @@ fn check_config_checks_what_serving_would() {
 
 #[test]
 fn what_is_not_in_this_version_says_so() {
-    assert_eq!(serve("--proxy-protocol=false -https-proxy-protocol=0"), Config::default());
+    assert_eq!(serve("-https-proxy-protocol=0 -proxy-protocol=0"), Config::default());
     for (name, kind, why) in ABSENT {
         match kind {
             Absent::Flag => {
@@ -338,13 +350,6 @@ fn what_is_not_in_this_version_says_so() {
                 {
                     assert_eq!(refusal(&line), format!("--{name}: {why}"), "{line}");
                 }
-            }
-            Absent::Switch => {
-                for line in [format!("--{name}"), format!("-{name}=true")] {
-                    assert_eq!(refusal(&line), format!("--{name}: {why}"), "{line}");
-                }
-                assert_eq!(serve(&format!("--{name}=false")), Config::default());
-                assert!(refusal(&format!("--{name}=maybe")).contains("not true or false"));
             }
             Absent::Variable => {
                 let refused = text(with_variables(&[(name, "hunter2")], "", USER), name);
@@ -415,6 +420,7 @@ fn production_refuses_plain_text_beyond_loopback_and_root() {
         refused.starts_with("PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root"),
         "{refused}"
     );
+    assert!(refused.contains("start it as a user of its own"), "{refused}");
 }
 
 #[test]
@@ -443,9 +449,11 @@ fn a_description_names_what_would_run() {
     assert_eq!(
         describe(&serve("")),
         "insecure-listen 127.0.0.1:8080\n\
+         proxy-protocol false\n\
          metrics-listen 127.0.0.1:9090 (not served yet)\n\
          trust-x-forwarded-for false\n\
-         trusted-proxies loopback and private ranges (unused without --trust-x-forwarded-for)\n\
+         trusted-proxies loopback and private ranges \
+         (unused without --proxy-protocol or --trust-x-forwarded-for)\n\
          max-connections what the limit on open files leaves\n\
          max-connections-per-ip off\n\
          rate-limit-per-minute 10\n\
@@ -460,6 +468,7 @@ fn a_description_names_what_would_run() {
     assert_eq!(
         describe(&serve(line)),
         "insecure-listen [::]:1\n\
+         proxy-protocol false\n\
          metrics-listen off\n\
          trust-x-forwarded-for true\n\
          trusted-proxies 10.0.0.0/8,::1/128\n\
@@ -471,6 +480,27 @@ fn a_description_names_what_would_run() {
          log-format json\n\
          log-level info\n"
     );
+}
+
+#[test]
+fn a_description_names_whom_the_relay_would_believe() {
+    for (line, expected) in [
+        ("--proxy-protocol", "anyone"),
+        ("--trust-x-forwarded-for", "loopback and private ranges"),
+        (
+            "--proxy-protocol --trust-x-forwarded-for",
+            "anyone, for X-Forwarded-For loopback and private ranges",
+        ),
+        ("--proxy-protocol --trusted-proxies 10.1.2.3", "10.1.2.3/32"),
+        (
+            "--trusted-proxies 10.1.2.3",
+            "10.1.2.3/32 (unused without --proxy-protocol or --trust-x-forwarded-for)",
+        ),
+    ] {
+        let description = describe(&serve(line));
+        let is_line = |found: &str| found == format!("trusted-proxies {expected}");
+        assert!(description.lines().any(is_line), "{line}: {description}");
+    }
 }
 
 /// The flags that begin a line of the help.
@@ -576,7 +606,9 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
         assert_eq!(config.serving.domain(), Some("relay.example.com"));
         assert!(describe(&config).starts_with("domain relay.example.com\nhttps-listen "));
     }
-    assert!(describe(&serve(elsewhere)).starts_with("https-listen 127.0.0.1:8443\ntls-cert "));
+    assert!(describe(&serve(elsewhere)).starts_with("https-listen 127.0.0.1:8443\nhttps-proxy-"));
+    let proxied = format!("{elsewhere} --https-proxy-protocol --proxy-protocol=false");
+    assert!(serve(&proxied).serving.listens().all(|(listen, _)| listen.proxy_protocol));
 }
 
 #[test]
@@ -603,6 +635,8 @@ fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
         ("--domain relay.example:443", "--domain: \"relay.example:443\""),
         ("--domain relay.example --acme-directory http://ca", "--acme-directory: \"http://ca\""),
         ("--domain relay.example", "--domain: HOME is not set"),
+        ("--proxy-protocol --tls-cert c --tls-key k", "--proxy-protocol: needs --insecure-listen"),
+        ("--https-proxy-protocol", "--https-proxy-protocol: needs TLS"),
         ("--tls-cert= --tls-key k", "--tls-cert: \"\" is not a path"),
     ] {
         assert!(refusal(line).starts_with(named), "{line}: {}", refusal(line));

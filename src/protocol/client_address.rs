@@ -37,6 +37,15 @@ pub fn client_address<'a>(
     client
 }
 
+/// Whether this peer may name a client in a PROXY header: anyone, if nobody is
+/// named, for who turns the header on says that a load balancer stands in front.
+#[must_use]
+pub fn may_send_proxy_header(policy: &Forwarded, peer: IpAddr) -> bool {
+    let peer = peer.to_canonical();
+    let proxies = policy.trusted_proxies.as_ref();
+    proxies.is_none_or(|proxies| proxies.iter().any(|net| net.contains(&peer)))
+}
+
 /// Whether this hop may name the one before it.
 fn is_trusted(policy: &Forwarded, hop: IpAddr) -> bool {
     match (&policy.trusted_proxies, hop) {
@@ -182,6 +191,25 @@ mod tests {
             ("10.0.0.1", "10.0.0.1"),
         ] {
             assert_eq!(resolved(&policy, peer, "203.0.113.9"), client, "{peer}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_header_is_anyones_unless_proxies_are_named() {
+        let anyone = Forwarded::default();
+        let proxies = ["198.51.100.0/24", "2001:db8::/32"];
+        let proxies = proxies.iter().map(|net| net.parse().unwrap()).collect();
+        let named = Forwarded { trusted_proxies: Some(proxies), ..Forwarded::default() };
+        for (peer, is_named) in [
+            ("198.51.100.7", true),
+            ("::ffff:198.51.100.7", true),
+            ("2001:db8::7", true),
+            ("127.0.0.1", false),
+            ("203.0.113.9", false),
+            ("::1", false),
+        ] {
+            assert!(may_send_proxy_header(&anyone, address(peer)), "{peer}");
+            assert_eq!(may_send_proxy_header(&named, address(peer)), is_named, "{peer}");
         }
     }
 

@@ -19,6 +19,7 @@ use std::mem;
 
 use super::close::CloseCause;
 use super::heartbeat::{Answer, Beat, Heartbeat};
+use super::inbound::Inbound;
 use super::outbox::Outbox;
 use super::websocket::{Assembly, Codec, Incoming, Opcode};
 use crate::config::{DRAIN_MAX, Timeouts};
@@ -79,44 +80,6 @@ impl Closing {
         if self.half_closed && self.answered {
             self.deadline = self.deadline.min(now + timeouts.linger / 10);
         }
-    }
-}
-
-/// Input that is not a message yet, and since when it is not read.
-#[derive(Debug)]
-struct Inbound {
-    /// An unfinished request head, or what followed a complete one.
-    early: Vec<u8>,
-    assembly: Assembly,
-    /// Bytes that the layer below keeps of what is not input yet.
-    below: usize,
-    /// When the first byte of the message under way came; moved on by the time
-    /// in which the relay did not read.
-    since: Instant,
-    /// Reading stands still since then.
-    paused: Option<Instant>,
-}
-
-impl Inbound {
-    fn new(now: Instant) -> Self {
-        Self {
-            early: Vec::new(),
-            assembly: Assembly::default(),
-            below: 0,
-            since: now,
-            paused: None,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.early.is_empty()
-            && self.assembly.is_empty()
-            && self.below == 0
-            && self.paused.is_none()
-    }
-
-    fn held(&self) -> usize {
-        self.early.len() + self.assembly.held() + self.below
     }
 }
 

@@ -12,7 +12,8 @@ use rand::RngExt;
 
 use super::conn_id::ConnId;
 use super::registry::SlotKey;
-use super::relay::{Effect, Entry, Relay, Role};
+use super::relay::{Effect, Entry, Relay, Role, Stage};
+use super::stats::ProxyRefusal;
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Expiry;
 use crate::protocol::heartbeat::Heartbeat;
@@ -49,7 +50,8 @@ impl Relay {
     /// still up, it ends.
     pub fn judge(&mut self, id: ConnId, now: Instant) {
         let Some(index) = self.index(id) else { return };
-        let Entry { role, slot, connection, is_judge_queued, .. } = &mut self.connections[index];
+        let Entry { role, stage, slot, connection, is_judge_queued, .. } =
+            &mut self.connections[index];
         *is_judge_queued = false;
         let slot = *slot;
         if *role == Role::Binary
@@ -61,6 +63,9 @@ impl Relay {
             return self.shed(now);
         }
         match connection.handle_timeout(now, &self.timeouts) {
+            Some(Expiry::Head) if *stage == Stage::Header => {
+                self.refuse_proxied(id, ProxyRefusal::Late, now);
+            }
             Some(Expiry::Head) => self.refuse(id, Refusal::RequestTimeout.bytes(), now),
             Some(Expiry::Close(cause)) => self.close(id, cause, now),
             Some(Expiry::Ping(sequence)) => self.send_ping(id, sequence, now),

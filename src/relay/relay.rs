@@ -77,6 +77,10 @@ pub(super) enum Role {
 pub(super) enum Stage {
     /// A certificate authority's request, or whoever else came to its port.
     Challenge,
+    /// The PROXY header that tells whose it is has not come.
+    Header,
+    /// A load balancer's own request, on nobody's behalf.
+    Balancer,
     /// A client's request, or the answer that ends it.
     Request,
     /// The 101 was sent.
@@ -89,7 +93,8 @@ pub(super) struct Entry {
     pub(super) connection: Connection,
     /// The rest of its [`ConnId`] is where it lives.
     generation: u32,
-    /// The client's address; the peer's until the request head is read. An IPv4
+    /// The client's address; the peer's until a PROXY header or the request head
+    /// names another. An IPv4
     /// address is kept mapped, which takes a byte less than an `IpAddr`.
     client: Ipv6Addr,
     pub(super) role: Role,
@@ -140,6 +145,8 @@ pub struct Relay {
     pub(super) rate: RateLimiter,
     pub(super) stats: Stats,
     pub(super) is_draining: bool,
+    /// When a refused PROXY header is worth a warning again.
+    pub(super) proxy_warn_at: Instant,
     pub(super) started: Instant,
     pub(super) connections: Slab<Entry>,
     /// WebSockets, lingering ones included.
@@ -176,6 +183,7 @@ impl Relay {
             rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
             stats: Stats::default(),
             is_draining: false,
+            proxy_warn_at: now,
             started: now,
             connections: Slab::new(),
             websockets: 0,
@@ -210,19 +218,6 @@ impl Relay {
         });
         self.settle(id);
         id
-    }
-
-    /// The connection may ask for the answer to a challenge only.
-    pub fn confine_to_challenges(&mut self, id: ConnId) {
-        if let Some(entry) = self.entry_mut(id) {
-            entry.stage = Stage::Challenge;
-        }
-    }
-
-    /// What to answer a certificate authority (RFC 8555 §8.3): the token that it asks
-    /// for, and the answer. The one before is forgotten.
-    pub fn answer_challenge(&mut self, challenge: Option<(String, String)>) {
-        self.challenge = challenge;
     }
 
     /// Bytes have come.
@@ -263,42 +258,6 @@ impl Relay {
         }
     }
 
-    /// `count` bytes of what [`Self::outgoing`] gave were written.
-    pub fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
-        let Some(index) = self.index(id) else { return };
-        let entry = &mut self.connections[index];
-        let is_all = entry.connection.backlog() == count;
-        entry.connection.on_written(count, now);
-        // A pong had waited for room. The socket took everything, so no event
-        // will tell that it takes more.
-        let has_more = is_all && entry.connection.backlog() > 0;
-        if has_more {
-            self.transmit(id);
-        }
-        self.after_write(id, now);
-    }
-
-    /// The shell keeps so many bytes of the connection below it: `unread` on their
-    /// way in, and `unsent` of those that were written on their way out. They count
-    /// as queued. To be called whenever it changes, before [`Self::handle_written`]
-    /// of the write that changed it.
-    pub fn handle_kept(&mut self, id: ConnId, unread: usize, unsent: usize, now: Instant) {
-        let Some(entry) = self.entry_mut(id) else { return };
-        entry.connection.on_kept(unread, unsent, now);
-        self.after_write(id, now);
-        self.shed(now);
-    }
-
-    fn after_write(&mut self, id: ConnId, now: Instant) {
-        let Some(index) = self.index(id) else { return };
-        if self.connections[index].connection.half_close(now, &self.timeouts) {
-            self.effects.push_back(Effect::HalfClose(id));
-        }
-        self.on_drained(id, now);
-        self.settle(id);
-        self.remove_if_done(id);
-    }
-
     /// Closes every WebSocket with 1001, binaries first, and refuses new ones.
     pub fn shut_down(&mut self, now: Instant) {
         self.is_draining = true;
@@ -333,12 +292,6 @@ impl Relay {
     #[must_use]
     pub fn is_reading(&self, id: ConnId) -> bool {
         self.entry(id).is_some_and(|entry| entry.connection.is_reading())
-    }
-
-    /// What to write to the connection next, in this order, in one call.
-    #[must_use]
-    pub fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
-        self.entry(id).map_or([&[]; 3], |entry| entry.connection.outgoing())
     }
 
     /// Connections of any kind, lingering ones included.
@@ -450,15 +403,6 @@ impl Relay {
 
     // Bookkeeping
 
-    /// Asks the shell to write.
-    pub(super) fn transmit(&mut self, id: ConnId) {
-        if let Some(entry) = self.entry_mut(id)
-            && !std::mem::replace(&mut entry.is_transmit_queued, true)
-        {
-            self.effects.push_back(Effect::Transmit(id));
-        }
-    }
-
     /// Asks the shell to read again.
     pub(super) fn resume(&mut self, id: ConnId, now: Instant) {
         let Some(index) = self.index(id) else { return };
@@ -482,7 +426,7 @@ impl Relay {
         }
     }
 
-    fn remove_if_done(&mut self, id: ConnId) {
+    pub(super) fn remove_if_done(&mut self, id: ConnId) {
         if self.entry(id).is_some_and(|entry| entry.connection.is_done()) {
             self.remove(id);
         }

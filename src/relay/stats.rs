@@ -31,6 +31,8 @@ pub struct Stats {
     pub grace_expiries: u64,
     /// Slots taken from a dead binary by a probe.
     pub takeovers: u64,
+    /// Connections that opened with no good PROXY header, by [`ProxyRefusal`].
+    pub proxy_refusals: [u64; ProxyRefusal::LABELS.len()],
     /// Upgrade attempts on `/v1/server` and `/v1/client` by [`Outcome`].
     pub upgrades: [[u64; Outcome::LABELS.len()]; 2],
 }
@@ -68,6 +70,28 @@ impl Outcome {
         "reject_cap",
         "reject_handshake",
     ];
+}
+
+/// Why a connection that owed a PROXY header was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyRefusal {
+    /// The peer may not send one.
+    Untrusted,
+    /// What it sent is none, or none that names a TCP client.
+    Malformed,
+    /// It did not come in time.
+    Late,
+}
+
+impl ProxyRefusal {
+    /// Metric labels in the order of the variants.
+    pub const LABELS: [&'static str; 3] = ["untrusted", "malformed", "late"];
+
+    /// Its metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        Self::LABELS[self as usize]
+    }
 }
 
 impl Stats {

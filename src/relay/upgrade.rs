@@ -63,6 +63,9 @@ impl Relay {
                 self.refuse(id, response::ready(is_ready), now);
                 Ok(())
             }
+            _ if self.entry(id).is_none_or(|entry| entry.stage != Stage::Request) => {
+                Err(Refusal::Forbidden)
+            }
             _ if self.is_draining => Err(Refusal::Unavailable),
             Endpoint::Other => Err(Refusal::NotFound),
             endpoint @ (Endpoint::Server | Endpoint::Client) => {
@@ -73,24 +76,6 @@ impl Relay {
                 })
             }
         }
-    }
-
-    /// On the port for certificate authorities there is the answer to a challenge, and
-    /// nothing else.
-    fn answer_authority(
-        &mut self,
-        id: ConnId,
-        request: &Request<'_>,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        let asked = request.path().strip_prefix("/.well-known/acme-challenge/");
-        let challenge = self.challenge.as_ref().filter(|(token, _)| asked == Some(token));
-        let Some((_, content)) = challenge else { return Err(Refusal::NotFound) };
-        request.read_only()?;
-        let mut answer = Vec::new();
-        response::challenge(content, request.is_head(), &mut answer);
-        self.refuse(id, &answer, now);
-        Ok(())
     }
 
     /// The gates in their order; behind the last one stands a WebSocket.

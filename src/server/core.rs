@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::relay::{ConnId, Effect, Relay};
 use crate::time::Instant;
 
@@ -24,6 +25,13 @@ pub trait Core {
 
     /// What to answer a certificate authority: the token that it asks for, and the answer.
     fn answer_challenge(&mut self, challenge: Option<(String, String)>);
+
+    /// A PROXY header is to come first; nothing is handed in before
+    /// [`Self::handle_proxied`].
+    fn expect_proxied(&mut self, id: ConnId, now: Instant);
+
+    /// The PROXY header has come, or what is none.
+    fn handle_proxied(&mut self, id: ConnId, header: Result<Proxied, Malformed>, now: Instant);
 
     /// Bytes have come.
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant);
@@ -81,6 +89,14 @@ impl Core for Relay {
 
     fn answer_challenge(&mut self, challenge: Option<(String, String)>) {
         self.answer_challenge(challenge);
+    }
+
+    fn expect_proxied(&mut self, id: ConnId, now: Instant) {
+        self.expect_proxied(id, now);
+    }
+
+    fn handle_proxied(&mut self, id: ConnId, header: Result<Proxied, Malformed>, now: Instant) {
+        self.handle_proxied(id, header, now);
     }
 
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {

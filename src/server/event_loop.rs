@@ -289,7 +289,8 @@ impl<C: Core> Server<C> {
         }
     }
 
-    fn on_accepted(&mut self, Accepted { stream, peer, speaks }: Accepted, now: Instant) {
+    fn on_accepted(&mut self, accepted: Accepted, now: Instant) {
+        let Accepted { stream, peer, speaks, is_proxied } = accepted;
         let tls = match (speaks, &self.tls) {
             (Speaks::Tls, None) => return,
             (Speaks::Tls, Some(tls)) => Some(Arc::clone(tls)),
@@ -299,9 +300,13 @@ impl<C: Core> Server<C> {
         if speaks == Speaks::Challenges {
             self.core.confine_to_challenges(id);
         }
-        match Socket::new(stream, tls, self.poll.registry(), Token(id.to_bits() as usize)) {
+        let token = Token(id.to_bits() as usize);
+        match Socket::new(stream, tls, self.poll.registry(), token, is_proxied) {
             Ok(socket) => {
                 self.sockets.insert(id, socket);
+                if is_proxied {
+                    self.core.expect_proxied(id, now);
+                }
             }
             Err(error) => {
                 if is_exhaustion(&error) {
@@ -340,6 +345,21 @@ impl<C: Core> Server<C> {
                 self.core.handle_hangup(id, now);
             }
             return 0;
+        }
+        if socket.owes_header {
+            match socket.take_header(&mut self.buffers) {
+                Ok(None) => return 0,
+                Ok(Some(header)) => {
+                    self.core.handle_proxied(id, header, now);
+                    if header.is_err() {
+                        return 0;
+                    }
+                }
+                Err(_) => {
+                    self.core.handle_disconnected(id, now);
+                    return 0;
+                }
+            }
         }
         let kept = socket.kept();
         let count = match socket.read(&mut self.buffers) {

@@ -23,6 +23,7 @@ pub struct Listener {
     speaks: Speaks,
     /// Connections may wait that no event will announce again.
     is_ready: bool,
+    is_proxied: bool,
 }
 
 impl Listener {
@@ -43,13 +44,19 @@ impl Listener {
             result => result?,
         };
         let inner = TcpListener::from_std(socket.into());
-        Ok(Self { inner, speaks: Speaks::Plain, is_ready: false })
+        Ok(Self { inner, speaks: Speaks::Plain, is_ready: false, is_proxied: false })
     }
 
     /// The same, with what is spoken on what it accepts; plain if nothing is said.
     #[must_use]
     pub fn speaking(self, speaks: Speaks) -> Self {
         Self { speaks, ..self }
+    }
+
+    /// The same, where every connection opens with a PROXY header if `is_proxied`.
+    #[must_use]
+    pub fn proxied(self, is_proxied: bool) -> Self {
+        Self { is_proxied, ..self }
     }
 
     /// The address really bound.
@@ -78,6 +85,8 @@ pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) speaks: Speaks,
+    /// It opens with a PROXY header.
+    pub(super) is_proxied: bool,
 }
 
 impl Listeners {
@@ -127,7 +136,8 @@ impl Listeners {
             }
             match listener.inner.accept() {
                 Ok((stream, peer)) => {
-                    return Some(Accepted { stream, peer, speaks: listener.speaks });
+                    let Listener { speaks, is_proxied, .. } = *listener;
+                    return Some(Accepted { stream, peer, speaks, is_proxied });
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     listener.is_ready = false;

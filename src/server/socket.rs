@@ -1,8 +1,8 @@
 //! The streams.
 //!
-//! Owns which one is whose, reading into a shared buffer and writing several slices in one call,
-//! and what the last call said about the next; with TLS on the stream, that only plaintext
-//! is seen beyond this file. Knows no other protocol.
+//! Owns which one is whose, reading into a shared buffer and writing several slices
+//! in one call, what the last call said about the next, and what lies on a stream below
+//! what the relay reads: a PROXY header to take off, then TLS. Knows no other protocol.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -13,6 +13,8 @@ use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
 
 use super::tls::{RECORD_MAX, Session};
+use crate::config::PROXY_HEADER_MAX;
+use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::relay::ConnId;
 
 /// One stream, registered once for both directions, edge-triggered.
@@ -31,6 +33,8 @@ pub(super) struct Socket {
     pub(super) is_queued: bool,
     /// FIN follows what is unsent.
     is_ending: bool,
+    /// Its PROXY header has not come.
+    pub(super) owes_header: bool,
 }
 
 /// Memory that all sockets share: each owns none of it for longer than a call.
@@ -112,6 +116,7 @@ impl Socket {
         tls: Option<Arc<ServerConfig>>,
         registry: &Registry,
         token: Token,
+        owes_header: bool,
     ) -> io::Result<Self> {
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         let tls = tls.map(Session::new).transpose().map_err(io::Error::other)?;
@@ -123,7 +128,37 @@ impl Socket {
             is_read_closed: false,
             is_queued: false,
             is_ending: false,
+            owes_header,
         })
+    }
+
+    /// Takes the PROXY header off the stream, or says what is wrong with it;
+    /// `None` while it is not complete. So far as it has come it stays in the
+    /// kernel: it takes no memory here, and no byte behind it is touched.
+    pub(super) fn take_header(
+        &mut self,
+        buffers: &mut Buffers,
+    ) -> io::Result<Option<Result<Proxied, Malformed>>> {
+        let buffer = &mut buffers.received[..PROXY_HEADER_MAX];
+        let seen = match uninterrupted(|| self.stream.peek(buffer)) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            result => result?,
+        };
+        match proxy_header::parse(&buffer[..seen]) {
+            Ok(Header::Partial) if self.is_read_closed => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(Header::Partial) => {
+                // More bytes are a new edge, although these were not read.
+                self.is_readable = false;
+                Ok(None)
+            }
+            Ok(Header::Complete { proxied, len }) => {
+                self.owes_header = false;
+                self.stream.read_exact(&mut buffer[..len])?;
+                Ok(Some(Ok(proxied)))
+            }
+            Err(malformed) => Ok(Some(Err(malformed))),
+        }
     }
 
     /// Reads once.
@@ -253,26 +288,30 @@ impl Socket {
 
 /// Reads once; `None`: nothing now.
 fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    loop {
-        match stream.read(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-            result => return result.map(Some),
-        }
+    match uninterrupted(|| stream.read(buffer)) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        result => result.map(Some),
     }
 }
 
 /// Writes the slices in one call; returns how many bytes the kernel took.
 fn write(stream: &mut TcpStream, slices: [&[u8]; 3]) -> io::Result<usize> {
-    loop {
+    let written = uninterrupted(|| match slices {
         // send(2) takes less than writev(2), and it is nearly always one.
-        let written = match slices {
-            [[], [], only] | [[], only, []] | [only, [], []] => stream.write(only),
-            _ => stream.write_vectored(&slices.map(IoSlice::new)),
-        };
-        match written {
+        [[], [], only] | [[], only, []] | [only, [], []] => stream.write(only),
+        _ => stream.write_vectored(&slices.map(IoSlice::new)),
+    });
+    match written {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        result => result,
+    }
+}
+
+/// Calls until no signal has come between.
+fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
             result => return result,
         }
     }

@@ -17,6 +17,7 @@ use pyrycode_relay::config::{Config, Limits, Timeouts};
 use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::protocol::connection::{Connection, Expiry};
 use pyrycode_relay::protocol::heartbeat::Heartbeat;
+use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::protocol::request::{self, Head};
 use pyrycode_relay::protocol::response::{self, Refusal};
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
@@ -206,6 +207,10 @@ impl Core for Echo {
     fn confine_to_challenges(&mut self, _: ConnId) {}
 
     fn answer_challenge(&mut self, _: Option<(String, String)>) {}
+
+    // No balancer stands in front.
+    fn expect_proxied(&mut self, _: ConnId, _: Instant) {}
+    fn handle_proxied(&mut self, _: ConnId, _: Result<Proxied, Malformed>, _: Instant) {}
 
     fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {
         let Some(entry) = self.connections.find(id) else { return };

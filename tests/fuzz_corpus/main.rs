@@ -9,6 +9,7 @@ mod bytes;
 pub(crate) mod envelope;
 pub(crate) mod frame_json;
 mod json;
+pub(crate) mod proxy_header;
 pub(crate) mod registry;
 pub(crate) mod relay;
 pub(crate) mod request_head;
@@ -47,5 +48,5 @@ mod replay {
         };
     }
 
-    replays!(envelope frame_json registry relay request_head websocket wheel);
+    replays!(envelope frame_json proxy_header registry relay request_head websocket wheel);
 }

@@ -31,6 +31,8 @@ fn what_is_refused_exits_2_with_few_words_and_no_secrets() {
         (&["--log-format", "xml"], &[], "log-format"),
         (&["--trust-x-forwarded-for=perhaps"], &[], "trust-x-forwarded-for"),
         (&["--trusted-proxies", "10.0.0.0/33"], &[], "trusted-proxies"),
+        (&["--trusted-proxies", "::ffff:10.0.0.0/90"], &[], "trusted-proxies"),
+        (&["--proxy-protocol=perhaps"], &[], "proxy-protocol"),
         (&["--insecure-listen=:1", "--domain=relay.example"], &[], "domain"),
         (&["--check-config", "--max-connections", "0"], &[], "max-connections"),
         (&[], &[("PYRYCODE_RELAY_LOG", "loud")], "PYRYCODE_RELAY_LOG"),
@@ -56,6 +58,41 @@ fn what_is_refused_exits_2_with_few_words_and_no_secrets() {
         assert!(output.stdout.is_empty(), "{case}");
         assert!((1..=3).contains(&stderr.lines().count()), "{case}");
         assert!(stderr.contains(named) && !stderr.contains(SECRET), "{case}");
+    }
+}
+
+/// Where the relay refuses to run, and that what the refusal says helps.
+#[test]
+fn guards_say_the_fix_and_the_fix_works() {
+    let production = ("PYRYCODE_RELAY_PRODUCTION", "1");
+    let fly = ("FLY_APP_NAME", "a-relay");
+    let is_root = rustix::process::geteuid().is_root();
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a str>);
+    let table: &[Case<'_>] = &[
+        ("--insecure-listen=:8080", &[production], Some("listen on 127.0.0.1:8080")),
+        ("--insecure-listen=10.0.0.1:80", &[production], Some("listen on 127.0.0.1:80 ")),
+        ("--insecure-listen=:8080", &[("PYRYCODE_RELAY_PRODUCTION", "0")], None),
+        ("--insecure-listen=:8080", &[], None),
+        (
+            "--insecure-listen=127.0.0.1:8080",
+            &[production],
+            is_root.then_some("start it as a user of its own"),
+        ),
+        ("--proxy-protocol", &[fly], Some("PYRYCODE_RELAY_SINGLE_INSTANCE=1")),
+        (
+            "--proxy-protocol",
+            &[fly, ("PYRYCODE_RELAY_SINGLE_INSTANCE", "0")],
+            Some("PYRYCODE_RELAY_SINGLE_INSTANCE=1"),
+        ),
+        ("--proxy-protocol", &[fly, ("PYRYCODE_RELAY_SINGLE_INSTANCE", "1")], None),
+    ];
+    for (flag, variables, refused) in table {
+        let output = run(&["--check-config", flag], variables);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let case = format!("{flag} {variables:?}: {stderr}");
+        let code = if refused.is_some() { 2 } else { 0 };
+        assert_eq!(output.status.code(), Some(code), "{case}");
+        assert!(refused.is_none_or(|fix| stderr.contains(fix)), "{case}");
     }
 }
 

@@ -20,6 +20,7 @@ mod enemy;
 mod heartbeat;
 mod limits;
 mod log_pipe;
+mod proxied;
 mod shutdown;
 mod slow_peers;
 mod support;

@@ -55,8 +55,9 @@ fn relay_serving(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAdd
     };
     config.limits.rate_per_minute = 0;
     adjust(&mut config);
-    let (_, speaks) = config.serving.listens().next().unwrap();
-    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap().speaking(speaks);
+    let (listen, speaks) = config.serving.listens().next().unwrap();
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let listener = listener.speaking(speaks).proxied(listen.proxy_protocol);
     let address = listener.local_addr().unwrap();
     let relay = Relay::new(&config, capacity, [7; 32], time::Instant::START);
     let mut server = Server::new(relay, vec![listener], None, config.timeouts.shutdown).unwrap();

@@ -6,6 +6,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
+use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::relay::{ConnId, Effect};
 
 use crate::world::World;
@@ -13,6 +14,8 @@ use crate::world::World;
 /// What the shell tells the relay of a connection or of time.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) enum Call<'a> {
+    ExpectProxied(ConnId),
+    Proxied(ConnId, Result<Proxied, Malformed>),
     Input(ConnId, &'a [u8]),
     End(ConnId),
     Disconnected(ConnId),
@@ -43,6 +46,8 @@ impl World {
         let now = self.now;
         let before = self.oracle.as_ref().map(|oracle| oracle.before(&self.relay));
         match call {
+            Call::ExpectProxied(id) => self.relay.expect_proxied(id, now),
+            Call::Proxied(id, header) => self.relay.handle_proxied(id, header, now),
             Call::Input(id, bytes) => self.relay.handle_input(id, bytes, now),
             Call::End(id) => self.relay.handle_end(id, now),
             Call::Disconnected(id) => self.relay.handle_disconnected(id, now),
@@ -91,6 +96,9 @@ impl World {
             (relay.stats().clone(), numbers, relay.live(), relay.next_deadline())
         };
         let before = look(relay);
+        relay.expect_proxied(id, now);
+        relay.handle_proxied(id, Ok(Proxied::Local), now);
+        relay.handle_proxied(id, Err(Malformed), now);
         relay.handle_input(id, b"GET / HTTP/1.1\r\n\r\n", now);
         relay.handle_written(id, 0, now);
         relay.handle_written(id, 7, now);

@@ -161,7 +161,9 @@ impl Oracle {
                     self.reconcile(world, peer, call);
                 }
             }
-            Call::End(id)
+            Call::ExpectProxied(id)
+            | Call::Proxied(id, _)
+            | Call::End(id)
             | Call::Disconnected(id)
             | Call::Hangup(id)
             | Call::Judge(id)

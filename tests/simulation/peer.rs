@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
+use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::relay::ConnId;
 use pyrycode_relay::time::Instant;
 
@@ -77,10 +78,19 @@ pub(crate) enum Sending {
     Reset,
 }
 
+/// A load balancer that sends a PROXY header, or owes it for ever.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Through {
+    pub(crate) balancer: IpAddr,
+    pub(crate) header: Option<Result<Proxied, Malformed>>,
+}
+
 /// One remote end and its connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
+    /// What stands between it and the relay.
+    pub(crate) through: Option<Through>,
     /// [`NOBODY`] until it is accepted.
     pub(crate) id: ConnId,
     pub(crate) habits: Habits,
@@ -141,6 +151,7 @@ impl Peer {
     pub(crate) fn new(address: IpAddr) -> Self {
         Self {
             address,
+            through: None,
             id: NOBODY,
             habits: Habits::HONEST,
             seen: Vec::new(),

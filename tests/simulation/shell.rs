@@ -13,7 +13,7 @@ use pyrycode_relay::time::Instant;
 use crate::border::Call;
 use crate::faults::Write;
 use crate::link::{End, Pipe};
-use crate::peer::{NOBODY, Peer, Sending};
+use crate::peer::{NOBODY, Peer, Sending, Through};
 use crate::world::{PeerId, World};
 
 /// Bytes that one read hands in at most, as in the event loop.
@@ -108,14 +108,21 @@ impl World {
         while self.can_accept()
             && let Some(peer) = self.backlog.pop_front()
         {
-            let id = self.tell_accept(self.peers[peer].address);
+            let Peer { address, through, .. } = self.peers[peer];
+            let id = self.tell_accept(through.map_or(address, |through| through.balancer));
             self.peers[peer].id = id;
             assert_eq!(self.by_id.insert(id.to_bits(), peer), None, "{id:?} is not unique");
             if self.faults.register() {
                 self.tell(Call::Disconnected(id));
-            } else {
-                self.queue(peer);
+                continue;
             }
+            if let Some(Through { header, .. }) = through {
+                self.tell(Call::ExpectProxied(id));
+                if let Some(header) = header {
+                    self.tell(Call::Proxied(id, header));
+                }
+            }
+            self.queue(peer);
         }
     }
 

@@ -111,6 +111,9 @@ impl Storm {
         let mut world = World::with(config, capacity, seed);
         world.faults = Faults::new(seed ^ 0xdead, seed % 4 != 1);
         world.oracle = Some(Box::new(Oracle::new(capacity)));
+        if seed % 7 == 6 {
+            world.balancer = Some([10, 0, 0, 9].into());
+        }
         if seed % 4 == 3 {
             world.descriptors = capacity * 2 / 3;
         }

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
+use pyrycode_relay::protocol::proxy_header::Proxied;
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::time::Instant;
 use rand::rngs::StdRng;
@@ -25,7 +26,7 @@ use crate::border::{Call, Trace};
 use crate::faults::Faults;
 use crate::link::Pipe;
 use crate::oracle::Oracle;
-use crate::peer::{self, HOME, Habits, Peer, Seen, Sending};
+use crate::peer::{self, HOME, Habits, Peer, Seen, Sending, Through};
 use crate::wire;
 
 /// What the relay's clock counts of a standstill, beyond the sleep it had asked for.
@@ -49,6 +50,8 @@ pub(crate) struct World {
     pub(crate) ready: VecDeque<usize>,
     /// Peers whose socket was written short and has room again.
     pub(crate) writable: Vec<usize>,
+    /// Through which everybody dials who does not say otherwise.
+    pub(crate) balancer: Option<IpAddr>,
     /// Who has dialled and is not accepted: out of descriptors.
     pub(crate) backlog: VecDeque<usize>,
     /// How many sockets the relay may have.
@@ -89,6 +92,7 @@ impl World {
             by_id: HashMap::new(),
             ready: VecDeque::new(),
             writable: Vec::new(),
+            balancer: None,
             backlog: VecDeque::new(),
             descriptors: usize::MAX,
             events: BinaryHeap::new(),
@@ -111,8 +115,7 @@ impl World {
 
     /// Somebody dials over a link that takes `latency` in each direction.
     pub(crate) fn dial_over(&mut self, latency: Duration, address: IpAddr, bytes: &[u8]) -> PeerId {
-        let peer = PeerId(self.peers.len());
-        self.peers.push(Peer::new(address));
+        let peer = self.come(address);
         self.on_link(peer.0, |pipe, _| {
             pipe.latency = latency;
             None
@@ -127,6 +130,25 @@ impl World {
 
     pub(crate) fn dial(&mut self, head: &str) -> PeerId {
         self.dial_from(HOME, head.as_bytes())
+    }
+
+    /// Somebody dials through a load balancer.
+    pub(crate) fn dial_through(&mut self, through: Through, head: &str) -> PeerId {
+        let peer = self.come(HOME);
+        self.peer_mut(peer).through = Some(through);
+        self.backlog.push_back(peer.0);
+        self.send(peer, head.as_bytes());
+        peer
+    }
+
+    fn come(&mut self, address: IpAddr) -> PeerId {
+        let through = self
+            .balancer
+            .map(|balancer| Through { balancer, header: Some(Ok(Proxied::Client(address))) });
+        let mut peer = Peer::new(address);
+        peer.through = through;
+        self.peers.push(peer);
+        PeerId(self.peers.len() - 1)
     }
 
     /// A binary that claims `server_id` and whose handshake succeeds.

@@ -39,10 +39,12 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
+    #[expect(clippy::needless_pass_by_value, reason = "that is what map_err passes")]
     fn unreachable(words: impl ToString) -> Self {
         Self { words: words.to_string(), failure: Failure::Unreachable }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "that is what map_err passes")]
     pub(super) fn refused(words: impl ToString) -> Self {
         Self { words: words.to_string(), failure: Failure::Refused(None) }
     }

@@ -12,6 +12,7 @@
 mod account;
 mod environment;
 mod flag;
+mod serving;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +24,7 @@ use lexopt::Arg;
 
 pub use self::environment::Environment;
 use self::flag::Flag;
-use crate::config::{Config, FCM_ENDPOINT, Listen, LogFormat, MESSAGE_MAX, PushWake, Serving};
+use crate::config::{Config, FCM_ENDPOINT, LogFormat, MESSAGE_MAX, PushWake};
 
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
@@ -68,8 +69,8 @@ impl std::error::Error for Refused {}
 ///
 /// # Errors
 ///
-/// [`Refused`] for the first thing that is unknown, malformed, out of range, not
-/// in this version, or forbidden by `PYRYCODE_RELAY_PRODUCTION` or on Fly.io.
+/// [`Refused`] for the first thing that is unknown, malformed, out of range, or
+/// forbidden by `PYRYCODE_RELAY_PRODUCTION` or on Fly.io.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment<'_>,
@@ -78,7 +79,7 @@ pub fn parse(
     let mut config = Config::default();
     let mut log_level = None;
     let mut check_only = false;
-    let mut listen = Listen::default();
+    let mut serving = serving::Flags::default();
     let (mut fcm_endpoint, mut fcm_ca) = (FCM_ENDPOINT.to_owned(), None);
 
     while let Some(arg) = parser.next().map_err(|error| Refused(error.to_string()))? {
@@ -88,10 +89,11 @@ pub fn parse(
             Arg::Value(stray) => return Err(stray_argument(&stray)),
         };
         let mut flag = Flag { name, parser: &mut parser };
+        if serving.take(&mut flag)? {
+            continue;
+        }
         let limits = &mut config.limits;
         match flag.name.as_str() {
-            "insecure-listen" => listen.address = flag.listen_address()?,
-            "proxy-protocol" => listen.proxy_protocol = flag.is_on()?,
             "metrics-listen" => config.metrics_listen = flag.metrics_address()?,
             "trust-x-forwarded-for" => config.forwarded.trust_x_forwarded_for = flag.is_on()?,
             "trusted-proxies" => config.forwarded.trusted_proxies = Some(flag.networks()?),
@@ -102,8 +104,8 @@ pub fn parse(
             "buffer-memory" => {
                 limits.buffer_memory = flag.number(BUFFER_MEMORY_MIN..=usize::MAX)?;
             }
-            "fcm-endpoint" => fcm_endpoint = flag.https_url()?,
-            "fcm-ca" => fcm_ca = Some(flag.file()?),
+            "fcm-endpoint" => fcm_endpoint = flag.https_url()?.trim_end_matches('/').into(),
+            "fcm-ca" => fcm_ca = Some(flag.path()?),
             "log-format" => config.log_format = flag.log_format()?,
             "log-level" => log_level = Some(flag.log_level()?),
             "check-config" => check_only = flag.is_on()?,
@@ -117,7 +119,7 @@ pub fn parse(
                     return Ok(Command::Version);
                 }
             }
-            _ => accept_only_if_off(flag)?,
+            _ => return Err(unknown_flag(&format!("--{}", flag.name))),
         }
     }
 
@@ -128,7 +130,7 @@ pub fn parse(
                 .into(),
         ));
     }
-    config.serving = Serving::Plain(listen);
+    config.serving = serving.into_serving(environment)?;
     config.push_wake = environment.service_account()?.map(|account| PushWake {
         account,
         endpoint: fcm_endpoint,
@@ -138,29 +140,6 @@ pub fn parse(
     // The flag stands nearer to this run than the environment does.
     config.log_level = log_level.unwrap_or(config.log_level);
     Ok(if check_only { Command::CheckConfig(config) } else { Command::Serve(config) })
-}
-
-/// What of the contract is not in this version. Its flags are known, so that a
-/// command line of the reference is told what to do instead.
-const ABSENT: &[(&str, Absent, &str)] = &[
-    ("domain", Absent::Flag, NO_TLS),
-    ("cert-cache", Absent::Flag, NO_TLS),
-    ("https-listen", Absent::Flag, NO_TLS),
-    ("http-listen", Absent::Flag, NO_TLS),
-    ("tls-cert", Absent::Flag, NO_TLS),
-    ("tls-key", Absent::Flag, NO_TLS),
-    ("https-proxy-protocol", Absent::Switch, NO_TLS),
-];
-
-const NO_TLS: &str =
-    "TLS is not in this version; put a TLS proxy in front and use --insecure-listen";
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Absent {
-    /// A flag with a value: refused.
-    Flag,
-    /// A boolean flag: refused unless off.
-    Switch,
 }
 
 /// Go's `flag` package takes `-name` for `--name`; to lexopt it would be five
@@ -191,16 +170,6 @@ fn stray_argument(argument: &OsStr) -> Refused {
     ))
 }
 
-/// The end of every flag that does nothing here: a switch of [`ABSENT`] may be
-/// given as off, all else is refused with its value unread.
-fn accept_only_if_off(mut flag: Flag<'_>) -> Result<(), Refused> {
-    match ABSENT.iter().find(|(name, ..)| *name == flag.name) {
-        Some((_, Absent::Switch, _)) if !flag.is_on()? => Ok(()),
-        Some((_, _, why)) => Err(flag.refuse(why)),
-        None => Err(unknown_flag(&format!("--{}", flag.name))),
-    }
-}
-
 /// What `--check-config` prints: one `name value` a line, named as
 /// the flags are; every line ends with a newline.
 pub fn describe(config: &Config) -> String {
@@ -214,7 +183,7 @@ pub fn describe(config: &Config) -> String {
         log_level,
         timeouts: _,
     } = config;
-    let Serving::Plain(Listen { address, proxy_protocol }) = serving;
+    let proxy_protocol = serving.listens().any(|(listen, _)| listen.proxy_protocol);
     let metrics_listen = metrics_listen.map_or("off".into(), |address| address.to_string());
     let connections = limits
         .connections
@@ -240,9 +209,7 @@ pub fn describe(config: &Config) -> String {
         LogFormat::Json => "json",
     };
 
-    [
-        ("insecure-listen", address.to_string()),
-        ("proxy-protocol", proxy_protocol.to_string()),
+    let others = [
         ("metrics-listen", metrics_listen),
         ("trust-x-forwarded-for", forwarded.trust_x_forwarded_for.to_string()),
         ("trusted-proxies", proxies),
@@ -255,10 +222,12 @@ pub fn describe(config: &Config) -> String {
         ("fcm-ca", fcm_ca),
         ("log-format", log_format.into()),
         ("log-level", log_level.to_string().to_lowercase()),
-    ]
-    .iter()
-    .map(|(name, value)| format!("{name} {value}\n"))
-    .collect()
+    ];
+    serving::describe(serving)
+        .iter()
+        .chain(&others)
+        .map(|(name, value)| format!("{name} {value}\n"))
+        .collect()
 }
 
 fn number_or_off(number: u32) -> String {

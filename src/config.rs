@@ -52,6 +52,22 @@ impl Default for Config {
 pub enum Serving {
     /// Plain HTTP/WebSocket.
     Plain(Listen),
+    /// TLS with the operator's own certificate.
+    Own {
+        /// Where peers dial.
+        https: Listen,
+        /// What to serve.
+        pair: PairFiles,
+    },
+    /// TLS with a certificate that is fetched and renewed.
+    Automatic {
+        /// Where peers dial.
+        https: Listen,
+        /// Where the certificate authority asks.
+        http: Listen,
+        /// What to fetch, and from whom.
+        acme: Acme,
+    },
 }
 
 impl Default for Serving {
@@ -61,14 +77,63 @@ impl Default for Serving {
 }
 
 impl Serving {
-    /// Where peers dial.
+    /// Every address to listen on, and what is spoken there; where peers dial first.
+    pub fn listens(&self) -> impl Iterator<Item = (Listen, Speaks)> {
+        let (main, other) = match self {
+            Self::Plain(listen) => ((*listen, Speaks::Plain), None),
+            Self::Own { https, .. } => ((*https, Speaks::Tls), None),
+            Self::Automatic { https, http, .. } => {
+                ((*https, Speaks::Tls), Some((*http, Speaks::Challenges)))
+            }
+        };
+        std::iter::once(main).chain(other)
+    }
+
+    /// The only host name that is served; `None`: any.
     #[must_use]
-    pub fn listens(&self) -> &[Listen] {
+    pub fn domain(&self) -> Option<&str> {
         match self {
-            Self::Plain(listen) => std::slice::from_ref(listen),
+            Self::Automatic { acme, .. } => Some(&acme.domain),
+            _ => None,
         }
     }
 }
+
+/// What is spoken on an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP and WebSocket as they are.
+    Plain,
+    /// The same through TLS.
+    Tls,
+    /// HTTP for the certificate authority only.
+    Challenges,
+}
+
+/// PEM files of a certificate chain, leaf first, and its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairFiles {
+    /// `--tls-cert`
+    pub certificate: PathBuf,
+    /// `--tls-key`: PKCS#8, PKCS#1 or SEC1, without a passphrase.
+    pub key: PathBuf,
+}
+
+/// An automatic certificate (ACME, RFC 8555).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// The name it is for, in lower case.
+    pub domain: String,
+    /// Where account key and certificate are kept.
+    pub cache: PathBuf,
+    /// The certificate authority's directory, an `https` URL.
+    pub directory: String,
+    /// PEM file of the roots to trust when talking to it; `None`: the web's.
+    pub ca: Option<PathBuf>,
+}
+
+/// Let's Encrypt, the default of `--acme-directory`.
+pub const ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
 /// One address that peers dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,10 +5,11 @@ use std::io;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
-use pyrycode_relay::config::{Config, Listen};
+use pyrycode_relay::config::{Config, Listen, Speaks};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::operator::Operator;
-use pyrycode_relay::server::push::{Push, Unusable};
+use pyrycode_relay::server::push::Push;
+use pyrycode_relay::server::tls::source::Source;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
@@ -27,12 +28,12 @@ fn main() -> ExitCode {
     match cli::parse(arguments, &environment) {
         Ok(Command::Help) => print!("{}", cli::HELP),
         Ok(Command::Version) => println!("pyrycode-relay {}", env!("CARGO_PKG_VERSION")),
-        Ok(Command::CheckConfig(config)) => match push(&config) {
+        Ok(Command::CheckConfig(config)) => match Helpers::new(&config) {
             Ok(_) => print!("{}", cli::describe(&config)),
             Err(unusable) => return refuse(unusable),
         },
-        Ok(Command::Serve(config)) => match push(&config) {
-            Ok(push) => return serve(&config, push),
+        Ok(Command::Serve(config)) => match Helpers::new(&config) {
+            Ok(helpers) => return serve(&config, helpers),
             Err(unusable) => return refuse(unusable),
         },
         Err(refused) => return refuse(refused),
@@ -45,11 +46,24 @@ fn refuse(why: impl Display) -> ExitCode {
     ExitCode::from(REFUSED)
 }
 
-fn push(config: &Config) -> Result<Option<Push>, Unusable> {
-    config.push_wake.as_ref().map(Push::new).transpose()
+/// What works beside the loop, with its files and keys read.
+struct Helpers {
+    push: Option<Push>,
+    source: Option<Source>,
 }
 
-fn serve(config: &Config, push: Option<Push>) -> ExitCode {
+impl Helpers {
+    fn new(config: &Config) -> Result<Self, String> {
+        let push = config.push_wake.as_ref().map(Push::new).transpose();
+        let source = Source::new(&config.serving);
+        Ok(Self {
+            push: push.map_err(|unusable| unusable.to_string())?,
+            source: source.map_err(|unusable| unusable.to_string())?,
+        })
+    }
+}
+
+fn serve(config: &Config, helpers: Helpers) -> ExitCode {
     let sink = match sink::install(config) {
         Ok(sink) => sink,
         Err(error) => {
@@ -57,7 +71,7 @@ fn serve(config: &Config, push: Option<Push>) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config, push, &sink);
+    let outcome = run(config, helpers, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -65,13 +79,15 @@ fn serve(config: &Config, push: Option<Push>) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config, push: Option<Push>, sink: &sink::Sink) -> io::Result<()> {
+fn run(config: &Config, helpers: Helpers, sink: &sink::Sink) -> io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
-    let listens = config.serving.listens().iter();
-    let bind = |l: &Listen| Ok(Listener::bind(l.address)?.proxied(l.proxy_protocol));
-    let listeners = listens.map(bind).collect::<io::Result<Vec<_>>>()?;
+    let bind = |(listen, speaks): (Listen, Speaks)| {
+        let listener = Listener::bind(listen.address)?;
+        Ok(listener.speaking(speaks).proxied(listen.proxy_protocol))
+    };
+    let listeners = config.serving.listens().map(bind).collect::<io::Result<Vec<_>>>()?;
     let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let operator = config.metrics_listen.map(Operator::bind).transpose()?;
     let metrics_listen = operator.as_ref().map(Operator::local_addr).transpose()?;
@@ -79,8 +95,12 @@ fn run(config: &Config, push: Option<Push>, sink: &sink::Sink) -> io::Result<()>
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
+    let Helpers { push, source } = helpers;
     let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
     let mut server = server.with_push(push)?;
+    if let Some(source) = source {
+        server = server.with_tls(source)?;
+    }
     if let Some(operator) = operator {
         operator.serve(&server.post(), sink)?;
     }

@@ -5,6 +5,7 @@ pub mod client_address;
 pub mod close;
 pub mod connection;
 pub mod heartbeat;
+mod inbound;
 pub mod outbox;
 pub mod proxy_header;
 pub mod request;

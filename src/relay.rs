@@ -2,12 +2,14 @@
 
 pub mod admission;
 mod audit;
+mod authority;
 pub mod conn_id;
 mod departure;
 pub mod envelope;
 mod forward;
 mod hash;
 mod liveness;
+mod output;
 mod proxied;
 mod registry;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]

@@ -1,19 +1,21 @@
 //! The shell: sockets, signals, threads and the one clock. It moves bytes and
 //! time; what they mean is decided below.
 
+mod acme;
 pub mod clock;
 mod core;
 pub mod descriptors;
 mod event_loop;
 pub mod listener;
 pub mod log;
-mod mailbox;
+pub mod mailbox;
 mod metrics;
 pub mod operator;
 mod process;
 pub mod push;
 pub mod signals;
 mod socket;
+pub mod tls;
 
 pub use core::Core;
 pub use event_loop::Server;

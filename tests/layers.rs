@@ -55,7 +55,9 @@ const RULES: &[Rule] = &[
         within: CORE,
         paths: &[
             "mio",
+            "ring",
             "rustix",
+            "rustls",
             "socket2",
             "std::fs",
             "std::io::stderr",
@@ -135,6 +137,12 @@ const RULES: &[Rule] = &[
         ..RULE
     },
     Rule {
+        name: "ureq has one importer",
+        except: &["src/server/acme/client.rs"],
+        paths: &["ureq"],
+        ..RULE
+    },
+    Rule {
         name: "slab has one importer",
         except: &["src/relay/relay.rs"],
         paths: &["slab"],
@@ -166,6 +174,23 @@ fn the_layers_hold() {
         }
     }
     assert!(report.is_empty(), "\n{report}");
+}
+
+/// What runs is one poll loop and a few threads: no library brings a scheduler of its
+/// own along, not even for a target or a feature that is not built.
+#[test]
+fn no_async_runtime_is_locked() {
+    const RUNTIMES: &[&str] =
+        &["async-executor", "async-global-executor", "async-io", "async-std", "smol", "tokio"];
+    let lock = fs::read_to_string("Cargo.lock").expect("the lock file is readable");
+    let names: Vec<_> = lock.lines().filter_map(|line| line.strip_prefix("name = ")).collect();
+    assert!(names.contains(&"\"mio\""), "what names look like has changed");
+    for runtime in RUNTIMES {
+        assert!(
+            !names.contains(&&*format!("{runtime:?}")),
+            "{runtime}: see `cargo tree -i {runtime}`"
+        );
+    }
 }
 
 /// All `.rs` files below `directory`, in order.

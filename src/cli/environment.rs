@@ -83,8 +83,9 @@ impl Environment<'_> {
     }
 
     fn refuse_unfit_for_production(&self, config: &Config) -> Result<(), Refused> {
-        let Serving::Plain(listen) = &config.serving;
-        if !is_loopback(listen.address) {
+        if let Serving::Plain(listen) = &config.serving
+            && !is_loopback(listen.address)
+        {
             return Err(Refused(format!(
                 "PYRYCODE_RELAY_PRODUCTION=1: --insecure-listen {} would carry plain text beyond\n\
                  this machine; listen on 127.0.0.1:{} and put a TLS proxy in front",

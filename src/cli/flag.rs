@@ -12,6 +12,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use log::LevelFilter;
+use rustls::pki_types::DnsName;
 
 use super::Refused;
 use crate::config::LogFormat;
@@ -115,11 +116,10 @@ impl Flag<'_> {
         value.split(',').map(network).collect()
     }
 
-    /// An https URL without a slash at its end.
     pub(super) fn https_url(&mut self) -> Result<String, Refused> {
         let value = self.value()?;
         if is_https_url(&value) {
-            Ok(value.trim_end_matches('/').into())
+            Ok(value)
         } else {
             Err(self.refuse(format_args!(
                 "{value:?} is not an https URL without user, query or fragment;\n\
@@ -128,13 +128,25 @@ impl Flag<'_> {
         }
     }
 
-    pub(super) fn file(&mut self) -> Result<PathBuf, Refused> {
-        let value = self.value()?;
-        // A refusal of the file would print its name.
-        if value.is_empty() || value.contains(char::is_control) {
-            return Err(self.refuse(format_args!("{value:?} is not the name of a file")));
+    pub(super) fn path(&mut self) -> Result<PathBuf, Refused> {
+        let value = self.parser.value().map_err(|_| self.refuse("needs a value"))?;
+        let text = value.to_string_lossy();
+        if value.is_empty() || text.contains(char::is_control) {
+            return Err(self.refuse(format_args!("{text:?} is not a path")));
         }
         Ok(value.into())
+    }
+
+    /// A host name that a certificate can be for, in lower case.
+    pub(super) fn domain(&mut self) -> Result<String, Refused> {
+        let value = self.value()?.to_ascii_lowercase();
+        let is_address = value.parse::<IpAddr>().is_ok();
+        match DnsName::try_from(value.as_str()) {
+            Ok(_) if value.contains('.') && !value.ends_with('.') && !is_address => Ok(value),
+            _ => Err(self.refuse(format_args!(
+                "{value:?} is not a host name that a certificate can be for; write relay.example.com"
+            ))),
+        }
     }
 
     pub(super) fn log_format(&mut self) -> Result<LogFormat, Refused> {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
 
 use super::*;
+use crate::config::{ACME_DIRECTORY, Acme, Listen, PairFiles, Serving};
 
 const ROOT: u32 = 0;
 const USER: u32 = 1000;
@@ -341,29 +342,6 @@ fn check_config_checks_what_serving_would() {
     text(with_variables(&production, "--check-config --insecure-listen :1", USER), "production");
 }
 
-#[test]
-fn what_is_not_in_this_version_says_so() {
-    assert_eq!(serve("-https-proxy-protocol=0"), Config::default());
-    for (name, kind, why) in ABSENT {
-        match kind {
-            Absent::Flag => {
-                for line in
-                    [format!("--{name} hunter2"), format!("-{name}=hunter2"), format!("--{name}")]
-                {
-                    assert_eq!(refusal(&line), format!("--{name}: {why}"), "{line}");
-                }
-            }
-            Absent::Switch => {
-                for line in [format!("--{name}"), format!("-{name}=true")] {
-                    assert_eq!(refusal(&line), format!("--{name}: {why}"), "{line}");
-                }
-                assert_eq!(serve(&format!("--{name}=false")), Config::default());
-                assert!(refusal(&format!("--{name}=maybe")).contains("not true or false"));
-            }
-        }
-    }
-}
-
 const CREDENTIALS: &str = "PYRYCODE_RELAY_FCM_CREDENTIALS";
 /// A service account's key, with more fields than are read. `hunter2` is where a
 /// refusal might repeat what it must not.
@@ -467,7 +445,7 @@ fn an_endpoint_is_an_https_url() {
         let refused = refusal(&format!("--fcm-endpoint {bad}"));
         assert!(refused.contains("is not an https URL"), "{bad}: {refused}");
     }
-    assert_eq!(refusal("--fcm-ca="), "--fcm-ca: \"\" is not the name of a file");
+    assert_eq!(refusal("--fcm-ca="), "--fcm-ca: \"\" is not a path");
 }
 
 #[test]
@@ -630,7 +608,6 @@ fn flags_in_help() -> Vec<&'static str> {
 
 #[test]
 fn help_knows_the_flags_and_the_flags_know_help() {
-    let (works, missing) = HELP.split_once("Not there yet").expect("a last paragraph");
     let flags = flags_in_help();
     for flag in &flags {
         let refused = parse_line(&format!("--{flag}=\u{1}")).expect_err("a value nothing accepts");
@@ -644,19 +621,12 @@ fn help_knows_the_flags_and_the_flags_know_help() {
     for flag in ["help", "version", "check-config"] {
         assert!(flags.contains(&flag), "{flag}");
     }
-    for (name, ..) in ABSENT {
-        let is_name = |word: &str| word.trim_start_matches("--") == *name;
-        let mentions = |text: &str| text.split([' ', '\n', '(', ')', ',', '.']).any(is_name);
-        assert!(mentions(missing) && !mentions(works), "{name}");
-    }
-    let named = missing.matches("--").count() + missing.matches("PYRYCODE").count();
-    assert_eq!(named, ABSENT.len(), "what is not there yet: {missing}");
 }
 
 #[test]
 fn help_states_the_defaults_and_fits_a_terminal() {
     let config = Config::default();
-    let listen = config.serving.listens()[0].address;
+    let listen = config.serving.listens().next().unwrap().0.address;
     let metrics = config.metrics_listen.expect("a default").to_string();
     for default in [
         format!("on {listen}, for this machine only"),
@@ -676,4 +646,97 @@ fn help_states_the_defaults_and_fits_a_terminal() {
     for example in HELP.lines().filter_map(|line| line.strip_prefix("  pyrycode-relay")) {
         assert!(parse_line(example).is_ok(), "{example}");
     }
+}
+
+fn own(https: &str) -> Serving {
+    let pair = PairFiles { certificate: "chain.pem".into(), key: "key.pem".into() };
+    Serving::Own { https: Listen::at(address(https)), pair }
+}
+
+#[test]
+fn tls_is_served_with_a_pair_or_for_a_domain() {
+    assert_eq!(serve("--tls-cert chain.pem --tls-key key.pem").serving, own("[::]:443"));
+    let elsewhere = "-tls-key=key.pem -https-listen=127.0.0.1:8443 -tls-cert=chain.pem";
+    assert_eq!(serve(elsewhere).serving, own("127.0.0.1:8443"));
+
+    let acme = Acme {
+        domain: "relay.example.com".into(),
+        cache: "/root/.pyrycode-relay/certs".into(),
+        directory: ACME_DIRECTORY.into(),
+        ca: None,
+    };
+    let automatic = |https: &str, http: &str, acme: Acme| Serving::Automatic {
+        https: Listen::at(address(https)),
+        http: Listen::at(address(http)),
+        acme,
+    };
+    let home = [("HOME", "/root")];
+    for (line, expected) in [
+        ("--domain Relay.Example.com", automatic("[::]:443", "[::]:80", acme.clone())),
+        (
+            "--domain relay.example.com --https-listen :8443 --http-listen 127.0.0.1:8080 \
+             --cert-cache certs --acme-directory https://ca.example:14000/dir --acme-ca ca.pem",
+            automatic(
+                "[::]:8443",
+                "127.0.0.1:8080",
+                Acme {
+                    cache: "certs".into(),
+                    directory: "https://ca.example:14000/dir".into(),
+                    ca: Some("ca.pem".into()),
+                    ..acme
+                },
+            ),
+        ),
+    ] {
+        let Ok(Command::Serve(config)) = with_variables(&home, line, USER) else {
+            panic!("{line}");
+        };
+        assert_eq!(config.serving, expected, "{line}");
+        assert_eq!(config.serving.domain(), Some("relay.example.com"));
+        assert!(describe(&config).starts_with("domain relay.example.com\nhttps-listen "));
+    }
+    assert!(describe(&serve(elsewhere)).starts_with("https-listen 127.0.0.1:8443\nhttps-proxy-"));
+    let proxied = format!("{elsewhere} --https-proxy-protocol --proxy-protocol=false");
+    assert!(serve(&proxied).serving.listens().all(|(listen, _)| listen.proxy_protocol));
+}
+
+#[test]
+fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
+    for (line, named) in [
+        ("--tls-cert c", "--tls-cert: needs --tls-key"),
+        ("--tls-key k", "--tls-key: needs --tls-cert"),
+        ("--https-listen :443", "--https-listen: needs --domain, or"),
+        ("--http-listen :80", "--http-listen: needs --domain"),
+        ("--cert-cache c", "--cert-cache: needs --domain"),
+        ("--acme-ca c", "--acme-ca: needs --domain"),
+        ("--acme-directory https://ca", "--acme-directory: needs --domain"),
+        ("--tls-cert c --tls-key k --http-listen :80", "--http-listen: needs --domain"),
+        ("--tls-cert c --tls-key k --domain relay.example", "--domain: excludes --tls-cert"),
+        ("--insecure-listen :1 --domain relay.example", "--domain: --insecure-listen"),
+        ("--insecure-listen :1 --tls-cert c --tls-key k", "--tls-cert: --insecure-listen"),
+        ("--insecure-listen :1 --tls-key k", "--tls-cert: --insecure-listen"),
+        ("--insecure-listen :1 --https-listen :2", "--https-listen: --insecure-listen"),
+        ("--insecure-listen :1 --cert-cache c", "--cert-cache: --insecure-listen"),
+        ("--domain relay", "--domain: \"relay\""),
+        ("--domain 192.0.2.1", "--domain: \"192.0.2.1\""),
+        ("--domain *.example.com", "--domain: \"*.example.com\""),
+        ("--domain relay.example.", "--domain: \"relay.example.\""),
+        ("--domain relay.example:443", "--domain: \"relay.example:443\""),
+        ("--domain relay.example --acme-directory http://ca", "--acme-directory: \"http://ca\""),
+        ("--domain relay.example", "--domain: HOME is not set"),
+        ("--proxy-protocol --tls-cert c --tls-key k", "--proxy-protocol: needs --insecure-listen"),
+        ("--https-proxy-protocol", "--https-proxy-protocol: needs TLS"),
+        ("--tls-cert= --tls-key k", "--tls-cert: \"\" is not a path"),
+    ] {
+        assert!(refusal(line).starts_with(named), "{line}: {}", refusal(line));
+    }
+}
+
+#[test]
+fn in_production_tls_needs_another_user_than_root_but_one_privilege() {
+    let production = [("PYRYCODE_RELAY_PRODUCTION", "1")];
+    let line = "--tls-cert chain.pem --tls-key key.pem";
+    assert!(with_variables(&production, line, USER).is_ok());
+    let refused = text(with_variables(&production, line, ROOT), line);
+    assert!(refused.contains("CAP_NET_BIND_SERVICE"), "{refused}");
 }

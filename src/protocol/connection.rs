@@ -23,6 +23,7 @@ use std::time::Duration;
 use self::closing::Closing;
 use super::close::CloseCause;
 use super::heartbeat::{Answer, Beat, Heartbeat};
+use super::inbound::Inbound;
 use super::outbox::Outbox;
 use super::websocket::{Assembly, Codec, Incoming, Opcode};
 use crate::config::{DRAIN_MAX, Timeouts};
@@ -51,29 +52,6 @@ enum State {
     },
     /// Our last bytes are queued; then half-close, drain, disconnect.
     Closing(Closing),
-}
-
-/// Input that is not a message yet, and since when it is not read.
-#[derive(Debug)]
-struct Inbound {
-    /// An unfinished request head, or what followed a complete one.
-    early: Vec<u8>,
-    assembly: Assembly,
-    /// When the first byte of the message under way came; moved on by the time
-    /// in which the relay did not read.
-    since: Instant,
-    /// Reading stands still since then.
-    paused: Option<Instant>,
-}
-
-impl Inbound {
-    fn new(now: Instant) -> Self {
-        Self { early: Vec::new(), assembly: Assembly::default(), since: now, paused: None }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.early.is_empty() && self.assembly.is_empty() && self.paused.is_none()
-    }
 }
 
 /// What is known of an open connection when it ends.
@@ -141,9 +119,7 @@ impl Connection {
     /// Bytes of memory that its queues hold.
     #[must_use]
     pub fn held(&self) -> usize {
-        let inbound = self.inbound.as_ref();
-        let inbound = inbound.map_or(0, |inbound| inbound.early.len() + inbound.assembly.held());
-        inbound + self.backlog()
+        self.inbound.as_ref().map_or(0, |inbound| inbound.held()) + self.backlog()
     }
 
     /// Bytes queued to the peer.
@@ -390,6 +366,22 @@ impl Connection {
     pub fn on_written(&mut self, count: usize, now: Instant) {
         if let Some(outbox) = &mut self.outbox {
             outbox.on_written(count, now);
+        }
+        self.settle();
+    }
+
+    /// The layer below keeps `unread` bytes that are no input yet, and `unsent` of
+    /// those that were written.
+    pub fn on_kept(&mut self, unread: usize, unsent: usize, now: Instant) {
+        if unread > 0 {
+            self.inbound(now).below = unread;
+        } else if let Some(inbound) = &mut self.inbound {
+            inbound.below = 0;
+        }
+        if unsent > 0 {
+            self.outbox(now).keep_below(unsent, now);
+        } else if let Some(outbox) = &mut self.outbox {
+            outbox.keep_below(0, now);
         }
         self.settle();
     }

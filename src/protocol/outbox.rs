@@ -26,6 +26,8 @@ pub struct Outbox {
     control: Vec<u8>,
     /// The latest pong that found `control` full.
     late_pong: Option<Vec<u8>>,
+    /// Bytes that count as written and are not out: the layer below has them.
+    below: usize,
     /// When bytes last drained, or the first was queued.
     progress: Instant,
 }
@@ -40,6 +42,7 @@ impl Outbox {
             begun: 0,
             control: Vec::new(),
             late_pong: None,
+            below: 0,
             progress: now,
         }
     }
@@ -47,7 +50,7 @@ impl Outbox {
     /// Bytes that wait.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue.len() - self.sent + self.control.len()
+        self.queue.len() - self.sent + self.control.len() + self.below
     }
 
     /// Nothing waits.
@@ -145,6 +148,15 @@ impl Outbox {
         {
             websocket::append_frame(Opcode::Pong, &payload, &mut self.control);
         }
+    }
+
+    /// Of what was written the layer below keeps so many bytes. Fewer than before:
+    /// some drained.
+    pub fn keep_below(&mut self, bytes: usize, now: Instant) {
+        if bytes < self.below {
+            self.progress = now;
+        }
+        self.below = bytes;
     }
 
     /// `count` more bytes of the queue are out, starting on a frame boundary.

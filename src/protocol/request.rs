@@ -62,6 +62,8 @@ pub enum Identity<'a> {
 pub struct Request<'a> {
     method: &'a str,
     path: &'a str,
+    /// That of the target, which stands for Host (RFC 9112, 3.2.2).
+    authority: Option<&'a str>,
     /// The digit after `HTTP/1.`.
     minor_version: u8,
     fields: Vec<httparse::Header<'a>>,
@@ -71,7 +73,7 @@ impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("method", &self.method)
-            .field("endpoint", &self.endpoint())
+            .field("path", &self.path)
             .finish_non_exhaustive()
     }
 }
@@ -94,8 +96,9 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Refusal> {
     if status != httparse::Status::Complete(len) {
         return Err(Refusal::BadRequest);
     }
-    let path = target::path(target)?;
-    let request = Request { method, path, minor_version, fields: head.headers.to_vec() };
+    let (path, authority) = target::path(target)?;
+    let fields = head.headers.to_vec();
+    let request = Request { method, path, authority, minor_version, fields };
     request.judge_host()?;
     request.judge_no_body()?;
     Ok(Head::Complete { request, len })
@@ -168,11 +171,19 @@ impl<'a> Request<'a> {
         self.path
     }
 
-    /// The host that it is addressed to, without port and brackets. `None`: an
-    /// HTTP/1.0 request that names none.
+    /// The host that it is addressed to, without port and brackets: that of an
+    /// absolute target, else of the field Host. `None`: an HTTP/1.0 request that names
+    /// none.
     #[must_use]
     pub fn host(&self) -> Option<&'a str> {
-        self.only("host").and_then(|host| str::from_utf8(host).ok()).map(target::host)
+        let field = || self.only("host").and_then(|host| str::from_utf8(host).ok());
+        self.authority.or_else(field).map(target::host)
+    }
+
+    /// Whether it is for this host, whatever the port (RFC 9110, 7.2).
+    #[must_use]
+    pub fn is_for(&self, domain: &str) -> bool {
+        self.host().is_some_and(|host| host.eq_ignore_ascii_case(domain))
     }
 
     /// Whether the answer must go without its body.

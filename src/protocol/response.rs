@@ -144,6 +144,21 @@ pub fn health(health: &Health, is_head: bool, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends the answer to a challenge of a certificate authority (RFC 8555 §8.3); to a
+/// HEAD request the same without its body.
+pub fn challenge(answer: &str, is_head: bool, out: &mut Vec<u8>) {
+    write!(
+        out,
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\
+         Content-Type: application/octet-stream\r\nCache-Control: no-store\r\n\r\n",
+        answer.len()
+    )
+    .expect("a Vec takes every write");
+    if !is_head {
+        out.extend_from_slice(answer.as_bytes());
+    }
+}
+
 /// The answer to `/readyz`: 200 while upgrades are accepted, else 503.
 #[must_use]
 pub const fn ready(is_ready: bool) -> &'static [u8] {

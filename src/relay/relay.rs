@@ -77,6 +77,8 @@ pub(super) enum Role {
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// A certificate authority's request, or whoever else came to its port.
+    Challenge,
     /// The PROXY header that tells whose it is has not come.
     Header,
     /// A load balancer's own request, on nobody's behalf.
@@ -137,6 +139,10 @@ const _: () = assert!(size_of::<Entry>() <= 104);
 pub struct Relay {
     pub(super) timeouts: Timeouts,
     pub(super) forwarded: Forwarded,
+    /// The only host name that is served.
+    pub(super) domain: Option<String>,
+    /// The token that a certificate authority asks for, and the answer.
+    pub(super) challenge: Option<(String, String)>,
     pub(super) registry: Registry,
     pub(super) caps: ConnectionCaps,
     pub(super) rate: RateLimiter,
@@ -175,6 +181,8 @@ impl Relay {
         Self {
             timeouts: config.timeouts.clone(),
             forwarded: config.forwarded.clone(),
+            domain: config.serving.domain().map(str::to_owned),
+            challenge: None,
             registry: Registry::new(HashKeys::new(hash_keys())),
             caps: ConnectionCaps::new(capacity, limits.connections_per_ip, hash_keys()),
             rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
@@ -258,26 +266,6 @@ impl Relay {
         }
     }
 
-    /// `count` bytes of what [`Self::outgoing`] gave were written.
-    pub fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
-        let Some(index) = self.index(id) else { return };
-        let entry = &mut self.connections[index];
-        let is_all = entry.connection.backlog() == count;
-        entry.connection.on_written(count, now);
-        // A pong had waited for room. The socket took everything, so no event
-        // will tell that it takes more.
-        let has_more = is_all && entry.connection.backlog() > 0;
-        if entry.connection.half_close(now, &self.timeouts) {
-            self.effects.push_back(Effect::HalfClose(id));
-        }
-        if has_more {
-            self.transmit(id);
-        }
-        self.on_drained(id, now);
-        self.settle(id);
-        self.remove_if_done(id);
-    }
-
     /// Closes every WebSocket with 1001, binaries first, and refuses new ones.
     pub fn shut_down(&mut self, now: Instant) {
         self.is_draining = true;
@@ -312,12 +300,6 @@ impl Relay {
     #[must_use]
     pub fn is_reading(&self, id: ConnId) -> bool {
         self.entry(id).is_some_and(|entry| entry.connection.is_reading())
-    }
-
-    /// What to write to the connection next, in this order, in one call.
-    #[must_use]
-    pub fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
-        self.entry(id).map_or([&[]; 3], |entry| entry.connection.outgoing())
     }
 
     /// Connections of any kind, lingering ones included.
@@ -429,15 +411,6 @@ impl Relay {
 
     // Bookkeeping
 
-    /// Asks the shell to write.
-    pub(super) fn transmit(&mut self, id: ConnId) {
-        if let Some(entry) = self.entry_mut(id)
-            && !std::mem::replace(&mut entry.is_transmit_queued, true)
-        {
-            self.effects.push_back(Effect::Transmit(id));
-        }
-    }
-
     /// Asks the shell to read again.
     pub(super) fn resume(&mut self, id: ConnId, now: Instant) {
         let Some(index) = self.index(id) else { return };
@@ -461,7 +434,7 @@ impl Relay {
         }
     }
 
-    fn remove_if_done(&mut self, id: ConnId) {
+    pub(super) fn remove_if_done(&mut self, id: ConnId) {
         if self.entry(id).is_some_and(|entry| entry.connection.is_done()) {
             self.remove(id);
         }

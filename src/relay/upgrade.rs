@@ -46,6 +46,9 @@ impl Relay {
         rest: &[u8],
         now: Instant,
     ) -> Result<(), Refusal> {
+        if self.entry(id).is_some_and(|entry| entry.stage == Stage::Challenge) {
+            return self.answer_authority(id, request, now);
+        }
         match request.endpoint() {
             Endpoint::Health => {
                 request.read_only()?;
@@ -84,6 +87,9 @@ impl Relay {
         rest: &[u8],
         now: Instant,
     ) -> Result<(), (Outcome, Refusal)> {
+        if self.domain.as_ref().is_some_and(|domain| !request.is_for(domain)) {
+            return Err((Outcome::RejectHeaders, Refusal::Misdirected));
+        }
         let Some(entry) = self.entry(id) else { return Ok(()) };
         let client = client_address(&self.forwarded, entry.client(), request.forwarded_for());
         let path = if is_phone { "/v1/client" } else { "/v1/server" };

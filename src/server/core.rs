@@ -21,6 +21,13 @@ pub trait Core {
     /// A TCP connection from `peer` was accepted.
     fn handle_accept(&mut self, peer: IpAddr, now: Instant) -> ConnId;
 
+    /// The connection may ask for the answer to a challenge only. To be called before its
+    /// first input.
+    fn confine_to_challenges(&mut self, id: ConnId);
+
+    /// What to answer a certificate authority: the token that it asks for, and the answer.
+    fn answer_challenge(&mut self, challenge: Option<(String, String)>);
+
     /// A PROXY header is to come first; nothing is handed in before
     /// [`Self::handle_proxied`].
     fn expect_proxied(&mut self, id: ConnId, now: Instant);
@@ -42,6 +49,10 @@ pub trait Core {
 
     /// `count` bytes of what [`Self::outgoing`] gave were written.
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant);
+
+    /// The shell keeps so many bytes of the connection below it: `unread` on their
+    /// way in, and `unsent` of those that were written on their way out.
+    fn handle_kept(&mut self, id: ConnId, unread: usize, unsent: usize, now: Instant);
 
     /// [`Self::next_deadline`] has come.
     fn handle_timeout(&mut self, now: Instant);
@@ -85,6 +96,14 @@ impl Core for Relay {
         self.handle_accept(peer, now)
     }
 
+    fn confine_to_challenges(&mut self, id: ConnId) {
+        self.confine_to_challenges(id);
+    }
+
+    fn answer_challenge(&mut self, challenge: Option<(String, String)>) {
+        self.answer_challenge(challenge);
+    }
+
     fn expect_proxied(&mut self, id: ConnId, now: Instant) {
         self.expect_proxied(id, now);
     }
@@ -111,6 +130,10 @@ impl Core for Relay {
 
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         self.handle_written(id, count, now);
+    }
+
+    fn handle_kept(&mut self, id: ConnId, unread: usize, unsent: usize, now: Instant) {
+        self.handle_kept(id, unread, unsent, now);
     }
 
     fn handle_timeout(&mut self, now: Instant) {

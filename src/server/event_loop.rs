@@ -18,20 +18,25 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use mio::event::Event;
 use mio::{Events, Poll, Token};
+use rustls::ServerConfig;
 
-use super::clock::Clock;
+use super::clock::{Clock, wall_time};
 use super::core::Core;
 use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
-use super::mailbox::{Mailbox, Message, Post};
+use super::mailbox::{Mailbox, Message, Post, Report};
 use super::push::Push;
 use super::signals::Signals;
-use super::socket::{Input, Socket, Sockets};
+use super::socket::{Buffers, Input, Socket, Sockets};
+use super::tls::source::{Keeper, Source};
+use super::tls::{self, Certified};
 use crate::config::BUFFER_MEMORY;
+use crate::config::Speaks;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect};
@@ -73,6 +78,10 @@ const _: () = assert!(8 * (BYTES_PER_PASS + BUFFER) < BUFFER_MEMORY);
 pub struct Server<C> {
     poll: Poll,
     listeners: Listeners,
+    /// What accepted connections speak TLS with, where that is spoken.
+    tls: Option<Arc<ServerConfig>>,
+    tls_stats: tls::stats::Stats,
+    keeper: Option<Keeper>,
     signals: Option<Signals>,
     mailbox: Mailbox,
     /// Where push wakes are carried out; `None`: nowhere.
@@ -84,7 +93,7 @@ pub struct Server<C> {
     ready: VecDeque<ConnId>,
     /// Peers whose time seems to be up.
     suspects: Vec<ConnId>,
-    buffer: Vec<u8>,
+    buffers: Buffers,
     shutdown: Duration,
     /// When to try to accept again, while out of descriptors.
     accept_retry: Option<Instant>,
@@ -113,6 +122,9 @@ impl<C: Core> Server<C> {
         Ok(Self {
             poll,
             listeners,
+            tls: None,
+            tls_stats: tls::stats::Stats::default(),
+            keeper: None,
             signals,
             mailbox,
             push: None,
@@ -121,7 +133,7 @@ impl<C: Core> Server<C> {
             sockets: Sockets::default(),
             ready: VecDeque::new(),
             suspects: Vec::new(),
-            buffer: vec![0; BUFFER],
+            buffers: Buffers::new(BUFFER),
             shutdown,
             accept_retry: None,
             drained_by: None,
@@ -141,6 +153,27 @@ impl<C: Core> Server<C> {
     pub fn with_push(mut self, push: Option<Push>) -> io::Result<Self> {
         self.push = push.map(|push| push.start(self.post())).transpose()?;
         Ok(self)
+    }
+
+    /// Has listeners that [speak](Speaks) TLS serve the certificate from `source`, and
+    /// what becomes of it, on SIGHUP at the latest.
+    ///
+    /// # Errors
+    /// If there can be no thread to look after it.
+    pub fn with_tls(mut self, source: Source) -> io::Result<Self> {
+        let (config, certified) = source.first();
+        self.tls = Some(config);
+        if let Some(certified) = certified {
+            self.serve(certified);
+        }
+        self.keeper = Some(source.start(self.post())?);
+        Ok(self)
+    }
+
+    fn serve(&mut self, certified: Certified) {
+        self.tls_stats.not_after = Some(certified.not_after);
+        log::info!(expires_in_days = self.tls_stats.days_left(wall_time()); "certificate_served");
+        self.tls = Some(certified.config);
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that
@@ -226,14 +259,33 @@ impl<C: Core> Server<C> {
             self.drained_by = Some(now + self.shutdown);
             self.core.shut_down(now);
         }
+        if self.signals.as_mut().is_some_and(Signals::take_hangup)
+            && let Some(keeper) = &self.keeper
+        {
+            keeper.nudge();
+        }
     }
 
     fn on_mail(&mut self) {
         while let Some(message) = self.mailbox.take() {
             match message {
-                // Whoever asked may have given up.
-                Message::Snapshot(reply) => drop(reply.try_send(self.core.snapshot())),
+                Message::Report(reply) => {
+                    let report =
+                        Report { relay: self.core.snapshot(), tls: self.tls_stats.clone() };
+                    // Whoever asked may have given up.
+                    let _ = reply.try_send(report);
+                }
                 Message::WakeDone(outcome) => self.core.handle_wake_done(outcome),
+                Message::Certificate(Some(certified)) => {
+                    self.tls_stats.reloads += 1;
+                    self.serve(certified);
+                }
+                Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
+                Message::Challenge { challenge, taken } => {
+                    self.core.answer_challenge(challenge);
+                    // Whoever waits may have given up.
+                    let _ = taken.try_send(());
+                }
             }
         }
     }
@@ -264,10 +316,18 @@ impl<C: Core> Server<C> {
     }
 
     fn on_accepted(&mut self, accepted: Accepted, now: Instant) {
-        let Accepted { stream, peer, is_proxied } = accepted;
+        let Accepted { stream, peer, speaks, is_proxied } = accepted;
+        let tls = match (speaks, &self.tls) {
+            (Speaks::Tls, None) => return,
+            (Speaks::Tls, Some(tls)) => Some(Arc::clone(tls)),
+            _ => None,
+        };
         let id = self.core.handle_accept(peer.ip(), now);
+        if speaks == Speaks::Challenges {
+            self.core.confine_to_challenges(id);
+        }
         let token = Token(id.to_bits() as usize);
-        match Socket::new(stream, self.poll.registry(), token, is_proxied) {
+        match Socket::new(stream, tls, self.poll.registry(), token, is_proxied) {
             Ok(socket) => {
                 self.sockets.insert(id, socket);
                 if is_proxied {
@@ -313,7 +373,7 @@ impl<C: Core> Server<C> {
             return 0;
         }
         if socket.owes_header {
-            match socket.take_header(&mut self.buffer) {
+            match socket.take_header(&mut self.buffers) {
                 Ok(None) => return 0,
                 Ok(Some(header)) => {
                     self.core.handle_proxied(id, header, now);
@@ -327,16 +387,31 @@ impl<C: Core> Server<C> {
                 }
             }
         }
-        match socket.read(&mut self.buffer) {
-            Ok(Input::Some(count)) => {
-                self.core.handle_input(id, &self.buffer[..count], now);
-                return count;
+        let kept = socket.kept();
+        let count = match socket.read(&mut self.buffers) {
+            Ok(Input::Some(input, count)) => {
+                if !input.is_empty() {
+                    self.core.handle_input(id, input, now);
+                }
+                count
             }
-            Ok(Input::Nothing) => {}
-            Ok(Input::End) => self.core.handle_end(id, now),
-            Err(_) => self.core.handle_disconnected(id, now),
+            Ok(Input::Nothing) => 0,
+            Ok(end @ (Input::End | Input::Cut)) => {
+                self.tls_stats.truncations += u64::from(matches!(end, Input::Cut));
+                self.core.handle_end(id, now);
+                0
+            }
+            Err(error) => {
+                self.tls_stats.faults += u64::from(tls::is_fault(&error));
+                self.core.handle_disconnected(id, now);
+                0
+            }
+        };
+        if socket.kept() != kept {
+            let kept = socket.kept();
+            self.core.handle_kept(id, kept.unread, kept.unsent, now);
         }
-        0
+        count
     }
 
     /// Hands in all that a peer has sent, then has it judged.
@@ -370,10 +445,13 @@ impl<C: Core> Server<C> {
                 Effect::Judge(id) => self.suspects.push(id),
                 Effect::HalfClose(id) => {
                     if let Some(socket) = self.sockets.find(id) {
-                        socket.half_close();
+                        socket.half_close(&mut self.buffers);
                     }
                 }
                 Effect::Disconnect(id) => {
+                    if let Some(socket) = self.sockets.find(id) {
+                        socket.part(&mut self.buffers);
+                    }
                     self.sockets.remove(id);
                     self.listeners.resume();
                 }
@@ -383,15 +461,29 @@ impl<C: Core> Server<C> {
 
     /// Writes what waits for a peer, as far as the kernel takes it.
     fn write(&mut self, id: ConnId, now: Instant) {
-        let Some(socket) = self.sockets.find(id) else { return };
-        let slices = self.core.outgoing(id);
-        if slices.iter().all(|slice| slice.is_empty()) {
-            return;
-        }
-        // A short write has filled the socket: room is a new edge.
-        match socket.write(slices) {
-            Ok(count) => self.core.handle_written(id, count, now),
-            Err(_) => self.core.handle_disconnected(id, now),
+        while let Some(socket) = self.sockets.find(id) {
+            let slices = self.core.outgoing(id);
+            let kept = socket.kept();
+            if kept.unsent == 0 && slices.iter().all(|slice| slice.is_empty()) {
+                return;
+            }
+            let result = socket.write(slices, &mut self.buffers);
+            let now_kept = socket.kept();
+            // TLS takes one record at a time.
+            let is_cut = socket.takes_records() && now_kept.unsent == 0;
+            if now_kept != kept {
+                self.core.handle_kept(id, now_kept.unread, now_kept.unsent, now);
+            }
+            match result {
+                // A short write has filled the socket: room is a new edge.
+                Ok(count) => {
+                    self.core.handle_written(id, count, now);
+                    if !is_cut || count == 0 {
+                        return;
+                    }
+                }
+                Err(_) => return self.core.handle_disconnected(id, now),
+            }
         }
     }
 

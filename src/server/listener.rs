@@ -11,7 +11,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::NOTSENT_LOWAT;
+use crate::config::{NOTSENT_LOWAT, Speaks};
 
 /// Connections that may wait to be accepted; the kernel caps it at `somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -20,6 +20,7 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug)]
 pub struct Listener {
     inner: TcpListener,
+    speaks: Speaks,
     /// Connections may wait that no event will announce again.
     is_ready: bool,
     is_proxied: bool,
@@ -43,7 +44,13 @@ impl Listener {
             result => result?,
         };
         let inner = TcpListener::from_std(socket.into());
-        Ok(Self { inner, is_ready: false, is_proxied: false })
+        Ok(Self { inner, speaks: Speaks::Plain, is_ready: false, is_proxied: false })
+    }
+
+    /// The same, with what is spoken on what it accepts; plain if nothing is said.
+    #[must_use]
+    pub fn speaking(self, speaks: Speaks) -> Self {
+        Self { speaks, ..self }
     }
 
     /// The same, where every connection opens with a PROXY header if `is_proxied`.
@@ -77,6 +84,7 @@ pub(super) struct Listeners {
 pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
+    pub(super) speaks: Speaks,
     /// It opens with a PROXY header.
     pub(super) is_proxied: bool,
 }
@@ -128,7 +136,8 @@ impl Listeners {
             }
             match listener.inner.accept() {
                 Ok((stream, peer)) => {
-                    return Some(Accepted { stream, peer, is_proxied: listener.is_proxied });
+                    let Listener { speaks, is_proxied, .. } = *listener;
+                    return Some(Accepted { stream, peer, speaks, is_proxied });
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     listener.is_ready = false;

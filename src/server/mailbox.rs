@@ -10,17 +10,37 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
 use mio::{Registry, Token, Waker};
 
+use super::tls::{self, Certified};
 use crate::relay::Snapshot;
 use crate::relay::stats::WakeOutcome;
+
+/// What whoever watches the relay gets to see.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Of the core.
+    pub relay: Snapshot,
+    /// Of the transport above it.
+    pub tls: tls::stats::Stats,
+}
 
 /// What another thread has to say.
 #[derive(Debug)]
 pub enum Message {
-    /// Send what the relay counts and holds now. Who asks must not wait for ever:
+    /// Send what is counted and held now. Who asks must not wait for ever:
     /// a loop that has ended answers nobody.
-    Snapshot(SyncSender<Snapshot>),
+    Report(SyncSender<Report>),
     /// A push wake has come to its end.
     WakeDone(WakeOutcome),
+    /// What to do handshakes with from now on; or there was to be another and is
+    /// none, and it stays what it is.
+    Certificate(Option<Certified>),
+    /// Answer this on the port for the certificate authority, and nothing else.
+    Challenge {
+        /// The token that is asked for, and the answer; `None`: no token.
+        challenge: Option<(String, String)>,
+        /// Told when it is so.
+        taken: SyncSender<()>,
+    },
 }
 
 /// Another thread's end. Clones speak to the same loop.

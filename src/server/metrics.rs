@@ -3,7 +3,8 @@
 //! Owns the names, the labels and their help. Counts nothing: every value is read
 //! from the one place that counts it, so no two can disagree.
 //!
-//! 1. Every series is there from the start, at zero if nothing has happened.
+//! 1. Every series is there from the start, at zero if nothing has happened; only the
+//!    certificate's expiry is not, where there is no certificate.
 //! 2. Label values are closed lists of ours: no peer's words are ever on this page.
 
 use std::time::Duration;
@@ -13,7 +14,9 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
+use super::mailbox::Report;
 use super::process::Usage;
+use super::tls;
 use crate::protocol::close::CloseCause;
 use crate::relay::Snapshot;
 use crate::relay::envelope::Dropped;
@@ -39,12 +42,14 @@ pub(super) struct Surroundings {
 }
 
 /// Everything, ready to be scraped.
-pub(super) fn text(snapshot: &Snapshot, around: &Surroundings) -> String {
+pub(super) fn text(report: &Report, around: &Surroundings) -> String {
+    let Report { relay: snapshot, tls } = report;
     let mut families = Families(Vec::new());
     families.relay(snapshot);
     families.traffic(&snapshot.stats);
     families.upgrades(&snapshot.stats);
     families.liveness(&snapshot.stats);
+    families.tls(tls);
     families.surroundings(around);
     TextEncoder.encode_to_string(&families.0).expect("every family has a name and a sample")
 }
@@ -206,6 +211,31 @@ impl Families {
         );
     }
 
+    fn tls(&mut self, stats: &tls::stats::Stats) {
+        self.counters(
+            "pyrycode_relay_tls_reloads_total",
+            "Certificates that were to take the place of the one in use, by outcome.",
+            by("outcome", ["ok", "failed"]).zip([stats.reloads, stats.failed_reloads]),
+        );
+        self.counter(
+            "pyrycode_relay_tls_faults_total",
+            "TLS connections that ended in an alert of ours.",
+            stats.faults,
+        );
+        self.counter(
+            "pyrycode_relay_tls_truncations_total",
+            "TLS connections whose peer ended them without close_notify.",
+            stats.truncations,
+        );
+        if let Some(not_after) = stats.not_after {
+            self.gauge(
+                "pyrycode_relay_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires, since the unix epoch.",
+                not_after.as_secs_f64(),
+            );
+        }
+    }
+
     fn surroundings(&mut self, around: &Surroundings) {
         self.counter(
             "pyrycode_relay_log_lines_dropped_total",
@@ -327,16 +357,16 @@ mod tests {
 
     #[test]
     fn a_histogram_is_cumulative_and_in_seconds() {
-        let mut snapshot = Snapshot::default();
+        let mut report = Report::default();
         for millis in [1, 2, 2, 300, 100_000] {
-            snapshot.stats.round_trips.observe(Duration::from_millis(millis));
+            report.relay.stats.round_trips.observe(Duration::from_millis(millis));
         }
         let around = Surroundings {
             started: Duration::from_millis(1_500),
             usage: Usage::now(),
             log_lines_dropped: 7,
         };
-        let text = text(&snapshot, &around);
+        let text = text(&report, &around);
         let rtt = "pyrycode_relay_heartbeat_rtt_seconds";
         for (sample, value) in [
             ("_bucket{le=\"0.001\"}", "1"),

@@ -24,13 +24,12 @@ use std::time::{Duration, Instant};
 use super::clock::{monotonic, wall_time};
 use super::listener::is_exhaustion;
 use super::log::Sink;
-use super::mailbox::{Message, Post};
+use super::mailbox::{Message, Post, Report};
 use super::metrics::{self, Surroundings};
 use super::process::Usage;
 use crate::config::HEAD_MAX;
 use crate::protocol::request::{self, Head, Request};
 use crate::protocol::response::Refusal;
-use crate::relay::Snapshot;
 
 /// Connections answered at a time. A browser opens one or two more than it uses.
 const THREADS: usize = 4;
@@ -105,7 +104,7 @@ struct Clerk {
     /// When the process started, since 1970.
     started: Duration,
     /// What the loop was asked and has not answered in time.
-    unanswered: Option<Receiver<Snapshot>>,
+    unanswered: Option<Receiver<Report>>,
 }
 
 impl Clerk {
@@ -166,7 +165,7 @@ impl Clerk {
     }
 
     fn metrics(&mut self) -> Answer {
-        let Some(snapshot) = self.snapshot() else {
+        let Some(report) = self.report() else {
             let body = format!("The event loop has not answered within {LOOP_PATIENCE:?}.\n");
             return Answer::text("503 Service Unavailable", body);
         };
@@ -175,23 +174,23 @@ impl Clerk {
             usage: Usage::now(),
             log_lines_dropped: self.sink.lines_dropped(),
         };
-        let body = metrics::text(&snapshot, &around);
+        let body = metrics::text(&report, &around);
         Answer { media_type: metrics::MEDIA_TYPE, ..Answer::text("200 OK", body) }
     }
 
     /// Asks the loop, unless it still owes an answer: however long it is stuck, one
     /// question of each thread waits for it.
-    fn snapshot(&mut self) -> Option<Snapshot> {
+    fn report(&mut self) -> Option<Report> {
         // An answer that came late is old by now.
         let owed =
             self.unanswered.take().filter(|owed| owed.try_recv() == Err(TryRecvError::Empty));
         let reply = owed.unwrap_or_else(|| {
             let (reply, answer) = mpsc::sync_channel(1);
-            self.post.send(Message::Snapshot(reply));
+            self.post.send(Message::Report(reply));
             answer
         });
         match reply.recv_timeout(LOOP_PATIENCE) {
-            Ok(snapshot) => Some(snapshot),
+            Ok(report) => Some(report),
             Err(RecvTimeoutError::Timeout) => {
                 self.unanswered = Some(reply);
                 None
@@ -313,18 +312,22 @@ mod tests {
             started: Duration::ZERO,
             unanswered: None,
         };
-        assert_eq!(clerk.snapshot(), None);
-        let Some(Message::Snapshot(reply)) = mailbox.take() else { panic!("it was not asked") };
-        assert_eq!(clerk.snapshot(), None);
+        assert_eq!(clerk.report(), None);
+        let Some(Message::Report(reply)) = mailbox.take() else { panic!("it was not asked") };
+        assert_eq!(clerk.report(), None);
         assert!(mailbox.take().is_none(), "it was asked again");
 
-        let counting = |binaries| Snapshot { binaries, ..Snapshot::default() };
+        let counting = |binaries| {
+            let mut report = Report::default();
+            report.relay.binaries = binaries;
+            report
+        };
         reply.send(counting(1)).unwrap();
-        let clerk = thread::Builder::new().spawn(move || clerk.snapshot()).unwrap();
+        let clerk = thread::Builder::new().spawn(move || clerk.report()).unwrap();
         let until = monotonic() + PATIENCE;
         let reply = loop {
             match mailbox.take() {
-                Some(Message::Snapshot(reply)) => break reply,
+                Some(Message::Report(reply)) => break reply,
                 Some(other) => panic!("{other:?}"),
                 None => thread::yield_now(),
             }

@@ -1,11 +1,11 @@
-//! SIGTERM and SIGINT as readiness that the poll loop waits for.
+//! SIGTERM, SIGINT and SIGHUP as readiness that the poll loop waits for.
 //!
-//! Owns the handlers. Must not know what a shut-down is.
+//! Owns the handlers. Must not know what a shut-down or a reload is.
 //!
 //! 1. The first signal is an event: [`Signals::take`] names it.
 //! 2. The second, either one, ends the process at once with status 1, from the
 //!    handler: the loop may be stuck.
-//! 3. SIGHUP, at which other daemons open their files anew, changes nothing.
+//! 3. SIGHUP ends nothing and counts as neither.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -53,6 +53,8 @@ impl Signal {
 #[derive(Debug)]
 pub struct Signals {
     wakes: UnixStream,
+    /// SIGHUP has come.
+    hangup: Arc<AtomicBool>,
     /// The number of the signal that has come, 0 for none.
     pending: Arc<AtomicUsize>,
 }
@@ -78,9 +80,10 @@ impl Signals {
             flag::register_usize(number, Arc::clone(&pending), number as usize)?;
             low_level::pipe::register(number, waker.try_clone()?)?;
         }
-        // There is no file to open anew, and by default it would end the process.
-        flag::register(SIGHUP, Arc::default())?;
-        Ok(Self { wakes: UnixStream::from_std(wakes), pending })
+        let hangup = Arc::new(AtomicBool::new(false));
+        flag::register(SIGHUP, Arc::clone(&hangup))?;
+        low_level::pipe::register(SIGHUP, waker)?;
+        Ok(Self { wakes: UnixStream::from_std(wakes), hangup, pending })
     }
 
     /// Has `registry` report `token` readable when a signal has come.
@@ -99,6 +102,12 @@ impl Signals {
         while matches!(self.wakes.read(&mut [0; 16]), Ok(1..)) {}
         let number = self.pending.swap(0, Ordering::SeqCst);
         Signal::ALL.into_iter().find(|signal| signal.number() as usize == number)
+    }
+
+    /// Whether SIGHUP has come since this was last asked. To be asked after
+    /// [`Self::take`], which makes room for new readiness.
+    pub fn take_hangup(&mut self) -> bool {
+        self.hangup.swap(false, Ordering::SeqCst)
     }
 }
 

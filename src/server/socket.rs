@@ -1,15 +1,18 @@
 //! The streams.
 //!
 //! Owns which one is whose, reading into a shared buffer and writing several slices
-//! in one call, what the last call said about the next, and taking a PROXY header
-//! off the stream. Knows no other protocol.
+//! in one call, what the last call said about the next, and what lies on a stream below
+//! what the relay reads: a PROXY header to take off, then TLS. Knows no other protocol.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use rustls::ServerConfig;
 
+use super::tls::{RECORD_MAX, Session};
 use crate::config::PROXY_HEADER_MAX;
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::relay::ConnId;
@@ -18,6 +21,7 @@ use crate::relay::ConnId;
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: TcpStream,
+    tls: Option<Box<Session>>,
     /// Input may wait that no event will announce again.
     pub(super) is_readable: bool,
     /// It was readable while its input was not wanted.
@@ -27,8 +31,35 @@ pub(super) struct Socket {
     pub(super) is_read_closed: bool,
     /// In the queue of sockets to read.
     pub(super) is_queued: bool,
+    /// FIN follows what is unsent.
+    is_ending: bool,
     /// Its PROXY header has not come.
     pub(super) owes_header: bool,
+}
+
+/// Memory that all sockets share: each owns none of it for longer than a call.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    /// What a stream is read into.
+    received: Vec<u8>,
+    /// What came out of TLS.
+    plain: Vec<u8>,
+    /// What goes into it, of several slices.
+    joined: Vec<u8>,
+    /// What it made of that.
+    sealed: Vec<u8>,
+}
+
+impl Buffers {
+    /// `received` bytes are read at once.
+    pub(super) fn new(received: usize) -> Self {
+        Self {
+            received: vec![0; received],
+            plain: Vec::new(),
+            joined: Vec::new(),
+            sealed: Vec::new(),
+        }
+    }
 }
 
 /// Every stream by the index of its connection, with the generation.
@@ -57,29 +88,46 @@ impl Sockets {
 }
 
 /// What a read found.
-pub(super) enum Input {
-    /// So many bytes; [`Socket::is_readable`] says whether more may wait.
-    Some(usize),
+pub(super) enum Input<'b> {
+    /// The peer's next bytes, perhaps none yet, out of so many that were read;
+    /// [`Socket::is_readable`] says whether more may wait.
+    Some(&'b [u8], usize),
     /// Nothing now.
     Nothing,
     /// The peer has sent its last byte.
     End,
+    /// The stream has ended, and TLS had not said that it would: who knows what is
+    /// missing, and whose doing it is (RFC 8446 §6.1).
+    Cut,
+}
+
+/// Bytes that a socket keeps because they can go nowhere yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// On their way in.
+    pub(super) unread: usize,
+    /// On their way out.
+    pub(super) unsent: usize,
 }
 
 impl Socket {
     pub(super) fn new(
         mut stream: TcpStream,
+        tls: Option<Arc<ServerConfig>>,
         registry: &Registry,
         token: Token,
         owes_header: bool,
     ) -> io::Result<Self> {
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        let tls = tls.map(Session::new).transpose().map_err(io::Error::other)?;
         Ok(Self {
             stream,
+            tls: tls.map(Box::new),
             is_readable: false,
             has_unwanted: false,
             is_read_closed: false,
             is_queued: false,
+            is_ending: false,
             owes_header,
         })
     }
@@ -89,9 +137,9 @@ impl Socket {
     /// kernel: it takes no memory here, and no byte behind it is touched.
     pub(super) fn take_header(
         &mut self,
-        buffer: &mut [u8],
+        buffers: &mut Buffers,
     ) -> io::Result<Option<Result<Proxied, Malformed>>> {
-        let buffer = &mut buffer[..PROXY_HEADER_MAX];
+        let buffer = &mut buffers.received[..PROXY_HEADER_MAX];
         let seen = match uninterrupted(|| self.stream.peek(buffer)) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
@@ -114,42 +162,148 @@ impl Socket {
     }
 
     /// Reads once.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Input> {
-        Ok(match uninterrupted(|| self.stream.read(buffer)) {
-            Ok(0) => {
-                self.is_readable = false;
-                Input::End
-            }
-            Ok(count) => {
-                // A short read has emptied the socket: what comes later is a new edge.
-                self.is_readable = count == buffer.len() || self.is_read_closed;
-                Input::Some(count)
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.is_readable = false;
-                Input::Nothing
-            }
-            Err(error) => return Err(error),
+    pub(super) fn read<'b>(&mut self, buffers: &'b mut Buffers) -> io::Result<Input<'b>> {
+        let Some(session) = &mut self.tls else {
+            let count = read(&mut self.stream, &mut buffers.received)?;
+            self.note_read(count, buffers.received.len());
+            return Ok(match count {
+                Some(0) => Input::End,
+                Some(count) => Input::Some(&buffers.received[..count], count),
+                None => Input::Nothing,
+            });
+        };
+        if let Some(fault) = session.take_fault() {
+            log::debug!(err:% = fault; "tls_failed");
+            return Err(io::Error::other(fault));
+        }
+        if session.has_ended() {
+            self.is_readable = false;
+            return Ok(Input::End);
+        }
+        let partial = session.partial().len();
+        let (front, room) = buffers.received.split_at_mut(partial);
+        let (count, wanted) = (read(&mut self.stream, room)?, room.len());
+        let Some(count) = count else {
+            self.note_read(None, wanted);
+            return Ok(Input::Nothing);
+        };
+        if count == 0 {
+            let cause = if session.is_handshaking() { "in_handshake" } else { "truncated" };
+            log::debug!(cause; "tls_cut");
+            self.is_readable = false;
+            return Ok(Input::Cut);
+        }
+        front.copy_from_slice(session.partial());
+        buffers.plain.clear();
+        session.borrow(&mut buffers.sealed);
+        session.receive(&mut buffers.received[..partial + count], &mut buffers.plain);
+        let is_over = session.is_over();
+        let is_sent = self.flush(&mut buffers.sealed);
+        self.note_read(Some(count), wanted);
+        // The end, or the fault, is the next thing that a read finds.
+        self.is_readable |= is_over;
+        is_sent?;
+        Ok(Input::Some(&buffers.plain, count))
+    }
+
+    fn note_read(&mut self, count: Option<usize>, wanted: usize) {
+        // A short read has emptied the socket: what comes later is a new edge.
+        self.is_readable =
+            count.is_some_and(|count| count == wanted || count > 0 && self.is_read_closed);
+    }
+
+    /// Writes the slices in one call, through TLS up to [`RECORD_MAX`] bytes of them;
+    /// returns how many bytes were taken.
+    pub(super) fn write(&mut self, slices: [&[u8]; 3], buffers: &mut Buffers) -> io::Result<usize> {
+        if self.tls.is_none() {
+            return write(&mut self.stream, slices);
+        }
+        self.flush(&mut buffers.sealed)?;
+        let Some(session) = self.tls.as_mut().filter(|session| session.unsent.is_empty()) else {
+            return Ok(0);
+        };
+        let plain = joined(slices, &mut buffers.joined);
+        if plain.is_empty() {
+            return Ok(0);
+        }
+        session.borrow(&mut buffers.sealed);
+        session.seal(plain).map_err(io::Error::other)?;
+        self.flush(&mut buffers.sealed)?;
+        Ok(plain.len())
+    }
+
+    /// [`Self::write`] takes a part only, however much room the kernel has.
+    pub(super) fn takes_records(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// What it keeps. All of it is bounded by [`Session`].
+    pub(super) fn kept(&self) -> Kept {
+        self.tls.as_ref().map_or(Kept::default(), |session| Kept {
+            unread: session.partial().len(),
+            unsent: session.unsent.len(),
         })
     }
 
-    /// Writes the slices in one call; returns how many bytes the kernel took.
-    pub(super) fn write(&mut self, slices: [&[u8]; 3]) -> io::Result<usize> {
-        let written = uninterrupted(|| match slices {
-            // send(2) takes less than writev(2), and it is nearly always one.
-            [[], [], only] | [[], only, []] | [only, [], []] => self.stream.write(only),
-            _ => self.stream.write_vectored(&slices.map(IoSlice::new)),
-        });
-        match written {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
-            result => result,
+    /// Sends FIN behind everything written, and through TLS close_notify before it.
+    pub(super) fn half_close(&mut self, buffers: &mut Buffers) {
+        self.is_ending = true;
+        if let Some(session) = &mut self.tls {
+            session.borrow(&mut buffers.sealed);
+            // Without a session there is nobody to say it to.
+            let _ = session.seal_end();
+        }
+        // An error means that the peer is gone, which reading will tell.
+        let _ = self.flush(&mut buffers.sealed);
+    }
+
+    /// The last that is done with it: through TLS close_notify, if it was not said
+    /// and the kernel has room for it.
+    pub(super) fn part(&mut self, buffers: &mut Buffers) {
+        if self.tls.is_some() && !self.is_ending {
+            self.half_close(buffers);
         }
     }
 
-    /// Sends FIN behind everything written.
-    pub(super) fn half_close(&self) {
-        // An error means that the peer is gone, which reading will tell.
-        let _ = self.stream.shutdown(Shutdown::Write);
+    /// Writes what waits below the slices, as far as the kernel takes it.
+    fn flush(&mut self, sealed: &mut Vec<u8>) -> io::Result<()> {
+        if let Some(session) = &mut self.tls {
+            let sent = match &session.unsent[..] {
+                [] => Ok(0),
+                unsent => write(&mut self.stream, [unsent, &[], &[]]),
+            };
+            session.unsent.drain(..*sent.as_ref().unwrap_or(&0));
+            session.give_back(sealed);
+            sent?;
+            if !session.unsent.is_empty() {
+                return Ok(());
+            }
+        }
+        if self.is_ending {
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+        Ok(())
+    }
+}
+
+/// Reads once; `None`: nothing now.
+fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    match uninterrupted(|| stream.read(buffer)) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// Writes the slices in one call; returns how many bytes the kernel took.
+fn write(stream: &mut TcpStream, slices: [&[u8]; 3]) -> io::Result<usize> {
+    let written = uninterrupted(|| match slices {
+        // send(2) takes less than writev(2), and it is nearly always one.
+        [[], [], only] | [[], only, []] | [only, [], []] => stream.write(only),
+        _ => stream.write_vectored(&slices.map(IoSlice::new)),
+    });
+    match written {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        result => result,
     }
 }
 
@@ -161,4 +315,17 @@ fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usiz
             result => return result,
         }
     }
+}
+
+/// The first bytes of the slices, at most one record's.
+fn joined<'a>(slices: [&'a [u8]; 3], memory: &'a mut Vec<u8>) -> &'a [u8] {
+    if let [[], [], only] | [[], only, []] | [only, [], []] = slices {
+        return &only[..only.len().min(RECORD_MAX)];
+    }
+    memory.clear();
+    for slice in slices {
+        let room = RECORD_MAX - memory.len();
+        memory.extend_from_slice(&slice[..slice.len().min(room)]);
+    }
+    memory
 }

@@ -206,6 +206,10 @@ impl Core for Echo {
         id
     }
 
+    fn confine_to_challenges(&mut self, _: ConnId) {}
+
+    fn answer_challenge(&mut self, _: Option<(String, String)>) {}
+
     // No balancer stands in front.
     fn expect_proxied(&mut self, _: ConnId, _: Instant) {}
     fn handle_proxied(&mut self, _: ConnId, _: Result<Proxied, Malformed>, _: Instant) {}
@@ -250,6 +254,9 @@ impl Core for Echo {
         self.settle(id);
         self.remove_if_done(id);
     }
+
+    // Only TLS keeps anything.
+    fn handle_kept(&mut self, _: ConnId, _: usize, _: usize, _: Instant) {}
 
     fn handle_timeout(&mut self, now: Instant) {
         while let Some(index) = self.timers.pop_expired(now) {

@@ -27,4 +27,7 @@ mod proxied;
 mod shutdown;
 mod slow_peers;
 mod support;
+mod tls;
+mod tls_enemy;
+mod tls_reload;
 mod wire;

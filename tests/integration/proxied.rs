@@ -14,7 +14,7 @@ use crate::support::{
 const READY: &[u8] = b"GET /readyz HTTP/1.1\r\nHost: relay\r\n\r\n";
 
 fn behind_a_balancer(config: &mut Config) {
-    let Serving::Plain(listen) = config.serving.clone();
+    let (listen, _) = config.serving.listens().next().unwrap();
     config.serving = Serving::Plain(Listen { proxy_protocol: true, ..listen });
 }
 

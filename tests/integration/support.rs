@@ -4,6 +4,7 @@ mod http;
 mod peer;
 mod process;
 mod scrape;
+mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use pyrycode_relay::server::Server;
 use pyrycode_relay::server::listener::Listener;
 use pyrycode_relay::server::log::Sink;
 use pyrycode_relay::server::operator::Operator;
+use pyrycode_relay::server::tls::source::Source;
 use pyrycode_relay::time;
 
 pub use http::{
@@ -27,6 +29,7 @@ pub use peer::{
 };
 pub use process::{Process, run};
 pub use scrape::Scrape;
+pub use tls::{Pair, TlsStream, through_tls, tls_connect, tls_relay};
 
 /// The longest wait for what should come at once. Only a failing test takes it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,12 +80,16 @@ pub fn server(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (Server<Rela
     };
     config.limits.rate_per_minute = 0;
     adjust(&mut config);
-    let is_proxied = config.serving.listens()[0].proxy_protocol;
+    let (listen, speaks) = config.serving.listens().next().unwrap();
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let listener = listener.proxied(is_proxied);
+    let listener = listener.speaking(speaks).proxied(listen.proxy_protocol);
     let address = listener.local_addr().unwrap();
     let relay = Relay::new(&config, capacity, [7; 32], time::Instant::START);
-    (Server::new(relay, vec![listener], None, config.timeouts.shutdown).unwrap(), address)
+    let mut server = Server::new(relay, vec![listener], None, config.timeouts.shutdown).unwrap();
+    if let Some(source) = Source::new(&config.serving).unwrap() {
+        server = server.with_tls(source).unwrap();
+    }
+    (server, address)
 }
 
 /// Waits until `condition` holds.

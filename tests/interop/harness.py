@@ -60,8 +60,9 @@ class Relay:
     """A relay process of one's own on a port of its own, ended on leaving."""
 
     def __init__(self, *flags, reads_log=True, variables=None):
-        command = [program(), "--insecure-listen", "127.0.0.1:0"]
-        command += ["--metrics-listen", "127.0.0.1:0"]
+        is_tls = "--domain" in flags or "--tls-cert" in flags
+        listener = "--https-listen" if is_tls else "--insecure-listen"
+        command = [program(), listener, "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
         if "--rate-limit-per-minute" not in flags:
             command += ["--rate-limit-per-minute", "0"]
         self.process = spawn(

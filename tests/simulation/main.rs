@@ -5,6 +5,7 @@
 //! in one section of the contract is told in one file, as transcripts: who does
 //! what, what everybody hears. Two files do it at random and at scale.
 
+mod below;
 mod border;
 mod claims;
 mod closes;

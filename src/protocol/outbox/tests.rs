@@ -433,3 +433,22 @@ fn whatever_the_socket_takes_the_wire_is_legal_and_no_message_is_lost() {
         }
     }
 }
+
+#[test]
+fn what_the_layer_below_keeps_counts_until_it_drains() {
+    let second = Duration::from_secs(1);
+    let mut outbox = Outbox::new(NOW);
+    outbox.push_message(Opcode::Text, &[b"hello"]);
+    let len = outbox.len();
+    outbox.keep_below(len + 22, NOW + second);
+    outbox.on_written(len, NOW + second);
+    assert_eq!((outbox.len(), outbox.is_empty()), (len + 22, false));
+    assert!(!outbox.has_unbegun() && outbox.slices().concat().is_empty());
+    // More of it is no progress, less is.
+    outbox.keep_below(len + 23, NOW + second * 2);
+    assert_eq!(outbox.progress(), NOW + second);
+    outbox.keep_below(3, NOW + second * 3);
+    assert_eq!((outbox.len(), outbox.progress()), (3, NOW + second * 3));
+    outbox.keep_below(0, NOW + second * 4);
+    assert!(outbox.is_empty());
+}

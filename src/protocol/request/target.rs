@@ -36,27 +36,27 @@ impl Endpoint {
     }
 }
 
-/// The path of a request target (RFC 9112, 3.2), without its query; of a target
-/// that has none, something that begins with no slash.
-pub(super) fn path(target: &str) -> Result<&str, Refusal> {
+/// The path of a request target (RFC 9112, 3.2), which alone decides, and the authority
+/// that stands before it in the absolute form. CONNECT's form and `*` have no path.
+pub(super) fn path(target: &str) -> Result<(&str, Option<&str>), Refusal> {
     if !target.is_ascii() || target.contains('#') {
         return Err(Refusal::BadRequest);
     }
-    let path = if target.starts_with('/') {
-        target
+    let (path, authority) = if target.starts_with('/') {
+        (target, None)
     } else if let Some((scheme, rest)) = target.split_once("://") {
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if !is_scheme(scheme) || !is_authority(authority) {
             return Err(Refusal::BadRequest);
         }
-        path
+        (path, Some(authority))
     } else if is_authority(target) {
-        // CONNECT's form; and `*`, which is a host name as far as RFC 3986 goes.
-        target
+        // `*` is a host name as far as RFC 3986 goes.
+        ("", None)
     } else {
         return Err(Refusal::BadRequest);
     };
-    Ok(path.split_once('?').map_or(path, |(path, _query)| path))
+    Ok((path.split_once('?').map_or(path, |(path, _query)| path), authority))
 }
 
 /// The host in an authority, without its port and the brackets of an IP literal.

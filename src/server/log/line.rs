@@ -61,6 +61,10 @@ pub const KEYS: &[&str] = &[
     "pid",
     "stopped_ms",
     "lost",
+    // Certificates.
+    "domain",
+    "expires_in_days",
+    "retry_in_s",
 ];
 
 /// The most bytes of a value as it stands in a line, quotes aside; a longer one

@@ -54,7 +54,7 @@ pub struct Answer {
 
 impl Answer {
     /// Reads to the end, which must be a FIN and not a reset.
-    pub fn read(stream: &mut TcpStream) -> Self {
+    pub fn read(stream: &mut impl Read) -> Self {
         let mut bytes = Vec::new();
         let end = stream.read_to_end(&mut bytes);
         let text = String::from_utf8(bytes).unwrap();

@@ -90,8 +90,8 @@ pub fn phone_head(server_id: &str) -> String {
 
 /// An upgraded connection.
 #[derive(Debug)]
-pub struct Peer {
-    pub stream: TcpStream,
+pub struct Peer<S = TcpStream> {
+    pub stream: S,
     /// The `x-request-id` of the 101: a phone's conn_id.
     pub id: String,
     /// Received and not yet taken.
@@ -110,14 +110,37 @@ impl Peer {
         Self::upgrade(connect(relay), &phone_head(server_id))
     }
 
+    /// FIN, and nothing more.
+    pub fn finish(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Resets the connection.
+    pub fn reset(self) {
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Nothing at all comes for so long.
+    pub fn expect_silence(&mut self, time: Duration) {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let heard = self.try_hear();
+        let is_silent = heard.as_ref().is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+        });
+        assert!(is_silent, "{}: {heard:?}", self.id);
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+}
+
+impl<S: Read + Write> Peer<S> {
     /// Sends `request`, which must be answered by a 101.
-    pub fn upgrade(mut stream: TcpStream, request: &str) -> Self {
+    pub fn upgrade(mut stream: S, request: &str) -> Self {
         stream.write_all(request.as_bytes()).unwrap();
         Self::upgraded(stream)
     }
 
     /// Reads the 101 to a request that was sent.
-    pub fn upgraded(stream: TcpStream) -> Self {
+    pub fn upgraded(stream: S) -> Self {
         let mut peer =
             Self { stream, id: String::new(), inbox: Vec::new(), has_heard_close: false };
         let end = loop {
@@ -158,16 +181,6 @@ impl Peer {
     /// A close frame with this code and no reason.
     pub fn send_close(&mut self, code: u16) {
         self.send(Opcode::Close, &code.to_be_bytes());
-    }
-
-    /// FIN, and nothing more.
-    pub fn finish(&self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
-    }
-
-    /// Resets the connection.
-    pub fn reset(self) {
-        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     // Listening
@@ -220,17 +233,6 @@ impl Peer {
         };
         assert_eq!(heard, Heard::Close(Some((code, reason.into()))), "{}", self.id);
         assert_eq!(self.hear(), Heard::End, "{}", self.id);
-    }
-
-    /// Nothing at all comes for so long.
-    pub fn expect_silence(&mut self, time: Duration) {
-        self.stream.set_read_timeout(Some(time)).unwrap();
-        let heard = self.try_hear();
-        let is_silent = heard.as_ref().is_err_and(|error| {
-            matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-        });
-        assert!(is_silent, "{}: {heard:?}", self.id);
-        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     /// Everything sent so far has been read by the relay, and it is open.

@@ -59,6 +59,13 @@ impl Process {
         Self::spawn_stuck(command, ANY_PORT)
     }
 
+    /// Starts it with a log that says everything.
+    pub fn start_talkative(flags: &[String]) -> Self {
+        let mut command = bare_command(PROGRAM);
+        command.args(flags).env("PYRYCODE_RELAY_LOG", "debug");
+        Self::spawn(command, ANY_PORT)
+    }
+
     fn spawn(command: Command, listen: SocketAddr) -> Self {
         let mut process = Self::spawn_stuck(command, listen);
         process.read_on();
@@ -66,7 +73,9 @@ impl Process {
     }
 
     fn spawn_stuck(mut command: Command, listen: SocketAddr) -> Self {
-        command.arg(format!("--insecure-listen={listen}")).arg("--metrics-listen=127.0.0.1:0");
+        let is_tls = command.get_args().any(|arg| arg.to_string_lossy().starts_with("--tls-cert"));
+        let listener = if is_tls { "https-listen" } else { "insecure-listen" };
+        command.arg(format!("--{listener}={listen}")).arg("--metrics-listen=127.0.0.1:0");
         if !command.get_args().any(|arg| arg.to_string_lossy().starts_with("--rate-limit")) {
             command.arg("--rate-limit-per-minute=0");
         }

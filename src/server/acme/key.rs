@@ -1,0 +1,136 @@
+//! The account key, and requests signed with it (RFC 8555 §6.2, RFC 7515).
+//!
+//! Owns ES256 and the JSON around it. Knows no URL by meaning and makes no call.
+
+use data_encoding::BASE64URL_NOPAD;
+use ring::digest::{SHA256, digest};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::{Value, json};
+
+/// Who a request is from.
+pub(super) enum Signer<'a> {
+    /// A key that the authority may not know yet.
+    Key,
+    /// An account, by its URL.
+    Account(&'a str),
+}
+
+/// A P-256 key pair.
+pub(super) struct AccountKey {
+    pair: EcdsaKeyPair,
+    random: SystemRandom,
+}
+
+impl AccountKey {
+    /// A new one, as PEM (PKCS#8).
+    pub(super) fn generate() -> Result<String, rcgen::Error> {
+        Ok(rcgen::KeyPair::generate()?.serialize_pem())
+    }
+
+    /// What [`Self::generate`] made; `None`: something else.
+    pub(super) fn from_pem(pem: &[u8]) -> Option<Self> {
+        let random = SystemRandom::new();
+        let der = PrivatePkcs8KeyDer::from_pem_slice(pem).ok()?;
+        let der = der.secret_pkcs8_der();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &random).ok()?;
+        Some(Self { pair, random })
+    }
+
+    /// The public half (RFC 7517). serde_json keeps the members in alphabetical order,
+    /// as the thumbprint wants them.
+    fn public(&self) -> Value {
+        // RFC 5480 §2.2: 4, then both coordinates.
+        let (x, y) = self.pair.public_key().as_ref()[1..].split_at(32);
+        let [x, y] = [x, y].map(|coordinate| BASE64URL_NOPAD.encode(coordinate));
+        json!({ "crv": "P-256", "kty": "EC", "x": x, "y": y })
+    }
+
+    /// What a challenge is answered with (RFC 8555 §8.1, RFC 7638).
+    pub(super) fn authorization(&self, token: &str) -> String {
+        let thumbprint = digest(&SHA256, self.public().to_string().as_bytes());
+        format!("{token}.{}", BASE64URL_NOPAD.encode(thumbprint.as_ref()))
+    }
+
+    /// The body of a POST to `url`. Without a payload it only asks (POST-as-GET, RFC
+    /// 8555 §6.3).
+    pub(super) fn sign(
+        &self,
+        signer: &Signer<'_>,
+        nonce: &str,
+        url: &str,
+        payload: Option<&Value>,
+    ) -> String {
+        let mut header = json!({ "alg": "ES256", "nonce": nonce, "url": url });
+        match signer {
+            Signer::Key => header["jwk"] = self.public(),
+            Signer::Account(account) => header["kid"] = json!(account),
+        }
+        let [header, payload] =
+            [header.to_string(), payload.map_or(String::new(), Value::to_string)]
+                .map(|part| BASE64URL_NOPAD.encode(part.as_bytes()));
+        let signature = self
+            .pair
+            .sign(&self.random, format!("{header}.{payload}").as_bytes())
+            .expect("the system has randomness");
+        let signature = BASE64URL_NOPAD.encode(signature.as_ref());
+        json!({ "protected": header, "payload": payload, "signature": signature }).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+
+    use super::*;
+
+    fn decoded(part: &Value) -> Vec<u8> {
+        BASE64URL_NOPAD.decode(part.as_str().unwrap().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_is_signed_can_be_verified_and_says_who_where_and_once() {
+        let key = AccountKey::from_pem(AccountKey::generate().unwrap().as_bytes()).unwrap();
+        for (signer, payload) in [
+            (Signer::Key, Some(json!({ "termsOfServiceAgreed": true }))),
+            (Signer::Account("https://ca.example/account/1"), None),
+        ] {
+            let body = key.sign(&signer, "once", "https://ca.example/x", payload.as_ref());
+            let body: Value = serde_json::from_str(&body).unwrap();
+            let signed = format!(
+                "{}.{}",
+                body["protected"].as_str().unwrap(),
+                body["payload"].as_str().unwrap()
+            );
+            UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.pair.public_key())
+                .verify(signed.as_bytes(), &decoded(&body["signature"]))
+                .unwrap();
+            let header: Value = serde_json::from_slice(&decoded(&body["protected"])).unwrap();
+            assert_eq!(header["alg"], "ES256");
+            assert_eq!(
+                (&header["nonce"], &header["url"]),
+                (&json!("once"), &json!("https://ca.example/x"))
+            );
+            match signer {
+                Signer::Key => assert!(header["jwk"]["x"].is_string() && header["kid"].is_null()),
+                Signer::Account(url) => assert!(header["kid"] == url && header["jwk"].is_null()),
+            }
+            let expected = payload.map_or(Vec::new(), |payload| payload.to_string().into_bytes());
+            assert_eq!(decoded(&body["payload"]), expected);
+        }
+    }
+
+    #[test]
+    fn the_thumbprint_is_over_the_members_in_order() {
+        let key = AccountKey::from_pem(AccountKey::generate().unwrap().as_bytes()).unwrap();
+        let public = key.public();
+        // RFC 7638 §3: no white space, members in lexicographic order.
+        let expected =
+            format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, public["x"], public["y"]);
+        assert_eq!(public.to_string(), expected);
+        let authorization = key.authorization("token");
+        assert_eq!(authorization.len(), "token.".len() + 43);
+    }
+}

@@ -1,0 +1,272 @@
+//! TLS as a transport: ciphertext in, plaintext out, and back.
+//!
+//! Owns one TLS session, with what of its ciphertext can go nowhere yet. Knows no
+//! socket and nothing of what the plaintext means.
+//!
+//! 1. Between records a session owns keys and no buffer: ciphertext is read into
+//!    lent memory, and what is sealed lies in lent memory until it is out.
+//! 2. It holds at most half a record (RFC 8446 §5.1) or, of a handshake, half a
+//!    message, and on the way out at most one record and [`OWED_MAX`].
+//! 3. What came before a fault is handed out before the fault is told.
+
+pub mod certificate;
+pub mod source;
+pub mod stats;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::fmt::{self, Debug};
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
+    UnbufferedStatus,
+};
+use rustls::{Error, ServerConfig};
+
+use self::certificate::{Certificate, Handshakes};
+
+/// What handshakes are done with, and until when it is any good.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    /// For new sessions.
+    pub config: Arc<ServerConfig>,
+    /// When the certificate's validity ends, since 1970.
+    pub not_after: Duration,
+}
+
+impl Certified {
+    /// Handshakes with `certificate`.
+    #[must_use]
+    pub fn new(handshakes: &Handshakes, certificate: &Certificate) -> Self {
+        Self { config: handshakes.with(Some(certificate)), not_after: certificate.not_after }
+    }
+}
+
+/// Whether it was TLS that failed, and not the stream below it.
+pub(super) fn is_fault(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>)
+}
+
+/// The most plaintext that is sealed at once, one record's (RFC 8446 §5.1): a ping
+/// can overtake all that is not sealed yet.
+pub(super) const RECORD_MAX: usize = 16 * 1024;
+/// What the protocol itself may owe the peer: a handshake flight, with a long
+/// certificate chain in it. Who does not read and makes it more is dropped.
+const OWED_MAX: usize = 64 * 1024;
+
+/// One TLS session, the server's end.
+pub(super) struct Session {
+    inner: UnbufferedServerConnection,
+    /// Received, and no whole record yet.
+    partial: Vec<u8>,
+    /// Sealed, and not sent yet.
+    pub(super) unsent: Vec<u8>,
+    has_ended: bool,
+    fault: Option<Error>,
+}
+
+impl Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Keys belong into no log.
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+/// What is to be sealed.
+#[derive(Clone, Copy)]
+enum Say<'a> {
+    Nothing,
+    Data(&'a [u8]),
+    /// close_notify.
+    End,
+}
+
+impl Session {
+    /// A session whose first byte has not come.
+    ///
+    /// # Errors
+    /// None that is known for a configuration that was accepted.
+    pub(super) fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
+        Ok(Self {
+            inner: UnbufferedServerConnection::new(config)?,
+            partial: Vec::new(),
+            unsent: Vec::new(),
+            has_ended: false,
+            fault: None,
+        })
+    }
+
+    /// No plaintext can come or go yet.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.inner.is_handshaking()
+    }
+
+    /// The peer has said that it sends no more (close_notify): a FIN is no
+    /// truncation.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// What ended the session, told once.
+    pub(super) fn take_fault(&mut self) -> Option<Error> {
+        self.fault.take()
+    }
+
+    /// Nothing more comes out of it: it ended, well or not.
+    pub(super) fn is_over(&self) -> bool {
+        self.has_ended || self.fault.is_some()
+    }
+
+    /// What must stand in front of the next ciphertext.
+    pub(super) fn partial(&self) -> &[u8] {
+        &self.partial
+    }
+
+    /// Takes ciphertext, [`Self::partial`] included, and appends what it means to
+    /// `plain`. What the peer is owed for it is in [`Self::unsent`].
+    pub(super) fn receive(&mut self, ciphertext: &mut [u8], plain: &mut Vec<u8>) {
+        let mut used = 0;
+        let result = self.run(&mut used, ciphertext, plain, Say::Nothing);
+        // The alert that tells the peer. Nothing more may be handed in.
+        while result.is_err() && self.inner.wants_write() {
+            if let Ok(ConnectionState::EncodeTlsData(data)) =
+                self.inner.process_tls_records(&mut []).state
+            {
+                let _ = encode(data, &mut self.unsent);
+            }
+        }
+        self.fault = result.err();
+        self.partial = if self.is_over() { Vec::new() } else { ciphertext[used..].to_vec() };
+    }
+
+    /// Seals `plain`, at most [`RECORD_MAX`] bytes, into [`Self::unsent`].
+    ///
+    /// # Errors
+    /// If the handshake is not complete, or the keys are worn out.
+    pub(super) fn seal(&mut self, plain: &[u8]) -> Result<(), Error> {
+        self.say(Say::Data(plain))
+    }
+
+    /// Says that nothing more will be sealed (close_notify).
+    ///
+    /// # Errors
+    /// Those of [`Self::seal`].
+    pub(super) fn seal_end(&mut self) -> Result<(), Error> {
+        self.say(Say::End)
+    }
+
+    fn say(&mut self, say: Say<'_>) -> Result<(), Error> {
+        if self.is_handshaking() {
+            return Err(Error::HandshakeNotComplete);
+        }
+        // The session may remember where in it half a message stands.
+        let mut partial = mem::take(&mut self.partial);
+        let result = self.run(&mut 0, &mut partial, &mut Vec::new(), say);
+        self.partial = partial;
+        result
+    }
+
+    /// Steps through the session until it wants more input; `used` counts what of
+    /// `ciphertext` is done with.
+    fn run(
+        &mut self,
+        used: &mut usize,
+        ciphertext: &mut [u8],
+        plain: &mut Vec<u8>,
+        say: Say<'_>,
+    ) -> Result<(), Error> {
+        loop {
+            let UnbufferedStatus { discard, state } =
+                self.inner.process_tls_records(&mut ciphertext[*used..]);
+            *used += discard;
+            match state? {
+                ConnectionState::ReadTraffic(mut traffic) => {
+                    while let Some(record) = traffic.next_record() {
+                        plain.extend_from_slice(record?.payload);
+                    }
+                }
+                ConnectionState::EncodeTlsData(data) => {
+                    encode(data, &mut self.unsent)?;
+                    if self.unsent.len() > OWED_MAX + RECORD_MAX {
+                        return Err(Error::General("the peer reads nothing".into()));
+                    }
+                }
+                ConnectionState::TransmitTlsData(data) => data.done(),
+                ConnectionState::PeerClosed => self.has_ended = true,
+                ConnectionState::WriteTraffic(mut traffic) => {
+                    let write = |room: &mut [u8]| {
+                        let sealed = match say {
+                            Say::Nothing => Ok(0),
+                            Say::Data(plain) => traffic.encrypt(plain, room),
+                            Say::End => traffic.queue_close_notify(room),
+                        };
+                        sealed.map_err(|error| match error {
+                            EncryptError::InsufficientSize(need) => Some(need),
+                            EncryptError::EncryptExhausted => None,
+                        })
+                    };
+                    return append(&mut self.unsent, write);
+                }
+                // Early data is not offered, so what is left wants input, or nothing.
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Lends memory to seal into, unless something waits already.
+    pub(super) fn borrow(&mut self, memory: &mut Vec<u8>) {
+        if self.unsent.is_empty() {
+            self.unsent = mem::take(memory);
+        }
+    }
+
+    /// Gives lent memory back if nothing waits in it.
+    pub(super) fn give_back(&mut self, memory: &mut Vec<u8>) {
+        if self.unsent.is_empty() {
+            *memory = mem::take(&mut self.unsent);
+        } else {
+            self.unsent.shrink_to_fit();
+        }
+    }
+}
+
+fn encode(
+    mut data: EncodeTlsData<'_, ServerConnectionData>,
+    unsent: &mut Vec<u8>,
+) -> Result<(), Error> {
+    append(unsent, |room| {
+        data.encode(room).map_err(|error| match error {
+            EncodeError::InsufficientSize(need) => Some(need),
+            EncodeError::AlreadyEncoded => None,
+        })
+    })
+}
+
+/// Appends what `write` writes, in as much room as it says it needs.
+fn append(
+    bytes: &mut Vec<u8>,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<InsufficientSizeError>>,
+) -> Result<(), Error> {
+    let len = bytes.len();
+    loop {
+        match write(&mut bytes[len..]) {
+            Ok(count) => {
+                bytes.truncate(len + count);
+                return Ok(());
+            }
+            Err(Some(InsufficientSizeError { required_size })) => {
+                bytes.resize(len + required_size, 0);
+            }
+            Err(None) => {
+                bytes.truncate(len);
+                return Err(Error::EncryptError);
+            }
+        }
+    }
+}

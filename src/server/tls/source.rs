@@ -1,0 +1,128 @@
+//! Where the certificate comes from.
+//!
+//! Owns what is checked before anything is served, and starts the thread that keeps the
+//! certificate fresh. Must not know sockets.
+
+use std::fmt::{self, Display};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use rustls::ServerConfig;
+
+use super::Certified;
+use super::certificate::{Certificate, Handshakes, read_pair};
+use super::watch::{self, Stamps};
+use crate::config::{Acme, PairFiles, Serving};
+use crate::server::acme::Fetcher;
+use crate::server::acme::cache::Cache;
+use crate::server::acme::client::Caller;
+use crate::server::mailbox::Post;
+
+/// Why TLS cannot be had as configured: one to three lines for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable(String);
+
+impl Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+/// The thread that keeps the certificate fresh; it ends when this is dropped.
+#[derive(Debug)]
+pub(in crate::server) struct Keeper(SyncSender<()>);
+
+impl Keeper {
+    pub(in crate::server) fn new(nudges: SyncSender<()>) -> Self {
+        Self(nudges)
+    }
+
+    /// Has it do now what it would do later: read files again, or try again.
+    pub(in crate::server) fn nudge(&self) {
+        // Full: it is about to.
+        let _ = self.0.try_send(());
+    }
+}
+
+/// Where the certificate comes from.
+#[derive(Debug)]
+pub struct Source(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Own {
+        handshakes: Handshakes,
+        certificate: Certificate,
+        files: PairFiles,
+        /// What they looked like before they were read.
+        seen: Stamps,
+    },
+    Automatic(Fetcher),
+}
+
+impl Source {
+    /// Checks what can be checked before anything is served; `None`: there is no TLS.
+    ///
+    /// # Errors
+    /// What is wrong with the operator's files or directory, and what to do about it.
+    pub fn new(serving: &Serving) -> Result<Option<Self>, Unusable> {
+        match serving {
+            Serving::Plain(_) => Ok(None),
+            Serving::Own { pair, .. } => Self::own(pair).map(Some),
+            Serving::Automatic { acme, .. } => Self::automatic(acme).map(Some),
+        }
+    }
+
+    fn own(pair: &PairFiles) -> Result<Self, Unusable> {
+        let seen = Stamps::of(pair);
+        let certificate = read_pair(pair).map_err(|bad| Unusable(bad.to_string()))?;
+        let handshakes = handshakes(None)?;
+        Ok(Self(Kind::Own { handshakes, certificate, files: pair.clone(), seen }))
+    }
+
+    fn automatic(acme: &Acme) -> Result<Self, Unusable> {
+        let caller =
+            Caller::new(acme.ca.as_deref()).map_err(|why| Unusable(format!("--acme-ca: {why}")))?;
+        let cache = Cache::new(acme);
+        let unusable = |why| Unusable(format!("--cert-cache: {why}"));
+        cache.check().map_err(unusable)?;
+        let kept = cache.certificate().map_err(|error| unusable(error.to_string()))?;
+        // One that is damaged is fetched again.
+        let certificate = kept.and_then(|pem| Certificate::from_pem(&pem, &pem).ok());
+        Ok(Self(Kind::Automatic(Fetcher {
+            acme: acme.clone(),
+            cache,
+            caller,
+            handshakes: handshakes(Some(&acme.domain))?,
+            certificate: certificate.filter(|certificate| certificate.is_for(&acme.domain)),
+        })))
+    }
+
+    /// What to do handshakes with at once, and the same with how long it is good. Without
+    /// a certificate they fail, with an alert.
+    pub(in crate::server) fn first(&self) -> (Arc<ServerConfig>, Option<Certified>) {
+        let (handshakes, certificate) = match &self.0 {
+            Kind::Own { handshakes, certificate, .. } => (handshakes, Some(certificate)),
+            Kind::Automatic(fetcher) => (&fetcher.handshakes, fetcher.certificate.as_ref()),
+        };
+        let certified = certificate.map(|certificate| Certified::new(handshakes, certificate));
+        (handshakes.with(None), certified)
+    }
+
+    /// Starts the thread that posts what to serve later.
+    pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
+        match self.0 {
+            Kind::Own { handshakes, files, seen, .. } => {
+                watch::start(files, seen, handshakes, post)
+            }
+            Kind::Automatic(fetcher) => fetcher.start(post),
+        }
+    }
+}
+
+fn handshakes(domain: Option<&str>) -> Result<Handshakes, Unusable> {
+    Handshakes::new(domain).map_err(|error| Unusable(format!("no session tickets: {error}")))
+}

@@ -1,0 +1,55 @@
+//! Plain counters of what TLS did, beside those of the core.
+//!
+//! Owns numbers only; knows no metrics format.
+
+use std::time::Duration;
+
+/// Everything counted since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Certificates taken into use after the first, fetched or read.
+    pub reloads: u64,
+    /// Certificates that were to be, and could not: the old one stayed in use.
+    pub failed_reloads: u64,
+    /// Handshakes that ended in an alert, or sessions that did after theirs.
+    pub faults: u64,
+    /// Streams that ended without close_notify.
+    pub truncations: u64,
+    /// When the certificate in use expires, since 1970; `None`: there is none.
+    pub not_after: Option<Duration>,
+}
+
+impl Stats {
+    /// Whole days until the certificate in use expires, at `now` since 1970; negative
+    /// once it has.
+    #[must_use]
+    pub fn days_left(&self, now: Duration) -> Option<i64> {
+        self.not_after.map(|not_after| days_between(now, not_after))
+    }
+}
+
+/// Whole days from `now` until `then`, rounded down.
+fn days_between(now: Duration, then: Duration) -> i64 {
+    const DAY: i64 = 24 * 60 * 60;
+    (then.as_secs() as i64 - now.as_secs() as i64).div_euclid(DAY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_that_has_begun_does_not_count() {
+        const DAY: u64 = 24 * 60 * 60;
+        for (now, then, days) in [
+            (0, 90 * DAY, 90),
+            (1, 90 * DAY, 89),
+            (DAY, DAY, 0),
+            (DAY, DAY - 1, -1),
+            (3 * DAY, DAY, -2),
+        ] {
+            let [now, then] = [now, then].map(Duration::from_secs);
+            assert_eq!(days_between(now, then), days);
+        }
+    }
+}

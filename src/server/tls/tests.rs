@@ -1,0 +1,265 @@
+//! A session against rustls's own client, in memory.
+
+use std::io::{Read, Write};
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+use super::certificate::{Certificate, Handshakes, provider};
+use super::*;
+
+struct Pair {
+    client: ClientConnection,
+    server: Session,
+    /// What the server made of what came.
+    plain: Vec<u8>,
+    /// The client's bytes reach the server in pieces of so many.
+    piece: usize,
+}
+
+fn certificate() -> (Certificate, CertificateDer<'static>) {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["relay".into()]).unwrap();
+    let key = signing_key.serialize_pem();
+    (Certificate::from_pem(cert.pem().as_bytes(), key.as_bytes()).unwrap(), cert.der().clone())
+}
+
+fn client_config(root: CertificateDer<'static>, tls12: bool) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(root).unwrap();
+    let version = if tls12 { &rustls::version::TLS12 } else { &rustls::version::TLS13 };
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+impl Pair {
+    fn new(tls12: bool) -> Self {
+        let (certificate, root) = certificate();
+        let config = Handshakes::new(None).unwrap().with(Some(&certificate));
+        let name = ServerName::try_from("relay").unwrap();
+        Self {
+            client: ClientConnection::new(client_config(root, tls12), name).unwrap(),
+            server: Session::new(config).unwrap(),
+            plain: Vec::new(),
+            piece: usize::MAX,
+        }
+    }
+
+    fn open(tls12: bool) -> Self {
+        let mut pair = Self::new(tls12);
+        pair.shuttle();
+        assert!(!pair.server.is_handshaking() && !pair.client.is_handshaking());
+        pair
+    }
+
+    /// Carries bytes until neither has any.
+    fn shuttle(&mut self) {
+        loop {
+            let mut to_server = Vec::new();
+            while self.client.wants_write() {
+                self.client.write_tls(&mut to_server).unwrap();
+            }
+            let to_client = mem::take(&mut self.server.unsent);
+            if to_server.is_empty() && to_client.is_empty() {
+                return;
+            }
+            for piece in to_server.chunks(self.piece) {
+                self.server_receives(piece);
+            }
+            let mut rest = &to_client[..];
+            while !rest.is_empty() {
+                self.client.read_tls(&mut rest).unwrap();
+                self.client.process_new_packets().unwrap();
+            }
+        }
+    }
+
+    fn server_receives(&mut self, bytes: &[u8]) {
+        let mut ciphertext = [self.server.partial(), bytes].concat();
+        self.server.receive(&mut ciphertext, &mut self.plain);
+    }
+
+    fn heard_by_client(&mut self) -> Vec<u8> {
+        let mut heard = Vec::new();
+        let mut buffer = [0; 1000];
+        while let Ok(count) = self.client.reader().read(&mut buffer) {
+            if count == 0 {
+                break;
+            }
+            heard.extend_from_slice(&buffer[..count]);
+        }
+        heard
+    }
+}
+
+#[test]
+fn what_is_said_is_heard_in_both_versions_and_an_idle_session_keeps_no_buffer() {
+    for tls12 in [false, true] {
+        let mut pair = Pair::open(tls12);
+        assert_eq!(pair.client.alpn_protocol(), Some(&b"http/1.1"[..]));
+        pair.client.writer().write_all(b"up").unwrap();
+        pair.server.seal(b"down").unwrap();
+        pair.shuttle();
+        assert_eq!(pair.plain, b"up");
+        assert_eq!(pair.heard_by_client(), b"down");
+        assert_eq!((pair.server.partial.capacity(), pair.server.unsent.capacity()), (0, 0));
+    }
+}
+
+#[test]
+fn records_may_come_in_any_pieces() {
+    for piece in [1, 2, 7, 4096] {
+        let mut pair = Pair::new(piece == 7);
+        pair.piece = piece;
+        pair.shuttle();
+        let said: Vec<u8> = (0..100_000_u32).map(|i| i as u8).collect();
+        for part in said.chunks(50_000) {
+            pair.client.writer().write_all(part).unwrap();
+            pair.shuttle();
+        }
+        assert!(pair.plain == said, "in pieces of {piece}");
+        assert!(pair.server.partial().is_empty());
+    }
+}
+
+#[test]
+fn a_half_record_is_kept_and_sealing_meanwhile_does_not_disturb_it() {
+    let mut pair = Pair::open(false);
+    pair.client.writer().write_all(&[7; 9000]).unwrap();
+    let mut record = Vec::new();
+    pair.client.write_tls(&mut record).unwrap();
+    let (first, second) = record.split_at(5000);
+    pair.server_receives(first);
+    assert_eq!((pair.plain.len(), pair.server.partial().len()), (0, 5000));
+    pair.server.seal(b"meanwhile").unwrap();
+    pair.server_receives(second);
+    assert_eq!(pair.plain, [7; 9000]);
+    pair.shuttle();
+    assert_eq!(pair.heard_by_client(), b"meanwhile");
+}
+
+#[test]
+fn half_a_handshake_message_is_kept_and_sealing_meanwhile_does_not_disturb_it() {
+    // A KeyUpdate (RFC 8446 §4.6.3) in two records, which the client here never
+    // sends; but a Finished in two is the same to the session.
+    let mut pair = Pair::open(false);
+    pair.client.refresh_traffic_keys().unwrap();
+    pair.client.writer().write_all(b"new key").unwrap();
+    let mut bytes = Vec::new();
+    while pair.client.wants_write() {
+        pair.client.write_tls(&mut bytes).unwrap();
+    }
+    for byte in bytes {
+        pair.server_receives(&[byte]);
+        pair.server.seal(b"x").unwrap();
+    }
+    assert_eq!(pair.plain, b"new key");
+    pair.shuttle();
+    assert!(pair.heard_by_client().iter().all(|byte| *byte == b'x'));
+}
+
+#[test]
+fn both_ends_can_be_said() {
+    for tls12 in [false, true] {
+        let mut pair = Pair::open(tls12);
+        pair.server.seal(b"last").unwrap();
+        pair.server.seal_end().unwrap();
+        pair.client.writer().write_all(b"mine").unwrap();
+        pair.client.send_close_notify();
+        let mut bytes = Vec::new();
+        while pair.client.wants_write() {
+            pair.client.write_tls(&mut bytes).unwrap();
+        }
+        bytes.extend_from_slice(b"what follows means nothing");
+        pair.server_receives(&bytes);
+        assert!(pair.server.has_ended() && pair.server.is_over());
+        assert_eq!(pair.plain, b"mine");
+        assert!(pair.server.take_fault().is_none() && pair.server.partial().is_empty());
+        let mut rest = &mem::take(&mut pair.server.unsent)[..];
+        pair.client.read_tls(&mut rest).unwrap();
+        let state = pair.client.process_new_packets().unwrap();
+        assert!(state.peer_has_closed());
+        assert_eq!(pair.heard_by_client(), b"last");
+    }
+}
+
+#[test]
+fn a_bad_record_is_a_fault_after_what_came_before_it_and_is_told_by_an_alert() {
+    let mut pair = Pair::open(false);
+    pair.client.writer().write_all(b"good").unwrap();
+    let mut bytes = Vec::new();
+    pair.client.write_tls(&mut bytes).unwrap();
+    pair.client.writer().write_all(b"bad").unwrap();
+    let bad = bytes.len();
+    pair.client.write_tls(&mut bytes).unwrap();
+    bytes[bad + 7] ^= 1;
+    pair.server_receives(&bytes);
+    assert_eq!(pair.plain, b"good");
+    assert!(matches!(pair.server.take_fault(), Some(Error::DecryptError)));
+    let mut rest = &mem::take(&mut pair.server.unsent)[..];
+    pair.client.read_tls(&mut rest).unwrap();
+    let error = pair.client.process_new_packets().unwrap_err();
+    assert!(matches!(error, Error::AlertReceived(rustls::AlertDescription::BadRecordMac)));
+}
+
+#[test]
+fn plain_http_is_a_fault_and_answered_by_an_alert() {
+    let mut pair = Pair::new(false);
+    pair.server_receives(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n");
+    assert!(pair.server.take_fault().is_some());
+    assert_eq!(pair.server.unsent.first(), Some(&21), "an alert record");
+    assert!(pair.plain.is_empty());
+}
+
+#[test]
+fn before_the_handshake_nothing_can_be_said() {
+    let mut pair = Pair::new(false);
+    assert!(pair.server.seal(b"too early").is_err());
+    assert!(pair.server.seal_end().is_err());
+    assert!(pair.server.unsent.is_empty());
+}
+
+#[test]
+fn only_the_domain_is_served_and_nothing_without_a_certificate() {
+    let (certificate, root) = certificate();
+    let served = Handshakes::new(Some("Relay")).unwrap();
+    let others = Handshakes::new(Some("relay.example")).unwrap();
+    for (config, works) in [
+        (served.with(Some(&certificate)), true),
+        (served.with(None), false),
+        (others.with(Some(&certificate)), false),
+    ] {
+        let mut pair = Pair::new(false);
+        let name = ServerName::try_from("relay").unwrap();
+        pair.client = ClientConnection::new(client_config(root.clone(), false), name).unwrap();
+        pair.server = Session::new(config).unwrap();
+        let mut hello = Vec::new();
+        pair.client.write_tls(&mut hello).unwrap();
+        pair.server_receives(&hello);
+        assert_eq!(pair.server.take_fault().is_none(), works);
+    }
+    assert!(certificate.is_for("relay") && !certificate.is_for("relay.example"));
+}
+
+#[test]
+fn a_session_resumes_with_a_ticket_even_after_a_reload() {
+    for tls12 in [false, true] {
+        let (certificate, root) = certificate();
+        let handshakes = Handshakes::new(None).unwrap();
+        let client = client_config(root, tls12);
+        let kinds = [0, 1].map(|_| {
+            let name = ServerName::try_from("relay").unwrap();
+            let mut pair = Pair::new(tls12);
+            pair.client = ClientConnection::new(Arc::clone(&client), name).unwrap();
+            pair.server = Session::new(handshakes.with(Some(&certificate))).unwrap();
+            pair.shuttle();
+            pair.client.handshake_kind().unwrap()
+        });
+        assert_eq!(kinds, [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed]);
+    }
+}

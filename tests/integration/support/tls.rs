@@ -1,0 +1,111 @@
+//! Certificates of one's own, and ways to dial through TLS.
+
+use std::fs::{self, Permissions};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use pyrycode_relay::config::{Config, PairFiles, Serving};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use super::{connect, relay_for};
+
+/// A stream through TLS: its end without close_notify is an error.
+pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+
+/// A directory with a pair of PEM files in it, removed when dropped.
+#[derive(Debug)]
+pub struct Pair {
+    directory: PathBuf,
+    pub files: PairFiles,
+    /// The certificate, which signs itself.
+    pub root: CertificateDer<'static>,
+}
+
+impl Pair {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("pyrycode-relay-pair-{}-{count}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir_all(&directory).unwrap();
+        let [certificate, key] = ["chain.pem", "key.pem"].map(|name| directory.join(name));
+        let root = Vec::new().into();
+        let mut pair = Self { directory, files: PairFiles { certificate, key }, root };
+        pair.renew();
+        pair
+    }
+
+    /// Puts another certificate and key in their place, as tools do: each file in a
+    /// stroke, one after the other.
+    pub fn renew(&mut self) {
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["relay".to_owned()]).unwrap();
+        self.put(&cert.pem(), &signing_key.serialize_pem());
+        self.root = cert.der().clone();
+    }
+
+    /// Puts these contents in their place.
+    pub fn put(&self, certificate: &str, key: &str) {
+        let PairFiles { certificate: certificate_path, key: key_path } = &self.files;
+        for (path, content, mode) in
+            [(key_path, key, 0o600), (certificate_path, certificate, 0o644)]
+        {
+            let new = path.with_extension("new");
+            fs::write(&new, content).unwrap();
+            fs::set_permissions(&new, Permissions::from_mode(mode)).unwrap();
+            fs::rename(&new, path).unwrap();
+        }
+    }
+
+    /// The flags that have it served.
+    pub fn flags(&self) -> [String; 2] {
+        let PairFiles { certificate, key } = &self.files;
+        [format!("--tls-cert={}", certificate.display()), format!("--tls-key={}", key.display())]
+    }
+
+    /// Trusts nothing but the certificate as it is now.
+    pub fn client(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.clone()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Arc::new(config)
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A relay as [`super::relay`]'s, with TLS.
+pub fn tls_relay(adjust: impl FnOnce(&mut Config)) -> (SocketAddr, Arc<ClientConfig>) {
+    let pair = Pair::new();
+    let relay = relay_for(10_000, |config| {
+        let https = config.serving.listens().next().unwrap().0;
+        config.serving = Serving::Own { https, pair: pair.files.clone() };
+        adjust(config);
+    });
+    (relay, pair.client())
+}
+
+/// A session on `stream` whose handshake has not begun.
+pub fn through_tls(stream: TcpStream, config: &Arc<ClientConfig>) -> TlsStream {
+    let name = ServerName::try_from("relay").unwrap();
+    StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), stream)
+}
+
+/// Dials through TLS.
+pub fn tls_connect(relay: SocketAddr, config: &Arc<ClientConfig>) -> TlsStream {
+    through_tls(connect(relay), config)
+}

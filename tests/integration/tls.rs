@@ -1,0 +1,234 @@
+//! What holds without TLS holds through it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
+use std::thread;
+
+use rustls::{ClientConfig, HandshakeKind};
+
+use crate::support::{
+    Answer, Heard, NEVER, Opcode, Pair, Peer, Process, TlsStream, binary_head,
+    connect_reading_little, envelope, millis, phone_head, through_tls, tls_connect, tls_relay,
+};
+
+fn binary(relay: SocketAddr, client: &Arc<ClientConfig>, id: &str) -> Peer<TlsStream> {
+    Peer::upgrade(tls_connect(relay, client), &binary_head(id))
+}
+
+fn phone(relay: SocketAddr, client: &Arc<ClientConfig>, id: &str) -> Peer<TlsStream> {
+    Peer::upgrade(tls_connect(relay, client), &phone_head(id))
+}
+
+fn answer(relay: SocketAddr, client: &Arc<ClientConfig>, request: &str) -> Answer {
+    let mut stream = tls_connect(relay, client);
+    stream.write_all(request.as_bytes()).unwrap();
+    // To the end, which without close_notify would be an error.
+    Answer::read(&mut stream)
+}
+
+fn health(relay: SocketAddr, client: &Arc<ClientConfig>) -> (u64, u64) {
+    let answer = answer(relay, client, "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
+    let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    let count = |key: &str| body[key].as_u64().unwrap();
+    (count("connected_binaries"), count("connected_phones"))
+}
+
+fn numbered(n: usize, len: usize) -> String {
+    format!("\"{n}:{}\"", "x".repeat(len - 3 - n.to_string().len()))
+}
+
+#[test]
+fn frames_cross_pings_are_answered_and_every_end_is_announced() {
+    let (relay, client) = tls_relay(|config| config.timeouts.ping_interval = millis(200));
+    let mut binary = binary(relay, &client, "home");
+    let mut phone = phone(relay, &client, "home");
+    phone.say("{\"up\" : 1}");
+    assert_eq!(binary.hear_text(), envelope(&phone.id, "{\"up\" : 1}"));
+    binary.tell(&phone.id, "[2]");
+    assert_eq!(phone.hear_text(), "[2]");
+    for _ in 0..3 {
+        let Heard::Ping(payload) = phone.hear() else { panic!("no ping") };
+        phone.send(Opcode::Pong, &payload);
+    }
+    // The end after the close is close_notify: a bare FIN would be an error.
+    phone.say("{");
+    phone.expect_close(1007, "frame is not valid JSON");
+    assert_eq!(answer(relay, &client, "GET /x HTTP/1.1\r\nHost: relay\r\n\r\n").status, 404);
+    binary.send_close(1000);
+    assert_eq!(binary.hear_honestly(), Heard::Close(Some((1000, String::new()))));
+    assert_eq!(binary.hear(), Heard::End);
+}
+
+#[test]
+fn a_dead_peer_is_found_and_its_slot_taken_over() {
+    let (relay, client) = tls_relay(|config| {
+        config.timeouts.ping_interval = millis(300);
+        config.timeouts.pong = millis(300);
+    });
+    let mut dead = binary(relay, &client, "home");
+    dead.expect_close(1011, "heartbeat timeout");
+
+    let (relay, client) = tls_relay(|config| config.timeouts.probe = millis(300));
+    let mut holder = binary(relay, &client, "home");
+    let mut phone = phone(relay, &client, "home");
+    let mut claimant = binary(relay, &client, "home");
+    holder.expect_close(1011, "heartbeat timeout");
+    phone.expect_close(4404, "binary reclaimed server-id");
+    claimant.expect_alive();
+}
+
+#[test]
+fn what_a_claimant_sends_with_its_head_waits_for_its_slot() {
+    let (relay, client) = tls_relay(|_| {});
+    let mut holder = binary(relay, &client, "home");
+    let phone_id = phone(relay, &client, "home").id;
+    // Head and frame in records of their own, in one segment.
+    let mut stream = tls_connect(relay, &client);
+    stream.conn.writer().write_all(b"").unwrap();
+    stream.conn.complete_io(&mut stream.sock).unwrap();
+    let mut segment = Vec::new();
+    for part in [
+        binary_head("home").into_bytes(),
+        crate::support::frame(Opcode::Text, true, envelope(&phone_id, "1").as_bytes()),
+        crate::support::frame(Opcode::Ping, true, b"read"),
+    ] {
+        stream.conn.writer().write_all(&part).unwrap();
+        while stream.conn.wants_write() {
+            stream.conn.write_tls(&mut segment).unwrap();
+        }
+    }
+    stream.sock.write_all(&segment).unwrap();
+    let mut claimant = Peer::upgraded(stream);
+    let Heard::Ping(_) = holder.hear() else { panic!("no probe") };
+    drop(holder);
+    assert_eq!(claimant.hear_honestly(), Heard::Pong(b"read".into()));
+}
+
+#[test]
+fn sixty_four_mebibytes_come_through_in_order() {
+    const COUNT: usize = 256;
+    const LEN: usize = 256 * 1024;
+    let (relay, client) = tls_relay(|config| config.timeouts.write = NEVER);
+    let mut binary = binary(relay, &client, "home");
+    let mut phone = phone(relay, &client, "home");
+    let id = phone.id.clone();
+    let sender = thread::spawn(move || {
+        for n in 0..COUNT {
+            phone.say(&numbered(n, LEN));
+        }
+        phone
+    });
+    for n in 0..COUNT {
+        assert!(binary.hear_text() == envelope(&id, &numbered(n, LEN)), "message {n}");
+    }
+    let mut phone = sender.join().unwrap();
+    for n in 0..16 {
+        binary.tell(&id, &numbered(n, LEN - 100));
+        assert!(phone.hear_text() == numbered(n, LEN - 100), "message {n}");
+    }
+}
+
+#[test]
+fn a_ping_overtakes_what_is_queued_and_a_stuck_phone_is_closed_behind_a_gapless_prefix() {
+    let (relay, client) = tls_relay(|config| {
+        config.timeouts.linger = NEVER;
+        config.timeouts.ping_interval = millis(1000);
+        config.timeouts.pong = NEVER;
+        config.timeouts.write = NEVER;
+    });
+    let mut binary = binary(relay, &client, "home");
+    let slow = through_tls(connect_reading_little(relay), &client);
+    let mut slow = Peer::upgrade(slow, &phone_head("home"));
+    for n in 0..100 {
+        binary.tell(&slow.id, &numbered(n, 64_000));
+        binary.expect_alive();
+    }
+    let (mut texts, mut before_ping) = (0, None);
+    loop {
+        match slow.hear() {
+            Heard::Text(text) => {
+                assert_eq!(text, numbered(texts, 64_000));
+                texts += 1;
+            }
+            Heard::Ping(_) => {
+                before_ping.get_or_insert(texts);
+            }
+            Heard::Close(why) => {
+                assert_eq!(why, Some((1011, "phone backlog full".into())));
+                break;
+            }
+            heard => panic!("{heard:?}"),
+        }
+    }
+    assert_eq!(slow.hear(), Heard::End);
+    assert!((1..99).contains(&texts), "{texts}");
+    let before_ping = before_ping.unwrap_or(texts);
+    assert!(before_ping < 64, "{before_ping} of {texts} messages came before a ping");
+}
+
+#[test]
+fn a_phone_for_which_nothing_drains_is_closed() {
+    let (relay, client) = tls_relay(|config| config.timeouts.write = millis(400));
+    let mut binary = binary(relay, &client, "home");
+    let stuck = through_tls(connect_reading_little(relay), &client);
+    let stuck = Peer::upgrade(stuck, &phone_head("home"));
+    for n in 0..60 {
+        binary.tell(&stuck.id, &numbered(n, 64_000));
+    }
+    crate::support::eventually("it is closed", || health(relay, &client) == (1, 0));
+}
+
+#[test]
+fn a_truncated_stream_is_told_from_one_that_was_ended() {
+    let pair = Pair::new();
+    let process = Process::start_talkative(&pair.flags());
+    let client = pair.client();
+    let ended = |announced: bool| {
+        let mut peer = binary(process.relay, &client, "home");
+        if announced {
+            peer.stream.conn.send_close_notify();
+            peer.stream.flush().unwrap();
+        }
+        peer.stream.sock.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        let end = peer.stream.read_to_end(&mut rest);
+        process.expect_line("server_released");
+        end
+    };
+    assert!(ended(true).is_ok(), "close_notify is answered");
+    assert!(process.next_line(millis(0)).is_none(), "nothing was cut");
+    let _ = ended(false);
+    // Beside the loop's line stands the one on the truncation.
+    let pair = Pair::new();
+    let process = Process::start_talkative(&pair.flags());
+    let peer = binary(process.relay, &pair.client(), "home");
+    peer.stream.sock.shutdown(Shutdown::Write).unwrap();
+    let line = process.expect_line("tls_cut");
+    assert!(line.contains("cause=truncated"), "{line}");
+}
+
+#[test]
+fn a_peer_that_returns_resumes_its_session() {
+    let (relay, client) = tls_relay(|_| {});
+    let kinds = [0, 1].map(|_| {
+        let mut stream = tls_connect(relay, &client);
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
+        assert_eq!(Answer::read(&mut stream).status, 200);
+        stream.conn.handshake_kind().unwrap()
+    });
+    assert_eq!(kinds, [HandshakeKind::Full, HandshakeKind::Resumed]);
+}
+
+#[test]
+fn a_protocol_that_is_not_ours_is_refused() {
+    let (relay, client) = tls_relay(|_| {});
+    let mut config = Arc::unwrap_or_clone(client);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let mut stream = tls_connect(relay, &Arc::new(config));
+    let error = stream
+        .write_all(b"PRI")
+        .and_then(|()| stream.flush())
+        .and_then(|()| stream.read(&mut [0; 1]).map(|_| ()));
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidData);
+}

@@ -1,0 +1,145 @@
+//! What TLS and certificates ask of the relay: bytes that the shell keeps below it, one
+//! host name, and a port for certificate authorities.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use pyrycode_relay::config::{ACME_DIRECTORY, Acme, Config, Listen, Serving};
+use pyrycode_relay::relay::{ConnId, Effect, Relay};
+use pyrycode_relay::time::Instant;
+
+use crate::peer::request;
+
+const NOW: Instant = Instant::START;
+const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n";
+
+fn accept(relay: &mut Relay) -> ConnId {
+    relay.handle_accept(IpAddr::V4(Ipv4Addr::LOCALHOST), NOW)
+}
+
+fn effects(relay: &mut Relay) -> Vec<Effect> {
+    std::iter::from_fn(|| relay.poll_effect()).collect()
+}
+
+/// What a new connection is answered, after which it must end.
+fn answer(relay: &mut Relay, confined: bool, head: &str) -> String {
+    let id = accept(relay);
+    if confined {
+        relay.confine_to_challenges(id);
+    }
+    relay.handle_input(id, head.as_bytes(), NOW);
+    assert_eq!(effects(relay), [Effect::Transmit(id)]);
+    let answer = String::from_utf8(relay.outgoing(id).concat()).expect("text");
+    relay.handle_written(id, answer.len(), NOW);
+    assert_eq!(effects(relay), [Effect::HalfClose(id)]);
+    relay.handle_end(id, NOW);
+    assert_eq!(effects(relay), [Effect::Disconnect(id)]);
+    answer
+}
+
+fn status(answer: &str) -> &str {
+    &answer["HTTP/1.1 ".len()..][..3]
+}
+
+#[test]
+fn a_half_close_waits_for_what_is_kept_below() {
+    let mut relay = Relay::new(&Config::default(), 10, [7; 32], NOW);
+    let id = accept(&mut relay);
+    relay.handle_input(id, HEALTH, NOW);
+    assert_eq!(effects(&mut relay), [Effect::Transmit(id)]);
+    let len = relay.outgoing(id).concat().len();
+    relay.handle_kept(id, 0, len + 22, NOW);
+    relay.handle_written(id, len, NOW);
+    assert!(relay.outgoing(id).concat().is_empty());
+    for kept in [len + 22, 40, 1] {
+        relay.handle_kept(id, 0, kept, NOW);
+        assert_eq!((effects(&mut relay), relay.buffered()), (vec![], kept));
+        relay.audit();
+    }
+    relay.handle_kept(id, 0, 0, NOW);
+    assert_eq!((effects(&mut relay), relay.buffered()), (vec![Effect::HalfClose(id)], 0));
+    relay.audit();
+}
+
+#[test]
+fn half_records_come_out_of_the_byte_budget() {
+    const RECORD: usize = 16 * 1024;
+    let mut config = Config::default();
+    config.limits.buffer_memory = 64 * RECORD;
+    let mut relay = Relay::new(&config, 1000, [7; 32], NOW);
+    let mut gone = 0;
+    for n in 1..=200 {
+        let id = accept(&mut relay);
+        relay.handle_kept(id, RECORD, 0, NOW);
+        relay.audit();
+        gone += effects(&mut relay).len();
+        assert!(relay.buffered() <= 64 * RECORD);
+        assert_eq!((relay.len(), gone), (n.min(64), n - n.min(64)));
+    }
+    // A whole record came: nothing is kept any more.
+    let id = accept(&mut relay);
+    relay.handle_kept(id, 100, 0, NOW);
+    let before = relay.buffered();
+    relay.handle_kept(id, 0, 0, NOW);
+    assert_eq!(relay.buffered(), before - 100);
+}
+
+#[test]
+fn the_port_for_authorities_answers_the_challenge_and_nothing_else() {
+    let mut relay = Relay::new(&Config::default(), 10, [7; 32], NOW);
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n");
+    let path = "/.well-known/acme-challenge/token";
+    assert_eq!(status(&answer(&mut relay, true, &get(path))), "404");
+    relay.answer_challenge(Some(("token".into(), "token.thumbprint".into())));
+    let told = answer(&mut relay, true, &get(path));
+    assert!(told.starts_with("HTTP/1.1 200 OK\r\n") && told.ends_with("\r\n\r\ntoken.thumbprint"));
+    let told = answer(&mut relay, true, &get(path).replace("GET", "HEAD"));
+    assert!(told.contains("Content-Length: 16\r\n") && told.ends_with("\r\n\r\n"), "{told}");
+    assert_eq!(status(&answer(&mut relay, true, &get(path).replace("GET", "POST"))), "405");
+    for other in ["/", "/healthz", "/readyz", "/.well-known/acme-challenge/", "/v1/server"] {
+        assert_eq!(status(&answer(&mut relay, true, &get(other))), "404", "{other}");
+    }
+    for near in [format!("{path}/"), format!("{path}x"), path.to_uppercase()] {
+        assert_eq!(status(&answer(&mut relay, true, &get(&near))), "404", "{near}");
+    }
+    let upgrade = request("/v1/client", &["x-pyrycode-server: home", "x-pyrycode-token: t"]);
+    assert_eq!(status(&answer(&mut relay, true, &upgrade)), "404");
+    // Elsewhere there is no challenge, and afterwards there is none here.
+    assert_eq!(status(&answer(&mut relay, false, &get(path))), "404");
+    relay.answer_challenge(None);
+    assert_eq!(status(&answer(&mut relay, true, &get(path))), "404");
+    relay.audit();
+}
+
+#[test]
+fn another_host_is_misdirected_before_it_counts_against_any_limit() {
+    let any = Listen::at(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let acme = Acme {
+        domain: "relay.example".into(),
+        cache: "certs".into(),
+        directory: ACME_DIRECTORY.into(),
+        ca: None,
+    };
+    let mut config =
+        Config { serving: Serving::Automatic { https: any, http: any, acme }, ..Config::default() };
+    (config.limits.rate_per_minute, config.limits.rate_burst) = (1, 3);
+    let mut relay = Relay::new(&config, 0, [7; 32], NOW);
+    let upgrade = request("/v1/client", &["x-pyrycode-server: home", "x-pyrycode-token: t"]);
+    let host = upgrade.lines().find(|line| line.starts_with("Host:")).unwrap().to_owned();
+    let dial = |relay: &mut Relay, host_line: &str, target: &str| {
+        let head = upgrade.replace(&host, host_line).replace("/v1/client", target);
+        status(&answer(relay, false, &head)).to_owned()
+    };
+    for other in ["relay.example.com", "example", "relay.example.", "[::1]:443", "relay"] {
+        assert_eq!(dial(&mut relay, &format!("Host: {other}"), "/v1/client"), "421", "{other}");
+    }
+    // The target's own host takes the place of Host.
+    let target = "https://other.example/v1/client";
+    assert_eq!(dial(&mut relay, "Host: relay.example", target), "421");
+    // Ours, in any case and with any port, meets the next gate: here the cap.
+    for ours in ["relay.example", "RELAY.example:8443"] {
+        assert_eq!(dial(&mut relay, &format!("Host: {ours}"), "/v1/client"), "503", "{ours}");
+    }
+    let target = "https://relay.example:1/v1/client";
+    assert_eq!(dial(&mut relay, "Host: other.example", target), "503");
+    assert_eq!(status(&answer(&mut relay, false, str::from_utf8(HEALTH).unwrap())), "200");
+}

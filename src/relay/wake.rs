@@ -14,8 +14,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::hash::BuildHasher;
 
-use ring::digest::{SHA256, digest};
-
 use super::admission::RateLimiter;
 use super::conn_id::{ConnId, PublicId};
 use super::envelope::Dropped;
@@ -55,14 +53,6 @@ impl DeviceToken {
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
-    }
-
-    /// The first 8 hex digits of its SHA-256: enough to tell whether two lines
-    /// are about one device.
-    #[must_use]
-    pub fn fingerprint(&self) -> String {
-        let hash = digest(&SHA256, self.0.as_bytes());
-        hash.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -183,10 +173,8 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_named_by_its_hash_and_not_shown() {
+    fn a_token_is_not_shown() {
         let device = DeviceToken::new("abc");
-        // FIPS 180-2, appendix B.1.
-        assert_eq!(device.fingerprint(), "ba7816bf");
         let binary = PublicId { key: 0, id: ConnId::new(0, 0) };
         assert!(format!("{:?}", Wake { device, binary }).contains("DeviceToken(..)"));
     }

@@ -26,6 +26,8 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
+use ring::digest::{SHA256, digest};
+
 use self::client::Client;
 use self::credentials::Credentials;
 use self::fcm::Complaint;
@@ -34,7 +36,7 @@ use super::clock::{monotonic, wall_time};
 use super::mailbox::{Message, Post};
 use crate::config::PushWake;
 use crate::relay::stats::WakeOutcome;
-use crate::relay::wake::Wake;
+use crate::relay::wake::{DeviceToken, Wake};
 
 /// The longest that one call takes, looking the name up and reading the reply
 /// included.
@@ -150,7 +152,7 @@ impl Service {
                 outcome = outcome.label(), status, err = cause,
                 fcm_status = complaint.status.as_deref(),
                 fcm_error_code = complaint.error_code.as_deref(),
-                token_fp = wake.device.fingerprint().as_str(), binary_conn_id:% = wake.binary;
+                token_fp = fingerprint(&wake.device).as_str(), binary_conn_id:% = wake.binary;
                 "push_wake_failed"
             );
         }
@@ -210,5 +212,23 @@ impl Service {
             tokens::grant(status, &reply.read())
                 .map_err(|cause| Failure { status: Some(status), cause })
         })
+    }
+}
+
+/// The first 8 hex digits of the token's SHA-256: enough to tell whether two lines
+/// are about one device.
+fn fingerprint(device: &DeviceToken) -> String {
+    let hash = digest(&SHA256, device.reveal().as_bytes());
+    hash.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_named_by_its_hash() {
+        // FIPS 180-2, appendix B.1.
+        assert_eq!(fingerprint(&DeviceToken::new("abc")), "ba7816bf");
     }
 }

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import google
 from google import SECRET, Answer, Authority, Google, claims, complaint, pem, rsa_key
-from harness import LATE, SOON, Relay, main, program, wait_until
+from harness import DIRECT, LATE, SOON, Relay, main, program, wait_until
 from rawpeer import TEXT, Honest, envelope, frame, pair, upgrade
 
 IN_FLIGHT, BURST, CALL = 32, 6, 10.0
@@ -88,9 +88,21 @@ class Pushing(Relay):
                    lambda: f"not {count} failures: {self.failures}")
         return self.failures
 
+    def scrape(self):
+        with DIRECT.open(f"http://{self.metrics}/metrics", timeout=SOON) as answer:
+            return answer.read().decode()
+
+    def wait_counted(self, **outcomes):
+        """Until so many wakes have ended so, and no others."""
+        def counted():
+            found = re.findall(r'push_wakes_total\{outcome="(\w+)"\} (\d+)', self.scrape())
+            return {outcome: int(count) for outcome, count in found if count != "0"}
+        wait_until(lambda: counted() == outcomes, complaint=lambda: f"{counted()}: {outcomes}")
+
     def __exit__(self, failure, *rest):
+        scraped = "" if self.is_signalled else self.scrape()
         super().__exit__(failure, *rest)
-        for text in (*self.log, self.command):
+        for text in (*self.log, self.command, scraped):
             for secret in self.secrets:
                 assert secret not in text, f"a secret is told: {text}"
 
@@ -245,7 +257,7 @@ def what_fcm_answers_is_what_is_told():
         assert len(server.exchanges) == 1
         server.on_send = Answer(200, b"garbage")
         relay.wake("well")
-        wait_sends(server, len(cases) + 1)
+        relay.wait_counted(sent=1, unregistered=1, send_failed=len(cases) - 1)
 
 
 def redirects_are_not_followed():
@@ -317,8 +329,10 @@ def one_exchange_however_many_wait():
                 for failure in relay.wait_failures(IN_FLIGHT):
                     told(failure, "token_fetch_failed")
                 assert not server.sends
+                relay.wait_counted(token_fetch_failed=IN_FLIGHT, dropped=1)
             else:
                 assert len(wait_sends(server, IN_FLIGHT)) == IN_FLIGHT
+                relay.wait_counted(sent=IN_FLIGHT, dropped=1)
             assert len(server.exchanges) == 1
 
 
@@ -509,6 +523,7 @@ def a_thousand_wakes_meet_the_limits():
         passed = [sent.device for sent in server.sends[IN_FLIGHT:]]
         assert sorted(passed) == sorted(
             device(f"{name}/{number}") for name in range(100) for number in range(BURST))
+        relay.wait_counted(sent=IN_FLIGHT + 600, dropped=2000 - IN_FLIGHT - 600)
 
 
 def hanging_calls_fill_the_house_and_stop_nobody():

@@ -6,15 +6,17 @@ mod process;
 mod tls;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pyrycode_relay::config::{Config, Timeouts};
+use pyrycode_relay::config::{Config, Serving, Timeouts};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::Server;
 use pyrycode_relay::server::listener::Listener;
 use pyrycode_relay::server::tls::source::Source;
 use pyrycode_relay::time;
+use rustls::ClientConfig;
 
 pub use http::{
     Answer, ask, connect, connect_from, connect_reading_little, connect_writing_little, healthz,
@@ -23,7 +25,7 @@ pub use peer::{
     Heard, Opcode, Peer, binary_head, envelope, frame, header, phone_head, upgrade_head,
 };
 pub use process::{Process, run};
-pub use tls::{Pair, TlsStream, through_tls, tls_connect, tls_relay};
+pub use tls::{Pair, TlsStream, through_tls, tls_connect};
 
 /// The longest wait for what should come at once. Only a failing test takes it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,6 +68,17 @@ fn relay_serving(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAdd
     }
     thread::spawn(move || server.run());
     address
+}
+
+/// A relay as [`relay`]'s, with TLS.
+pub fn tls_relay(adjust: impl FnOnce(&mut Config)) -> (SocketAddr, Arc<ClientConfig>) {
+    let pair = Pair::new();
+    let relay = relay_serving(10_000, |config| {
+        let https = config.serving.listens().next().unwrap().0;
+        config.serving = Serving::Own { https, pair: pair.files.clone() };
+        adjust(config);
+    });
+    (relay, pair.client())
 }
 
 /// Waits until `condition` holds.

@@ -8,11 +8,12 @@ mod tls;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::LevelFilter;
-use pyrycode_relay::config::{Config, LogFormat, Timeouts};
+use pyrycode_relay::config::{Config, LogFormat, Serving, Timeouts};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::Server;
 use pyrycode_relay::server::listener::Listener;
@@ -20,6 +21,7 @@ use pyrycode_relay::server::log::Sink;
 use pyrycode_relay::server::operator::Operator;
 use pyrycode_relay::server::tls::source::Source;
 use pyrycode_relay::time;
+use rustls::ClientConfig;
 
 pub use http::{
     Answer, ask, connect, connect_from, connect_reading_little, connect_writing_little, healthz,
@@ -29,7 +31,7 @@ pub use peer::{
 };
 pub use process::{Process, run};
 pub use scrape::Scrape;
-pub use tls::{Pair, TlsStream, through_tls, tls_connect, tls_relay};
+pub use tls::{Pair, TlsStream, through_tls, tls_connect};
 
 /// The longest wait for what should come at once. Only a failing test takes it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,6 +92,17 @@ pub fn server(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (Server<Rela
         server = server.with_tls(source).unwrap();
     }
     (server, address)
+}
+
+/// A relay as [`relay`]'s, with TLS.
+pub fn tls_relay(adjust: impl FnOnce(&mut Config)) -> (SocketAddr, Arc<ClientConfig>) {
+    let pair = Pair::new();
+    let relay = relay_for(10_000, |config| {
+        let https = config.serving.listens().next().unwrap().0;
+        config.serving = Serving::Own { https, pair: pair.files.clone() };
+        adjust(config);
+    });
+    (relay, pair.client())
 }
 
 /// Waits until `condition` holds.

@@ -5,10 +5,11 @@ use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 
+use pyrycode_relay::config::Serving;
 use rustls::{ClientConfig, HandshakeKind};
 
 use crate::support::{
-    Answer, Heard, NEVER, Opcode, Pair, Peer, Process, TlsStream, binary_head,
+    Answer, Heard, NEVER, Opcode, Pair, Peer, Process, TlsStream, binary_head, connect,
     connect_reading_little, envelope, millis, phone_head, through_tls, tls_connect, tls_relay,
 };
 
@@ -206,6 +207,40 @@ fn a_truncated_stream_is_told_from_one_that_was_ended() {
     peer.stream.sock.shutdown(Shutdown::Write).unwrap();
     let line = process.expect_line("tls_cut");
     assert!(line.contains("cause=truncated"), "{line}");
+}
+
+#[test]
+fn a_proxy_header_stands_in_front_of_the_first_record() {
+    let (relay, client) = tls_relay(|config| {
+        let Serving::Own { https, .. } = &mut config.serving else { unreachable!() };
+        https.proxy_protocol = true;
+        config.limits.connections_per_ip = 1;
+    });
+    // Version 2, PROXY, TCP over IPv4 (the protocol's section 2.2), then 192.0.2.n.
+    let header = |client: u8| {
+        let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+        header.extend_from_slice(&[192, 0, 2, client, 127, 0, 0, 1, 0x30, 0x39, 0x01, 0xbb]);
+        header
+    };
+    let dial = |header: &[u8]| {
+        let mut stream = connect(relay);
+        stream.write_all(header).unwrap();
+        through_tls(stream, &client)
+    };
+    let mut binary = Peer::upgrade(dial(&header(1)), &binary_head("home"));
+    let mut phone = Peer::upgrade(dial(&header(2)), &phone_head("home"));
+    phone.say("1");
+    assert_eq!(binary.hear_text(), envelope(&phone.id, "1"));
+    // It is by their addresses that clients are counted.
+    let mut second = dial(&header(2));
+    second.write_all(phone_head("home").as_bytes()).unwrap();
+    assert_eq!(Answer::read(&mut second).status, 503);
+    // Without a header there is not even an alert.
+    let mut stream = connect(relay);
+    through_tls(connect(relay), &client).conn.write_tls(&mut stream).unwrap();
+    let mut heard = Vec::new();
+    let _ = stream.read_to_end(&mut heard);
+    assert!(heard.is_empty(), "{heard:x?}");
 }
 
 #[test]

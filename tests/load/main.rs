@@ -21,6 +21,7 @@ mod crowd;
 mod figures;
 mod flood;
 mod guard;
+mod idle;
 mod mute;
 mod redial;
 mod shed;
@@ -40,6 +41,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("flood: pings beside 100 quiet pairs", flood::of_pings),
     ("starved: 64 descriptors, 200 dialers", starved::to_one_connection),
     ("starved: 96 descriptors, 200 dialers", starved::with_live_pairs),
+    ("idle: 10,000 binaries, plain and through TLS", idle::plain_and_tls),
     ("mute: nobody reads stderr", mute::nobody_reads_stderr),
     ("redial: all clients at once", redial::all_at_once),
     ("churn: an hour in a minute", churn::an_hour),

@@ -9,6 +9,8 @@ mod http;
 mod peer;
 #[path = "../integration/support/process.rs"]
 mod process;
+#[path = "../integration/support/tls.rs"]
+mod tls;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ pub use peer::{
     Heard, Opcode, Peer, binary_head, envelope, first_frame, frame, header, phone_head,
 };
 pub use process::Process;
+pub use tls::{Pair, tls_connect};
 
 /// The longest wait for what should come at once, on a machine that has other
 /// things to do. Only a failing run takes it.

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use pyrycode_relay::config::{Config, PairFiles, Serving};
+use pyrycode_relay::config::PairFiles;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::{connect, relay_for};
+use super::connect;
 
 /// A stream through TLS: its end without close_notify is an error.
 pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
@@ -86,17 +86,6 @@ impl Drop for Pair {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
-}
-
-/// A relay as [`super::relay`]'s, with TLS.
-pub fn tls_relay(adjust: impl FnOnce(&mut Config)) -> (SocketAddr, Arc<ClientConfig>) {
-    let pair = Pair::new();
-    let relay = relay_for(10_000, |config| {
-        let https = config.serving.listens().next().unwrap().0;
-        config.serving = Serving::Own { https, pair: pair.files.clone() };
-        adjust(config);
-    });
-    (relay, pair.client())
 }
 
 /// A session on `stream` whose handshake has not begun.

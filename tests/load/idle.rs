@@ -1,0 +1,39 @@
+//! What a connection at rest costs the relay, plain and through TLS.
+
+use std::io::{Read, Write};
+
+use crate::figures::record;
+use crate::support::{Pair, Peer, Process, binary_head, connect, tls_connect};
+
+const COUNT: usize = 10_000;
+/// Of the relay's own memory, for a connection at rest with TLS.
+const TLS_MAX: u64 = 4 * 1024;
+
+pub fn plain_and_tls() {
+    let plain = Process::start(&[]);
+    let bytes = cost(&plain, || connect(plain.relay));
+    record("plain, bytes a connection", bytes);
+    drop(plain);
+
+    let pair = Pair::new();
+    let [certificate, key] = pair.flags();
+    let tls = Process::start(&[&certificate, &key]);
+    let client = pair.client();
+    let bytes = cost(&tls, || tls_connect(tls.relay, &client));
+    record("TLS 1.3, bytes a connection", bytes);
+    assert!(bytes <= TLS_MAX, "{bytes} bytes a connection");
+}
+
+/// Resident memory for each of so many binaries that are in and say nothing.
+fn cost<S: Read + Write>(process: &Process, dial: impl Fn() -> S) -> u64 {
+    // What is allocated once only, is.
+    drop(Peer::upgrade(dial(), &binary_head("first")));
+    let before = process.memory().0;
+    let peers: Vec<_> =
+        (0..COUNT).map(|n| Peer::upgrade(dial(), &binary_head(&n.to_string()))).collect();
+    let bytes = process.memory().0.saturating_sub(before) / COUNT as u64;
+    let lines = std::iter::from_fn(|| process.next_line(std::time::Duration::ZERO));
+    assert_eq!(lines.filter(|line| line.contains("server_released")).count(), 1, "all are in");
+    drop(peers);
+    bytes
+}

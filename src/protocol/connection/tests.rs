@@ -883,3 +883,18 @@ fn a_closing_connection_that_is_shed_loses_its_input_before_its_close() {
     assert!(line.connection.shed(at(2_000), &TIMEOUTS));
     assert_eq!((line.connection.held(), line.connection.backlog()), (close, close));
 }
+
+#[test]
+fn who_takes_nothing_of_a_handshake_is_out_of_time_for_its_head() {
+    let timeouts = Timeouts { write: std::time::Duration::from_millis(400), ..TIMEOUTS };
+    let mut connection = Connection::new(at(0), &timeouts);
+    connection.on_kept(0, 3000, at(100));
+    assert_eq!(connection.held(), 3000);
+    assert_eq!(connection.deadline(&timeouts), at(500));
+    connection.on_kept(70, 2000, at(300));
+    assert_eq!((connection.held(), connection.deadline(&timeouts)), (2070, at(700)));
+    assert_eq!(connection.handle_timeout(at(699), &timeouts), None);
+    assert_eq!(connection.handle_timeout(at(700), &timeouts), Some(Expiry::Head));
+    connection.on_kept(0, 0, at(710));
+    assert_eq!((connection.held(), connection.deadline(&timeouts)), (0, at(5000)));
+}

@@ -84,7 +84,9 @@ fn run(config: &Config, helpers: Helpers, sink: &sink::Sink) -> io::Result<()> {
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
     let bind = |(listen, speaks): (Listen, Speaks)| {
-        let listener = Listener::bind(listen.address)?;
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", listen.address));
+        let listener = Listener::bind(listen.address).map_err(named)?;
         Ok(listener.speaking(speaks).proxied(listen.proxy_protocol))
     };
     let listeners = config.serving.listens().map(bind).collect::<io::Result<Vec<_>>>()?;

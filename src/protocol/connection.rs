@@ -419,7 +419,7 @@ impl Connection {
         let stuck = now >= self.write_deadline(timeouts);
         let unfinished = now >= self.message_deadline(timeouts);
         match &mut self.state {
-            State::Head { deadline } => (now >= *deadline).then_some(Expiry::Head),
+            State::Head { deadline } => (stuck || now >= *deadline).then_some(Expiry::Head),
             State::Closing(closing) => {
                 (stuck || now >= closing.deadline).then_some(Expiry::Disconnect)
             }

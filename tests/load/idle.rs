@@ -1,11 +1,14 @@
 //! What a connection at rest costs the relay, plain and through TLS.
 
 use std::io::{Read, Write};
+use std::thread;
+use std::time::Duration;
 
 use crate::figures::record;
 use crate::support::{Pair, Peer, Process, binary_head, connect, tls_connect};
 
 const COUNT: usize = 10_000;
+const DIALERS: usize = 4;
 /// Of the relay's own memory, for a connection at rest with TLS.
 const TLS_MAX: u64 = 4 * 1024;
 
@@ -25,14 +28,21 @@ pub fn plain_and_tls() {
 }
 
 /// Resident memory for each of so many binaries that are in and say nothing.
-fn cost<S: Read + Write>(process: &Process, dial: impl Fn() -> S) -> u64 {
+fn cost<S: Read + Write + Send>(process: &Process, dial: impl Fn() -> S + Sync) -> u64 {
     // What is allocated once only, is.
     drop(Peer::upgrade(dial(), &binary_head("first")));
     let before = process.memory().0;
-    let peers: Vec<_> =
-        (0..COUNT).map(|n| Peer::upgrade(dial(), &binary_head(&n.to_string()))).collect();
+    // At once, for who answers no ping has half a minute.
+    let dial_some = &|from: usize| {
+        let own = (from..COUNT).step_by(DIALERS);
+        own.map(|n| Peer::upgrade(dial(), &binary_head(&n.to_string()))).collect::<Vec<_>>()
+    };
+    let peers: Vec<_> = thread::scope(|scope| {
+        let dialers: Vec<_> = (0..DIALERS).map(|n| scope.spawn(move || dial_some(n))).collect();
+        dialers.into_iter().map(|dialer| dialer.join().unwrap()).collect()
+    });
     let bytes = process.memory().0.saturating_sub(before) / COUNT as u64;
-    let lines = std::iter::from_fn(|| process.next_line(std::time::Duration::ZERO));
+    let lines = std::iter::from_fn(|| process.next_line(Duration::ZERO));
     assert_eq!(lines.filter(|line| line.contains("server_released")).count(), 1, "all are in");
     drop(peers);
     bytes

@@ -126,8 +126,8 @@ fn refuse_readable_by_others(key: &Path) -> Result<(), BadPair> {
     )))
 }
 
-/// The one provider of cryptography. *ring* and not aws-lc-rs: half the size in the
-/// binary, and no C++ or CMake to build.
+/// The one provider of cryptography, named wherever one is asked for: rustls would
+/// otherwise choose, and fail when a library brings a second one.
 pub(in crate::server) fn provider() -> CryptoProvider {
     ring::default_provider()
 }

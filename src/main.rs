@@ -1,18 +1,19 @@
 //! The program: parse, configure, bind, run, exit code. Decides nothing else.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::{Config, Listen};
+use pyrycode_relay::probe::{self, Plan, Style};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::operator::Operator;
 use pyrycode_relay::server::push::{Push, Unusable};
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
-/// A listener failed.
+/// A listener failed, or a probe found something wrong.
 const FAILED: u8 = 1;
 /// The configuration is refused.
 const REFUSED: u8 = 2;
@@ -25,6 +26,8 @@ fn main() -> ExitCode {
         uid: rustix::process::geteuid().as_raw(),
     };
     match cli::parse(arguments, &environment) {
+        Ok(Command::Probe(plan)) => return examine(&plan),
+        Ok(Command::ProbeHelp) => print!("{}", cli::PROBE_HELP),
         Ok(Command::Help) => print!("{}", cli::HELP),
         Ok(Command::Version) => println!("pyrycode-relay {}", env!("CARGO_PKG_VERSION")),
         Ok(Command::CheckConfig(config)) => match push(&config) {
@@ -43,6 +46,15 @@ fn main() -> ExitCode {
 fn refuse(why: impl Display) -> ExitCode {
     eprintln!("pyrycode-relay: {why}");
     ExitCode::from(REFUSED)
+}
+
+fn examine(plan: &Plan) -> ExitCode {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_live =
+        io::stdout().is_terminal() && std::env::var_os("TERM").is_some_and(|it| it != "dumb");
+    let style = Style { has_colour: is_live && !is_set("NO_COLOR"), is_live };
+    let is_well = probe::run(plan, &mut io::stdout().lock(), style);
+    if is_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 fn push(config: &Config) -> Result<Option<Push>, Unusable> {

@@ -23,6 +23,7 @@ mod limits;
 mod log_pipe;
 mod metrics;
 mod operator;
+mod probe;
 mod proxied;
 mod shutdown;
 mod slow_peers;

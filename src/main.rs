@@ -2,14 +2,16 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
+use std::net::TcpListener;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
-use pyrycode_relay::config::{Config, Listen};
+use pyrycode_relay::config::Config;
 use pyrycode_relay::probe::{self, Plan, Style};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::operator::Operator;
 use pyrycode_relay::server::push::{Push, Unusable};
+use pyrycode_relay::server::systemd::{self, Wishes};
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
@@ -62,6 +64,19 @@ fn push(config: &Config) -> Result<Option<Push>, Unusable> {
 }
 
 fn serve(config: &Config, push: Option<Push>) -> ExitCode {
+    let variables = |name: &str| std::env::var_os(name);
+    let wishes = match Wishes::read(&variables, std::process::id()) {
+        Ok(wishes) => wishes,
+        Err(malformed) => return refuse(malformed),
+    };
+    // Before there are threads: what it read it removes from the environment.
+    let inherited = match systemd::inherited(&variables) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            eprintln!("pyrycode-relay: LISTEN_FDS: {error}; TCP sockets only (ListenStream=)");
+            return ExitCode::from(FAILED);
+        }
+    };
     let sink = match sink::install(config) {
         Ok(sink) => sink,
         Err(error) => {
@@ -69,7 +84,7 @@ fn serve(config: &Config, push: Option<Push>) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config, push, &sink);
+    let outcome = run(config, push, inherited, &wishes, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -77,13 +92,17 @@ fn serve(config: &Config, push: Option<Push>) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config, push: Option<Push>, sink: &sink::Sink) -> io::Result<()> {
+fn run(
+    config: &Config,
+    push: Option<Push>,
+    inherited: Vec<TcpListener>,
+    wishes: &Wishes,
+    sink: &sink::Sink,
+) -> io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
-    let listens = config.serving.listens().iter();
-    let bind = |l: &Listen| Ok(Listener::bind(l.address)?.proxied(l.proxy_protocol));
-    let listeners = listens.map(bind).collect::<io::Result<Vec<_>>>()?;
+    let listeners = Listener::open(config.serving.listens(), inherited)?;
     let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let operator = config.metrics_listen.map(Operator::bind).transpose()?;
     let metrics_listen = operator.as_ref().map(Operator::local_addr).transpose()?;
@@ -92,7 +111,12 @@ fn run(config: &Config, push: Option<Push>, sink: &sink::Sink) -> io::Result<()>
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(config, capacity, seed, Instant::START);
     let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
-    let mut server = server.with_push(push)?;
+    // Where nobody listens for it, the relay serves all the same.
+    let supervisor = wishes.connect().unwrap_or_else(|error| {
+        log::warn!(err:% = error; "notify_failed");
+        None
+    });
+    let mut server = server.with_push(push)?.with_supervisor(supervisor);
     if let Some(operator) = operator {
         operator.serve(&server.post(), sink)?;
     }

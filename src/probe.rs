@@ -131,7 +131,9 @@ fn examine(plan: &Plan, report: &mut Report<'_>) -> Option<()> {
     if let Some(time) = plan.watch {
         report.step(watch::NAME, |report| {
             let mut idle = way.upgrade(Role::Binary, &self::server_id())?;
-            watch::watch(report, &mut idle, time, timeout)
+            let seen = watch::watch(report, &mut idle, time, timeout)?;
+            let _ = idle.leave();
+            Ok(seen)
         });
     }
     Some(())
@@ -256,7 +258,7 @@ fn summed_up(times: Vec<Duration>) -> Result<((), Finding), Trouble> {
         return Err(Trouble::new("no frame was sent"));
     };
     let [median, p99, max] = [median, p99, max].map(millis);
-    let found = format!("{count} frames: median {median:.1} ms, p99 {p99:.1} ms, max {max:.1} ms");
+    let found = format!("{count} frames: median {median:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
     let finding = Finding::new(found)
         .with("frames", count)
         .with("median_ms", median)

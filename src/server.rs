@@ -14,6 +14,7 @@ mod process;
 pub mod push;
 pub mod signals;
 mod socket;
+pub mod systemd;
 
 pub use core::Core;
 pub use event_loop::Server;

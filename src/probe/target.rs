@@ -28,7 +28,7 @@ impl Target {
                             http://127.0.0.1:8080 or ws://[::1]:8080";
         let refuse = |why: &str| Err(format!("{url:?} {why};\n{FORM}"));
         let Ok(uri) = url.parse::<Uri>() else { return refuse("is not a URL") };
-        let is_tls = match uri.scheme_str() {
+        let is_tls = match uri.scheme_str().map(str::to_ascii_lowercase).as_deref() {
             Some("http" | "ws") => false,
             Some("https" | "wss") => true,
             _ => return refuse("does not begin with http, https, ws or wss"),

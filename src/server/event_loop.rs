@@ -31,6 +31,7 @@ use super::mailbox::{Mailbox, Message, Post};
 use super::push::Push;
 use super::signals::Signals;
 use super::socket::{Input, Socket, Sockets};
+use super::systemd::Supervisor;
 use crate::config::BUFFER_MEMORY;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
@@ -77,6 +78,8 @@ pub struct Server<C> {
     mailbox: Mailbox,
     /// Where push wakes are carried out; `None`: nowhere.
     push: Option<Sender<Wake>>,
+    /// Who is told how the loop fares; `None`: nobody.
+    supervisor: Option<Supervisor>,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -90,6 +93,8 @@ pub struct Server<C> {
     accept_retry: Option<Instant>,
     /// When a shut-down ends at the latest.
     drained_by: Option<Instant>,
+    /// When to say again that the loop turns.
+    alive_due: Option<Instant>,
 }
 
 impl<C: Core> Server<C> {
@@ -116,6 +121,7 @@ impl<C: Core> Server<C> {
             signals,
             mailbox,
             push: None,
+            supervisor: None,
             core,
             clock: Clock::start(),
             sockets: Sockets::default(),
@@ -125,6 +131,7 @@ impl<C: Core> Server<C> {
             shutdown,
             accept_retry: None,
             drained_by: None,
+            alive_due: None,
         })
     }
 
@@ -143,6 +150,12 @@ impl<C: Core> Server<C> {
         Ok(self)
     }
 
+    /// Tells `supervisor` how the loop fares.
+    #[must_use]
+    pub fn with_supervisor(self, supervisor: Option<Supervisor>) -> Self {
+        Self { supervisor, ..self }
+    }
+
     /// Runs until a signal has come and every peer has gone, or the time for that
     /// is over.
     ///
@@ -150,6 +163,10 @@ impl<C: Core> Server<C> {
     /// If the poll fails.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.ready();
+        }
+        self.say_alive();
         while !self.is_finished() {
             self.turn(&mut events)?;
         }
@@ -173,6 +190,9 @@ impl<C: Core> Server<C> {
             log::warn!(stopped_ms = stopped.as_millis() as u64; "loop_stopped");
         }
         let now = self.clock.now();
+        if self.alive_due.is_some_and(|due| due <= now) {
+            self.say_alive();
+        }
         for event in &*events {
             self.on_event(event, now);
         }
@@ -195,9 +215,20 @@ impl<C: Core> Server<C> {
         if !self.ready.is_empty() || self.listeners.wants_accept() {
             return Some(Duration::ZERO);
         }
-        let next = [self.core.next_deadline(), self.drained_by, self.accept_retry];
+        let next = [self.core.next_deadline(), self.drained_by, self.accept_retry, self.alive_due];
         let next = next.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
+    }
+
+    /// Says that the loop turns, if somebody watches. A loop that is stuck says
+    /// nothing, and is restarted.
+    fn say_alive(&mut self) {
+        if let Some(supervisor) = &self.supervisor
+            && let Some(interval) = supervisor.watchdog
+        {
+            supervisor.alive();
+            self.alive_due = Some(self.clock.now() + interval);
+        }
     }
 
     fn on_event(&mut self, event: &Event, now: Instant) {
@@ -223,6 +254,9 @@ impl<C: Core> Server<C> {
     fn on_signal(&mut self, now: Instant) {
         if let Some(signal) = self.signals.as_mut().and_then(Signals::take) {
             log::info!(signal = signal.name(); "shutting_down");
+            if let Some(supervisor) = &self.supervisor {
+                supervisor.stopping();
+            }
             self.drained_by = Some(now + self.shutdown);
             self.core.shut_down(now);
         }

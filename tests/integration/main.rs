@@ -28,4 +28,5 @@ mod proxied;
 mod shutdown;
 mod slow_peers;
 mod support;
+mod systemd;
 mod wire;

@@ -195,7 +195,8 @@ fn a_proxy_that_drops_headers_is_named() {
         lines.filter(|line| !line.to_ascii_lowercase().starts_with(name)).collect()
     }
     let relay = relay(|_| {});
-    let rewrites: [(fn(&str) -> String, &str, &str); 3] = [
+    type Case = (fn(&str) -> String, &'static str, &'static str);
+    let rewrites: [Case; 3] = [
         (|head| without(head, "x-pyrycode-server"), "binary", "drops"),
         (|head| without(head, "x-pyrycode-token"), "phone", "drops"),
         (|head| without(head, "upgrade"), "binary", "does not pass WebSockets"),
@@ -223,8 +224,10 @@ fn who_hangs_or_hangs_up_is_told_from_who_answers() {
     assert!(failure(&report).1.contains("closed"), "{report}");
 
     // One byte at a time is no answer either.
-    let drips = stand_in(|mut stream, _| while stream.write_all(b"H").is_ok() {
-        thread::park_timeout(millis(50));
+    let drips = stand_in(|mut stream, _| {
+        while stream.write_all(b"H").is_ok() {
+            thread::park_timeout(millis(50));
+        }
     });
     let (code, report) = probe(drips, &["--timeout=1", "--health"]);
     assert_eq!(code, 1, "{report}");

@@ -25,7 +25,7 @@ pub use http::{
 pub use peer::{
     Heard, Opcode, Peer, binary_head, envelope, frame, header, phone_head, upgrade_head,
 };
-pub use process::{Process, run};
+pub use process::{Process, run, run_with_sockets};
 pub use scrape::Scrape;
 
 /// The longest wait for what should come at once. Only a failing test takes it.

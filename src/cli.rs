@@ -12,6 +12,7 @@
 mod account;
 mod environment;
 mod flag;
+mod probe;
 mod serving;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,9 @@ use lexopt::Arg;
 
 pub use self::environment::Environment;
 use self::flag::Flag;
+pub use self::probe::PROBE_HELP;
 use crate::config::{Config, FCM_ENDPOINT, LogFormat, MESSAGE_MAX, PushWake};
+use crate::probe::Plan;
 
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
@@ -43,6 +46,10 @@ pub enum Command {
     Serve(Config),
     /// Print [`describe`] of this and end.
     CheckConfig(Config),
+    /// Examine a relay.
+    Probe(Plan),
+    /// Print [`PROBE_HELP`] and end.
+    ProbeHelp,
     /// Print [`HELP`] and end.
     Help,
     /// Print the version and end.
@@ -75,7 +82,11 @@ pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment<'_>,
 ) -> Result<Command, Refused> {
-    let mut parser = lexopt::Parser::from_args(args.into_iter().map(with_two_dashes));
+    let mut args = args.into_iter().peekable();
+    if args.next_if(|first| first == "probe").is_some() {
+        return probe::parse(args);
+    }
+    let mut parser = lexopt::Parser::from_args(args.map(with_two_dashes));
     let mut config = Config::default();
     let mut log_level = None;
     let mut check_only = false;

@@ -17,12 +17,16 @@
 //!    └────▶ time/       timer wheel
 //! ```
 //!
+//! Beside them [`probe`], a client: it examines a relay from outside and shares no
+//! code with one.
+//!
 //! The one rule: nothing below `server/` touches a socket, the clock, a thread,
 //! the environment or unseeded randomness, so a whole day of connections runs
 //! in a test in seconds and replays from its seed.
 
 pub mod cli;
 pub mod config;
+pub mod probe;
 pub mod protocol;
 pub mod relay;
 pub mod server;

@@ -1,19 +1,22 @@
 //! The program: parse, configure, bind, run, exit code. Decides nothing else.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, IsTerminal};
+use std::net::TcpListener;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
-use pyrycode_relay::config::{Config, Listen, Speaks};
+use pyrycode_relay::config::Config;
+use pyrycode_relay::probe::{self, Plan, Style};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::operator::Operator;
 use pyrycode_relay::server::push::Push;
+use pyrycode_relay::server::systemd::{self, Wishes};
 use pyrycode_relay::server::tls::source::Source;
 use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
 use pyrycode_relay::time::Instant;
 
-/// A listener failed.
+/// A listener failed, or a probe found something wrong.
 const FAILED: u8 = 1;
 /// The configuration is refused.
 const REFUSED: u8 = 2;
@@ -26,6 +29,8 @@ fn main() -> ExitCode {
         uid: rustix::process::geteuid().as_raw(),
     };
     match cli::parse(arguments, &environment) {
+        Ok(Command::Probe(plan)) => return examine(&plan),
+        Ok(Command::ProbeHelp) => print!("{}", cli::PROBE_HELP),
         Ok(Command::Help) => print!("{}", cli::HELP),
         Ok(Command::Version) => println!("pyrycode-relay {}", env!("CARGO_PKG_VERSION")),
         Ok(Command::CheckConfig(config)) => match Helpers::new(&config) {
@@ -46,6 +51,15 @@ fn refuse(why: impl Display) -> ExitCode {
     ExitCode::from(REFUSED)
 }
 
+fn examine(plan: &Plan) -> ExitCode {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_live =
+        io::stdout().is_terminal() && std::env::var_os("TERM").is_some_and(|it| it != "dumb");
+    let style = Style { has_colour: is_live && !is_set("NO_COLOR"), is_live };
+    let is_well = probe::run(plan, &mut io::stdout().lock(), style);
+    if is_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+}
+
 /// What works beside the loop, with its files and keys read.
 struct Helpers {
     push: Option<Push>,
@@ -64,6 +78,19 @@ impl Helpers {
 }
 
 fn serve(config: &Config, helpers: Helpers) -> ExitCode {
+    let variables = |name: &str| std::env::var_os(name);
+    let wishes = match Wishes::read(&variables, std::process::id()) {
+        Ok(wishes) => wishes,
+        Err(malformed) => return refuse(malformed),
+    };
+    // Before there are threads: what it read it removes from the environment.
+    let inherited = match systemd::inherited(&variables) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            eprintln!("pyrycode-relay: LISTEN_FDS: {error}; TCP sockets only (ListenStream=)");
+            return ExitCode::from(FAILED);
+        }
+    };
     let sink = match sink::install(config) {
         Ok(sink) => sink,
         Err(error) => {
@@ -71,7 +98,7 @@ fn serve(config: &Config, helpers: Helpers) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config, helpers, &sink);
+    let outcome = run(config, helpers, inherited, &wishes, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -79,17 +106,18 @@ fn serve(config: &Config, helpers: Helpers) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-fn run(config: &Config, helpers: Helpers, sink: &sink::Sink) -> io::Result<()> {
+fn run(
+    config: &Config,
+    helpers: Helpers,
+    inherited: Vec<TcpListener>,
+    wishes: &Wishes,
+    sink: &sink::Sink,
+) -> io::Result<()> {
     let descriptors = descriptors::raise_limit();
     let capacity = descriptors::capacity(descriptors, config.limits.connections);
     let signals = signals::Signals::install()?;
-    let bind = |(listen, speaks): (Listen, Speaks)| {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", listen.address));
-        let listener = Listener::bind(listen.address).map_err(named)?;
-        Ok(listener.speaking(speaks).proxied(listen.proxy_protocol))
-    };
-    let listeners = config.serving.listens().map(bind).collect::<io::Result<Vec<_>>>()?;
+    let listens: Vec<_> = config.serving.listens().collect();
+    let listeners = Listener::open(&listens, inherited)?;
     let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let operator = config.metrics_listen.map(Operator::bind).transpose()?;
     let metrics_listen = operator.as_ref().map(Operator::local_addr).transpose()?;
@@ -99,7 +127,12 @@ fn run(config: &Config, helpers: Helpers, sink: &sink::Sink) -> io::Result<()> {
     let relay = Relay::new(config, capacity, seed, Instant::START);
     let Helpers { push, source } = helpers;
     let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
-    let mut server = server.with_push(push)?;
+    // Where nobody listens for it, the relay serves all the same.
+    let supervisor = wishes.connect().unwrap_or_else(|error| {
+        log::warn!(err:% = error; "notify_failed");
+        None
+    });
+    let mut server = server.with_push(push)?.with_supervisor(supervisor);
     if let Some(source) = source {
         server = server.with_tls(source)?;
     }

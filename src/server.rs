@@ -15,6 +15,7 @@ mod process;
 pub mod push;
 pub mod signals;
 mod socket;
+pub mod systemd;
 pub mod tls;
 
 pub use core::Core;

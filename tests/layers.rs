@@ -120,13 +120,14 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "tungstenite has one importer",
-        except: &["src/protocol/websocket.rs"],
+        // One importer, and the client that is to share nothing with it.
+        except: &["src/protocol/websocket.rs", "src/probe/peer.rs"],
         paths: &["tungstenite"],
         ..RULE
     },
     Rule {
         name: "httparse has one importer",
-        except: &["src/protocol/request.rs"],
+        except: &["src/protocol/request.rs", "src/probe/health.rs"],
         paths: &["httparse"],
         ..RULE
     },
@@ -146,6 +147,19 @@ const RULES: &[Rule] = &[
         name: "slab has one importer",
         except: &["src/relay/relay.rs"],
         paths: &["slab"],
+        ..RULE
+    },
+    Rule {
+        name: "the probe shares nothing with a relay",
+        within: &["src/probe"],
+        paths: &["crate"],
+        allowed: &["crate::probe"],
+        ..RULE
+    },
+    Rule {
+        name: "a relay knows no probe",
+        within: &["src/protocol", "src/relay", "src/server", "src/time"],
+        paths: &["crate::probe"],
         ..RULE
     },
     Rule { name: "no unsafe", names: &["unsafe"], ..RULE },

@@ -16,6 +16,8 @@
 //!    judged while its pong waits unread.
 //! 6. Last, push wakes go to their own thread: nobody waits for them here.
 
+mod beside;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -26,18 +28,17 @@ use mio::event::Event;
 use mio::{Events, Poll, Token};
 use rustls::ServerConfig;
 
-use super::clock::{Clock, wall_time};
+use super::clock::Clock;
 use super::core::Core;
 use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
-use super::mailbox::{Mailbox, Message, Post, Report};
-use super::push::Push;
+use super::mailbox::{Mailbox, Post};
 use super::signals::Signals;
 use super::socket::{Buffers, Input, Socket, Sockets};
-use super::tls::source::{Keeper, Source};
-use super::tls::{self, Certified};
+use super::systemd::Supervisor;
+use super::tls;
+use super::tls::source::Keeper;
 use crate::config::BUFFER_MEMORY;
 use crate::config::Speaks;
-use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect};
 use crate::time::Instant;
@@ -86,6 +87,8 @@ pub struct Server<C> {
     mailbox: Mailbox,
     /// Where push wakes are carried out; `None`: nowhere.
     push: Option<Sender<Wake>>,
+    /// Who is told how the loop fares; `None`: nobody.
+    supervisor: Option<Supervisor>,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -99,6 +102,8 @@ pub struct Server<C> {
     accept_retry: Option<Instant>,
     /// When a shut-down ends at the latest.
     drained_by: Option<Instant>,
+    /// When to say again that the loop turns.
+    alive_due: Option<Instant>,
 }
 
 impl<C: Core> Server<C> {
@@ -128,6 +133,7 @@ impl<C: Core> Server<C> {
             signals,
             mailbox,
             push: None,
+            supervisor: None,
             core,
             clock: Clock::start(),
             sockets: Sockets::default(),
@@ -137,6 +143,7 @@ impl<C: Core> Server<C> {
             shutdown,
             accept_retry: None,
             drained_by: None,
+            alive_due: None,
         })
     }
 
@@ -146,36 +153,6 @@ impl<C: Core> Server<C> {
         self.mailbox.post()
     }
 
-    /// Has `push` carry out the wakes that the core hands out.
-    ///
-    /// # Errors
-    /// If its thread cannot be started.
-    pub fn with_push(mut self, push: Option<Push>) -> io::Result<Self> {
-        self.push = push.map(|push| push.start(self.post())).transpose()?;
-        Ok(self)
-    }
-
-    /// Has listeners that [speak](Speaks) TLS serve the certificate from `source`, and
-    /// what becomes of it, on SIGHUP at the latest.
-    ///
-    /// # Errors
-    /// If there can be no thread to look after it.
-    pub fn with_tls(mut self, source: Source) -> io::Result<Self> {
-        let (config, certified) = source.first();
-        self.tls = Some(config);
-        if let Some(certified) = certified {
-            self.serve(certified);
-        }
-        self.keeper = Some(source.start(self.post())?);
-        Ok(self)
-    }
-
-    fn serve(&mut self, certified: Certified) {
-        self.tls_stats.not_after = Some(certified.not_after);
-        log::info!(expires_in_days = self.tls_stats.days_left(wall_time()); "certificate_served");
-        self.tls = Some(certified.config);
-    }
-
     /// Runs until a signal has come and every peer has gone, or the time for that
     /// is over.
     ///
@@ -183,6 +160,10 @@ impl<C: Core> Server<C> {
     /// If the poll fails.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.ready();
+        }
+        self.say_alive();
         while !self.is_finished() {
             self.turn(&mut events)?;
         }
@@ -206,6 +187,9 @@ impl<C: Core> Server<C> {
             log::warn!(stopped_ms = stopped.as_millis() as u64; "loop_stopped");
         }
         let now = self.clock.now();
+        if self.alive_due.is_some_and(|due| due <= now) {
+            self.say_alive();
+        }
         for event in &*events {
             self.on_event(event, now);
         }
@@ -228,7 +212,7 @@ impl<C: Core> Server<C> {
         if !self.ready.is_empty() || self.listeners.wants_accept() {
             return Some(Duration::ZERO);
         }
-        let next = [self.core.next_deadline(), self.drained_by, self.accept_retry];
+        let next = [self.core.next_deadline(), self.drained_by, self.accept_retry, self.alive_due];
         let next = next.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
     }
@@ -256,6 +240,9 @@ impl<C: Core> Server<C> {
     fn on_signal(&mut self, now: Instant) {
         if let Some(signal) = self.signals.as_mut().and_then(Signals::take) {
             log::info!(signal = signal.name(); "shutting_down");
+            if let Some(supervisor) = &self.supervisor {
+                supervisor.stopping();
+            }
             self.drained_by = Some(now + self.shutdown);
             self.core.shut_down(now);
         }
@@ -263,40 +250,6 @@ impl<C: Core> Server<C> {
             && let Some(keeper) = &self.keeper
         {
             keeper.nudge();
-        }
-    }
-
-    fn on_mail(&mut self) {
-        while let Some(message) = self.mailbox.take() {
-            match message {
-                Message::Report(reply) => {
-                    let report =
-                        Report { relay: self.core.snapshot(), tls: self.tls_stats.clone() };
-                    // Whoever asked may have given up.
-                    let _ = reply.try_send(report);
-                }
-                Message::WakeDone(outcome) => self.core.handle_wake_done(outcome),
-                Message::Certificate(Some(certified)) => {
-                    self.tls_stats.reloads += 1;
-                    self.serve(certified);
-                }
-                Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
-                Message::Challenge { challenge, taken } => {
-                    self.core.answer_challenge(challenge);
-                    // Whoever waits may have given up.
-                    let _ = taken.try_send(());
-                }
-            }
-        }
-    }
-
-    /// Hands wakes on; each is answered by mail, sooner or later.
-    fn push(&mut self) {
-        while let Some(wake) = self.core.poll_wake() {
-            let sent = self.push.as_ref().is_some_and(|queue| queue.send(wake).is_ok());
-            if !sent {
-                self.core.handle_wake_done(WakeOutcome::Dropped);
-            }
         }
     }
 

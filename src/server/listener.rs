@@ -9,9 +9,9 @@ use std::ops::RangeInclusive;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::{NOTSENT_LOWAT, Speaks};
+use crate::config::{Listen, NOTSENT_LOWAT, Speaks};
 
 /// Connections that may wait to be accepted; the kernel caps it at `somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -51,6 +51,67 @@ impl Listener {
     #[must_use]
     pub fn speaking(self, speaks: Speaks) -> Self {
         Self { speaks, ..self }
+    }
+
+    /// Binds what is configured, but where `inherited` sockets listen in its place:
+    /// for the only address, or for the one with the same port.
+    ///
+    /// # Errors
+    /// Those of [`Self::bind`]. Of an inherited socket: that it does not listen, is
+    /// for no configured address, or is open to more than the configured one.
+    pub fn open(
+        listens: &[(Listen, Speaks)],
+        inherited: Vec<std::net::TcpListener>,
+    ) -> io::Result<Vec<Self>> {
+        let mut unserved = listens.to_vec();
+        let mut listeners = Vec::new();
+        for socket in inherited {
+            let address = socket.local_addr()?;
+            let listen = match listens {
+                [only] => Some(only),
+                several => several.iter().find(|(it, _)| it.address.port() == address.port()),
+            };
+            let refuse = |why| Err(io::Error::new(ErrorKind::InvalidInput, why));
+            let Some(of @ (listen, _)) = listen else {
+                return refuse(format!("no flag names the port of the inherited socket {address}"));
+            };
+            // Nothing is exposed that the flags do not expose, and were checked for.
+            if is_loopback(listen.address) && !is_loopback(address) {
+                return refuse(format!(
+                    "the inherited socket {address} is open to more than this machine, \
+                     but the configuration says {}: make them agree",
+                    listen.address
+                ));
+            }
+            unserved.retain(|it| it != of);
+            listeners.push(Self::adopt(socket)?.serving(of));
+        }
+        for of in unserved {
+            let address = of.0.address;
+            let named =
+                |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+            listeners.push(Self::bind(address).map_err(named)?.serving(&of));
+        }
+        Ok(listeners)
+    }
+
+    fn serving(self, (listen, speaks): &(Listen, Speaks)) -> Self {
+        self.speaking(*speaks).proxied(listen.proxy_protocol)
+    }
+
+    /// Takes over a socket that is bound, and listens already.
+    fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
+        let options = SockRef::from(&socket);
+        if !options.is_listener()? {
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "an inherited socket is no listener",
+            ));
+        }
+        prepare(&options)?;
+        socket.set_nonblocking(true)?;
+        let inner = TcpListener::from_std(socket);
+        Ok(Self { inner, speaks: Speaks::Plain, is_ready: false, is_proxied: false })
     }
 
     /// The same, where every connection opens with a PROXY header if `is_proxied`.
@@ -96,7 +157,9 @@ impl Listeners {
         registry: &Registry,
         tokens: RangeInclusive<usize>,
     ) -> io::Result<Self> {
-        assert!(all.len() <= tokens.clone().count(), "a token for each");
+        if all.len() > tokens.clone().count() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "too many listening sockets"));
+        }
         for (listener, token) in all.iter_mut().zip(tokens) {
             registry.register(&mut listener.inner, Token(token), Interest::READABLE)?;
         }
@@ -162,6 +225,10 @@ impl Listeners {
     }
 }
 
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
 fn bind(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
@@ -171,13 +238,17 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
         // `:8080` means IPv4 too, whatever the host's default is.
         socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
     }
-    // Accepted sockets inherit these two, which saves each of them two calls. A
-    // frame is written when its pass ends: the kernel shall not wait for more.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+    prepare(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+/// Accepted sockets inherit these two, which saves each of them two calls. A
+/// frame is written when its pass ends: the kernel shall not wait for more.
+fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)
 }
 
 /// EMFILE, ENFILE, ENOBUFS, ENOMEM: to try again at once would spin.
@@ -213,6 +284,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn inherited_sockets_take_the_place_of_what_is_configured() {
+        let socket = |address: &str| std::net::TcpListener::bind(address).unwrap();
+        let plain = |listen| (listen, Speaks::Plain);
+        let listen = |address: &str| plain(Listen::at(address.parse().unwrap()));
+        let (one, other) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+        let addresses = [one.local_addr().unwrap(), other.local_addr().unwrap()];
+        // Both for the only address that is configured, which nobody binds.
+        let proxied = Listen { proxy_protocol: true, ..Listen::at(addresses[0]) };
+        let sockets = vec![one, other];
+        let listeners = Listener::open(&[plain(proxied)], sockets).unwrap();
+        let bound: Vec<_> = listeners.iter().map(|it| it.local_addr().unwrap()).collect();
+        assert_eq!(bound, addresses);
+        assert!(listeners.iter().all(|it| it.is_proxied));
+
+        // Of several each for its port, and the others are bound.
+        let one = socket("127.0.0.1:0");
+        let address = one.local_addr().unwrap();
+        let listens = [listen("127.0.0.1:0"), plain(Listen::at(address))];
+        let listeners = Listener::open(&listens, vec![one]).unwrap();
+        assert_eq!(listeners.len(), 2);
+        let refused = |listens: &[(Listen, Speaks)], address: &str| {
+            Listener::open(listens, vec![socket(address)]).unwrap_err().to_string()
+        };
+        assert!(refused(&listens, "127.0.0.1:0").contains("no flag names the port"));
+        // What is for this machine only stays so.
+        let said = refused(&[listen("127.0.0.1:1")], "0.0.0.0:0");
+        assert!(said.contains("make them agree"), "{said}");
+        assert!(Listener::open(&[listen("[::]:1")], vec![socket("0.0.0.0:0")]).is_ok());
+    }
+
     fn listeners(count: usize) -> (Listeners, Vec<SocketAddr>, mio::Poll) {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let all: Vec<_> = (0..count).map(|_| Listener::bind(loopback).unwrap()).collect();
@@ -240,7 +342,7 @@ mod tests {
         let _dialer = std::net::TcpStream::connect(addresses[0]).unwrap();
         let Accepted { stream, .. } = listeners.accept().expect("a dialer waits");
         assert!(stream.nodelay().unwrap());
-        let stream = socket2::SockRef::from(&stream);
+        let stream = SockRef::from(&stream);
         assert_eq!(stream.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
     }
 

@@ -906,7 +906,7 @@ fn an_open_connection_knows_its_age_and_its_last_round_trip() {
 
 #[test]
 fn who_takes_nothing_of_a_handshake_is_out_of_time_for_its_head() {
-    let timeouts = Timeouts { write: std::time::Duration::from_millis(400), ..TIMEOUTS };
+    let timeouts = Timeouts { write: Duration::from_millis(400), ..TIMEOUTS };
     let mut connection = Connection::new(at(0), &timeouts);
     connection.on_kept(0, 3000, at(100));
     assert_eq!(connection.held(), 3000);

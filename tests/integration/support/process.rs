@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -43,6 +44,19 @@ impl Process {
         let mut command = bare_command(PROGRAM);
         command.args(flags);
         Self::spawn(command, listen)
+    }
+
+    /// Starts it in this environment.
+    pub fn start_in(variables: &[(&str, &str)]) -> Self {
+        let mut command = bare_command(PROGRAM);
+        command.envs(variables.iter().copied());
+        Self::spawn(command, ANY_PORT)
+    }
+
+    /// Starts it with sockets at descriptors 3 and 4, as systemd does, for process
+    /// `pid`, which is a shell's word: `$$` is its own.
+    pub fn start_with_sockets(sockets: [TcpListener; 2], pid: &str) -> Self {
+        Self::spawn(command_with_sockets(sockets, pid), ANY_PORT)
     }
 
     /// Starts it with so many descriptors at most.
@@ -156,6 +170,13 @@ impl Process {
         [fields[11], fields[12]].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
     }
 
+    /// How often its loop has gone to sleep so far (`proc_pid_status(5)`).
+    pub fn sleeps(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse().unwrap()
+    }
+
     /// Descriptors it has open.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
@@ -186,14 +207,36 @@ pub fn run(flags: &[&str], variables: &[(&str, &str)]) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// The same with sockets at descriptors 3 and 4, and its own first listener.
+pub fn run_with_sockets(sockets: [TcpListener; 2]) -> Output {
+    let mut command = command_with_sockets(sockets, "$$");
+    command.args(["--insecure-listen=127.0.0.1:0", "--metrics-listen="]);
+    command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap()
+}
+
+fn command_with_sockets(sockets: [TcpListener; 2], pid: &str) -> Command {
+    let mut command = bare_command("sh");
+    let [first, second] = sockets.map(OwnedFd::from);
+    command.stdin(first).stdout(second).arg("-c").arg(format!(
+        "exec 3<&0 4>&1 </dev/null >/dev/null; LISTEN_FDS=2 LISTEN_PID={pid} exec \"$0\" \"$@\""
+    ));
+    command.arg(PROGRAM);
+    command
+}
+
 /// A command without the variables of whoever runs the tests.
 fn bare_command(program: &str) -> Command {
-    const NAMES: [&str; 5] = [
+    const NAMES: [&str; 10] = [
         "FLY_APP_NAME",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "NOTIFY_SOCKET",
         "PYRYCODE_RELAY_FCM_CREDENTIALS",
         "PYRYCODE_RELAY_LOG",
         "PYRYCODE_RELAY_PRODUCTION",
         "PYRYCODE_RELAY_SINGLE_INSTANCE",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
     ];
     let mut command = Command::new(program);
     for name in NAMES {

@@ -1,0 +1,75 @@
+//! The command line of `pyrycode-relay probe`.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use lexopt::Arg;
+
+use super::flag::Flag;
+use super::{Command, Refused, stray_argument, unknown_flag, with_two_dashes};
+use crate::probe::{Form, Plan, Target};
+
+/// What `probe --help` prints.
+pub const PROBE_HELP: &str = include_str!("probe_help.txt");
+
+/// Frames each way by default: their 99th percentile is the largest but one.
+const ROUND_TRIPS: u32 = 100;
+/// Seconds to wait for an answer by default.
+const TIMEOUT: u64 = 10;
+
+/// Reads `args`, which begin after the word `probe`.
+pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refused> {
+    let mut parser = lexopt::Parser::from_args(args.into_iter().map(with_two_dashes));
+    let mut target = None;
+    let (mut ca, mut watch, mut round_trips) = (None, None, ROUND_TRIPS);
+    let (mut health_only, mut is_json, mut timeout) = (false, false, TIMEOUT);
+    while let Some(arg) = parser.next().map_err(|error| Refused(error.to_string()))? {
+        let name = match arg {
+            Arg::Long(name) => name.to_owned(),
+            Arg::Short(letter) => return Err(unknown_probe_flag(&format!("-{letter}"))),
+            Arg::Value(url) if target.is_none() => {
+                target = Some(Target::parse(&url.to_string_lossy()).map_err(Refused)?);
+                continue;
+            }
+            Arg::Value(stray) => return Err(stray_argument(&stray)),
+        };
+        let mut flag = Flag { name, parser: &mut parser };
+        match flag.name.as_str() {
+            "ca" => ca = Some(flag.path()?),
+            "health" => health_only = flag.is_on()?,
+            "json" => is_json = flag.is_on()?,
+            "round-trips" => round_trips = flag.number(1..=100_000)?,
+            "timeout" => timeout = flag.number(1..=600)?,
+            "watch" => watch = Some(Duration::from_secs(flag.number(1..=86_400)?)),
+            "h" | "help" => {
+                if flag.is_on()? {
+                    return Ok(Command::ProbeHelp);
+                }
+            }
+            _ => return Err(unknown_probe_flag(&format!("--{}", flag.name))),
+        }
+    }
+    let Some(target) = target else {
+        return Err(Refused(
+            "probe: whom? Name a relay, as in pyrycode-relay probe http://127.0.0.1:8080".into(),
+        ));
+    };
+    if ca.is_some() && !target.is_tls {
+        return Err(Refused("--ca: nothing to check without TLS; write https:// or wss://".into()));
+    }
+    if health_only && watch.is_some() {
+        return Err(Refused("--health: looks at /healthz alone; leave --watch out".into()));
+    }
+    let form = match (is_json, health_only) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Failures,
+        (false, false) => Form::Lines,
+    };
+    let timeout = Duration::from_secs(timeout);
+    Ok(Command::Probe(Plan { target, ca, health_only, round_trips, watch, timeout, form }))
+}
+
+fn unknown_probe_flag(flag: &str) -> Refused {
+    let Refused(why) = unknown_flag(flag);
+    Refused(why.replace("--help", "pyrycode-relay probe --help"))
+}

@@ -1,0 +1,329 @@
+//! `pyrycode-relay probe URL`: a doctor for a relay and for the path to it.
+//!
+//! Owns what is examined, in which order, and what a step must find. Plays a binary
+//! and a phone of its own from outside, so it knows nothing of the relay's code: what
+//! it expects is the contract with peers, and it may speak to any version.
+//!
+//! 1. Every wait has an end: the timeout of the plan, or the time to watch.
+//! 2. A step that others stand on ends the examination when it fails.
+//! 3. It opens four WebSockets at most, for the relay limits the rate of upgrades.
+
+mod advice;
+mod clock;
+mod figures;
+mod health;
+mod peer;
+mod report;
+mod stream;
+mod target;
+mod tls;
+mod watch;
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use self::advice::Trouble;
+use self::figures::Figures;
+use self::peer::{Heard, Peer, Role};
+use self::report::{Finding, Report, millis};
+use self::stream::{Stream, Timed};
+use self::tls::Trust;
+
+pub use self::report::{Form, Style};
+pub use self::target::Target;
+
+/// What is sent in one large message, in bytes: well under the 256 KiB that the
+/// relay takes, and more than proxies buffer.
+const LARGE: usize = 200 * 1024;
+/// How long a phone must hear nothing after its binary has left: the relay waits
+/// 30 s for the binary, but a probe not so long for the relay.
+const QUIET: Duration = Duration::from_millis(500);
+/// What phones are closed with whose binary is not there.
+const NO_BINARY: u16 = 4404;
+
+const AGENT: &str = concat!("pyrycode-relay-probe/", env!("CARGO_PKG_VERSION"));
+
+/// What to examine, and how closely.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Whom.
+    pub target: Target,
+    /// PEM file of the only authorities to trust; `None` means those that browsers know.
+    pub ca: Option<PathBuf>,
+    /// Look at `/healthz` alone.
+    pub health_only: bool,
+    /// Frames each way, 1 or more.
+    pub round_trips: u32,
+    /// How long to watch an idle connection; `None`: not at all.
+    pub watch: Option<Duration>,
+    /// How long to wait for each thing that should come.
+    pub timeout: Duration,
+    /// What to print.
+    pub form: Form,
+}
+
+/// Examines and reports to `out`: whether all is well.
+pub fn run(plan: &Plan, out: &mut dyn Write, style: Style) -> bool {
+    let mut report = Report::new(out, plan.form, style);
+    // Where it ended is in the report.
+    let _ = examine(plan, &mut report);
+    report.end(&plan.target.to_string())
+}
+
+/// The way to the relay, once it was found.
+struct Way<'a> {
+    plan: &'a Plan,
+    address: SocketAddr,
+    trust: Option<Trust>,
+}
+
+fn examine(plan: &Plan, report: &mut Report<'_>) -> Option<()> {
+    let (way, mut stream) = find_way(plan, report)?;
+    let (timeout, target) = (plan.timeout, &plan.target);
+    let health = report.step("health", |_| {
+        stream.set_deadline(clock::now() + timeout);
+        let health = health::ask(&mut stream, &target.authority(), AGENT, timeout)?;
+        let found = format!(
+            "version {}, {} binaries, {} phones, up {} s",
+            health.version.escape_debug(),
+            health.connected_binaries,
+            health.connected_phones,
+            health.uptime_seconds
+        );
+        Ok(((), Finding::new(found).with("version", health.version)))
+    });
+    drop(stream);
+    if plan.health_only {
+        return health;
+    }
+
+    let server_id = server_id();
+    let claimed = || Finding::new(format!("upgraded, {server_id} claimed"));
+    let mut binary =
+        report.step("binary", |_| Ok((way.upgrade(Role::Binary, &server_id)?, claimed())))?;
+    let mut phone = report
+        .step("phone", |_| Ok((way.upgrade(Role::Phone, &server_id)?, Finding::new("upgraded"))))?;
+    let conn_id = report.step("headers", |_| headers(&mut binary, &mut phone))?;
+    report.step("phone to binary", |report| {
+        let times = (0..plan.round_trips).map(|number| {
+            report.progress("phone to binary", &format!("{number} of {}", plan.round_trips));
+            up(&mut phone, &mut binary, &small(number))
+        });
+        summed_up(times.collect::<Result<_, _>>()?)
+    })?;
+    report.step("binary to phone", |report| {
+        let times = (0..plan.round_trips).map(|number| {
+            report.progress("binary to phone", &format!("{number} of {}", plan.round_trips));
+            down(&mut binary, &mut phone, &conn_id, &small(number))
+        });
+        summed_up(times.collect::<Result<_, _>>()?)
+    })?;
+    report.step("large messages", |_| large(&mut binary, &mut phone, &conn_id));
+    report.step("unknown id", |_| unknown_id(&way));
+    report.step("leaving", |_| leaving(&mut binary, &mut phone));
+    drop((binary, phone));
+    if let Some(time) = plan.watch {
+        report.step(watch::NAME, |report| {
+            let mut idle = way.upgrade(Role::Binary, &self::server_id())?;
+            let seen = watch::watch(report, &mut idle, time, timeout)?;
+            let _ = idle.leave();
+            Ok(seen)
+        });
+    }
+    Some(())
+}
+
+fn find_way<'a>(plan: &'a Plan, report: &mut Report<'_>) -> Option<(Way<'a>, Stream)> {
+    let (target, timeout) = (&plan.target, plan.timeout);
+    let addresses = report.step("resolve", |_| {
+        let addresses = stream::resolve(&target.host, target.port, timeout)?;
+        let shown: Vec<_> = addresses.iter().map(|it| it.ip().to_string()).collect();
+        let finding = Finding::new(shown.join(", "));
+        Ok((addresses, finding))
+    })?;
+    let (socket, address) = report.step("connect", |_| {
+        let (socket, address) = stream::dial(&addresses, timeout)?;
+        let finding = Finding::new(address.to_string()).with("address", address.to_string());
+        Ok(((socket, address), finding))
+    })?;
+    let deadline = clock::now() + timeout;
+    if !target.is_tls {
+        let stream = Stream::Plain(Timed::new(socket, deadline));
+        return Some((Way { plan, address, trust: None }, stream));
+    }
+    let (trust, stream) = report.step("tls", |_| {
+        let trust = Trust::new(&target.host, plan.ca.as_deref())?;
+        let session = trust.handshake(socket, deadline, timeout)?;
+        let days = session.expires_in.map_or("an unknown number of".into(), |it| it.to_string());
+        let finding = format!("{}, chain verified, expires in {days} days", session.version);
+        let finding = Finding::new(finding).with("expires_in_days", session.expires_in);
+        let finding = match session.warning() {
+            Some(warning) => finding.warn(warning),
+            None => finding,
+        };
+        Ok(((trust, session.stream), finding))
+    })?;
+    Some((Way { plan, address, trust: Some(trust) }, stream))
+}
+
+impl Way<'_> {
+    fn open(&self) -> Result<Stream, Trouble> {
+        let timeout = self.plan.timeout;
+        let (socket, _) = stream::dial(&[self.address], timeout)?;
+        let deadline = clock::now() + timeout;
+        Ok(match &self.trust {
+            None => Stream::Plain(Timed::new(socket, deadline)),
+            Some(trust) => trust.handshake(socket, deadline, timeout)?.stream,
+        })
+    }
+
+    fn upgrade(&self, role: Role, server_id: &str) -> Result<Peer, Trouble> {
+        let mut stream = self.open()?;
+        stream.set_deadline(clock::now() + self.plan.timeout);
+        Peer::upgrade(stream, &self.plan.target, AGENT, role, server_id, self.plan.timeout)
+    }
+}
+
+/// What the binary exchanges with the relay.
+#[derive(Deserialize, Serialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    conn_id: Cow<'a, str>,
+    #[serde(borrow)]
+    frame: &'a RawValue,
+}
+
+/// A frame from the phone arrives at the binary, and under which conn_id.
+fn headers(binary: &mut Peer, phone: &mut Peer) -> Result<(String, Finding), Trouble> {
+    phone.say(small(0))?;
+    let text = binary.hear_text()?;
+    let conn_id = envelope(&text)?.conn_id.into_owned();
+    let finding = match &phone.request_id {
+        Some(id) if *id == conn_id => Finding::new("all arrive; x-request-id is the conn_id"),
+        Some(_) => Finding::new("what the relay needs arrives").warn(
+            "a proxy in between replaces the x-request-id of the answer: its own number will not \
+             be found in the relay's log",
+        ),
+        None => Finding::new("what the relay needs arrives").warn(
+            "a proxy in between drops x-request-id from the answer, so a client cannot say which \
+             conn_id in the relay's log is its own",
+        ),
+    };
+    Ok((conn_id.clone(), finding.with("conn_id", conn_id)))
+}
+
+fn up(phone: &mut Peer, binary: &mut Peer, frame: &str) -> Result<Duration, Trouble> {
+    let began = clock::now();
+    phone.say(frame.to_owned())?;
+    let text = binary.hear_text()?;
+    let took = began.elapsed();
+    if envelope(&text)?.frame.get() == frame { Ok(took) } else { Err(changed()) }
+}
+
+fn down(
+    binary: &mut Peer,
+    phone: &mut Peer,
+    conn_id: &str,
+    frame: &str,
+) -> Result<Duration, Trouble> {
+    let envelope = format!("{{\"conn_id\":{conn_id:?},\"frame\":{frame}}}");
+    let began = clock::now();
+    binary.say(envelope)?;
+    let text = phone.hear_text()?;
+    let took = began.elapsed();
+    if text == frame { Ok(took) } else { Err(changed()) }
+}
+
+fn envelope(text: &str) -> Result<Envelope<'_>, Trouble> {
+    serde_json::from_str(text).map_err(|error| {
+        Trouble::new(format!("what the binary got is no envelope: {error}"))
+            .advise("something else than a relay answers there")
+    })
+}
+
+fn changed() -> Trouble {
+    Trouble::new("a frame arrived changed, or another one did")
+        .advise("something in between rewrites messages, or mixes connections up")
+}
+
+/// One way of many small frames.
+fn summed_up(times: Vec<Duration>) -> Result<((), Finding), Trouble> {
+    let Some(Figures { count, median, p99, max }) = Figures::of(times) else {
+        return Err(Trouble::new("no frame was sent"));
+    };
+    let [median, p99, max] = [median, p99, max].map(millis);
+    let found = format!("{count} frames: median {median:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
+    let finding = Finding::new(found)
+        .with("frames", count)
+        .with("median_ms", median)
+        .with("p99_ms", p99)
+        .with("max_ms", max);
+    Ok(((), finding))
+}
+
+fn large(binary: &mut Peer, phone: &mut Peer, conn_id: &str) -> Result<((), Finding), Trouble> {
+    let frame = format!("\"{}\"", "x".repeat(LARGE - 2));
+    let up = millis(up(phone, binary, &frame)?);
+    let down = millis(down(binary, phone, conn_id, &frame)?);
+    let found =
+        format!("{} KiB: {up:.1} ms to the binary, {down:.1} ms to the phone", LARGE / 1024);
+    Ok(((), Finding::new(found).with("to_binary_ms", up).with("to_phone_ms", down)))
+}
+
+fn unknown_id(way: &Way<'_>) -> Result<((), Finding), Trouble> {
+    let mut phone = way.upgrade(Role::Phone, &server_id())?;
+    let (code, reason) = phone.hear_close()?;
+    expect(code, &reason)?;
+    Ok(((), Finding::new(format!("{NO_BINARY} {reason}"))))
+}
+
+/// The binary goes; its phone is kept for it, and closed when it speaks to nobody.
+fn leaving(binary: &mut Peer, phone: &mut Peer) -> Result<((), Finding), Trouble> {
+    if let Some(code @ 1001..) = binary.leave()? {
+        return Err(Trouble::new(format!("the binary's close was answered {code}")));
+    }
+    let until = clock::now() + QUIET;
+    loop {
+        match phone.hear(until)? {
+            Heard::Nothing => break,
+            Heard::Ping | Heard::Pong => {}
+            heard => {
+                let Trouble { found, .. } = heard.trouble(QUIET);
+                return Err(Trouble::new(format!("the phone was not left in peace: {found}"))
+                    .advise("the relay keeps phones for 30 s after their binary has left"));
+            }
+        }
+    }
+    phone.say(small(0))?;
+    let (code, reason) = phone.hear_close()?;
+    expect(code, &reason)?;
+    Ok(((), Finding::new(format!("the phone was kept; then {NO_BINARY} {reason}"))))
+}
+
+fn expect(code: Option<u16>, reason: &str) -> Result<(), Trouble> {
+    if code == Some(NO_BINARY) {
+        return Ok(());
+    }
+    let code = code.map_or("no code".into(), |code| code.to_string());
+    Err(Trouble::new(format!("closed with {code} {reason} instead of {NO_BINARY}"))
+        .advise("a proxy in between closes in the relay's place, or this is another relay"))
+}
+
+/// A frame that is like no other of this probe.
+fn small(number: u32) -> String {
+    format!("{{\"probe\":{number}}}")
+}
+
+/// A server-id that nobody else has.
+fn server_id() -> String {
+    let mut bytes = [0; 8];
+    #[expect(clippy::disallowed_methods, reason = "a program of its own, outside the core")]
+    getrandom::fill(&mut bytes).expect("the operating system has randomness");
+    format!("probe-{:016x}", u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,123 @@
+//! Whom to examine: a URL, taken apart.
+//!
+//! Owns the forms of address that are understood and the words that refuse the
+//! others. Resolves nothing.
+
+use std::fmt::{self, Display};
+
+use http::Uri;
+
+/// A relay's address: `http` and `ws` mean the same, and so do `https` and `wss`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Whether it is spoken to over TLS.
+    pub is_tls: bool,
+    /// A name or an IP literal, one of IPv6 without its brackets.
+    pub host: String,
+    /// As given, or 80 or 443.
+    pub port: u16,
+}
+
+impl Target {
+    /// Takes a URL apart.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to write instead.
+    pub fn parse(url: &str) -> Result<Self, String> {
+        const FORM: &str = "write https://relay.example, wss://relay.example:8443,\n\
+                            http://127.0.0.1:8080 or ws://[::1]:8080";
+        let refuse = |why: &str| Err(format!("{url:?} {why};\n{FORM}"));
+        let Ok(uri) = url.parse::<Uri>() else { return refuse("is not a URL") };
+        let is_tls = match uri.scheme_str().map(str::to_ascii_lowercase).as_deref() {
+            Some("http" | "ws") => false,
+            Some("https" | "wss") => true,
+            _ => return refuse("does not begin with http, https, ws or wss"),
+        };
+        let Some(authority) = uri.authority() else { return refuse("names no host") };
+        if authority.as_str().contains('@') {
+            // It may hold a password, which is not repeated.
+            return Err(format!("the URL has a user in it, which no relay asks for;\n{FORM}"));
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() {
+            return refuse("names no host");
+        }
+        let port = match authority.port_u16() {
+            Some(0) => return refuse("names port 0, which nobody listens on"),
+            Some(port) => port,
+            None if authority.as_str() != authority.host() => return refuse("has a bad port"),
+            None => default_port(is_tls),
+        };
+        if uri.path_and_query().is_some_and(|it| it != "/") {
+            return refuse("has a path or a query, but the relay's paths are fixed");
+        }
+        Ok(Self { is_tls, host: host.into(), port })
+    }
+
+    /// What stands in the Host header: the port only where it is not the usual one.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let Self { is_tls, host, port } = self;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        if *port == default_port(*is_tls) { host } else { format!("{host}:{port}") }
+    }
+}
+
+impl Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.authority())
+    }
+}
+
+const fn default_port(is_tls: bool) -> u16 {
+    if is_tls { 443 } else { 80 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_address() {
+        for (url, is_tls, host, port, authority) in [
+            ("http://127.0.0.1:8080", false, "127.0.0.1", 8080, "127.0.0.1:8080"),
+            ("ws://relay.example", false, "relay.example", 80, "relay.example"),
+            ("ws://relay.example:80/", false, "relay.example", 80, "relay.example"),
+            ("https://relay.example/", true, "relay.example", 443, "relay.example"),
+            ("wss://relay.example:8443", true, "relay.example", 8443, "relay.example:8443"),
+            ("WSS://relay.example:80", true, "relay.example", 80, "relay.example:80"),
+            ("http://[::1]:8080", false, "::1", 8080, "[::1]:8080"),
+            ("https://[2001:db8::7]", true, "2001:db8::7", 443, "[2001:db8::7]"),
+        ] {
+            let target = Target::parse(url).unwrap_or_else(|why| panic!("{url}: {why}"));
+            assert_eq!(target, Target { is_tls, host: host.into(), port }, "{url}");
+            assert_eq!(target.authority(), authority, "{url}");
+            assert_eq!(Target::parse(&target.to_string()), Ok(target), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_told_the_form() {
+        for url in [
+            "",
+            "relay.example",
+            "127.0.0.1:8080",
+            "ftp://relay.example",
+            "http://",
+            "http://:8080",
+            "http://relay.example:",
+            "http://relay.example:0",
+            "http://relay.example:65536",
+            "http://relay.example:x",
+            "wss://relay.example/v1/client",
+            "http://relay.example/?a=b",
+            "http://relay example",
+        ] {
+            let why = Target::parse(url).expect_err(url);
+            assert!(why.contains("https://relay.example"), "{url}: {why}");
+        }
+        let why = Target::parse("https://root:hunter2@relay.example").unwrap_err();
+        assert!(!why.contains("hunter2"), "{why}");
+    }
+}

@@ -1,0 +1,143 @@
+//! TLS, and what its certificate says.
+//!
+//! Owns whom to trust and the handshake. A chain is verified as a client's would be:
+//! a relay whose certificate phones refuse is not well.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{CertificateError, ClientConfig, ClientConnection, Error, RootCertStore, StreamOwned};
+use x509_cert::der::Decode;
+
+use super::advice::Trouble;
+use super::clock;
+use super::stream::{Stream, Timed};
+
+/// The certificate is warned of when it expires within so many days: a renewal is
+/// due at 30 (Let's Encrypt's 90 less two thirds), so at 14 it has failed for weeks.
+const EXPIRES_SOON: u64 = 14;
+
+const DAY: u64 = 24 * 60 * 60;
+
+/// Whom to trust, and for which name.
+#[derive(Clone, Debug)]
+pub(super) struct Trust {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl Trust {
+    /// Those that browsers trust, or those of `ca` alone.
+    pub(super) fn new(host: &str, ca: Option<&Path>) -> Result<Self, Trouble> {
+        let mut roots = RootCertStore::empty();
+        match ca {
+            None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+            Some(path) => {
+                let refuse = |why: String| Trouble::new(format!("--ca {}: {why}", path.display()));
+                let certificates = CertificateDer::pem_file_iter(path)
+                    .map_err(|error| refuse(error.to_string()))?;
+                for certificate in certificates {
+                    let added = certificate
+                        .map_err(|error| error.to_string())
+                        .and_then(|it| roots.add(it).map_err(|error| error.to_string()));
+                    added.map_err(refuse)?;
+                }
+                if roots.is_empty() {
+                    return Err(refuse("no PEM block with a CERTIFICATE in it".into()));
+                }
+            }
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Trouble::new(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        // A proxy that was not asked may choose HTTP/2, in which no upgrade is.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| Trouble::new(format!("{host:?} is no name that TLS could check")))?;
+        Ok(Self { config: Arc::new(config), name })
+    }
+
+    /// Shakes hands until `deadline`.
+    pub(super) fn handshake(
+        &self,
+        socket: TcpStream,
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Result<Session, Trouble> {
+        let connection = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
+            .map_err(|error| Trouble::new(error.to_string()))?;
+        let mut session = StreamOwned::new(connection, Timed::new(socket, deadline));
+        let result = session.conn.complete_io(&mut session.sock);
+        let version = session.conn.protocol_version().and_then(|it| it.as_str());
+        let leaf = session.conn.peer_certificates().and_then(|chain| chain.first());
+        let expires_in = leaf.and_then(days_to_expiry);
+        let mut stream = Stream::Tls(Box::new(session));
+        match result {
+            Ok(_) => Ok(Session { stream, version: version.unwrap_or("TLS"), expires_in }),
+            Err(error) => {
+                let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+                Err(tls.map_or_else(|| stream.failure(&error, timeout), explained))
+            }
+        }
+    }
+}
+
+/// A handshake that succeeded.
+pub(super) struct Session {
+    pub(super) stream: Stream,
+    pub(super) version: &'static str,
+    /// Whole days until the certificate expires, if that could be read.
+    pub(super) expires_in: Option<u64>,
+}
+
+impl Session {
+    /// What should be seen to about the certificate.
+    pub(super) fn warning(&self) -> Option<String> {
+        self.expires_in.filter(|days| *days < EXPIRES_SOON).map(|days| {
+            format!(
+                "the certificate expires in {days} days and should have been renewed: see the log \
+                 of whoever renews it"
+            )
+        })
+    }
+}
+
+fn days_to_expiry(leaf: &CertificateDer<'_>) -> Option<u64> {
+    let leaf = x509_cert::Certificate::from_der(leaf).ok()?;
+    let not_after = leaf.tbs_certificate().validity().not_after.to_unix_duration();
+    Some(not_after.saturating_sub(clock::wall_time()).as_secs() / DAY)
+}
+
+fn explained(error: &Error) -> Trouble {
+    let trouble = Trouble::new(error.to_string());
+    let advice = match error {
+        Error::InvalidCertificate(why) => match why {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the certificate has expired: renew it, and reload whoever serves it"
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "the certificate is not valid yet: see the clocks, this machine's too"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "the certificate is for another name: dial that one, or get one for this name"
+            }
+            CertificateError::UnknownIssuer => {
+                "who signed the certificate is not known: an authority of your own is named with \
+                 --ca FILE; else the server does not send the certificates in between (its file \
+                 must hold the whole chain)"
+            }
+            _ => "clients will refuse this certificate",
+        },
+        Error::InvalidMessage(_) => "what answers there does not speak TLS; try http:// or ws://",
+        Error::NoApplicationProtocol => "it does not offer HTTP/1.1, which WebSockets need",
+        _ => return trouble,
+    };
+    trouble.advise(advice)
+}

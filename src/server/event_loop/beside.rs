@@ -1,0 +1,99 @@
+//! What works beside the loop, and what passes between the two.
+//!
+//! Owns the hand-over, in both directions: push wakes and reports go out, outcomes,
+//! certificates and challenges come in by mail, and a supervisor hears that the loop
+//! turns. Nothing here waits for anybody.
+
+use std::io;
+
+use super::{Core, Server};
+use crate::relay::stats::WakeOutcome;
+use crate::server::clock::wall_time;
+use crate::server::mailbox::{Message, Report};
+use crate::server::push::Push;
+use crate::server::systemd::Supervisor;
+use crate::server::tls::Certified;
+use crate::server::tls::source::Source;
+
+impl<C: Core> Server<C> {
+    /// Has `push` carry out the wakes that the core hands out.
+    ///
+    /// # Errors
+    /// If its thread cannot be started.
+    pub fn with_push(mut self, push: Option<Push>) -> io::Result<Self> {
+        self.push = push.map(|push| push.start(self.post())).transpose()?;
+        Ok(self)
+    }
+
+    /// Has listeners that [speak](Speaks) TLS serve the certificate from `source`, and
+    /// what becomes of it, on SIGHUP at the latest.
+    ///
+    /// # Errors
+    /// If there can be no thread to look after it.
+    pub fn with_tls(mut self, source: Source) -> io::Result<Self> {
+        let (config, certified) = source.first();
+        self.tls = Some(config);
+        if let Some(certified) = certified {
+            self.serve(certified);
+        }
+        self.keeper = Some(source.start(self.post())?);
+        Ok(self)
+    }
+
+    fn serve(&mut self, certified: Certified) {
+        self.tls_stats.not_after = Some(certified.not_after);
+        log::info!(expires_in_days = self.tls_stats.days_left(wall_time()); "certificate_served");
+        self.tls = Some(certified.config);
+    }
+
+    /// Tells `supervisor` how the loop fares.
+    #[must_use]
+    pub fn with_supervisor(self, supervisor: Option<Supervisor>) -> Self {
+        Self { supervisor, ..self }
+    }
+
+    /// Says that the loop turns, if somebody watches. A loop that is stuck says
+    /// nothing, and is restarted.
+    pub(super) fn say_alive(&mut self) {
+        if let Some(supervisor) = &self.supervisor
+            && let Some(interval) = supervisor.watchdog
+        {
+            supervisor.alive();
+            self.alive_due = Some(self.clock.now() + interval);
+        }
+    }
+
+    pub(super) fn on_mail(&mut self) {
+        while let Some(message) = self.mailbox.take() {
+            match message {
+                Message::Report(reply) => {
+                    let report =
+                        Report { relay: self.core.snapshot(), tls: self.tls_stats.clone() };
+                    // Whoever asked may have given up.
+                    let _ = reply.try_send(report);
+                }
+                Message::WakeDone(outcome) => self.core.handle_wake_done(outcome),
+                Message::Certificate(Some(certified)) => {
+                    self.tls_stats.reloads += 1;
+                    self.serve(certified);
+                }
+                Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
+                Message::Challenge { challenge, taken } => {
+                    self.core.answer_challenge(challenge);
+                    // Whoever waits may have given up.
+                    let _ = taken.try_send(());
+                }
+            }
+        }
+    }
+
+    /// Hands wakes on; each is answered by mail, sooner or later.
+    pub(super) fn push(&mut self) {
+        while let Some(wake) = self.core.poll_wake() {
+            let sent = self.push.as_ref().is_some_and(|queue| queue.send(wake).is_ok());
+            if !sent {
+                self.core.handle_wake_done(WakeOutcome::Dropped);
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+"""`probe` through what stands between clients and relays, at the real times."""
+
+import contextlib
+import datetime
+import json
+import socket
+import subprocess
+import threading
+
+from google import Authority
+from haproxy import Balancer
+from harness import Relay, main, program
+
+# Longer than any probe here takes.
+PATIENCE = 150
+
+
+def probe(url, *flags):
+    """Its exit status, and its steps by name."""
+    command = [program(), "probe", "--json", "--round-trips", "10", *flags, url]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.stderr == b"", done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"] == (done.returncode == 0), report
+    return done.returncode, {step["name"]: step for step in report["steps"]}
+
+
+def fails_at(name, words, url, *flags):
+    status, steps = probe(url, *flags)
+    failed = [step for step in steps.values() if step["outcome"] == "failed"]
+    assert status == 1 and [step["name"] for step in failed] == [name], steps
+    said = failed[0]["found"] + failed[0].get("advice", "")
+    assert words in said, said
+
+
+@contextlib.contextmanager
+def between(relay, context=None, passes=lambda chunk, sent: True):
+    """A proxy that may speak TLS to its clients. Of what the relay sends it passes
+    on what `passes(chunk, bytes sent so far)` says. Gives its port."""
+    def pipe(source, sink, may_pass):
+        sent = 0
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                if may_pass(chunk, sent):
+                    sink.sendall(chunk)
+                    sent += len(chunk)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def serve(client):
+        with contextlib.suppress(OSError):
+            if context:
+                client = context.wrap_socket(client, server_side=True)
+            upstream = socket.create_connection(relay.address)
+            for arguments in [
+                (client, upstream, lambda *_: True), (upstream, client, passes),
+            ]:
+                threading.Thread(target=pipe, args=arguments, daemon=True).start()
+
+    def accept(listener):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def tls_is_verified_and_the_days_are_told(relay):
+    authority = Authority("probed")
+    for days, outcome in [(100, "ok"), (5, "warning")]:
+        life = datetime.timedelta(days=days, minutes=5)
+        with between(relay, authority.context(life=life)) as port:
+            for url in [f"https://localhost:{port}", f"wss://127.0.0.1:{port}/"]:
+                status, steps = probe(url, "--ca", authority.file)
+                assert status == 0, steps
+                tls = steps["tls"]
+                assert (tls["expires_in_days"], tls["outcome"]) == (days, outcome), tls
+                assert steps["leaving"]["outcome"] == "ok", steps
+
+
+def certificates_that_clients_refuse_are_explained(relay):
+    authority = Authority("probed")
+    expired = authority.context(life=datetime.timedelta(days=-1))
+    with between(relay, expired) as port:
+        fails_at("tls", "has expired", f"https://localhost:{port}", "--ca", authority.file)
+    with between(relay, authority.context(names=("elsewhere",))) as port:
+        fails_at("tls", "for another name", f"https://localhost:{port}", "--ca", authority.file)
+    with between(relay, authority.context()) as port:
+        fails_at("tls", "--ca FILE", f"https://localhost:{port}")
+        fails_at("tls", "--ca FILE", f"https://localhost:{port}", "--ca", Authority("other").file)
+        # Plain where TLS is spoken.
+        fails_at("health", "another protocol", f"http://localhost:{port}", "--health")
+
+
+def through_haproxy_it_passes():
+    with Relay("--proxy-protocol") as relay, Balancer(relay, "http") as balancer:
+        balancer.wait("UP", ("L7OK", "200"))
+        status, steps = probe("http://{}:{}".format(*balancer.address))
+        assert status == 0 and {step["outcome"] for step in steps.values()} == {"ok"}, steps
+    # And without, PROXY headers are waited for.
+    with Relay("--proxy-protocol") as relay:
+        fails_at("health", "PROXY header", f"http://{relay.url}", "--health")
+
+
+def an_idle_cut_off_of_haproxy_is_measured():
+    with Relay("--proxy-protocol") as relay:
+        # The line of the server is the last of the backend, so this is, too.
+        with Balancer(relay, "http", "send-proxy-v2\n    timeout tunnel 4s") as balancer:
+            balancer.wait("UP", ("L7OK", "200"))
+            url = "http://{}:{}".format(*balancer.address)
+            fails_at("watch", "cut after 4.", url, "--watch", "45")
+
+
+def pings_are_seen_at_their_real_times(relay):
+    status, steps = probe(f"http://{relay.url}", "--watch", "63")
+    watch = steps["watch"]
+    assert status == 0 and watch["pings"] >= 2, steps
+    assert 29_000 <= watch["longest_silence_ms"] <= 31_000, watch
+
+
+def a_path_that_forgets_without_a_word_is_told(relay):
+    # The probe's first three connections are busy or short. The idle one gets its
+    # 101, and nothing after that.
+    count = 0
+
+    def passes(chunk, _sent):
+        nonlocal count
+        count += chunk.startswith(b"HTTP/1.1 101")
+        return count < 4 or chunk.startswith(b"HTTP/1.1 101")
+    with between(relay, passes=passes) as port:
+        fails_at("watch", "without a word", f"http://127.0.0.1:{port}", "--watch", "60",
+                 "--timeout", "2")
+
+
+def a_proxy_that_keeps_pings_is_told(relay):
+    # A ping is a frame of its own, and on an idle connection alone in its segment.
+    with between(relay, passes=lambda chunk, _: chunk[0] != 0x89) as port:
+        fails_at("watch", "though the connection is open", f"http://127.0.0.1:{port}",
+                 "--watch", "60")
+
+
+if __name__ == "__main__":
+    main([
+        pings_are_seen_at_their_real_times,
+        a_path_that_forgets_without_a_word_is_told,
+        a_proxy_that_keeps_pings_is_told,
+        an_idle_cut_off_of_haproxy_is_measured,
+        tls_is_verified_and_the_days_are_told,
+        certificates_that_clients_refuse_are_explained,
+        through_haproxy_it_passes,
+    ])

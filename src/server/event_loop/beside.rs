@@ -25,7 +25,7 @@ impl<C: Core> Server<C> {
         Ok(self)
     }
 
-    /// Has listeners that [speak](Speaks) TLS serve the certificate from `source`, and
+    /// Has listeners that [speak](crate::config::Speaks) TLS serve the certificate from `source`, and
     /// what becomes of it, on SIGHUP at the latest.
     ///
     /// # Errors

@@ -172,9 +172,9 @@ impl Socket {
                 None => Input::Nothing,
             });
         };
-        if let Some(fault) = session.take_fault() {
+        if let Some(fault) = session.fault() {
             log::debug!(err:% = fault; "tls_failed");
-            return Err(io::Error::other(fault));
+            return Err(io::Error::other(fault.clone()));
         }
         if session.has_ended() {
             self.is_readable = false;

@@ -113,9 +113,9 @@ impl Session {
         self.has_ended
     }
 
-    /// What ended the session, told once.
-    pub(super) fn take_fault(&mut self) -> Option<Error> {
-        self.fault.take()
+    /// What broke the session.
+    pub(super) fn fault(&self) -> Option<&Error> {
+        self.fault.as_ref()
     }
 
     /// Nothing more comes out of it: it ended, well or not.
@@ -162,6 +162,9 @@ impl Session {
     }
 
     fn say(&mut self, say: Say<'_>) -> Result<(), Error> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
         if self.is_handshaking() {
             return Err(Error::HandshakeNotComplete);
         }

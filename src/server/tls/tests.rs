@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -179,7 +181,7 @@ fn both_ends_can_be_said() {
         pair.server_receives(&bytes);
         assert!(pair.server.has_ended() && pair.server.is_over());
         assert_eq!(pair.plain, b"mine");
-        assert!(pair.server.take_fault().is_none() && pair.server.partial().is_empty());
+        assert!(pair.server.fault().is_none() && pair.server.partial().is_empty());
         let mut rest = &mem::take(&mut pair.server.unsent)[..];
         pair.client.read_tls(&mut rest).unwrap();
         let state = pair.client.process_new_packets().unwrap();
@@ -200,7 +202,7 @@ fn a_bad_record_is_a_fault_after_what_came_before_it_and_is_told_by_an_alert() {
     bytes[bad + 7] ^= 1;
     pair.server_receives(&bytes);
     assert_eq!(pair.plain, b"good");
-    assert!(matches!(pair.server.take_fault(), Some(Error::DecryptError)));
+    assert!(matches!(pair.server.fault(), Some(Error::DecryptError)));
     let mut rest = &mem::take(&mut pair.server.unsent)[..];
     pair.client.read_tls(&mut rest).unwrap();
     let error = pair.client.process_new_packets().unwrap_err();
@@ -211,7 +213,7 @@ fn a_bad_record_is_a_fault_after_what_came_before_it_and_is_told_by_an_alert() {
 fn plain_http_is_a_fault_and_answered_by_an_alert() {
     let mut pair = Pair::new(false);
     pair.server_receives(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n");
-    assert!(pair.server.take_fault().is_some());
+    assert!(pair.server.fault().is_some());
     assert_eq!(pair.server.unsent.first(), Some(&21), "an alert record");
     assert!(pair.plain.is_empty());
 }
@@ -241,7 +243,7 @@ fn only_the_domain_is_served_and_nothing_without_a_certificate() {
         let mut hello = Vec::new();
         pair.client.write_tls(&mut hello).unwrap();
         pair.server_receives(&hello);
-        assert_eq!(pair.server.take_fault().is_none(), works);
+        assert_eq!(pair.server.fault().is_none(), works);
     }
     assert!(certificate.is_for("relay") && !certificate.is_for("relay.example"));
 }
@@ -262,4 +264,50 @@ fn a_session_resumes_with_a_ticket_even_after_a_reload() {
         });
         assert_eq!(kinds, [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed]);
     }
+}
+
+/// Whatever a peer changes in what it sends, and in whatever pieces: a session goes on or
+/// has one fault, keeps no more than it may, and never panics.
+#[test]
+fn damage_anywhere_is_a_fault_or_nothing() {
+    let mut faults = 0;
+    for seed in 0..400 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let is_open = rng.random();
+        let tls12 = rng.random();
+        let mut pair = if is_open { Pair::open(tls12) } else { Pair::new(tls12) };
+        if is_open {
+            for _ in 0..rng.random_range(1..5) {
+                let said = vec![7; rng.random_range(1..3000)];
+                pair.client.writer().write_all(&said).unwrap();
+            }
+            pair.client.send_close_notify();
+        }
+        let mut bytes = Vec::new();
+        while pair.client.wants_write() {
+            pair.client.write_tls(&mut bytes).unwrap();
+        }
+        for _ in 0..rng.random_range(0..4) {
+            let at = rng.random_range(0..bytes.len());
+            match rng.random_range(0..3) {
+                0 => bytes[at] = rng.random(),
+                1 => bytes.truncate(at.max(1)),
+                _ => bytes.insert(at, rng.random()),
+            }
+        }
+        let mut rest = &bytes[..];
+        while !rest.is_empty() && !pair.server.is_over() {
+            let (piece, more) = rest.split_at(rng.random_range(1..=rest.len()));
+            rest = more;
+            pair.server_receives(piece);
+            assert!(pair.server.partial().len() <= OWED_MAX + RECORD_MAX, "seed {seed}");
+            if is_open {
+                // It may fail once the session is over.
+                let _ = pair.server.seal(b"meanwhile");
+            }
+        }
+        faults += u32::from(pair.server.fault().is_some());
+        let _ = pair.server.seal_end();
+    }
+    assert!((50..350).contains(&faults), "{faults}");
 }

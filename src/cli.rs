@@ -17,13 +17,16 @@ mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Display};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use lexopt::Arg;
 
 pub use self::environment::Environment;
 use self::flag::Flag;
-use crate::config::{Config, FCM_ENDPOINT, Listen, LogFormat, MESSAGE_MAX, PushWake, Serving};
+use crate::config::{
+    Config, DRAIN_SECONDS_MAX, FCM_ENDPOINT, Listen, LogFormat, MESSAGE_MAX, PushWake, Serving,
+};
 
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
@@ -101,6 +104,9 @@ pub fn parse(
             "rate-limit-burst" => limits.rate_burst = flag.number(0..=u32::MAX)?,
             "buffer-memory" => {
                 limits.buffer_memory = flag.number(BUFFER_MEMORY_MIN..=usize::MAX)?;
+            }
+            "drain-seconds" => {
+                config.drain = Duration::from_secs(flag.number(0..=DRAIN_SECONDS_MAX)?);
             }
             "fcm-endpoint" => fcm_endpoint = flag.https_url()?,
             "fcm-ca" => fcm_ca = Some(flag.file()?),
@@ -208,6 +214,7 @@ pub fn describe(config: &Config) -> String {
         serving,
         metrics_listen,
         limits,
+        drain,
         forwarded,
         push_wake,
         log_format,
@@ -251,6 +258,7 @@ pub fn describe(config: &Config) -> String {
         ("rate-limit-per-minute", number_or_off(limits.rate_per_minute)),
         ("rate-limit-burst", limits.rate_burst.to_string()),
         ("buffer-memory", limits.buffer_memory.to_string()),
+        ("drain-seconds", drain.as_secs().to_string()),
         ("fcm-endpoint", fcm_endpoint),
         ("fcm-ca", fcm_ca),
         ("log-format", log_format.into()),

@@ -4,6 +4,7 @@ pub mod admission;
 mod audit;
 pub mod conn_id;
 mod departure;
+mod drain;
 pub mod envelope;
 mod forward;
 mod hash;

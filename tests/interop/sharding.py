@@ -2,7 +2,8 @@
 
 That very file is run, with ports, paths and the list of servers put in. Homes and
 phones dial through HAProxy, dial again when they are cut off, as clients should,
-and keep count of what they were told.
+and keep count of what they were told. `sharding.py RELAY figures` compares, and wants
+the machine to itself.
 """
 
 import asyncio
@@ -16,13 +17,15 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from harness import DIRECT, SOON, Relay, main, spawn, wait_until
+from harness import DIRECT, SOON, Relay, main, program, spawn, wait_until
 
 HAPROXY = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -397,7 +400,47 @@ def a_full_one_keeps_its_own_and_gets_no_new_ones():
         asyncio.run(_full(shards))
 
 
+def returned(shards, seconds=5):
+    """Frames that came back in a second from as many as may be sent."""
+    tool = os.path.join(os.path.dirname(program()), "examples", "swarm")
+    done = subprocess.run(
+        [tool, "--binaries=60", "--phones=1", f"--seconds={seconds}", "--messages=100000",
+         "127.0.0.1:%d" % shards.front.getsockname()[1]],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    sent = re.search(r"^frames sent, returned +(\d+), (\d+)$", done.stdout, re.MULTILINE)
+    assert sent, done.stdout
+    return int(sent[2]) / seconds
+
+
+async def _room(shards, per_relay):
+    # Some ids fall to a relay that has just become full, and come again elsewhere.
+    count = per_relay * len(shards.relays)
+    homes = [Home(shards, name) for name in names(2 * count)]
+    await off(wait_until, lambda: sum(shards.binaries()) == count, SETTLED)
+    await end(homes)
+    return count
+
+
+def four_against_one():
+    """Printed and not judged: the proxy and the load tool use the same cores."""
+    frames, room = {}, {}
+    for count in (1, 4):
+        with Shards(count) as shards:
+            frames[count] = returned(shards)
+        with Shards(count, "--max-connections", "10") as shards:
+            room[count] = asyncio.run(_room(shards, 10))
+    cores = os.cpu_count()
+    print(
+        f"four relays against one behind one HAProxy, {cores} cores for all of them: "
+        f"{frames[4]:.0f} frames a second against {frames[1]:.0f}, "
+        f"{frames[4] / frames[1]:.2f} times; connections {room[4]} against {room[1]}, "
+        f"{room[4] / room[1]:.2f} times", flush=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["figures"]:
+        sys.argv.pop()
+        main([four_against_one])
     main([
         every_phone_finds_its_binary_with_two_relays,
         every_phone_finds_its_binary_with_four_relays,

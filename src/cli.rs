@@ -19,6 +19,7 @@ mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Display};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use lexopt::Arg;
@@ -26,7 +27,7 @@ use lexopt::Arg;
 pub use self::environment::Environment;
 use self::flag::Flag;
 pub use self::probe::PROBE_HELP;
-use crate::config::{Config, FCM_ENDPOINT, LogFormat, MESSAGE_MAX, PushWake};
+use crate::config::{Config, DRAIN_SECONDS_MAX, FCM_ENDPOINT, LogFormat, MESSAGE_MAX, PushWake};
 use crate::probe::Plan;
 
 /// What `--help` prints.
@@ -115,6 +116,9 @@ pub fn parse(
             "buffer-memory" => {
                 limits.buffer_memory = flag.number(BUFFER_MEMORY_MIN..=usize::MAX)?;
             }
+            "drain-seconds" => {
+                config.drain = Duration::from_secs(flag.number(0..=DRAIN_SECONDS_MAX)?);
+            }
             "fcm-endpoint" => fcm_endpoint = flag.https_url()?.trim_end_matches('/').into(),
             "fcm-ca" => fcm_ca = Some(flag.path()?),
             "log-format" => config.log_format = flag.log_format()?,
@@ -188,6 +192,7 @@ pub fn describe(config: &Config) -> String {
         serving,
         metrics_listen,
         limits,
+        drain,
         forwarded,
         push_wake,
         log_format,
@@ -229,6 +234,7 @@ pub fn describe(config: &Config) -> String {
         ("rate-limit-per-minute", number_or_off(limits.rate_per_minute)),
         ("rate-limit-burst", limits.rate_burst.to_string()),
         ("buffer-memory", limits.buffer_memory.to_string()),
+        ("drain-seconds", drain.as_secs().to_string()),
         ("fcm-endpoint", fcm_endpoint),
         ("fcm-ca", fcm_ca),
         ("log-format", log_format.into()),

@@ -22,6 +22,10 @@ pub struct Config {
     pub limits: Limits,
     /// How long peers may take.
     pub timeouts: Timeouts,
+    /// Over how much time a shut-down spreads the closes of binaries; their phones
+    /// follow [`Timeouts::phones_after`] later. Zero: all at once, which makes the
+    /// shortest outage where one relay is restarted. Up to [`DRAIN_SECONDS_MAX`].
+    pub drain: Duration,
     /// Whom to believe about a client's address.
     pub forwarded: Forwarded,
     /// Whom to ask to wake phones, and as whom; `None` turns push wake off.
@@ -39,6 +43,7 @@ impl Default for Config {
             metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            drain: Duration::ZERO,
             forwarded: Forwarded::default(),
             push_wake: None,
             log_format: LogFormat::Logfmt,
@@ -241,6 +246,8 @@ pub const BINARY_LOW_WATER: usize = 64 * 1024;
 /// Bytes read and thrown away after a close frame or a refusal, so that the
 /// kernel does not answer unread input with a reset that destroys it.
 pub const DRAIN_MAX: usize = 4 * 1024 * 1024;
+/// The most `--drain-seconds`.
+pub const DRAIN_SECONDS_MAX: u64 = 8;
 /// Descriptors kept for everything that is not a WebSocket.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Default of `--buffer-memory`, in bytes.
@@ -309,6 +316,10 @@ pub struct Timeouts {
     pub linger: Duration,
     /// Longest time in which a close that waits behind queued messages may wait.
     pub close_backlog: Duration,
+    /// At a shut-down, from a binary's close to those of its phones: for the binary
+    /// to be the first at its new home, and for a load balancer that checks twice a
+    /// second to see that this relay leaves.
+    pub phones_after: Duration,
     /// From the signal to the end of the process.
     pub shutdown: Duration,
 }
@@ -325,6 +336,7 @@ impl Timeouts {
         write: Duration::from_secs(10),
         linger: Duration::from_secs(5),
         close_backlog: Duration::from_secs(30),
+        phones_after: Duration::from_secs(1),
         shutdown: Duration::from_secs(10),
     };
 }
@@ -336,6 +348,11 @@ const _: () =
 // A probe must be able to end before the next ordinary ping would, or takeover
 // would never be faster than the heartbeat.
 const _: () = assert!(Timeouts::STANDARD.probe.as_secs() < Timeouts::STANDARD.pong.as_secs());
+// The last phones that are told have a moment to answer before the process ends.
+const _: () = assert!(
+    DRAIN_SECONDS_MAX + Timeouts::STANDARD.phones_after.as_secs()
+        < Timeouts::STANDARD.shutdown.as_secs()
+);
 
 impl Default for Timeouts {
     fn default() -> Self {

@@ -5,6 +5,7 @@ mod audit;
 mod authority;
 pub mod conn_id;
 mod departure;
+mod drain;
 pub mod envelope;
 mod forward;
 mod hash;

@@ -107,6 +107,8 @@ fn each_flag_reaches_its_field() {
         ("--trusted-proxies ::ffff:0:0/96", forwarded(false, Some(&["0.0.0.0/0"]))),
         ("--trusted-proxies ::ffff:10.1.2.3/128", forwarded(false, Some(&["10.1.2.3/32"]))),
         ("--trusted-proxies 0.0.0.0/0,::/0", forwarded(false, Some(&["0.0.0.0/0", "::/0"]))),
+        ("--drain-seconds 8", Config { drain: Duration::from_secs(8), ..Config::default() }),
+        ("--drain-seconds 0", default.clone()),
         ("--log-format json", Config { log_format: LogFormat::Json, ..default.clone() }),
         ("--log-format logfmt", default.clone()),
         ("--log-level debug", Config { log_level: log::LevelFilter::Debug, ..default.clone() }),
@@ -241,6 +243,7 @@ fn numbers_are_decimal_and_in_range() {
         ("rate-limit-per-minute", "0", "4294967295"),
         ("rate-limit-burst", "0", "4294967295"),
         ("buffer-memory", "1048576", "18446744073709551615"),
+        ("drain-seconds", "0", "8"),
     ] {
         let range = format!("not a whole number from {low} to {high}");
         for value in
@@ -552,6 +555,7 @@ fn a_description_names_what_would_run() {
          rate-limit-per-minute 10\n\
          rate-limit-burst 20\n\
          buffer-memory 67108864\n\
+         drain-seconds 0\n\
          fcm-endpoint off (PYRYCODE_RELAY_FCM_CREDENTIALS is not set)\n\
          fcm-ca off\n\
          log-format logfmt\n\
@@ -559,7 +563,8 @@ fn a_description_names_what_would_run() {
     );
     let line = "--insecure-listen :1 --metrics-listen= --trust-x-forwarded-for --log-format json \
                 --trusted-proxies 10.0.0.0/8,::1 --max-connections 5 --max-connections-per-ip 6 \
-                --rate-limit-per-minute 0 --rate-limit-burst 0 --buffer-memory 1048576";
+                --rate-limit-per-minute 0 --rate-limit-burst 0 --buffer-memory 1048576 \
+                --drain-seconds 7";
     assert_eq!(
         describe(&serve(line)),
         "insecure-listen [::]:1\n\
@@ -572,6 +577,7 @@ fn a_description_names_what_would_run() {
          rate-limit-per-minute off\n\
          rate-limit-burst 0\n\
          buffer-memory 1048576\n\
+         drain-seconds 7\n\
          fcm-endpoint off (PYRYCODE_RELAY_FCM_CREDENTIALS is not set)\n\
          fcm-ca off\n\
          log-format json\n\
@@ -637,6 +643,7 @@ fn help_states_the_defaults_and_fits_a_terminal() {
         format!("default {})", config.limits.rate_burst),
         format!("default {},", config.limits.buffer_memory),
         format!("least {BUFFER_MEMORY_MIN}"),
+        format!("0 to {DRAIN_SECONDS_MAX} (default {},", config.drain.as_secs()),
     ] {
         assert!(HELP.contains(&default), "{default}");
     }

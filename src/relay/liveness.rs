@@ -18,13 +18,15 @@ use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Expiry;
 use crate::protocol::heartbeat::Heartbeat;
 use crate::protocol::response::Refusal;
-use crate::time::Instant;
+use crate::time::{Instant, Wheel};
 
 impl Relay {
     /// When [`Self::handle_timeout`] is to be called next; `None`: never.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.timers.next_expiry(), self.graces.next_expiry()].into_iter().flatten().min()
+        let leaving = self.leaving.as_ref().and_then(Wheel::next_expiry);
+        let next = [self.timers.next_expiry(), self.graces.next_expiry(), leaving];
+        next.into_iter().flatten().min()
     }
 
     /// Time has passed: pings go out, what was closed goes, and whose time seems
@@ -40,6 +42,7 @@ impl Relay {
             }
             self.settle(id);
         }
+        self.handle_leaving(now);
         while let Some(index) = self.graces.pop_expired(now) {
             self.end_grace(SlotKey(index), now);
         }

@@ -281,6 +281,11 @@ impl Registry {
         mem::replace(&mut self.slot_mut(key).paused, paused) != paused
     }
 
+    /// Every slot, held or in grace.
+    pub(super) fn keys(&self) -> Vec<SlotKey> {
+        self.by_server_id.iter().map(|index| SlotKey(*index)).collect()
+    }
+
     /// The slot's name.
     pub(super) fn server_id(&self, key: SlotKey) -> &str {
         &self.slot(key).server_id

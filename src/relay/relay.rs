@@ -17,6 +17,7 @@
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -147,7 +148,6 @@ pub struct Relay {
     pub(super) caps: ConnectionCaps,
     pub(super) rate: RateLimiter,
     pub(super) stats: Stats,
-    pub(super) is_draining: bool,
     /// When a refused PROXY header is worth a warning again.
     pub(super) proxy_warn_at: Instant,
     pub(super) started: Instant,
@@ -166,6 +166,11 @@ pub struct Relay {
     /// Ends of grace by slot index.
     pub(super) graces: Wheel,
     pub(super) effects: VecDeque<Effect>,
+    /// How long it takes to tell everybody of a shut-down, but for the moment by
+    /// which phones come after their binary.
+    pub(super) drain: Duration,
+    /// Who is to be told next, by slot index; `None`: there is no shut-down.
+    pub(super) leaving: Option<Wheel>,
     /// `None`: push wake is off.
     pub(super) wakes: Option<Wakes>,
 }
@@ -187,7 +192,6 @@ impl Relay {
             caps: ConnectionCaps::new(capacity, limits.connections_per_ip, hash_keys()),
             rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
             stats: Stats::default(),
-            is_draining: false,
             proxy_warn_at: now,
             started: now,
             connections: Slab::new(),
@@ -201,6 +205,8 @@ impl Relay {
             timers: Wheel::new(now),
             graces: Wheel::new(now),
             effects: VecDeque::new(),
+            drain: config.drain,
+            leaving: None,
         }
     }
 
@@ -264,23 +270,6 @@ impl Relay {
         if self.entry(id).is_some_and(|entry| entry.role == Role::Claimant) {
             self.handle_disconnected(id, now);
         }
-    }
-
-    /// Closes every WebSocket with 1001, binaries first, and refuses new ones.
-    pub fn shut_down(&mut self, now: Instant) {
-        self.is_draining = true;
-        for role in [Role::Claimant, Role::Binary, Role::Phone] {
-            let ids: Vec<ConnId> = self
-                .connections
-                .iter()
-                .filter(|(_, e)| e.role == role)
-                .map(|(index, e)| e.id(index))
-                .collect();
-            for id in ids {
-                self.close(id, CloseCause::Shutdown, now);
-            }
-        }
-        self.shed(now);
     }
 
     // What the shell asks

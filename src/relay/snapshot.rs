@@ -40,7 +40,7 @@ impl Relay {
             connections_max: self.caps.total(),
             buffered: self.budget.used(),
             buffered_max: self.budget.limit(),
-            is_draining: self.is_draining,
+            is_draining: self.is_draining(),
         }
     }
 }

@@ -59,14 +59,14 @@ impl Relay {
             }
             Endpoint::Ready => {
                 request.read_only()?;
-                let is_ready = !self.is_draining && !self.caps.is_full();
+                let is_ready = !self.is_draining() && !self.caps.is_full();
                 self.refuse(id, response::ready(is_ready), now);
                 Ok(())
             }
             _ if self.entry(id).is_none_or(|entry| entry.stage != Stage::Request) => {
                 Err(Refusal::Forbidden)
             }
-            _ if self.is_draining => Err(Refusal::Unavailable),
+            _ if self.is_draining() => Err(Refusal::Unavailable),
             Endpoint::Other => Err(Refusal::NotFound),
             endpoint @ (Endpoint::Server | Endpoint::Client) => {
                 let is_phone = endpoint == Endpoint::Client;
@@ -203,7 +203,7 @@ impl Relay {
     fn health(&self, now: Instant) -> Health {
         let (binaries, phones) = self.live();
         Health {
-            status: if self.is_draining { Status::Draining } else { Status::Ok },
+            status: if self.is_draining() { Status::Draining } else { Status::Ok },
             version: env!("CARGO_PKG_VERSION"),
             connected_binaries: binaries as u64,
             connected_phones: phones as u64,

@@ -433,6 +433,9 @@ fn a_relay_that_leaves_says_so_and_counts_whom_it_closed() {
     let _peers = [Peer::binary(process.relay, "home"), Peer::phone(process.relay, "home")];
     process.signal(Signal::TERM);
     process.expect_line("shutting_down");
+    // A moment after its binary.
+    let phones = "closes_total{role=\"phone\",cause=\"shutdown\"}";
+    eventually("the phone is told", || Scrape::of(process.metrics).value(phones) == 1.0);
     let scrape = Scrape::of(process.metrics);
     assert_eq!(scrape.value("draining"), 1.0);
     for role in ["binary", "phone"] {

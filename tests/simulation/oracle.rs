@@ -54,6 +54,8 @@ struct Slot {
     phones: Vec<usize>,
     /// When the grace ends.
     until: Instant,
+    /// When its phones may be told of a shut-down.
+    phones_from: Instant,
     /// When the claimants began to wait.
     probed: Instant,
     /// How often the holder had been pinged by then.
@@ -77,6 +79,8 @@ pub(crate) struct Oracle {
     place_count: usize,
     capacity: usize,
     is_draining: bool,
+    /// When everybody was told of the shut-down.
+    told_by: Instant,
     /// The call under way has spent the memory.
     is_shedding: bool,
     /// In the call under way a binary had a phone closed.
@@ -87,6 +91,7 @@ pub(crate) struct Oracle {
 }
 
 const RECLAIMED: (u16, &str) = (4404, "binary reclaimed server-id");
+const LEAVING: (u16, &str) = (1001, "shutting down");
 const CLAIMED: (u16, &str) = (4409, "server-id already claimed");
 
 impl Oracle {
@@ -98,6 +103,7 @@ impl Oracle {
             place_count: 0,
             capacity,
             is_draining: false,
+            told_by: Instant::START,
             is_shedding: false,
             is_requested: false,
             late: Duration::ZERO,
@@ -329,6 +335,9 @@ impl Oracle {
     }
 
     fn on_timeout(&mut self, world: &World) {
+        if self.is_draining {
+            self.on_leaving(world);
+        }
         // The first tick of the wheel that is not before it.
         let is_over = |slot: &Slot| {
             let ticks = |micros: u128| micros.div_ceil(TICK.as_micros());
@@ -350,19 +359,50 @@ impl Oracle {
     }
 
     fn on_shut_down(&mut self, world: &World) {
-        self.is_draining = true;
-        for peer in 0..self.records.len() {
-            if self.records[peer].has_place {
-                self.lose_place(peer);
-                self.expect(world, peer, (1001, "shutting down"));
+        if std::mem::replace(&mut self.is_draining, true) {
+            return;
+        }
+        let timeouts = &world.config.timeouts;
+        self.told_by = world.now + world.config.drain + timeouts.phones_after + 2 * TICK;
+        let slots = self.slots.values_mut();
+        let claimants: Vec<usize> =
+            slots.flat_map(|slot| std::mem::take(&mut slot.claimants)).collect();
+        for claimant in claimants {
+            self.lose_place(claimant);
+            self.expect(world, claimant, LEAVING);
+        }
+        self.on_leaving(world);
+        let holders = self.slots.values().filter(|slot| slot.holder.is_some());
+        assert!(!world.config.drain.is_zero() || holders.count() == 0, "(4) a binary is left");
+    }
+
+    /// Who is told of the shut-down: binaries, and a moment later their phones.
+    fn on_leaving(&mut self, world: &World) {
+        let is_told = |oracle: &Self, peer| {
+            let words = oracle.last_words(world, peer);
+            !has_place(world, peer) && words == Some(Words::from(LEAVING))
+        };
+        for server_id in self.slots.keys().cloned().collect::<Vec<_>>() {
+            let slot = &self.slots[&server_id];
+            let told: Vec<usize> =
+                slot.phones.iter().copied().filter(|phone| is_told(self, *phone)).collect();
+            assert!(told.is_empty() || slot.holder.is_none(), "(4) {told:?} before the binary");
+            assert!(told.is_empty() || world.now >= slot.phones_from, "(4) {told:?} too soon");
+            for phone in told {
+                self.leave(world, phone);
+                self.expect(world, phone, LEAVING);
+            }
+            let holder = self.slots[&server_id].holder;
+            if let Some(binary) = holder.filter(|binary| is_told(self, *binary)) {
+                self.leave(world, binary);
+                self.expect(world, binary, LEAVING);
+                let phones_from = world.now + world.config.timeouts.phones_after;
+                self.slots.entry(server_id).and_modify(|slot| slot.phones_from = phones_from);
             }
         }
-        for slot in self.slots.values_mut() {
-            if slot.holder.is_some() {
-                slot.until = world.now + world.config.timeouts.grace;
-            }
-            *slot = Slot { until: slot.until, ..Slot::default() };
-        }
+        let has_place = |record: &Record| record.has_place;
+        let is_over = world.now >= self.told_by + self.late;
+        assert!(!is_over || !self.records.iter().any(has_place), "(4) somebody was not told");
     }
 
     /// Memory is spent: whoever held most is closed, whatever else happens.

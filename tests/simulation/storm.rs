@@ -29,7 +29,7 @@ mod shadow;
 
 use std::time::Duration;
 
-use pyrycode_relay::config::Config;
+use pyrycode_relay::config::{Config, DRAIN_SECONDS_MAX};
 use pyrycode_relay::relay::ConnId;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -101,6 +101,7 @@ impl Storm {
     fn new(seed: u64, capacity: usize, test: &'static str) -> Self {
         let mut config = Config::default();
         config.limits.rate_per_minute = 0;
+        config.drain = Duration::from_secs(seed % (DRAIN_SECONDS_MAX + 1));
         if seed.is_multiple_of(3) {
             // So little memory that it is spent.
             config.limits.buffer_memory = capacity * 8 * 1024;

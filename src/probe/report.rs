@@ -2,7 +2,7 @@
 //!
 //! Owns form only: names, words and figures come from the steps.
 //!
-//! 1. What a peer said is escaped before it is printed.
+//! 1. No peer's words move the cursor of a terminal.
 //! 2. A terminal alone is shown colour and a line that is rewritten.
 
 use std::io::Write;
@@ -165,10 +165,14 @@ impl<'a> Report<'a> {
         let word = format!("{word:<8}");
         let word =
             if self.style.has_colour { format!("\x1b[{colour}m{word}\x1b[0m") } else { word };
-        let mut line =
-            format!("{start}{word} {:<16} {} ({:.1} ms)\n", step.name, step.found, step.ms);
+        let mut line = format!(
+            "{start}{word} {:<16} {} ({:.1} ms)\n",
+            step.name,
+            visible(&step.found),
+            step.ms
+        );
         if let Some(advice) = &step.advice {
-            for part in wrapped(advice, 72) {
+            for part in wrapped(&visible(advice), 72) {
                 line.push_str(&format!("         {part}\n"));
             }
         }
@@ -185,6 +189,12 @@ impl<'a> Report<'a> {
 /// In milliseconds, to the microsecond.
 pub(super) fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Without what a terminal takes for a command. Most peers' words come escaped, but
+/// errors may quote some.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Lines of at most `width` characters, where the words allow it.
@@ -232,6 +242,17 @@ mod tests {
 
         let (_, text) = reported(Form::Lines, Style { has_colour: true, is_live: true });
         assert!(text.contains("\x1b[31mFAILED  \x1b[0m three") && text.contains("\r\x1b[K"));
+    }
+
+    #[test]
+    fn nobody_else_writes_to_the_terminal() {
+        let mut out = Vec::new();
+        let mut report = Report::new(&mut out, Form::Lines, Style::default());
+        let bad = || Trouble::new("\x1b[2J\r\n").advise("\u{9b}2J");
+        report.step("one", |_| Err::<((), _), _>(bad()));
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text:?}");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     }
 
     #[test]

@@ -195,12 +195,17 @@ impl Drop for Process {
 pub fn run(flags: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = bare_command(PROGRAM);
     command.args(flags).envs(variables.iter().copied());
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    end(command.stdout(Stdio::piped()).stderr(Stdio::piped()), &format!("{flags:?} {variables:?}"))
+}
+
+/// What it said by its end, which must come soon.
+fn end(command: &mut Command, what: &str) -> Output {
+    let mut child = command.spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
             child.kill().unwrap();
-            panic!("{flags:?} {variables:?}: it runs and runs");
+            panic!("{what}: it runs and runs");
         }
         thread::park_timeout(Duration::from_millis(2));
     }
@@ -211,7 +216,7 @@ pub fn run(flags: &[&str], variables: &[(&str, &str)]) -> Output {
 pub fn run_with_sockets(sockets: [TcpListener; 2]) -> Output {
     let mut command = command_with_sockets(sockets, "$$");
     command.args(["--insecure-listen=127.0.0.1:0", "--metrics-listen="]);
-    command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap()
+    end(command.stderr(Stdio::piped()), "with sockets")
 }
 
 fn command_with_sockets(sockets: [TcpListener; 2], pid: &str) -> Command {

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import json
 import socket
 import subprocess
@@ -34,17 +35,22 @@ def fails_at(name, words, url, *flags):
 
 
 @contextlib.contextmanager
-def between(relay, context=None, passes=lambda chunk, sent: True):
-    """A proxy that may speak TLS to its clients. Of what the relay sends it passes
-    on what `passes(chunk, bytes sent so far)` says. Gives its port."""
-    def pipe(source, sink, may_pass):
-        sent = 0
+def between(relay, context=None, passes=lambda chunk, relay_end: True):
+    """A proxy that may speak TLS to its clients. Gives its port. Of what the relay
+    sends on a probe's idle connection, its fourth, it passes on after the 101 what
+    `passes(chunk, relay's end)` says; nor does it pass on an end after silence."""
+    upgrades = itertools.count(1)
+
+    def pipe(source, sink, is_from_relay):
+        is_idle, is_passing = False, True
         with contextlib.suppress(OSError):
             while chunk := source.recv(65536):
-                if may_pass(chunk, sent):
+                is_passing = not is_idle or passes(chunk, source)
+                if is_passing:
                     sink.sendall(chunk)
-                    sent += len(chunk)
-        for end in (source, sink):
+                if is_from_relay and chunk.startswith(b"HTTP/1.1 101"):
+                    is_idle = next(upgrades) == 4
+        for end in (source, sink) if is_passing else ():
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
@@ -53,9 +59,7 @@ def between(relay, context=None, passes=lambda chunk, sent: True):
             if context:
                 client = context.wrap_socket(client, server_side=True)
             upstream = socket.create_connection(relay.address)
-            for arguments in [
-                (client, upstream, lambda *_: True), (upstream, client, passes),
-            ]:
+            for arguments in [(client, upstream, False), (upstream, client, True)]:
                 threading.Thread(target=pipe, args=arguments, daemon=True).start()
 
     def accept(listener):
@@ -123,22 +127,19 @@ def pings_are_seen_at_their_real_times(relay):
 
 
 def a_path_that_forgets_without_a_word_is_told(relay):
-    # The probe's first three connections are busy or short. The idle one gets its
-    # 101, and nothing after that.
-    count = 0
-
-    def passes(chunk, _sent):
-        nonlocal count
-        count += chunk.startswith(b"HTTP/1.1 101")
-        return count < 4 or chunk.startswith(b"HTTP/1.1 101")
-    with between(relay, passes=passes) as port:
+    with between(relay, passes=lambda *_: False) as port:
         fails_at("watch", "without a word", f"http://127.0.0.1:{port}", "--watch", "60",
                  "--timeout", "2")
 
 
 def a_proxy_that_keeps_pings_is_told(relay):
-    # A ping is a frame of its own, and on an idle connection alone in its segment.
-    with between(relay, passes=lambda chunk, _: chunk[0] != 0x89) as port:
+    def passes(chunk, relay_end):
+        # A ping is alone in its segment. It is answered here, with a mask of zeros.
+        if chunk[0] != 0x89:
+            return True
+        relay_end.sendall(bytes([0x8A, 0x80 | chunk[1], 0, 0, 0, 0]) + chunk[2:])
+        return False
+    with between(relay, passes=passes) as port:
         fails_at("watch", "though the connection is open", f"http://127.0.0.1:{port}",
                  "--watch", "60")
 

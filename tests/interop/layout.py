@@ -27,7 +27,7 @@ CHROOT = shutil.which("chroot", path=os.environ.get("PATH", "") + ":/usr/sbin:/s
 
 def last_stage():
     """Instructions of the stage that becomes the image, by their names."""
-    with open(os.path.join(HERE, "../../Dockerfile")) as dockerfile:
+    with open(os.path.join(HERE, "../../deploy/docker/Dockerfile")) as dockerfile:
         text = re.sub(r"^#.*\n", "", dockerfile.read(), flags=re.MULTILINE).replace("\\\n", " ")
     stage = re.split(r"^FROM ", text, flags=re.MULTILINE)[-1].splitlines()
     assert stage[0] == "scratch", stage[0]

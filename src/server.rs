@@ -8,6 +8,7 @@ pub mod descriptors;
 mod event_loop;
 pub mod listener;
 pub mod log;
+mod lookup;
 pub mod mailbox;
 mod metrics;
 pub mod operator;

@@ -41,9 +41,8 @@ use crate::relay::wake::{DeviceToken, Wake};
 /// The longest that one call takes, looking the name up and reading the reply
 /// included.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The stack of a thread that makes calls or looks a name up. A call uses 48 KiB, which
-/// is all that is resident (`Rss` in smaps); how much getaddrinfo(3) uses is for the
-/// machine's configuration to say.
+/// The stack of a thread that makes a call, which uses 48 KiB of it: that is all that is
+/// resident (`Rss` in smaps).
 const STACK: usize = 512 * 1024;
 
 /// Why push wake cannot be had as configured: lines for the operator that repeat

@@ -224,7 +224,7 @@ def the_status_page_shows_what_is_there(relay):
             for width in (360, 1200) for scheme in ("light", "dark")
         }
         for (width, scheme), page in pages.items():
-            page.wait_for("document.getElementById('phones').textContent === '10'")
+            page.wait_for("document.getElementById('phones')?.textContent === '10'")
             assert page.text("state") == "All is well", page.text("concerns")
             assert_agrees(page, relay)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
@@ -240,8 +240,8 @@ def the_status_page_shows_what_is_there(relay):
         # It goes on by itself, on every page.
         with upgrade(relay, "client", "home0"):
             for page in pages.values():
-                page.wait_for("document.getElementById('phones').textContent === '11'")
-        page.wait_for("document.getElementById('phones').textContent === '10'")
+                page.wait_for("document.getElementById('phones')?.textContent === '11'")
+        page.wait_for("document.getElementById('phones')?.textContent === '10'")
         page.wait_for("document.querySelectorAll('#ends rect').length > 0")
         for (width, scheme), page in pages.items():
             page.screenshot(os.path.join(PICTURES, f"status-{width}-{scheme}.png"))
@@ -249,10 +249,10 @@ def the_status_page_shows_what_is_there(relay):
         # A loop that stands still is said, and so is that it goes on.
         relay.stop()
         try:
-            page.wait_for("document.getElementById('state').textContent === 'No answer'", 15)
+            page.wait_for("document.getElementById('state')?.textContent === 'No answer'", 15)
         finally:
             relay.resume()
-        page.wait_for("document.getElementById('state').textContent !== 'No answer'", 15)
+        page.wait_for("document.getElementById('state')?.textContent !== 'No answer'", 15)
         for page in pages.values():
             assert page.happened("Runtime.exceptionThrown") == []
             asked = {event["request"]["url"] for event in page.happened("Network.requestWillBeSent")}
@@ -278,7 +278,7 @@ def a_page_elsewhere_is_told_nothing(relay):
         assert page.evaluate("window.ran") == "no"
         # Injected markup does not run.
         page = browser.open(f"http://{relay.metrics}/")
-        page.wait_for("document.getElementById('phones').textContent === '0'")
+        page.wait_for("document.getElementById('phones')?.textContent === '0'")
         page.evaluate(
             "{ const script = document.createElement('script'); script.textContent = 'window.ran = true';"
             " document.body.append(script); }")

@@ -13,10 +13,12 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use ureq::http::HeaderMap;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, config::Config};
 
 use super::key::{AccountKey, Signer};
 use super::schedule::Failure;
+use crate::server::lookup::Lookup;
 use crate::server::tls::certificate::provider;
 
 /// The longest that one call takes.
@@ -80,7 +82,7 @@ impl Caller {
             // RFC 8555 §6.1: it has to be there.
             .user_agent(concat!("pyrycode-relay/", env!("CARGO_PKG_VERSION")))
             .build();
-        Ok(Self(config.into()))
+        Ok(Self(Agent::with_parts(config, DefaultConnector::default(), Lookup::default())))
     }
 }
 

@@ -1,7 +1,7 @@
 //! One HTTPS POST.
 //!
 //! Owns whom TLS trusts, the bounds on a call and on its reply, and the words for
-//! what may go wrong. Knows neither tokens nor FCM. The only importer of ureq.
+//! what may go wrong. Knows neither tokens nor FCM.
 //!
 //! 1. A call takes [`CALL_TIMEOUT`] at most, whatever the server does.
 //! 2. Of a reply's head at most [`HEAD_MAX`] are read, of its body [`REPLY_MAX`].
@@ -10,28 +10,24 @@
 //! 4. Every call has a connection of its own: what a server sends too much, or a
 //!    connection that has died at rest, is no other call's concern.
 
-use std::fmt;
 use std::io::{self, Read};
-use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread;
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use ureq::config::Config;
+use ureq::http::Response;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body, Error};
 
-use super::{CALL_TIMEOUT, STACK};
+use super::CALL_TIMEOUT;
 use crate::config::DESCRIPTORS_RESERVED;
 use crate::relay::wake::IN_FLIGHT_MAX;
+use crate::server::lookup::{LOOKUPS_MAX, Lookup};
 
 /// The most bytes of a reply's body that are looked at.
 const REPLY_MAX: u64 = 4096;
@@ -39,13 +35,11 @@ const REPLY_MAX: u64 = 4096;
 const HEAD_MAX: usize = 8 * 1024;
 /// A buffer of each call.
 const BUFFER: usize = 16 * 1024;
-/// Addresses of one host that are tried.
-const ADDRESSES_MAX: usize = 8;
 
 const _: () = assert!(HEAD_MAX <= BUFFER);
 // A call has one socket at a time. As many may be held by threads that a silent name
 // server keeps beyond their calls.
-const _: () = assert!(2 * IN_FLIGHT_MAX <= DESCRIPTORS_RESERVED);
+const _: () = assert!(IN_FLIGHT_MAX + LOOKUPS_MAX <= DESCRIPTORS_RESERVED);
 
 /// Makes calls, any number at a time.
 pub(super) struct Client(Agent);
@@ -171,76 +165,11 @@ fn tls_cause(error: &rustls::Error) -> &'static str {
     }
 }
 
-/// Looks names up on threads of their own, for getaddrinfo(3) knows no deadline.
-/// ureq's resolver does the same, but ends the process when there is no thread, and
-/// starts ever more while a name server is silent.
-#[derive(Default)]
-struct Lookup {
-    /// One for each thread that is looking, ours to count.
-    threads: Arc<()>,
-}
-
-impl fmt::Debug for Lookup {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lookup(..)")
-    }
-}
-
-impl Resolver for Lookup {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        _: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, Error> {
-        let authority = uri.scheme().zip(uri.authority());
-        let host = authority
-            .and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority))
-            .ok_or(Error::HostNotFound)?;
-        // One count is our own. If there are so many, most have outlived their calls.
-        if Arc::strong_count(&self.threads) > IN_FLIGHT_MAX {
-            return Err(Error::Timeout(timeout.reason));
-        }
-        let ticket = Arc::clone(&self.threads);
-        let (found, wait) = mpsc::sync_channel(1);
-        thread::Builder::new().name("resolve".into()).stack_size(STACK).spawn(move || {
-            // The caller may have given up.
-            let _ = found.send(host.to_socket_addrs());
-            drop(ticket);
-        })?;
-        let found =
-            wait.recv_timeout(*timeout.after).map_err(|_| Error::Timeout(timeout.reason))?;
-        let mut addresses = self.empty();
-        found?.take(ADDRESSES_MAX).for_each(|address| addresses.push(address));
-        if addresses.is_empty() { Err(Error::HostNotFound) } else { Ok(addresses) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use ureq::Timeout;
 
     use super::*;
-
-    fn lookup(threads: &Arc<()>) -> Result<ResolvedSocketAddrs, Error> {
-        let lookup = Lookup { threads: Arc::clone(threads) };
-        let timeout = NextTimeout {
-            after: CALL_TIMEOUT.into(),
-            reason: Timeout::Global,
-            ..NextTimeout::default()
-        };
-        lookup.resolve(&Uri::from_static("https://127.0.0.1:8443/x"), &Config::default(), timeout)
-    }
-
-    #[test]
-    fn a_silent_name_server_holds_so_many_threads_and_no_more() {
-        let threads = Arc::default();
-        let found = lookup(&threads).expect("it needs no name server");
-        assert_eq!(found[..], ["127.0.0.1:8443".parse().unwrap()]);
-        let held: Vec<Arc<()>> = (0..IN_FLIGHT_MAX).map(|_| Arc::clone(&threads)).collect();
-        assert!(matches!(lookup(&threads), Err(Error::Timeout(_))));
-        drop(held);
-    }
 
     #[test]
     fn what_goes_wrong_is_told_in_words_of_ours() {

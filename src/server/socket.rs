@@ -21,6 +21,8 @@ use crate::relay::ConnId;
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: TcpStream,
+    /// That of the connection it belongs to.
+    generation: u32,
     tls: Option<Box<Session>>,
     /// Input may wait that no event will announce again.
     pub(super) is_readable: bool,
@@ -62,22 +64,27 @@ impl Buffers {
     }
 }
 
-/// Every stream by the index of its connection, with the generation.
+/// Every stream by the index of its connection.
 #[derive(Debug, Default)]
-pub(super) struct Sockets(Vec<Option<(u32, Socket)>>);
+pub(super) struct Sockets(Vec<Option<Socket>>);
+
+/// What a connection costs here; in a debug build mio adds checks of its own.
+#[cfg(not(debug_assertions))]
+const _: () = assert!(size_of::<Option<Socket>>() <= 24);
 
 impl Sockets {
-    pub(super) fn insert(&mut self, id: ConnId, socket: Socket) {
+    pub(super) fn insert(&mut self, id: ConnId, mut socket: Socket) {
+        socket.generation = id.generation();
         if self.0.len() <= id.index() {
             self.0.resize_with(id.index() + 1, || None);
         }
-        self.0[id.index()] = Some((id.generation(), socket));
+        self.0[id.index()] = Some(socket);
     }
 
     /// The socket of this connection; what comes for an earlier one is stale.
     pub(super) fn find(&mut self, id: ConnId) -> Option<&mut Socket> {
-        let (generation, socket) = self.0.get_mut(id.index())?.as_mut()?;
-        (*generation == id.generation()).then_some(socket)
+        let socket = self.0.get_mut(id.index())?.as_mut()?;
+        (socket.generation == id.generation()).then_some(socket)
     }
 
     pub(super) fn remove(&mut self, id: ConnId) {
@@ -122,6 +129,7 @@ impl Socket {
         let tls = tls.map(Session::new).transpose().map_err(io::Error::other)?;
         Ok(Self {
             stream,
+            generation: 0,
             tls: tls.map(Box::new),
             is_readable: false,
             has_unwanted: false,

@@ -10,4 +10,5 @@ pub mod outbox;
 pub mod proxy_header;
 pub mod request;
 pub mod response;
+pub mod spares;
 pub mod websocket;

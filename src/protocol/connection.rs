@@ -25,6 +25,7 @@ use super::close::CloseCause;
 use super::heartbeat::{Answer, Beat, Heartbeat};
 use super::inbound::Inbound;
 use super::outbox::Outbox;
+use super::spares::Spares;
 use super::websocket::{Assembly, Codec, Incoming, Opcode};
 use crate::config::{DRAIN_MAX, Timeouts};
 use crate::time::Instant;
@@ -272,9 +273,15 @@ impl Connection {
     }
 
     /// Queues one message made of `parts`, text or binary.
-    pub fn send_message(&mut self, opcode: Opcode, parts: &[&[u8]], now: Instant) {
+    pub fn send_message(
+        &mut self,
+        opcode: Opcode,
+        parts: &[&[u8]],
+        spares: &mut Spares,
+        now: Instant,
+    ) {
         if !self.is_closing() {
-            self.outbox(now).push_message(opcode, parts);
+            self.outbox.get_or_insert_with(|| spares.take(now)).push_message(opcode, parts);
         }
     }
 
@@ -363,11 +370,13 @@ impl Connection {
     }
 
     /// The first `count` bytes of [`Self::outgoing`] were written.
-    pub fn on_written(&mut self, count: usize, now: Instant) {
+    pub fn on_written(&mut self, count: usize, spares: &mut Spares, now: Instant) {
         if let Some(outbox) = &mut self.outbox {
             outbox.on_written(count, now);
         }
-        self.settle();
+        if let Some(drained) = self.outbox.take_if(|outbox| outbox.is_empty()) {
+            spares.give(drained);
+        }
     }
 
     /// The layer below keeps `unread` bytes that are no input yet, and `unsent` of

@@ -6,6 +6,7 @@
 //! 1. The wire sees whole frames: a control frame goes out at the next frame
 //!    boundary, never inside a frame, ahead of every queued message.
 //! 2. Control bytes are bounded by twice [`CONTROL_MAX`] and one latest pong.
+//! 3. What outlives a write has at most twice the memory that it fills.
 
 use super::websocket::{self, Opcode};
 use crate::time::Instant;
@@ -57,6 +58,12 @@ impl Outbox {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes of memory for messages, used or not.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.queue.capacity()
     }
 
     /// When bytes last drained, or the first was queued.
@@ -133,10 +140,17 @@ impl Outbox {
     /// # Panics
     /// If `count` is larger than [`Self::len`].
     pub fn on_written(&mut self, count: usize, now: Instant) {
-        if count == 0 {
-            return;
+        if count > 0 {
+            self.progress = now;
+            self.take_out(count);
         }
-        self.progress = now;
+        if !self.is_empty() {
+            // What waits may wait long, and the byte budget is charged for no more.
+            self.queue.shrink_to(2 * self.queue.len());
+        }
+    }
+
+    fn take_out(&mut self, count: usize) {
         let finishing = count.min(self.begun);
         self.begun -= finishing;
         self.sent += finishing;
@@ -178,7 +192,6 @@ impl Outbox {
         // Moves each byte at most once for every byte written.
         if self.sent > self.queue.len() / 2 {
             self.queue.drain(..self.sent);
-            self.queue.shrink_to(2 * self.queue.len());
             self.sent = 0;
         }
     }

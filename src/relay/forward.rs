@@ -28,13 +28,12 @@ impl Relay {
         if let Some(entry) = self.entry_mut(phone) {
             entry.traffic.received.add(frame.len());
         }
-        let Some(entry) = self.entry_mut(binary) else { return };
+        let Some(index) = self.index(binary) else { return };
+        let entry = &mut self.connections[index];
         entry.traffic.sent.add(frame.len());
-        entry.connection.send_message(
-            Opcode::Text,
-            &envelope::wrap(&public_id.to_string(), frame),
-            now,
-        );
+        let conn_id = public_id.to_string();
+        let parts = envelope::wrap(&conn_id, frame);
+        entry.connection.send_message(Opcode::Text, &parts, &mut self.spares, now);
         let is_high = entry.connection.backlog() > BINARY_HIGH_WATER;
         self.stats.frames_to_binary += 1;
         self.stats.bytes_to_binary += frame.len() as u64;
@@ -76,7 +75,8 @@ impl Relay {
             .ok_or(Dropped::UnknownPhone)?
             .id;
         let entry = self
-            .entry_mut(phone)
+            .index(phone)
+            .map(|index| &mut self.connections[index])
             .filter(|entry| entry.role == Role::Phone && entry.slot == slot)
             .ok_or(Dropped::UnknownPhone)?;
         if let Some(frame) = frame {
@@ -85,7 +85,8 @@ impl Relay {
                 return Ok(());
             }
             entry.traffic.sent.add(frame.len());
-            entry.connection.send_message(Opcode::Text, &[frame.as_bytes()], now);
+            let parts = [frame.as_bytes()];
+            entry.connection.send_message(Opcode::Text, &parts, &mut self.spares, now);
             if let Some(entry) = self.entry_mut(binary) {
                 entry.traffic.received.add(frame.len());
             }

@@ -33,6 +33,7 @@ use super::wake::Wakes;
 use crate::config::{Config, Forwarded, Timeouts};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Connection;
+use crate::protocol::spares::Spares;
 use crate::protocol::websocket::{Codec, Incoming};
 use crate::time::{Instant, TICK, Wheel};
 
@@ -157,6 +158,7 @@ pub struct Relay {
     /// Connections accepted so far.
     accepted: u32,
     codec: Codec,
+    pub(super) spares: Spares,
     pub(super) rng: StdRng,
     /// Makes the secret half of every conn_id.
     id_keys: HashKeys,
@@ -198,6 +200,7 @@ impl Relay {
             websockets: 0,
             accepted: 0,
             codec: Codec::new(limits.message),
+            spares: Spares::default(),
             id_keys: HashKeys::new(hash_keys()),
             wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             rng,

@@ -20,6 +20,7 @@ use pyrycode_relay::protocol::heartbeat::Heartbeat;
 use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::protocol::request::{self, Head};
 use pyrycode_relay::protocol::response::{self, Refusal};
+use pyrycode_relay::protocol::spares::Spares;
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
 use pyrycode_relay::relay::stats::WakeOutcome;
 use pyrycode_relay::relay::wake::Wake;
@@ -52,6 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 struct Echo {
     timeouts: Timeouts,
     codec: Codec,
+    spares: Spares,
     connections: Connections,
     /// Deadlines by slab index.
     timers: Wheel,
@@ -87,6 +89,7 @@ impl Echo {
         Self {
             timeouts: config.timeouts.clone(),
             codec: Codec::new(config.limits.message),
+            spares: Spares::default(),
             connections: Connections(Slab::new()),
             timers: Wheel::new(Instant::START),
             effects: VecDeque::new(),
@@ -132,7 +135,7 @@ impl Echo {
                 Ok(None) => break,
                 Ok(Some(Incoming::Message(message))) => {
                     let opcode = if message.is_text() { Opcode::Text } else { Opcode::Binary };
-                    connection.send_message(opcode, &[message.bytes()], now);
+                    connection.send_message(opcode, &[message.bytes()], &mut self.spares, now);
                     connection.keep_early(input.to_vec(), now);
                     connection.pause(now);
                     break;
@@ -242,7 +245,7 @@ impl Core for Echo {
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         let is_all = connection.backlog() == count;
-        connection.on_written(count, now);
+        connection.on_written(count, &mut self.spares, now);
         if connection.half_close(now, &self.timeouts) {
             self.effects.push_back(Effect::HalfClose(id));
         }

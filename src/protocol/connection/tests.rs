@@ -57,6 +57,7 @@ fn close_frame(code: u16, reason: &str) -> (u8, Vec<u8>) {
 struct Line {
     connection: Connection,
     codec: Codec,
+    spares: Spares,
     wire: Vec<u8>,
 }
 
@@ -64,7 +65,12 @@ impl Line {
     /// Just accepted, at 0.
     fn accepted() -> Self {
         let connection = Connection::new(at(0), &TIMEOUTS);
-        Self { connection, codec: Codec::new(MESSAGE_MAX), wire: Vec::new() }
+        Self {
+            connection,
+            codec: Codec::new(MESSAGE_MAX),
+            spares: Spares::default(),
+            wire: Vec::new(),
+        }
     }
 
     /// An open WebSocket whose first ping is due at 30,000.
@@ -100,13 +106,13 @@ impl Line {
     }
 
     fn say(&mut self, ms: u64, message: &str) {
-        self.connection.send_message(Opcode::Text, &[message.as_bytes()], at(ms));
+        self.connection.send_message(Opcode::Text, &[message.as_bytes()], &mut self.spares, at(ms));
     }
 
     /// The socket takes `count` bytes.
     fn write(&mut self, ms: u64, count: usize) {
         self.wire.extend(&self.connection.outgoing().concat()[..count]);
-        self.connection.on_written(count, at(ms));
+        self.connection.on_written(count, &mut self.spares, at(ms));
     }
 
     fn write_all(&mut self, ms: u64) {
@@ -431,7 +437,7 @@ fn bytes_that_wait_must_move_within_ten_seconds() {
     let mut line = Line::quiet();
     line.say(1_000, "hello");
     line.say(9_000, "queueing more is no progress");
-    line.connection.on_written(0, at(9_500));
+    line.write(9_500, 0);
     line.assert_due(11_000, WRITE_TIMEOUT);
 }
 

@@ -281,6 +281,18 @@ fn progress_is_when_bytes_last_drained() {
 }
 
 #[test]
+fn a_little_that_waits_gives_back_the_memory_that_much_had_before() {
+    for taken in [0, 1] {
+        let mut line = Line::with(&[vec![b'x'; 100_000]]);
+        line.write(line.outbox.len());
+        line.outbox.push_message(Opcode::Text, &[b"hello"]);
+        assert!(line.outbox.capacity() > 100_000);
+        line.write(taken);
+        assert!(line.outbox.capacity() < 100, "{taken}: {}", line.outbox.capacity());
+    }
+}
+
+#[test]
 fn a_large_backlog_gives_its_memory_back_as_it_drains() {
     let mut line = Line::with(&vec![vec![b'x'; 10_000]; 400]);
     while !line.outbox.is_empty() {

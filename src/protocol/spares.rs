@@ -82,10 +82,10 @@ mod tests {
     #[test]
     fn who_held_no_message_or_too_large_ones_is_not_kept() {
         let mut spares = Spares::default();
-        let outbox = spares.take(NOW);
-        spares.give(outbox);
-        let outbox = drained(&mut spares, SPARE_MAX + 1);
-        spares.give(outbox);
+        let small = spares.take(NOW);
+        let large = drained(&mut spares, SPARE_MAX + 1);
+        spares.give(small);
+        spares.give(large);
         assert_eq!((spares.held, spares.drained.len()), (0, 0));
     }
 

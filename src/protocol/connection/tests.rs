@@ -158,6 +158,15 @@ impl Line {
 // Memory
 
 #[test]
+fn the_memory_of_a_message_that_is_out_is_left_for_the_next() {
+    let mut line = Line::quiet();
+    line.say(1_000, "hello");
+    line.write_all(1_000);
+    line.assert_at_rest();
+    assert!(line.spares.take(at(2_000)).capacity() > "hello".len());
+}
+
+#[test]
 fn it_is_small() {
     println!("Connection: {} bytes", size_of::<Connection>());
     assert!(size_of::<Connection>() <= 64, "{} bytes", size_of::<Connection>());

@@ -116,7 +116,8 @@ fn help_and_version_go_to_stdout() {
 #[test]
 fn check_config_prints_what_would_run_and_runs_nothing() {
     // The address is taken: it is not bound.
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
     for (flags, says) in [
         (vec![], "127.0.0.1:8080"),
         (vec!["--insecure-listen", taken.as_str()], taken.as_str()),

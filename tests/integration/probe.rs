@@ -7,8 +7,18 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::support::{millis, relay, run};
+
+/// An address where nobody listens, and the socket that keeps it so: a port that is
+/// free is soon another test's.
+fn nobody() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
+}
 
 /// Runs a probe: exit code and JSON report.
 fn probe(address: SocketAddr, flags: &[&str]) -> (i32, Value) {
@@ -123,7 +133,7 @@ fn lines_for_people_and_silence_for_health_checks() {
 
     let output = run(&["probe", "--health", &url], &[]);
     assert_eq!((output.status.code(), output.stdout), (Some(0), vec![]));
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_socket, nobody) = nobody();
     let output = run(&["probe", "--health", &format!("http://{nobody}")], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -232,7 +242,7 @@ fn who_hangs_or_hangs_up_is_told_from_who_answers() {
     let (code, report) = probe(drips, &["--timeout=1", "--health"]);
     assert_eq!(code, 1, "{report}");
 
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_socket, nobody) = nobody();
     let (code, report) = probe(nobody, &[]);
     assert_eq!((code, failure(&report).0), (1, "connect"));
 }

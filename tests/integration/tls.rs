@@ -283,6 +283,6 @@ fn a_protocol_that_is_not_ours_is_refused() {
     let error = stream
         .write_all(b"PRI")
         .and_then(|()| stream.flush())
-        .and_then(|()| stream.read(&mut [0; 1]).map(|_| ()));
+        .and_then(|()| stream.read_exact(&mut [0; 1]));
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidData);
 }

@@ -265,9 +265,19 @@ impl<S: Read + Write> Peer<S> {
 
     fn pull(&mut self) -> io::Result<usize> {
         let mut buffer = [0; 64 * 1024];
-        let count = self.stream.read(&mut buffer)?;
-        self.inbox.extend_from_slice(&buffer[..count]);
-        Ok(count)
+        loop {
+            match self.stream.read(&mut buffer) {
+                // Reads with a timeout are not restarted after a signal (signal(7)). It
+                // is a SIGCHLD, which the kernel ignores unless it comes while another
+                // test starts a process, with its signals blocked.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => {
+                    let count = result?;
+                    self.inbox.extend_from_slice(&buffer[..count]);
+                    return Ok(count);
+                }
+            }
+        }
     }
 }
 

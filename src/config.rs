@@ -248,6 +248,10 @@ pub const BINARY_LOW_WATER: usize = 64 * 1024;
 pub const DRAIN_MAX: usize = 4 * 1024 * 1024;
 /// The most `--drain-seconds`.
 pub const DRAIN_SECONDS_MAX: u64 = 8;
+/// Connections for which the tables have room from the start, in memory that the kernel
+/// gives when it is touched. Tables that grow from nothing leave behind what they had
+/// been: some 20 bytes for each of 10,000 connections.
+pub const ROOM: usize = 16 * 1024;
 /// Descriptors kept for everything that is not a WebSocket.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Default of `--buffer-memory`, in bytes.

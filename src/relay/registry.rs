@@ -21,7 +21,7 @@ use hashbrown::HashTable;
 
 use super::conn_id::ConnId;
 use super::hash::HashKeys;
-use crate::config::PHONES_PER_SERVER_MAX;
+use crate::config::{PHONES_PER_SERVER_MAX, ROOM};
 use crate::time::Instant;
 
 /// Index of a slot; meaningful while the slot exists.
@@ -127,7 +127,7 @@ impl Registry {
             by_server_id: HashTable::new(),
             probes: HashMap::with_hasher(hash),
             hash,
-            slots: Vec::new(),
+            slots: Vec::with_capacity(ROOM / 4),
             free: Vec::new(),
             binaries: 0,
             phones: 0,

@@ -30,7 +30,7 @@ use super::registry::{Registry, SlotKey};
 use super::stats::{Outcome, Stats};
 use super::traffic::Traffic;
 use super::wake::Wakes;
-use crate::config::{Config, Forwarded, Timeouts};
+use crate::config::{Config, Forwarded, ROOM, Timeouts};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Connection;
 use crate::protocol::spares::Spares;
@@ -196,7 +196,7 @@ impl Relay {
             stats: Stats::default(),
             proxy_warn_at: now,
             started: now,
-            connections: Slab::new(),
+            connections: Slab::with_capacity(ROOM),
             websockets: 0,
             accepted: 0,
             codec: Codec::new(limits.message),
@@ -205,8 +205,8 @@ impl Relay {
             wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             rng,
             budget: Budget::new(limits.buffer_memory),
-            timers: Wheel::new(now),
-            graces: Wheel::new(now),
+            timers: Wheel::with_room(ROOM, now),
+            graces: Wheel::with_room(ROOM, now),
             effects: VecDeque::new(),
             drain: config.drain,
             leaving: None,

@@ -136,7 +136,7 @@ impl<C: Core> Server<C> {
             supervisor: None,
             core,
             clock: Clock::start(),
-            sockets: Sockets::default(),
+            sockets: Sockets::new(),
             ready: VecDeque::new(),
             suspects: Vec::new(),
             buffers: Buffers::new(BUFFER),

@@ -13,7 +13,7 @@ use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
 
 use super::tls::{RECORD_MAX, Session};
-use crate::config::PROXY_HEADER_MAX;
+use crate::config::{PROXY_HEADER_MAX, ROOM};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::relay::ConnId;
 
@@ -65,7 +65,7 @@ impl Buffers {
 }
 
 /// Every stream by the index of its connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sockets(Vec<Option<Socket>>);
 
 /// What a connection costs here; in a debug build mio adds checks of its own.
@@ -73,6 +73,10 @@ pub(super) struct Sockets(Vec<Option<Socket>>);
 const _: () = assert!(size_of::<Option<Socket>>() <= 24);
 
 impl Sockets {
+    pub(super) fn new() -> Self {
+        Self(Vec::with_capacity(ROOM))
+    }
+
     pub(super) fn insert(&mut self, id: ConnId, mut socket: Socket) {
         socket.generation = id.generation();
         if self.0.len() <= id.index() {

@@ -66,12 +66,15 @@ impl Wheel {
     /// An empty wheel that stands at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self {
-            nodes: (0..FIRST_KEY).map(Node::alone).collect(),
-            occupied: [0; WORDS],
-            now: now.as_micros() / TICK_MICROS,
-            len: 0,
-        }
+        Self::with_room(0, now)
+    }
+
+    /// The same with memory for so many keys.
+    #[must_use]
+    pub fn with_room(keys: usize, now: Instant) -> Self {
+        let mut nodes = Vec::with_capacity(FIRST_KEY as usize + keys);
+        nodes.extend((0..FIRST_KEY).map(Node::alone));
+        Self { nodes, occupied: [0; WORDS], now: now.as_micros() / TICK_MICROS, len: 0 }
     }
 
     /// Arms `key` to fire at `at`; a key that is armed already moves.

@@ -281,21 +281,21 @@ impl Connection {
         now: Instant,
     ) {
         if !self.is_closing() {
-            self.outbox.get_or_insert_with(|| spares.take(now)).push_message(opcode, parts);
+            self.spare_outbox(spares, now).push_message(opcode, parts);
         }
     }
 
     /// Queues a ping.
-    pub fn send_ping(&mut self, payload: &[u8], now: Instant) {
+    pub fn send_ping(&mut self, payload: &[u8], spares: &mut Spares, now: Instant) {
         if !self.is_closing() {
-            self.outbox(now).push_ping(payload);
+            self.spare_outbox(spares, now).push_ping(payload);
         }
     }
 
     /// Queues the answer to a peer's ping.
-    pub fn send_pong(&mut self, payload: &[u8], now: Instant) {
+    pub fn send_pong(&mut self, payload: &[u8], spares: &mut Spares, now: Instant) {
         if !self.is_closing() {
-            self.outbox(now).push_pong(payload);
+            self.spare_outbox(spares, now).push_pong(payload);
         }
     }
 
@@ -469,6 +469,11 @@ impl Connection {
         self.inbound.get_or_insert_with(|| Box::new(Inbound::new(now)))
     }
 
+    fn spare_outbox(&mut self, spares: &mut Spares, now: Instant) -> &mut Outbox {
+        self.outbox.get_or_insert_with(|| spares.take(now))
+    }
+
+    /// For what happens once in a connection's life.
     fn outbox(&mut self, now: Instant) -> &mut Outbox {
         self.outbox.get_or_insert_with(|| Box::new(Outbox::new(now)))
     }

@@ -60,10 +60,10 @@ impl Outbox {
         self.len() == 0
     }
 
-    /// Bytes of memory for messages, used or not.
+    /// Bytes of memory, used or not.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.queue.capacity()
+        self.queue.capacity() + self.control.capacity()
     }
 
     /// When bytes last drained, or the first was queued.
@@ -147,6 +147,7 @@ impl Outbox {
         if !self.is_empty() {
             // What waits may wait long, and the byte budget is charged for no more.
             self.queue.shrink_to(2 * self.queue.len());
+            self.control.shrink_to(2 * self.control.len());
         }
     }
 

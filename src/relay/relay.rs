@@ -357,14 +357,15 @@ impl Relay {
     }
 
     fn on_incoming(&mut self, id: ConnId, incoming: Incoming, now: Instant) {
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(index) = self.index(id) else { return };
+        let entry = &mut self.connections[index];
         match incoming {
             Incoming::Message(message) if entry.role == Role::Phone => {
                 self.forward_to_binary(id, &message, now);
             }
             Incoming::Message(message) => self.forward_to_phone(id, &message, now),
             Incoming::Ping(payload) => {
-                entry.connection.send_pong(&payload, now);
+                entry.connection.send_pong(&payload, &mut self.spares, now);
                 self.transmit(id);
             }
             Incoming::Pong(payload) => self.on_pong(id, &payload, now),

@@ -140,7 +140,9 @@ impl Echo {
                     connection.pause(now);
                     break;
                 }
-                Ok(Some(Incoming::Ping(payload))) => connection.send_pong(&payload, now),
+                Ok(Some(Incoming::Ping(payload))) => {
+                    connection.send_pong(&payload, &mut self.spares, now);
+                }
                 Ok(Some(Incoming::Pong(payload))) => {
                     if let Some(sequence) = Heartbeat::sequence(id.to_bits(), &payload) {
                         connection.on_pong(sequence, now);
@@ -268,7 +270,8 @@ impl Core for Echo {
             match connection.handle_timeout(now, &self.timeouts) {
                 None => {}
                 Some(Expiry::Ping(sequence)) => {
-                    connection.send_ping(&Heartbeat::payload(id.to_bits(), sequence), now);
+                    let payload = Heartbeat::payload(id.to_bits(), sequence);
+                    connection.send_ping(&payload, &mut self.spares, now);
                     self.effects.push_back(Effect::Transmit(id));
                 }
                 Some(Expiry::Disconnect) => self.remove(id),

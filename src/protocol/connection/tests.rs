@@ -205,8 +205,8 @@ fn after_each_message_it_holds_no_memory() {
 fn after_each_write_it_holds_no_memory() {
     let mut line = Line::quiet();
     line.say(1, "hello");
-    line.connection.send_ping(b"beat", at(1));
-    line.connection.send_pong(b"answer", at(1));
+    line.connection.send_ping(b"beat", &mut line.spares, at(1));
+    line.connection.send_pong(b"answer", &mut line.spares, at(1));
     let backlog = line.connection.backlog();
     assert_eq!(line.connection.held(), backlog);
     line.write(2, backlog - 1);
@@ -599,8 +599,8 @@ fn the_first_close_wins_and_nothing_follows_it() {
         line.close(2_000, CloseCause::Shutdown);
         line.connection.close(CloseCause::PeerClosed, &[3, 232], at(2_000), &TIMEOUTS);
         line.say(2_000, "too late");
-        line.connection.send_ping(b"beat", at(2_000));
-        line.connection.send_pong(b"answer", at(2_000));
+        line.connection.send_ping(b"beat", &mut line.spares, at(2_000));
+        line.connection.send_pong(b"answer", &mut line.spares, at(2_000));
         line.connection.pause(at(2_000));
         assert!(line.connection.is_reading(), "draining is not paused");
         assert_eq!(line.connection.probe(at(2_000)), None);
@@ -853,7 +853,7 @@ fn live(seed: u64) {
                 Expiry::Claim => line.connection.open(at(ms + 1), at(ms)),
                 Expiry::Ping(sequence) => {
                     pinged = sequence;
-                    line.connection.send_ping(&sequence.to_be_bytes(), at(ms));
+                    line.connection.send_ping(&sequence.to_be_bytes(), &mut line.spares, at(ms));
                 }
                 Expiry::Close(cause) => {
                     assert_eq!(closed.replace(cause), None, "{context}: closed twice");

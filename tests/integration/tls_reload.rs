@@ -86,9 +86,10 @@ fn a_pair_of_no_use_is_refused_at_start_with_what_to_do() {
             assert!(stderr.contains(named) && stderr.lines().count() <= 3, "{stderr}");
         }
     };
-    let path = pair.files.key.display().to_string();
+    let path = pair.files.key.display();
     for mode in [0o640, 0o604, 0o644, 0o620] {
         fs::set_permissions(&pair.files.key, Permissions::from_mode(mode)).unwrap();
+        refused(&format!("--tls-key {path}: others than its owner"));
         refused(&format!("chmod 600 {path}"));
     }
     fs::set_permissions(&pair.files.key, Permissions::from_mode(0o600)).unwrap();
@@ -98,5 +99,5 @@ fn a_pair_of_no_use_is_refused_at_start_with_what_to_do() {
     fs::write(&pair.files.key, "-----BEGIN ENCRYPTED PRIVATE KEY-----\n").unwrap();
     refused("needs no passphrase");
     fs::remove_file(&pair.files.certificate).unwrap();
-    refused("chain.pem: No such file");
+    refused(&format!("--tls-cert {}: No such file", pair.files.certificate.display()));
 }

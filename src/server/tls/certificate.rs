@@ -6,7 +6,6 @@
 use std::fmt::{self, Display};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,9 +30,20 @@ pub struct Certificate {
     pub not_after: Duration,
 }
 
-/// Why a pair of files is of no use: a line for the operator that names the file.
+/// Why a pair of files is of no use: a line for the operator that names the flag and the
+/// file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadPair(String);
+
+impl BadPair {
+    fn certificate(files: &PairFiles, why: impl Display) -> Self {
+        Self(format!("--tls-cert {}: {why}", files.certificate.display()))
+    }
+
+    fn key(files: &PairFiles, why: impl Display) -> Self {
+        Self(format!("--tls-key {}: {why}", files.key.display()))
+    }
+}
 
 impl Display for BadPair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,14 +59,12 @@ impl std::error::Error for BadPair {}
 /// [`BadPair`] if a file cannot be read or parsed, the key is not this
 /// certificate's, or others than its owner may use it.
 pub fn read_pair(files: &PairFiles) -> Result<Certificate, BadPair> {
-    refuse_readable_by_others(&files.key)?;
-    let (chain, key) = (read(&files.certificate)?, read(&files.key)?);
-    Certificate::from_pem(&chain, &key).map_err(|flaw| {
-        let (path, what) = match flaw {
-            Flaw::Certificate(what) => (&files.certificate, what),
-            Flaw::Key(what) => (&files.key, what),
-        };
-        BadPair(format!("{}: {what}", path.display()))
+    refuse_readable_by_others(files)?;
+    let chain = fs::read(&files.certificate).map_err(|error| BadPair::certificate(files, error))?;
+    let key = fs::read(&files.key).map_err(|error| BadPair::key(files, error))?;
+    Certificate::from_pem(&chain, &key).map_err(|flaw| match flaw {
+        Flaw::Certificate(what) => BadPair::certificate(files, what),
+        Flaw::Key(what) => BadPair::key(files, what),
     })
 }
 
@@ -109,21 +117,16 @@ impl Certificate {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, BadPair> {
-    fs::read(path).map_err(|error| BadPair(format!("{}: {error}", path.display())))
-}
-
 /// Whoever reads the key is the relay to every client.
-fn refuse_readable_by_others(key: &Path) -> Result<(), BadPair> {
-    let path = key.display();
-    let metadata = fs::metadata(key).map_err(|error| BadPair(format!("{path}: {error}")))?;
+fn refuse_readable_by_others(files: &PairFiles) -> Result<(), BadPair> {
+    let metadata = fs::metadata(&files.key).map_err(|error| BadPair::key(files, error))?;
     let mode = metadata.mode() & 0o7777;
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    Err(BadPair(format!(
-        "{path}: others than its owner may use this key (mode {mode:04o}); chmod 600 {path}"
-    )))
+    let path = files.key.display();
+    let why = format!("others than its owner may use this key (mode {mode:04o}); chmod 600 {path}");
+    Err(BadPair::key(files, why))
 }
 
 /// The one provider of cryptography, named wherever one is asked for: rustls would

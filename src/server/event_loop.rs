@@ -9,6 +9,7 @@
 //!    listener as from another.
 //! 3. Read each ready socket once, up to one buffer full; who has more goes to
 //!    the back of the queue, so that one busy peer delays the others by one read.
+//!    Of those in a handshake only [`HANDSHAKES_PER_TURN`].
 //! 4. Write: everything that the turn queued for a peer in one call; sooner
 //!    when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
 //! 5. Only then timers. One poll returns a batch only, and a socket is read only
@@ -66,6 +67,9 @@ const ACCEPTS_PER_TURN: usize = 256;
 /// Bytes read of a peer before it is judged. Far more than a pong can stand
 /// behind: the kernel's receive buffer is 6 MiB at most by default (tcp(7)).
 const JUDGE_BYTES: usize = 8 * 1024 * 1024;
+/// Sockets in a TLS handshake that are read in a turn. With an RSA key one takes a
+/// millisecond, and a turn should be over within a tick: pings are due then.
+const HANDSHAKES_PER_TURN: usize = 32;
 /// While accepting is paused, a descriptor may become free elsewhere in the
 /// system; then no event tells.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
@@ -298,7 +302,7 @@ impl<C: Core> Server<C> {
 
     /// One read for every socket that was in the queue when the turn began.
     fn read(&mut self, now: Instant) {
-        let mut unwritten = 0;
+        let (mut unwritten, mut handshakes) = (0, 0);
         for _ in 0..self.ready.len() {
             if unwritten >= BYTES_PER_PASS {
                 unwritten = 0;
@@ -306,6 +310,13 @@ impl<C: Core> Server<C> {
             }
             let Some(id) = self.ready.pop_front() else { return };
             if let Some(socket) = self.sockets.find(id) {
+                if socket.is_handshaking() {
+                    if handshakes == HANDSHAKES_PER_TURN {
+                        self.ready.push_back(id);
+                        continue;
+                    }
+                    handshakes += 1;
+                }
                 socket.is_queued = false;
                 unwritten += self.read_once(id, now);
                 self.queue(id);

@@ -244,6 +244,11 @@ impl Socket {
         Ok(plain.len())
     }
 
+    /// Its next input costs public-key cryptography.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.is_handshaking())
+    }
+
     /// [`Self::write`] takes a part only, however much room the kernel has.
     pub(super) fn takes_records(&self) -> bool {
         self.tls.is_some()

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Instant;
 
 use pyrycode_relay::config::Serving;
+use rustix::process::Signal;
 use rustls::{ClientConfig, HandshakeKind};
 
 use crate::support::{
@@ -272,6 +273,26 @@ fn a_peer_that_returns_resumes_its_session() {
         stream.conn.handshake_kind().unwrap()
     });
     assert_eq!(kinds, [HandshakeKind::Full, HandshakeKind::Resumed]);
+}
+
+#[test]
+fn of_more_handshakes_than_a_turn_takes_none_is_forgotten() {
+    let pair = Pair::new();
+    let process = Process::start_talkative(&pair.flags());
+    let client = pair.client();
+    process.signal(Signal::STOP);
+    let streams: Vec<TlsStream> = (0..100)
+        .map(|_| {
+            let mut stream = tls_connect(process.relay, &client);
+            stream.conn.write_tls(&mut stream.sock).unwrap();
+            stream
+        })
+        .collect();
+    process.signal(Signal::CONT);
+    for mut stream in streams {
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
+        assert_eq!(Answer::read(&mut stream).status, 200);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub mod clock;
 mod core;
 pub mod descriptors;
 mod event_loop;
+mod https;
 pub mod listener;
 pub mod log;
 mod lookup;

@@ -4,22 +4,16 @@
 //! what time it is beyond how long to wait.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
+use ureq::Agent;
 use ureq::http::HeaderMap;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::unversioned::transport::DefaultConnector;
-use ureq::{Agent, config::Config};
 
 use super::key::{AccountKey, Signer};
 use super::schedule::Failure;
-use crate::server::lookup::Lookup;
-use crate::server::tls::certificate::provider;
+use crate::server::https;
 
 /// The longest that one call takes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -63,43 +57,9 @@ impl Caller {
     /// # Errors
     /// Why the file does not do.
     pub(in crate::server) fn new(ca: Option<&Path>) -> Result<Self, String> {
-        let roots = match ca {
-            Some(path) => RootCerts::Specific(Arc::new(roots(path)?)),
-            None => RootCerts::WebPki,
-        };
-        let tls = TlsConfig::builder()
-            .root_certs(roots)
-            .unversioned_rustls_crypto_provider(Arc::new(provider()))
-            .build();
-        let config = Config::builder()
-            .tls_config(tls)
-            .https_only(true)
-            .proxy(None)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .http_status_as_error(false)
-            .timeout_global(Some(CALL_TIMEOUT))
-            // RFC 8555 §6.1: it has to be there.
-            .user_agent(concat!("pyrycode-relay/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Ok(Self(Agent::with_parts(config, DefaultConnector::default(), Lookup::default())))
+        let config = https::config(ca)?.timeout_global(Some(CALL_TIMEOUT)).build();
+        Ok(Self(https::agent(config)))
     }
-}
-
-fn roots(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
-    let shown = path.display();
-    let pem = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
-    let mut store = rustls::RootCertStore::empty();
-    let mut roots = Vec::new();
-    for root in CertificateDer::pem_slice_iter(&pem) {
-        let root = root.map_err(|error| format!("{shown}: {error}"))?;
-        roots.push(Certificate::from_der(&root).to_owned());
-        store.add(root).map_err(|error| format!("{shown}: {error}"))?;
-    }
-    if roots.is_empty() {
-        return Err(format!("{shown}: no PEM block with a CERTIFICATE in it"));
-    }
-    Ok(roots)
 }
 
 struct Reply {

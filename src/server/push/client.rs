@@ -1,33 +1,25 @@
 //! One HTTPS POST.
 //!
-//! Owns whom TLS trusts, the bounds on a call and on its reply, and the words for
-//! what may go wrong. Knows neither tokens nor FCM.
+//! Owns the bounds on a call and on its reply, and the words for what may go wrong.
+//! Knows neither tokens nor FCM.
 //!
 //! 1. A call takes [`CALL_TIMEOUT`] at most, whatever the server does.
 //! 2. Of a reply's head at most [`HEAD_MAX`] are read, of its body [`REPLY_MAX`].
-//! 3. A redirect is a reply like any other; no proxy is asked; nothing is sent in
-//!    plain text.
-//! 4. Every call has a connection of its own: what a server sends too much, or a
+//! 3. Every call has a connection of its own: what a server sends too much, or a
 //!    connection that has died at rest, is no other call's concern.
 
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use ureq::config::Config;
 use ureq::http::Response;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body, Error};
 
 use super::CALL_TIMEOUT;
 use crate::config::DESCRIPTORS_RESERVED;
 use crate::relay::wake::IN_FLIGHT_MAX;
-use crate::server::lookup::{LOOKUPS_MAX, Lookup};
+use crate::server::https;
+use crate::server::lookup::LOOKUPS_MAX;
 
 /// The most bytes of a reply's body that are looked at.
 const REPLY_MAX: u64 = 4096;
@@ -68,30 +60,14 @@ impl Client {
     /// # Errors
     /// Why the file does not do.
     pub(super) fn new(ca: Option<&Path>) -> Result<Self, String> {
-        let roots = match ca {
-            Some(path) => RootCerts::Specific(Arc::new(authorities(path)?)),
-            None => RootCerts::WebPki,
-        };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = TlsConfig::builder()
-            .root_certs(roots)
-            .unversioned_rustls_crypto_provider(provider)
-            .build();
-        let config = Config::builder()
-            .tls_config(tls)
-            .https_only(true)
-            .proxy(None)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .http_status_as_error(false)
+        let config = https::config(ca)?
             .timeout_global(Some(CALL_TIMEOUT))
             .max_idle_connections(0)
             .max_response_header_size(HEAD_MAX)
             .input_buffer_size(BUFFER)
             .output_buffer_size(BUFFER)
-            .user_agent("pyrycode-relay")
             .build();
-        Ok(Self(Agent::with_parts(config, DefaultConnector::default(), Lookup::default())))
+        Ok(Self(https::agent(config)))
     }
 
     /// Posts, and waits for the reply's head.
@@ -111,24 +87,6 @@ impl Client {
         }
         request.send(body).map(Reply).map_err(|error| cause(&error))
     }
-}
-
-fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
-    let shown = path.display();
-    let pem = std::fs::read(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    let mut roots = RootCertStore::empty();
-    let mut authorities = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|_| format!("{shown} is not a PEM file"))?;
-        authorities.push(Certificate::from_der(&certificate).to_owned());
-        roots
-            .add(certificate)
-            .map_err(|_| format!("a certificate in {shown} is none of an authority"))?;
-    }
-    if authorities.is_empty() {
-        return Err(format!("no certificate in {shown}; give a PEM file of authorities"));
-    }
-    Ok(authorities)
 }
 
 /// What went wrong, in words of ours: those of an error may be the server's.

@@ -1,0 +1,70 @@
+//! HTTPS calls beside the loop.
+//!
+//! Owns whom TLS trusts and what every call keeps to. Knows none of the services that are
+//! called, nor how long they may take.
+//!
+//! 1. A redirect is a reply like any other; no proxy is asked; nothing is sent in plain
+//!    text.
+//! 2. Names are looked up within the call's time, and by no more threads than
+//!    [`LOOKUPS_MAX`](super::lookup::LOOKUPS_MAX).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use ureq::Agent;
+use ureq::config::{Config, ConfigBuilder};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
+use ureq::unversioned::transport::DefaultConnector;
+
+use super::lookup::Lookup;
+use super::tls::certificate::provider;
+
+/// What every call keeps to, for the caller to add its own bounds; it trusts the
+/// authorities in the PEM file `ca` and no others, without one those that browsers trust.
+///
+/// # Errors
+/// Why the file does not do.
+pub(super) fn config(ca: Option<&Path>) -> Result<ConfigBuilder<AgentScope>, String> {
+    let roots = match ca {
+        Some(path) => RootCerts::Specific(Arc::new(authorities(path)?)),
+        None => RootCerts::WebPki,
+    };
+    let tls = TlsConfig::builder()
+        .root_certs(roots)
+        .unversioned_rustls_crypto_provider(Arc::new(provider()))
+        .build();
+    Ok(Config::builder()
+        .tls_config(tls)
+        .https_only(true)
+        .proxy(None)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .http_status_as_error(false)
+        // RFC 8555 §6.1: it has to be there.
+        .user_agent(concat!("pyrycode-relay/", env!("CARGO_PKG_VERSION"))))
+}
+
+/// What makes the calls.
+pub(super) fn agent(config: Config) -> Agent {
+    Agent::with_parts(config, DefaultConnector::default(), Lookup::default())
+}
+
+fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
+    let shown = path.display();
+    let pem = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
+    let mut roots = RootCertStore::empty();
+    let mut authorities = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| format!("{shown}: {error}"))?;
+        authorities.push(Certificate::from_der(&certificate).to_owned());
+        roots.add(certificate).map_err(|error| format!("{shown}: {error}"))?;
+    }
+    if authorities.is_empty() {
+        return Err(format!("{shown}: no PEM block with a CERTIFICATE in it"));
+    }
+    Ok(authorities)
+}

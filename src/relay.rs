@@ -12,6 +12,7 @@ mod hash;
 mod liveness;
 mod output;
 mod proxied;
+mod push_wake;
 mod registry;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;

@@ -1,8 +1,7 @@
-//! Push wakes on their way from a binary to the shell.
+//! Push wakes and their limits.
 //!
-//! Owns which wakes are taken on: how many of a server-id, how many at a time.
-//! Must not know FCM, HTTP or a thread: an accepted wake is handed out by
-//! [`Relay::poll_wake`], and its outcome comes back.
+//! Owns which wakes are taken on: how many of a server-id, how many at a time; and those
+//! that wait to be handed out. Must not know FCM, HTTP or a thread.
 //!
 //! 1. Nothing queues up: a wake beyond a limit is dropped at once, and what was
 //!    accepted and not yet handed out counts as in flight.
@@ -15,11 +14,9 @@ use std::fmt;
 use std::hash::BuildHasher;
 
 use super::admission::RateLimiter;
-use super::conn_id::{ConnId, PublicId};
+use super::conn_id::PublicId;
 use super::envelope::Dropped;
 use super::hash::HashKeys;
-use super::relay::Relay;
-use super::stats::WakeOutcome;
 use crate::time::Instant;
 
 /// The most wakes between their acceptance and their outcome.
@@ -97,41 +94,32 @@ impl Wakes {
         Ok(())
     }
 
-    /// In flight, and of these not yet handed out.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        (self.in_flight, self.accepted.len())
-    }
-}
-
-impl Relay {
-    /// A binary asks for a wake.
-    pub(super) fn on_push_wake(
+    /// Takes a wake on for the server-id, if it may.
+    pub(super) fn accept(
         &mut self,
-        binary: ConnId,
-        token: &str,
+        server_id: &str,
+        wake: impl FnOnce() -> Wake,
         now: Instant,
     ) -> Result<(), Dropped> {
-        let public_id = self.public_id(binary);
-        let Some(slot) = self.entry(binary).map(|entry| entry.slot) else { return Ok(()) };
-        let Some(wakes) = &mut self.wakes else { return Err(Dropped::PushWakeOff) };
-        wakes.admit(self.registry.server_id(slot), now)?;
-        wakes.accepted.push_back(Wake { device: DeviceToken::new(token), binary: public_id });
+        self.admit(server_id, now)?;
+        self.accepted.push_back(wake());
         Ok(())
     }
 
-    /// The next wake to carry out; its outcome is told to
-    /// [`Self::handle_wake_done`], once.
-    pub fn poll_wake(&mut self) -> Option<Wake> {
-        self.wakes.as_mut()?.accepted.pop_front()
+    /// Hands the next one out.
+    pub(super) fn next(&mut self) -> Option<Wake> {
+        self.accepted.pop_front()
     }
 
-    /// A wake that was handed out has come to its end.
-    pub fn handle_wake_done(&mut self, outcome: WakeOutcome) {
-        self.stats.on_wake(outcome);
-        if let Some(wakes) = &mut self.wakes {
-            debug_assert!(wakes.in_flight > wakes.accepted.len(), "done more often than begun");
-            wakes.in_flight = wakes.in_flight.saturating_sub(1);
-        }
+    /// One that was handed out has come to its end.
+    pub(super) fn on_done(&mut self) {
+        debug_assert!(self.in_flight > self.accepted.len(), "done more often than begun");
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// In flight, and of these not yet handed out.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.in_flight, self.accepted.len())
     }
 }
 
@@ -140,6 +128,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::relay::ConnId;
 
     fn after(seconds: u64) -> Instant {
         Instant::START + Duration::from_secs(seconds)

@@ -4,7 +4,6 @@ own for tests. It refuses a share of the nonces on purpose."""
 import asyncio
 import json
 import os
-import random
 import signal
 import socket
 import ssl
@@ -15,21 +14,9 @@ import urllib.request
 
 import websockets
 
-from harness import SOON, Relay, main, spawn, wait_until
+from harness import SOON, Relay, free_port, main, spawn, wait_until
 
 DOMAIN = "relay.example.com"
-
-
-def free_port():
-    # Pebble can't be told 0. Below the range from which the kernel chooses, so that
-    # nobody gets it by chance before it is used.
-    while True:
-        port = random.randrange(20000, 32000)
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-            return port
-        except OSError:
-            pass
 
 
 class Authority:

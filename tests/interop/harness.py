@@ -11,8 +11,10 @@ import concurrent.futures
 import inspect
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,6 +40,22 @@ def spawn(command, **options):
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
     _children.append(child)
     return child
+
+
+# Below the range from which the kernel chooses, so that nobody gets one by chance before
+# it is used, and none twice.
+_ports = iter(random.sample(range(20000, 32000), 12000))
+
+
+def free_port():
+    """For programs that can't be told 0."""
+    for port in _ports:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            return port
+        except OSError:
+            continue
+    raise AssertionError("no port is free")
 
 
 def _on_signal(number, _frame):

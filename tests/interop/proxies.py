@@ -16,7 +16,7 @@ import time
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from harness import DIRECT, SOON, Relay, main, spawn, wait_until
+from harness import DIRECT, SOON, Relay, free_port, main, spawn, wait_until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SBIN = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -25,11 +25,6 @@ SBIN = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 IDLE = 35
 # Longer than two of these.
 QUIET = 75
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def program(name):

@@ -25,7 +25,7 @@ import time
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from harness import DIRECT, SOON, Relay, main, program, spawn, wait_until
+from harness import DIRECT, SOON, Relay, free_port, main, program, spawn, wait_until
 
 HAPROXY = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -39,11 +39,6 @@ def replace(text, pattern, by):
     text, count = re.subn(pattern, lambda _: by, text, flags=re.MULTILINE)
     assert count, f"nothing in the file is {pattern}"
     return text
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def binaries(relay):

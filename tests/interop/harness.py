@@ -103,7 +103,7 @@ class Relay:
         line = b""
         while not line.endswith(b"\n"):
             byte = os.read(self.process.stderr.fileno(), 1)
-            assert byte, f"the relay ended at once, saying {line!r}"
+            assert byte, f"the relay ended at once, saying {[*self.log, line]}"
             line += byte
         return line.decode()
 

@@ -24,7 +24,7 @@ use super::clock::wall_time;
 use super::mailbox::{Message, Post};
 use super::tls::Certified;
 use super::tls::certificate::{Certificate, Handshakes};
-use super::tls::source::Keeper;
+use super::tls::keeper::Keeper;
 use crate::config::Acme;
 
 /// The longest sleep: the calendar may be set, or the machine suspended.

@@ -37,7 +37,7 @@ use super::signals::Signals;
 use super::socket::{Buffers, Input, Socket, Sockets};
 use super::systemd::Supervisor;
 use super::tls;
-use super::tls::source::Keeper;
+use super::tls::keeper::Keeper;
 use crate::config::BUFFER_MEMORY;
 use crate::config::Speaks;
 use crate::relay::wake::Wake;

@@ -10,6 +10,7 @@
 //! 3. What came before a fault is handed out before the fault is told.
 
 pub mod certificate;
+pub(super) mod keeper;
 pub mod source;
 pub mod stats;
 #[cfg(test)]

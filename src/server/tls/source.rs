@@ -6,12 +6,12 @@
 use std::fmt::{self, Display};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 
 use rustls::ServerConfig;
 
 use super::Certified;
 use super::certificate::{Certificate, Handshakes, read_pair};
+use super::keeper::Keeper;
 use super::watch::{self, Stamps};
 use crate::config::{Acme, PairFiles, Serving};
 use crate::server::acme::Fetcher;
@@ -30,22 +30,6 @@ impl Display for Unusable {
 }
 
 impl std::error::Error for Unusable {}
-
-/// The thread that keeps the certificate fresh; it ends when this is dropped.
-#[derive(Debug)]
-pub(in crate::server) struct Keeper(SyncSender<()>);
-
-impl Keeper {
-    pub(in crate::server) fn new(nudges: SyncSender<()>) -> Self {
-        Self(nudges)
-    }
-
-    /// Has it do now what it would do later: read files again, or try again.
-    pub(in crate::server) fn nudge(&self) {
-        // Full: it is about to.
-        let _ = self.0.try_send(());
-    }
-}
 
 /// Where the certificate comes from.
 #[derive(Debug)]

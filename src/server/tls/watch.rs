@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::Certified;
 use super::certificate::{Handshakes, read_pair};
-use super::source::Keeper;
+use super::keeper::Keeper;
 use crate::config::PairFiles;
 use crate::server::mailbox::{Message, Post};
 

@@ -19,6 +19,7 @@ pub mod signals;
 mod socket;
 pub mod systemd;
 pub mod tls;
+mod uninterrupted;
 
 pub use core::Core;
 pub use event_loop::Server;

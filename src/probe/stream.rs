@@ -121,8 +121,14 @@ impl Timed {
 
 impl Read for Timed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(Some(self.left()?))?;
-        let result = self.socket.read(buffer);
+        let result = loop {
+            self.socket.set_read_timeout(Some(self.left()?))?;
+            match self.socket.read(buffer) {
+                // It was suspended (Ctrl-Z) and goes on (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
         if let Ok(0) = result
             && !buffer.is_empty()
         {

@@ -27,6 +27,7 @@ use super::log::Sink;
 use super::mailbox::{Message, Post, Report};
 use super::metrics::{self, Surroundings};
 use super::process::Usage;
+use super::uninterrupted::uninterrupted;
 use crate::config::HEAD_MAX;
 use crate::protocol::request::{self, Head, Request};
 use crate::protocol::response::Refusal;
@@ -276,14 +277,10 @@ impl Bounded<'_> {
 
 impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
+        uninterrupted(|| {
             self.stream.set_read_timeout(self.left()?)?;
-            match self.stream.read(buffer) {
-                // Reads with a timeout are not restarted after a signal (signal(7)).
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => return result,
-            }
-        }
+            self.stream.read(buffer)
+        })
     }
 }
 

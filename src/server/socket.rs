@@ -13,6 +13,7 @@ use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
 
 use super::tls::{RECORD_MAX, Session};
+use super::uninterrupted::uninterrupted;
 use crate::config::{PROXY_HEADER_MAX, ROOM};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::relay::ConnId;
@@ -321,16 +322,6 @@ fn write(stream: &mut TcpStream, slices: [&[u8]; 3]) -> io::Result<usize> {
     match written {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
         result => result,
-    }
-}
-
-/// Calls until no signal has come between.
-fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result,
-        }
     }
 }
 

@@ -116,6 +116,18 @@ fn silent_and_slow_dialers_hold_nobody_up_for_long() {
 }
 
 #[test]
+fn who_asks_while_it_is_suspended_is_answered() {
+    let process = Process::start(&[]);
+    let mut stream = connect(process.metrics);
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+    // Once it answers others it waits for the rest of this one.
+    assert_eq!(get(process.metrics, "/", "localhost").status, 200);
+    process.suspend();
+    stream.write_all(b"Host: localhost\r\n\r\n").unwrap();
+    assert_eq!(Answer::read(&mut stream).status, 200);
+}
+
+#[test]
 fn a_loop_that_does_not_answer_is_told_and_asked_again_once_it_does() {
     let (mut server, _) = server(10, |_| {});
     let metrics = watch(&server);

@@ -3,13 +3,14 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
-use crate::support::{millis, relay, run};
+use crate::support::{PATIENCE, millis, relay, run, run_suspended};
 
 /// An address where nobody listens, and the socket that keeps it so: a port that is
 /// free is soon another test's.
@@ -72,19 +73,22 @@ fn answer_one(stream: TcpStream, answer: impl Fn(TcpStream, &str)) {
 /// A proxy in front of `relay` that sends on what `rewrite` makes of a request head,
 /// and cuts what is silent for `idle`.
 fn proxy(relay: SocketAddr, idle: Duration, rewrite: fn(&str) -> String) -> SocketAddr {
-    stand_in(move |phone, head| {
-        let mut upstream = TcpStream::connect(relay).unwrap();
-        upstream.write_all(rewrite(head).as_bytes()).unwrap();
-        for (from, to) in [(&phone, &upstream), (&upstream, &phone)] {
-            from.set_read_timeout(Some(idle)).unwrap();
-            let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-            thread::spawn(move || {
-                let _ = io::copy(&mut from, &mut to);
-                let _ = from.shutdown(Shutdown::Both);
-                let _ = to.shutdown(Shutdown::Both);
-            });
-        }
-    })
+    stand_in(move |phone, head| tunnel(&phone, &rewrite(head), relay, idle))
+}
+
+/// Sends on what `phone` says after `head`, and what it is answered.
+fn tunnel(phone: &TcpStream, head: &str, relay: SocketAddr, idle: Duration) {
+    let mut upstream = TcpStream::connect(relay).unwrap();
+    upstream.write_all(head.as_bytes()).unwrap();
+    for (from, to) in [(phone, &upstream), (&upstream, phone)] {
+        from.set_read_timeout(Some(idle)).unwrap();
+        let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            let _ = from.shutdown(Shutdown::Both);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+    }
 }
 
 #[test]
@@ -245,6 +249,28 @@ fn who_hangs_or_hangs_up_is_told_from_who_answers() {
     let (_socket, nobody) = nobody();
     let (code, report) = probe(nobody, &[]);
     assert_eq!((code, failure(&report).0), (1, "connect"));
+}
+
+#[test]
+fn to_be_suspended_is_no_failure() {
+    let relay = relay(|_| {});
+    for path in ["/healthz", "/v1/server", "/v1/client"] {
+        let (asked, stop) = mpsc::channel();
+        let (resumed, go_on) = mpsc::channel::<()>();
+        let go_on = Arc::new(Mutex::new(go_on));
+        let slow = stand_in(move |stream, head| {
+            if head.starts_with(&format!("GET {path} ")) {
+                let _ = asked.send(());
+                // Its end, and ever after.
+                let _ = go_on.lock().unwrap().recv();
+            }
+            tunnel(&stream, head, relay, PATIENCE);
+        });
+        let url = format!("http://{slow}");
+        let output = run_suspended(&["probe", "--round-trips=1", &url], &stop, resumed);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{path}: {said}");
+    }
 }
 
 #[test]

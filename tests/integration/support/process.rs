@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -120,6 +120,11 @@ impl Process {
         });
     }
 
+    /// Stops it where it stands and has it go on, as Ctrl-Z and `fg` do.
+    pub fn suspend(&self) {
+        suspend(&self.child);
+    }
+
     /// Asks it to end.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
@@ -196,6 +201,27 @@ pub fn run(flags: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = bare_command(PROGRAM);
     command.args(flags).envs(variables.iter().copied());
     end(command.stdout(Stdio::piped()).stderr(Stdio::piped()), &format!("{flags:?} {variables:?}"))
+}
+
+/// [`run`], stopped where it stands as soon as `stop` says so, and continued, which
+/// whoever waits for `resumed` hears by its end.
+pub fn run_suspended(flags: &[&str], stop: &Receiver<()>, resumed: Sender<()>) -> Output {
+    let mut command = bare_command(PROGRAM);
+    let child = command.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    stop.recv_timeout(PATIENCE).unwrap();
+    suspend(&child);
+    drop(resumed);
+    child.wait_with_output().unwrap()
+}
+
+fn suspend(child: &Child) {
+    let signal = |signal| kill_process(Pid::from_child(child), signal).unwrap();
+    signal(Signal::STOP);
+    eventually("it stands still", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        stat.rsplit(") ").next().unwrap().starts_with('T')
+    });
+    signal(Signal::CONT);
 }
 
 /// What it said by its end, which must come soon.

@@ -60,7 +60,7 @@ impl Outbox {
         self.len() == 0
     }
 
-    /// Bytes of memory, used or not.
+    /// Bytes of memory for what waits, used or not.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.queue.capacity() + self.control.capacity()

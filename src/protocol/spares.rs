@@ -3,12 +3,12 @@
 //! Owns memory between two messages, never a byte of them. Knows no connection.
 //!
 //! A connection at rest owns none, so without these each ping would make one, and every
-//! burst would grow a queue from nothing: of a message of 1 KiB that was an eighth of the
+//! burst would grow a queue from nothing: of a message of 1 KiB that was a tenth of the
 //! CPU time, for copies while it grew and for pages that the allocator had given back to
 //! the kernel.
 //!
-//! Holds at most [`SPARES_MAX`] outboxes, with at most [`BYTES_MAX`] bytes in all and
-//! [`SPARE_BYTES_MAX`] in one.
+//! Holds at most [`SPARES_MAX`] outboxes, with at most [`BYTES_MAX`] bytes for queues in
+//! all and [`SPARE_BYTES_MAX`] in one.
 
 use super::outbox::Outbox;
 use crate::time::Instant;
@@ -25,7 +25,7 @@ const SPARE_BYTES_MAX: usize = 256 * 1024;
 pub struct Spares {
     #[expect(clippy::vec_box, reason = "they come and go in their boxes")]
     drained: Vec<Box<Outbox>>,
-    /// Bytes of memory that they hold.
+    /// Bytes of memory for their queues.
     held: usize,
 }
 

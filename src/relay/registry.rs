@@ -127,7 +127,7 @@ impl Registry {
             by_server_id: HashTable::new(),
             probes: HashMap::with_hasher(hash),
             hash,
-            slots: Vec::with_capacity(ROOM / 4),
+            slots: Vec::with_capacity(ROOM),
             free: Vec::new(),
             binaries: 0,
             phones: 0,

@@ -668,7 +668,7 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
 
     let acme = Acme {
         domain: "relay.example.com".into(),
-        cache: "/root/.pyrycode-relay/certs".into(),
+        cache: "/home/relay/.pyrycode-relay/certs".into(),
         directory: ACME_DIRECTORY.into(),
         ca: None,
     };
@@ -677,7 +677,7 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
         http: Listen::at(address(http)),
         acme,
     };
-    let home = [("HOME", "/root")];
+    let home = [("HOME", "/home/relay")];
     for (line, expected) in [
         ("--domain Relay.Example.com", automatic("[::]:443", "[::]:80", acme.clone())),
         (

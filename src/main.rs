@@ -9,11 +9,15 @@ use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::Config;
 use pyrycode_relay::probe::{self, Plan, Style};
 use pyrycode_relay::relay::Relay;
-use pyrycode_relay::server::operator::Operator;
+use pyrycode_relay::server::admin::http::Operator;
+use pyrycode_relay::server::certificates::source::Source;
+use pyrycode_relay::server::os::systemd::{self, Wishes};
 use pyrycode_relay::server::push::Push;
-use pyrycode_relay::server::systemd::{self, Wishes};
-use pyrycode_relay::server::tls::source::Source;
-use pyrycode_relay::server::{Server, descriptors, listener::Listener, log as sink, signals};
+use pyrycode_relay::server::{
+    Server, log as sink,
+    net::listener::Listener,
+    os::{descriptors, signals},
+};
 use pyrycode_relay::time::Instant;
 
 /// A listener failed, or a probe found something wrong.

@@ -140,9 +140,9 @@ const RULES: &[Rule] = &[
     Rule {
         name: "HTTPS calls are made by two clients, on what they share",
         except: &[
-            "src/server/acme/client.rs",
-            "src/server/https.rs",
-            "src/server/lookup.rs",
+            "src/server/certificates/acme/client.rs",
+            "src/server/outbound/https.rs",
+            "src/server/outbound/dns.rs",
             "src/server/push/client.rs",
         ],
         paths: &["ureq"],

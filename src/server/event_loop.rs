@@ -29,19 +29,19 @@ use mio::event::Event;
 use mio::{Events, Poll, Token};
 use rustls::ServerConfig;
 
-use super::clock::Clock;
-use super::core::Core;
-use super::listener::{Accepted, Listener, Listeners, is_exhaustion};
-use super::mailbox::{Mailbox, Post};
-use super::signals::Signals;
-use super::socket::{Buffers, Input, Socket, Sockets};
-use super::systemd::Supervisor;
-use super::tls;
-use super::tls::keeper::Keeper;
 use crate::config::BUFFER_MEMORY;
 use crate::config::Speaks;
 use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect};
+use crate::server::certificates::renewer_handle::Keeper;
+use crate::server::core::Core;
+use crate::server::mailbox::{Mailbox, Post};
+use crate::server::net::listener::{Accepted, Listener, Listeners, is_exhaustion};
+use crate::server::net::socket::{Buffers, Input, Socket, Sockets};
+use crate::server::net::{tls_session, tls_stats};
+use crate::server::os::clock::Clock;
+use crate::server::os::signals::Signals;
+use crate::server::os::systemd::Supervisor;
 use crate::time::Instant;
 
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -85,7 +85,7 @@ pub struct Server<C> {
     listeners: Listeners,
     /// What accepted connections speak TLS with, where that is spoken.
     tls: Option<Arc<ServerConfig>>,
-    tls_stats: tls::stats::Stats,
+    tls_stats: tls_stats::Stats,
     keeper: Option<Keeper>,
     signals: Option<Signals>,
     mailbox: Mailbox,
@@ -132,7 +132,7 @@ impl<C: Core> Server<C> {
             poll,
             listeners,
             tls: None,
-            tls_stats: tls::stats::Stats::default(),
+            tls_stats: tls_stats::Stats::default(),
             keeper: None,
             signals,
             mailbox,
@@ -366,7 +366,7 @@ impl<C: Core> Server<C> {
                 0
             }
             Err(error) => {
-                self.tls_stats.faults += u64::from(tls::is_fault(&error));
+                self.tls_stats.faults += u64::from(tls_session::is_fault(&error));
                 self.core.handle_disconnected(id, now);
                 0
             }

@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use log::{Level, LevelFilter, Metadata, Record};
 
-use super::clock::wall_time;
 use crate::config::{Config, LogFormat};
+use crate::server::os::clock::wall_time;
 
 pub use line::{KEYS, VALUE_MAX};
 

@@ -10,9 +10,10 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
 use mio::{Registry, Token, Waker};
 
-use super::tls::{self, Certified};
 use crate::relay::Snapshot;
 use crate::relay::stats::WakeOutcome;
+use crate::server::certificates::Certified;
+use crate::server::net::tls_stats;
 
 /// What whoever watches the relay gets to see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Report {
     /// Of the core.
     pub relay: Snapshot,
     /// Of the transport above it.
-    pub tls: tls::stats::Stats,
+    pub tls: tls_stats::Stats,
 }
 
 /// What another thread has to say.

@@ -32,11 +32,11 @@ use self::client::Client;
 use self::credentials::Credentials;
 use self::fcm::Complaint;
 use self::tokens::{AccessToken, Tokens};
-use super::clock::{monotonic, wall_time};
-use super::mailbox::{Message, Post};
 use crate::config::PushWake;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::{DeviceToken, Wake};
+use crate::server::mailbox::{Message, Post};
+use crate::server::os::clock::{monotonic, wall_time};
 
 /// The longest that one call takes, looking the name up and reading the reply
 /// included.

@@ -16,10 +16,10 @@ use log::LevelFilter;
 use pyrycode_relay::config::{Config, LogFormat, Serving, Timeouts};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::Server;
-use pyrycode_relay::server::listener::Listener;
+use pyrycode_relay::server::admin::http::Operator;
+use pyrycode_relay::server::certificates::source::Source;
 use pyrycode_relay::server::log::Sink;
-use pyrycode_relay::server::operator::Operator;
-use pyrycode_relay::server::tls::source::Source;
+use pyrycode_relay::server::net::listener::Listener;
 use pyrycode_relay::time;
 use rustls::ClientConfig;
 

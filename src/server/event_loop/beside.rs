@@ -8,12 +8,12 @@ use std::io;
 
 use super::{Core, Server};
 use crate::relay::stats::WakeOutcome;
-use crate::server::clock::wall_time;
+use crate::server::certificates::Certified;
+use crate::server::certificates::source::Source;
 use crate::server::mailbox::{Message, Report};
+use crate::server::os::clock::wall_time;
+use crate::server::os::systemd::Supervisor;
 use crate::server::push::Push;
-use crate::server::systemd::Supervisor;
-use crate::server::tls::Certified;
-use crate::server::tls::source::Source;
 
 impl<C: Core> Server<C> {
     /// Has `push` carry out the wakes that the core hands out.

@@ -18,8 +18,8 @@ use ureq::{Agent, Body, Error};
 use super::CALL_TIMEOUT;
 use crate::config::DESCRIPTORS_RESERVED;
 use crate::relay::wake::IN_FLIGHT_MAX;
-use crate::server::https;
-use crate::server::lookup::LOOKUPS_MAX;
+use crate::server::outbound::dns::LOOKUPS_MAX;
+use crate::server::outbound::https;
 
 /// The most bytes of a reply's body that are looked at.
 const REPLY_MAX: u64 = 4096;

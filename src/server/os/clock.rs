@@ -45,7 +45,7 @@ impl Clock {
 }
 
 /// The kernel's monotonic clock, for threads beside the loop.
-pub(super) fn monotonic() -> Monotonic {
+pub(in crate::server) fn monotonic() -> Monotonic {
     #[expect(clippy::disallowed_methods, reason = "the one place where time enters")]
     Monotonic::now()
 }
@@ -53,7 +53,7 @@ pub(super) fn monotonic() -> Monotonic {
 /// Wall time as the duration since 1970, leap seconds not counted; 1970 itself
 /// if the clock is set before.
 #[expect(clippy::disallowed_methods, reason = "for log lines and signed requests, not to wait by")]
-pub(super) fn wall_time() -> Duration {
+pub(in crate::server) fn wall_time() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 

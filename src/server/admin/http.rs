@@ -21,16 +21,16 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::clock::{monotonic, wall_time};
-use super::listener::is_exhaustion;
-use super::log::Sink;
-use super::mailbox::{Message, Post, Report};
-use super::metrics::{self, Surroundings};
-use super::process::Usage;
-use super::uninterrupted::uninterrupted;
 use crate::config::HEAD_MAX;
 use crate::protocol::request::{self, Head, Request};
 use crate::protocol::response::Refusal;
+use crate::server::admin::metrics::{self, Surroundings};
+use crate::server::admin::process::Usage;
+use crate::server::log::Sink;
+use crate::server::mailbox::{Message, Post, Report};
+use crate::server::net::listener::is_exhaustion;
+use crate::server::os::clock::{monotonic, wall_time};
+use crate::server::os::eintr::uninterrupted;
 
 /// Connections answered at a time. A browser opens one or two more than it uses.
 const THREADS: usize = 4;
@@ -45,7 +45,7 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 const _: () = assert!(LOOP_PATIENCE.as_secs() < PATIENCE.as_secs());
 
 /// The status page; `{nonce}` stands where its script and its style are allowed.
-const PAGE: &str = include_str!("operator/status.html");
+const PAGE: &str = include_str!("http/status.html");
 
 /// A bound listener.
 #[derive(Debug)]
@@ -299,9 +299,9 @@ impl Write for Bounded<'_> {
 mod tests {
     use mio::{Poll, Token};
 
-    use super::super::mailbox::Mailbox;
     use super::*;
     use crate::config::LogFormat;
+    use crate::server::mailbox::Mailbox;
 
     #[test]
     fn a_stuck_loop_is_asked_once_and_its_late_answer_is_not_news() {

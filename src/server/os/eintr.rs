@@ -6,7 +6,9 @@
 use std::io::{self, ErrorKind};
 
 /// Calls until no signal has come between.
-pub(super) fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+pub(in crate::server) fn uninterrupted(
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> io::Result<usize> {
     loop {
         match call() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -15,10 +15,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use super::Certified;
-use super::certificate::{Handshakes, read_pair};
-use super::keeper::Keeper;
 use crate::config::PairFiles;
+use crate::server::certificates::Certified;
+use crate::server::certificates::certificate::{Handshakes, read_pair};
+use crate::server::certificates::renewer_handle::Keeper;
 use crate::server::mailbox::{Message, Post};
 
 /// Between two looks. A change is served within two of them.

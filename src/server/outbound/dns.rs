@@ -15,7 +15,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::NextTimeout;
 
 /// The most names of one kind of service that are looked up at a time.
-pub(super) const LOOKUPS_MAX: usize = 32;
+pub(in crate::server) const LOOKUPS_MAX: usize = 32;
 /// Addresses of one host that are tried.
 const ADDRESSES_MAX: usize = 8;
 /// How much getaddrinfo(3) uses is for the machine's configuration to say.
@@ -25,7 +25,7 @@ const STACK: usize = 512 * 1024;
 /// ureq's resolver does the same, but ends the process when there is no thread, and
 /// starts ever more while a name server is silent.
 #[derive(Default)]
-pub(super) struct Lookup {
+pub(in crate::server) struct Lookup {
     /// One for each thread that is looking, ours to count.
     threads: Arc<()>,
 }

@@ -12,37 +12,37 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
 
-use super::tls::{RECORD_MAX, Session};
-use super::uninterrupted::uninterrupted;
 use crate::config::{PROXY_HEADER_MAX, ROOM};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::relay::ConnId;
+use crate::server::net::tls_session::{RECORD_MAX, Session};
+use crate::server::os::eintr::uninterrupted;
 
 /// One stream, registered once for both directions, edge-triggered.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(in crate::server) struct Socket {
     stream: TcpStream,
     /// That of the connection it belongs to.
     generation: u32,
     tls: Option<Box<Session>>,
     /// Input may wait that no event will announce again.
-    pub(super) is_readable: bool,
+    pub(in crate::server) is_readable: bool,
     /// It was readable while its input was not wanted.
-    pub(super) has_unwanted: bool,
+    pub(in crate::server) has_unwanted: bool,
     /// The peer has sent its last byte or the connection is broken: read to the
     /// end even after a short read.
-    pub(super) is_read_closed: bool,
+    pub(in crate::server) is_read_closed: bool,
     /// In the queue of sockets to read.
-    pub(super) is_queued: bool,
+    pub(in crate::server) is_queued: bool,
     /// FIN follows what is unsent.
     is_ending: bool,
     /// Its PROXY header has not come.
-    pub(super) owes_header: bool,
+    pub(in crate::server) owes_header: bool,
 }
 
 /// Memory that all sockets share: each owns none of it for longer than a call.
 #[derive(Debug)]
-pub(super) struct Buffers {
+pub(in crate::server) struct Buffers {
     /// What a stream is read into.
     received: Vec<u8>,
     /// What came out of TLS.
@@ -55,7 +55,7 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// `received` bytes are read at once.
-    pub(super) fn new(received: usize) -> Self {
+    pub(in crate::server) fn new(received: usize) -> Self {
         Self {
             received: vec![0; received],
             plain: Vec::new(),
@@ -67,18 +67,18 @@ impl Buffers {
 
 /// Every stream by the index of its connection.
 #[derive(Debug)]
-pub(super) struct Sockets(Vec<Option<Socket>>);
+pub(in crate::server) struct Sockets(Vec<Option<Socket>>);
 
 /// What a connection costs here; in a debug build mio adds checks of its own.
 #[cfg(not(debug_assertions))]
 const _: () = assert!(size_of::<Option<Socket>>() <= 24);
 
 impl Sockets {
-    pub(super) fn new() -> Self {
+    pub(in crate::server) fn new() -> Self {
         Self(Vec::with_capacity(ROOM))
     }
 
-    pub(super) fn insert(&mut self, id: ConnId, mut socket: Socket) {
+    pub(in crate::server) fn insert(&mut self, id: ConnId, mut socket: Socket) {
         socket.generation = id.generation();
         if self.0.len() <= id.index() {
             self.0.resize_with(id.index() + 1, || None);
@@ -87,12 +87,12 @@ impl Sockets {
     }
 
     /// The socket of this connection; what comes for an earlier one is stale.
-    pub(super) fn find(&mut self, id: ConnId) -> Option<&mut Socket> {
+    pub(in crate::server) fn find(&mut self, id: ConnId) -> Option<&mut Socket> {
         let socket = self.0.get_mut(id.index())?.as_mut()?;
         (socket.generation == id.generation()).then_some(socket)
     }
 
-    pub(super) fn remove(&mut self, id: ConnId) {
+    pub(in crate::server) fn remove(&mut self, id: ConnId) {
         if self.find(id).is_some() {
             self.0[id.index()] = None;
         }
@@ -100,7 +100,7 @@ impl Sockets {
 }
 
 /// What a read found.
-pub(super) enum Input<'b> {
+pub(in crate::server) enum Input<'b> {
     /// The peer's next bytes, perhaps none yet, out of so many that were read;
     /// [`Socket::is_readable`] says whether more may wait.
     Some(&'b [u8], usize),
@@ -115,15 +115,15 @@ pub(super) enum Input<'b> {
 
 /// Bytes that a socket keeps because they can go nowhere yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(in crate::server) struct Kept {
     /// On their way in.
-    pub(super) unread: usize,
+    pub(in crate::server) unread: usize,
     /// On their way out.
-    pub(super) unsent: usize,
+    pub(in crate::server) unsent: usize,
 }
 
 impl Socket {
-    pub(super) fn new(
+    pub(in crate::server) fn new(
         mut stream: TcpStream,
         tls: Option<Arc<ServerConfig>>,
         registry: &Registry,
@@ -148,7 +148,7 @@ impl Socket {
     /// Takes the PROXY header off the stream, or says what is wrong with it;
     /// `None` while it is not complete. So far as it has come it stays in the
     /// kernel: it takes no memory here, and no byte behind it is touched.
-    pub(super) fn take_header(
+    pub(in crate::server) fn take_header(
         &mut self,
         buffers: &mut Buffers,
     ) -> io::Result<Option<Result<Proxied, Malformed>>> {
@@ -175,7 +175,10 @@ impl Socket {
     }
 
     /// Reads once.
-    pub(super) fn read<'b>(&mut self, buffers: &'b mut Buffers) -> io::Result<Input<'b>> {
+    pub(in crate::server) fn read<'b>(
+        &mut self,
+        buffers: &'b mut Buffers,
+    ) -> io::Result<Input<'b>> {
         let Some(session) = &mut self.tls else {
             let count = read(&mut self.stream, &mut buffers.received)?;
             self.note_read(count, buffers.received.len());
@@ -227,7 +230,11 @@ impl Socket {
 
     /// Writes the slices in one call, through TLS up to [`RECORD_MAX`] bytes of them;
     /// returns how many bytes were taken.
-    pub(super) fn write(&mut self, slices: [&[u8]; 3], buffers: &mut Buffers) -> io::Result<usize> {
+    pub(in crate::server) fn write(
+        &mut self,
+        slices: [&[u8]; 3],
+        buffers: &mut Buffers,
+    ) -> io::Result<usize> {
         if self.tls.is_none() {
             return write(&mut self.stream, slices);
         }
@@ -246,17 +253,17 @@ impl Socket {
     }
 
     /// Its next input costs public-key cryptography.
-    pub(super) fn is_handshaking(&self) -> bool {
+    pub(in crate::server) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|session| session.is_handshaking())
     }
 
     /// [`Self::write`] takes a part only, however much room the kernel has.
-    pub(super) fn takes_records(&self) -> bool {
+    pub(in crate::server) fn takes_records(&self) -> bool {
         self.tls.is_some()
     }
 
     /// What it keeps. All of it is bounded by [`Session`].
-    pub(super) fn kept(&self) -> Kept {
+    pub(in crate::server) fn kept(&self) -> Kept {
         self.tls.as_ref().map_or(Kept::default(), |session| Kept {
             unread: session.partial().len(),
             unsent: session.unsent.len(),
@@ -264,7 +271,7 @@ impl Socket {
     }
 
     /// Sends FIN behind everything written, and through TLS close_notify before it.
-    pub(super) fn half_close(&mut self, buffers: &mut Buffers) {
+    pub(in crate::server) fn half_close(&mut self, buffers: &mut Buffers) {
         self.is_ending = true;
         if let Some(session) = &mut self.tls {
             session.borrow(&mut buffers.sealed);
@@ -277,7 +284,7 @@ impl Socket {
 
     /// The last that is done with it: through TLS close_notify, if it was not said
     /// and the kernel has room for it.
-    pub(super) fn part(&mut self, buffers: &mut Buffers) {
+    pub(in crate::server) fn part(&mut self, buffers: &mut Buffers) {
         if self.tls.is_some() && !self.is_ending {
             self.half_close(buffers);
         }

@@ -14,16 +14,16 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
-use super::mailbox::Report;
-use super::process::Usage;
-use super::tls;
 use crate::protocol::close::CloseCause;
 use crate::relay::Snapshot;
 use crate::relay::envelope::Dropped;
 use crate::relay::stats::{self, Outcome, ProxyRefusal, WakeOutcome};
+use crate::server::admin::process::Usage;
+use crate::server::mailbox::Report;
+use crate::server::net::tls_stats;
 
 /// The media type of [`text`].
-pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(in crate::server) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// In the order of [`stats::Stats::closes`].
 const ROLES: [&str; 2] = ["binary", "phone"];
@@ -32,17 +32,17 @@ const ENDPOINTS: [&str; 2] = ["server", "client"];
 
 /// What is known beside the relay.
 #[derive(Clone, Debug)]
-pub(super) struct Surroundings {
+pub(in crate::server) struct Surroundings {
     /// When the process started, since 1970.
-    pub(super) started: Duration,
+    pub(in crate::server) started: Duration,
     /// What the process uses.
-    pub(super) usage: Usage,
+    pub(in crate::server) usage: Usage,
     /// Log lines lost.
-    pub(super) log_lines_dropped: u64,
+    pub(in crate::server) log_lines_dropped: u64,
 }
 
 /// Everything, ready to be scraped.
-pub(super) fn text(report: &Report, around: &Surroundings) -> String {
+pub(in crate::server) fn text(report: &Report, around: &Surroundings) -> String {
     let Report { relay: snapshot, tls } = report;
     let mut families = Families(Vec::new());
     families.relay(snapshot);
@@ -211,7 +211,7 @@ impl Families {
         );
     }
 
-    fn tls(&mut self, stats: &tls::stats::Stats) {
+    fn tls(&mut self, stats: &tls_stats::Stats) {
         self.counters(
             "pyrycode_relay_tls_reloads_total",
             "Certificates that were to take the place of the one in use, by outcome.",

@@ -10,19 +10,19 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// What the process uses.
 #[derive(Clone, Debug)]
-pub(super) struct Usage {
+pub(in crate::server) struct Usage {
     /// User and system, of all threads.
-    pub(super) cpu: Duration,
+    pub(in crate::server) cpu: Duration,
     /// Virtual and resident memory, in bytes.
-    pub(super) memory: Option<(u64, u64)>,
+    pub(in crate::server) memory: Option<(u64, u64)>,
     /// Open descriptors.
-    pub(super) descriptors: Option<u64>,
+    pub(in crate::server) descriptors: Option<u64>,
     /// How many there may be; `None`: no limit.
-    pub(super) descriptors_max: Option<u64>,
+    pub(in crate::server) descriptors_max: Option<u64>,
 }
 
 impl Usage {
-    pub(super) fn now() -> Self {
+    pub(in crate::server) fn now() -> Self {
         let cpu = clock_gettime(ClockId::ProcessCPUTime);
         Self {
             cpu: Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec.unsigned_abs() as u32),

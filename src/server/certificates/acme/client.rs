@@ -13,7 +13,7 @@ use ureq::http::HeaderMap;
 
 use super::key::{AccountKey, Signer};
 use super::schedule::Failure;
-use crate::server::https;
+use crate::server::outbound::https;
 
 /// The longest that one call takes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);

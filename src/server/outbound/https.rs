@@ -6,7 +6,7 @@
 //! 1. A redirect is a reply like any other; no proxy is asked; nothing is sent in plain
 //!    text.
 //! 2. Names are looked up within the call's time, and by no more threads than
-//!    [`LOOKUPS_MAX`](super::lookup::LOOKUPS_MAX).
+//!    [`LOOKUPS_MAX`](crate::server::outbound::dns::LOOKUPS_MAX).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 use ureq::unversioned::transport::DefaultConnector;
 
-use super::lookup::Lookup;
-use super::tls::certificate::provider;
+use crate::server::certificates::certificate::provider;
+use crate::server::outbound::dns::Lookup;
 
 /// What every call keeps to, for the caller to add its own bounds; it trusts the
 /// authorities in the PEM file `ca` and no others, without one those that browsers trust.
 ///
 /// # Errors
 /// Why the file does not do.
-pub(super) fn config(ca: Option<&Path>) -> Result<ConfigBuilder<AgentScope>, String> {
+pub(in crate::server) fn config(ca: Option<&Path>) -> Result<ConfigBuilder<AgentScope>, String> {
     let roots = match ca {
         Some(path) => RootCerts::Specific(Arc::new(authorities(path)?)),
         None => RootCerts::WebPki,
@@ -49,7 +49,7 @@ pub(super) fn config(ca: Option<&Path>) -> Result<ConfigBuilder<AgentScope>, Str
 }
 
 /// What makes the calls.
-pub(super) fn agent(config: Config) -> Agent {
+pub(in crate::server) fn agent(config: Config) -> Agent {
     Agent::with_parts(config, DefaultConnector::default(), Lookup::default())
 }
 

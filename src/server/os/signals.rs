@@ -160,7 +160,7 @@ mod tests {
     impl Process {
         fn start() -> Self {
             let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "server::signals::tests::child", "--ignored", "--nocapture"])
+                .args(["--exact", "server::os::signals::tests::child", "--ignored", "--nocapture"])
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();

@@ -9,19 +9,13 @@
 //!    message, and on the way out at most one record and [`OWED_MAX`].
 //! 3. What came before a fault is handed out before the fault is told.
 
-pub mod certificate;
-pub(super) mod keeper;
-pub mod source;
-pub mod stats;
 #[cfg(test)]
 mod tests;
-mod watch;
 
 use std::fmt::{self, Debug};
 use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
@@ -30,44 +24,25 @@ use rustls::unbuffered::{
 };
 use rustls::{Error, ServerConfig};
 
-use self::certificate::{Certificate, Handshakes};
-
-/// What handshakes are done with, and until when it is any good.
-#[derive(Clone, Debug)]
-pub struct Certified {
-    /// For new sessions.
-    pub config: Arc<ServerConfig>,
-    /// When the certificate's validity ends, since 1970.
-    pub not_after: Duration,
-}
-
-impl Certified {
-    /// Handshakes with `certificate`.
-    #[must_use]
-    pub fn new(handshakes: &Handshakes, certificate: &Certificate) -> Self {
-        Self { config: handshakes.with(Some(certificate)), not_after: certificate.not_after }
-    }
-}
-
 /// Whether it was TLS that failed, and not the stream below it.
-pub(super) fn is_fault(error: &io::Error) -> bool {
+pub(in crate::server) fn is_fault(error: &io::Error) -> bool {
     error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>)
 }
 
 /// The most plaintext that is sealed at once, one record's (RFC 8446 §5.1): a ping
 /// can overtake all that is not sealed yet.
-pub(super) const RECORD_MAX: usize = 16 * 1024;
+pub(in crate::server) const RECORD_MAX: usize = 16 * 1024;
 /// What the protocol itself may owe the peer: a handshake flight, with a long
 /// certificate chain in it. Who does not read and makes it more is dropped.
 const OWED_MAX: usize = 64 * 1024;
 
 /// One TLS session, the server's end.
-pub(super) struct Session {
+pub(in crate::server) struct Session {
     inner: UnbufferedServerConnection,
     /// Received, and no whole record yet.
     partial: Vec<u8>,
     /// Sealed, and not sent yet.
-    pub(super) unsent: Vec<u8>,
+    pub(in crate::server) unsent: Vec<u8>,
     has_ended: bool,
     fault: Option<Error>,
 }
@@ -93,7 +68,7 @@ impl Session {
     ///
     /// # Errors
     /// None that is known for a configuration that was accepted.
-    pub(super) fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
+    pub(in crate::server) fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
         Ok(Self {
             inner: UnbufferedServerConnection::new(config)?,
             partial: Vec::new(),
@@ -104,34 +79,34 @@ impl Session {
     }
 
     /// No plaintext can come or go yet.
-    pub(super) fn is_handshaking(&self) -> bool {
+    pub(in crate::server) fn is_handshaking(&self) -> bool {
         self.inner.is_handshaking()
     }
 
     /// The peer has said that it sends no more (close_notify): a FIN is no
     /// truncation.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(in crate::server) fn has_ended(&self) -> bool {
         self.has_ended
     }
 
     /// What broke the session.
-    pub(super) fn fault(&self) -> Option<&Error> {
+    pub(in crate::server) fn fault(&self) -> Option<&Error> {
         self.fault.as_ref()
     }
 
     /// Nothing more comes out of it: it ended, well or not.
-    pub(super) fn is_over(&self) -> bool {
+    pub(in crate::server) fn is_over(&self) -> bool {
         self.has_ended || self.fault.is_some()
     }
 
     /// What must stand in front of the next ciphertext.
-    pub(super) fn partial(&self) -> &[u8] {
+    pub(in crate::server) fn partial(&self) -> &[u8] {
         &self.partial
     }
 
     /// Takes ciphertext, [`Self::partial`] included, and appends what it means to
     /// `plain`. What the peer is owed for it is in [`Self::unsent`].
-    pub(super) fn receive(&mut self, ciphertext: &mut [u8], plain: &mut Vec<u8>) {
+    pub(in crate::server) fn receive(&mut self, ciphertext: &mut [u8], plain: &mut Vec<u8>) {
         let mut used = 0;
         let result = self.run(&mut used, ciphertext, plain, Say::Nothing);
         // The alert that tells the peer. Nothing more may be handed in.
@@ -150,7 +125,7 @@ impl Session {
     ///
     /// # Errors
     /// If the handshake is not complete, or the keys are worn out.
-    pub(super) fn seal(&mut self, plain: &[u8]) -> Result<(), Error> {
+    pub(in crate::server) fn seal(&mut self, plain: &[u8]) -> Result<(), Error> {
         self.say(Say::Data(plain))
     }
 
@@ -158,7 +133,7 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`Self::seal`].
-    pub(super) fn seal_end(&mut self) -> Result<(), Error> {
+    pub(in crate::server) fn seal_end(&mut self) -> Result<(), Error> {
         self.say(Say::End)
     }
 
@@ -224,14 +199,14 @@ impl Session {
     }
 
     /// Lends memory to seal into, unless something waits already.
-    pub(super) fn borrow(&mut self, memory: &mut Vec<u8>) {
+    pub(in crate::server) fn borrow(&mut self, memory: &mut Vec<u8>) {
         if self.unsent.is_empty() {
             self.unsent = mem::take(memory);
         }
     }
 
     /// Gives lent memory back if nothing waits in it.
-    pub(super) fn give_back(&mut self, memory: &mut Vec<u8>) {
+    pub(in crate::server) fn give_back(&mut self, memory: &mut Vec<u8>) {
         if self.unsent.is_empty() {
             *memory = mem::take(&mut self.unsent);
         } else {

@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 
-use super::Certified;
-use super::certificate::{Certificate, Handshakes, read_pair};
-use super::keeper::Keeper;
-use super::watch::{self, Stamps};
 use crate::config::{Acme, PairFiles, Serving};
-use crate::server::acme::Fetcher;
-use crate::server::acme::cache::Cache;
-use crate::server::acme::client::Caller;
+use crate::server::certificates::Certified;
+use crate::server::certificates::acme::Fetcher;
+use crate::server::certificates::acme::cache::Cache;
+use crate::server::certificates::acme::client::Caller;
+use crate::server::certificates::certificate::{Certificate, Handshakes, read_pair};
+use crate::server::certificates::file_watcher::{self, Stamps};
+use crate::server::certificates::renewer_handle::Keeper;
 use crate::server::mailbox::Post;
 
 /// Why TLS cannot be had as configured: one to three lines for the operator.
@@ -100,7 +100,7 @@ impl Source {
     pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
         match self.0 {
             Kind::Own { handshakes, files, seen, .. } => {
-                watch::start(files, seen, handshakes, post)
+                file_watcher::start(files, seen, handshakes, post)
             }
             Kind::Automatic(fetcher) => fetcher.start(post),
         }

@@ -88,12 +88,12 @@ pub struct Supervisor {
     socket: UnixDatagram,
     /// How often to say that the loop turns: twice in the time that it gives us
     /// (`sd_watchdog_enabled(3)`).
-    pub(super) watchdog: Option<Duration>,
+    pub(in crate::server) watchdog: Option<Duration>,
 }
 
 impl Supervisor {
     /// The loop runs.
-    pub(super) fn ready(&self) {
+    pub(in crate::server) fn ready(&self) {
         // This word is waited for, so it may wait; no other may.
         let _ = self.socket.set_write_timeout(Some(READY_TIMEOUT));
         self.tell("READY=1");
@@ -101,12 +101,12 @@ impl Supervisor {
     }
 
     /// The loop ends soon.
-    pub(super) fn stopping(&self) {
+    pub(in crate::server) fn stopping(&self) {
         self.tell("STOPPING=1");
     }
 
     /// The loop turns.
-    pub(super) fn alive(&self) {
+    pub(in crate::server) fn alive(&self) {
         self.tell("WATCHDOG=1");
     }
 

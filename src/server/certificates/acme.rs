@@ -7,8 +7,8 @@
 //! 2. Every failure makes the pause longer, so nobody is hammered; SIGHUP ends it.
 //! 3. What was issued is on disk before it is served.
 
-pub(super) mod cache;
-pub(super) mod client;
+pub(in crate::server) mod cache;
+pub(in crate::server) mod client;
 mod key;
 mod schedule;
 
@@ -20,12 +20,12 @@ use std::time::Duration;
 use self::cache::Cache;
 use self::client::{Account, Caller, Trouble};
 use self::key::AccountKey;
-use super::clock::wall_time;
-use super::mailbox::{Message, Post};
-use super::tls::Certified;
-use super::tls::certificate::{Certificate, Handshakes};
-use super::tls::keeper::Keeper;
 use crate::config::Acme;
+use crate::server::certificates::Certified;
+use crate::server::certificates::certificate::{Certificate, Handshakes};
+use crate::server::certificates::renewer_handle::Keeper;
+use crate::server::mailbox::{Message, Post};
+use crate::server::os::clock::wall_time;
 
 /// The longest sleep: the calendar may be set, or the machine suspended.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -34,13 +34,13 @@ const MAIL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is needed to fetch a certificate.
 #[derive(Debug)]
-pub(super) struct Fetcher {
-    pub(super) acme: Acme,
-    pub(super) cache: Cache,
-    pub(super) caller: Caller,
-    pub(super) handshakes: Handshakes,
+pub(in crate::server) struct Fetcher {
+    pub(in crate::server) acme: Acme,
+    pub(in crate::server) cache: Cache,
+    pub(in crate::server) caller: Caller,
+    pub(in crate::server) handshakes: Handshakes,
     /// What is in use; `None`: none was in the cache.
-    pub(super) certificate: Option<Certificate>,
+    pub(in crate::server) certificate: Option<Certificate>,
 }
 
 impl Fetcher {
@@ -48,7 +48,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// If there is no cache directory and none can be made, or no thread.
-    pub(super) fn start(self, post: Post) -> io::Result<Keeper> {
+    pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
         self.cache.create()?;
         let (nudges, asked) = mpsc::sync_channel(1);
         thread::Builder::new().name("acme".into()).spawn(move || self.run(&asked, &post))?;

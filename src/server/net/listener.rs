@@ -131,7 +131,7 @@ impl Listener {
 
 /// All listening sockets of a loop.
 #[derive(Debug)]
-pub(super) struct Listeners {
+pub(in crate::server) struct Listeners {
     all: Vec<Listener>,
     /// Whose turn to accept it is.
     next: usize,
@@ -142,17 +142,17 @@ pub(super) struct Listeners {
 }
 
 /// A connection that was accepted.
-pub(super) struct Accepted {
-    pub(super) stream: TcpStream,
-    pub(super) peer: SocketAddr,
-    pub(super) speaks: Speaks,
+pub(in crate::server) struct Accepted {
+    pub(in crate::server) stream: TcpStream,
+    pub(in crate::server) peer: SocketAddr,
+    pub(in crate::server) speaks: Speaks,
     /// It opens with a PROXY header.
-    pub(super) is_proxied: bool,
+    pub(in crate::server) is_proxied: bool,
 }
 
 impl Listeners {
     /// Has `registry` report each under one of `tokens`, in their order.
-    pub(super) fn register(
+    pub(in crate::server) fn register(
         mut all: Vec<Listener>,
         registry: &Registry,
         tokens: RangeInclusive<usize>,
@@ -167,30 +167,30 @@ impl Listeners {
     }
 
     /// An event said that connections wait at the `index`th.
-    pub(super) fn on_ready(&mut self, index: usize) {
+    pub(in crate::server) fn on_ready(&mut self, index: usize) {
         if let Some(listener) = self.all.get_mut(index) {
             listener.is_ready = true;
         }
     }
 
     /// A descriptor may be free again.
-    pub(super) fn resume(&mut self) {
+    pub(in crate::server) fn resume(&mut self) {
         self.is_paused = false;
     }
 
     /// Connections may wait, and nothing keeps us from accepting them.
-    pub(super) fn wants_accept(&self) -> bool {
+    pub(in crate::server) fn wants_accept(&self) -> bool {
         !self.is_paused && self.all.iter().any(|listener| listener.is_ready)
     }
 
     /// Out of descriptors.
-    pub(super) fn is_paused(&self) -> bool {
+    pub(in crate::server) fn is_paused(&self) -> bool {
         self.is_paused
     }
 
     /// The next connection, if one waits and can be had: from each listener in
     /// turn, so that a storm at one does not keep dialers of another waiting.
-    pub(super) fn accept(&mut self) -> Option<Accepted> {
+    pub(in crate::server) fn accept(&mut self) -> Option<Accepted> {
         while self.wants_accept() {
             self.next = (self.next + 1) % self.all.len();
             let listener = &mut self.all[self.next];
@@ -217,7 +217,7 @@ impl Listeners {
     }
 
     /// Stops accepting because `error` says that nothing more can be had.
-    pub(super) fn pause(&mut self, error: &io::Error) {
+    pub(in crate::server) fn pause(&mut self, error: &io::Error) {
         self.is_paused = true;
         if !std::mem::replace(&mut self.is_pause_logged, true) {
             log::warn!(err:% = error; "accept_paused");
@@ -252,7 +252,7 @@ fn prepare(socket: &Socket) -> io::Result<()> {
 }
 
 /// EMFILE, ENFILE, ENOBUFS, ENOMEM: to try again at once would spin.
-pub(super) fn is_exhaustion(error: &io::Error) -> bool {
+pub(in crate::server) fn is_exhaustion(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
         .iter()

@@ -8,8 +8,8 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use super::certificate::{Certificate, Handshakes, provider};
 use super::*;
+use crate::server::certificates::certificate::{Certificate, Handshakes, provider};
 
 struct Pair {
     client: ClientConnection,

@@ -1,0 +1,34 @@
+//! Certificates: the pair of certificate and key that TLS handshakes use.
+//!
+//! Owns reading a pair, watching its files and fetching it by ACME. Must not know
+//! a socket or a session.
+
+pub mod acme;
+pub mod certificate;
+mod file_watcher;
+pub(in crate::server) mod renewer_handle;
+pub mod source;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+
+use self::certificate::{Certificate, Handshakes};
+
+/// What handshakes are done with, and until when it is any good.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    /// For new sessions.
+    pub config: Arc<ServerConfig>,
+    /// When the certificate's validity ends, since 1970.
+    pub not_after: Duration,
+}
+
+impl Certified {
+    /// Handshakes with `certificate`.
+    #[must_use]
+    pub fn new(handshakes: &Handshakes, certificate: &Certificate) -> Self {
+        Self { config: handshakes.with(Some(certificate)), not_after: certificate.not_after }
+    }
+}

@@ -1,0 +1,7 @@
+//! The operating system: clock, signals, descriptors and systemd.
+
+pub mod clock;
+pub mod descriptors;
+pub(in crate::server) mod eintr;
+pub mod signals;
+pub mod systemd;

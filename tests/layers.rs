@@ -7,6 +7,8 @@
 //! however it is written: `use` groups and aliases, `self`, `super`, globs, and
 //! in expressions.
 
+#[path = "layers/documents.rs"]
+mod documents;
 #[path = "layers/log_keys.rs"]
 mod log_keys;
 #[path = "layers/source.rs"]

@@ -1,0 +1,189 @@
+//! The documents: words they avoid, links that lead somewhere, a README that stays short.
+//!
+//! Reads what users and contributors read as text, not the source.
+
+use std::fs;
+use std::path::Path;
+
+/// Patterns that the prose avoids, in lower case, matched as whole words across line ends.
+/// The subject of a sentence is a thing, named by its word in `docs/GLOSSARY.md`.
+const AVOIDED: &[&str] = &[
+    "anybody",
+    "is none",
+    "is to be",
+    "nobody",
+    "of no use",
+    "so many",
+    "somebody",
+    "who",
+    "who is",
+    "whoever",
+    "whom",
+];
+
+/// Files and directories whose text is checked.
+const PLACES: &[&str] = &[
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
+    "deploy",
+    "docs",
+    "src/cli/help.txt",
+    "src/cli/probe_help.txt",
+];
+
+const README_LINES_MAX: usize = 150;
+
+/// Every file in [`PLACES`], with its text.
+fn documents() -> Vec<(String, String)> {
+    let mut waiting: Vec<String> = PLACES.iter().map(ToString::to_string).collect();
+    let mut found = Vec::new();
+    while let Some(path) = waiting.pop() {
+        if Path::new(&path).is_dir() {
+            let entries = fs::read_dir(&path).expect("a directory of documents is readable");
+            waiting.extend(entries.map(|entry| {
+                let name = entry.expect("its entries are readable").file_name();
+                format!("{path}/{}", name.to_str().expect("names are UTF-8"))
+            }));
+        } else {
+            let text = fs::read_to_string(&path).expect("a document is readable UTF-8");
+            found.push((path, text));
+        }
+    }
+    found
+}
+
+/// Line and pattern of each avoided pattern in `text`.
+fn avoided_in(text: &str) -> Vec<(usize, &'static str)> {
+    // Words with the lines they stand on: a pattern may go on on the next line, and a
+    // comment's leader is no word.
+    let words: Vec<(usize, String)> = text
+        .lines()
+        .enumerate()
+        .flat_map(|(at, line)| {
+            line.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-')
+                .filter(|word| !word.is_empty())
+                .map(move |word| (at + 1, word.to_lowercase()))
+        })
+        .collect();
+    let mut found = Vec::new();
+    for start in 0..words.len() {
+        for pattern in AVOIDED {
+            let mut rest = words[start..].iter().map(|(_, word)| word.as_str());
+            if pattern.split(' ').all(|word| rest.next() == Some(word)) {
+                found.push((words[start].0, *pattern));
+            }
+        }
+    }
+    found
+}
+
+/// The targets of the links in Markdown, fenced code left out.
+fn links(text: &str) -> Vec<(usize, &str)> {
+    let mut is_code = false;
+    let mut found = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        is_code ^= line.starts_with("```");
+        if !is_code {
+            let targets = line.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+            found.extend(targets.map(|(target, _)| (at + 1, target)));
+        }
+    }
+    found
+}
+
+/// What a heading's anchor is: lower case, hyphens for spaces, no punctuation.
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
+    headings
+        .map(|heading| {
+            let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+            heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
+        })
+        .collect()
+}
+
+/// The repository's own paths that a document names in backquotes.
+fn named_paths(text: &str) -> Vec<(usize, &str)> {
+    const TOPS: &[&str] = &["deploy/", "docs/", "fuzz/", "src/", "tests/"];
+    let mut found = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let quoted = line.split('`').skip(1).step_by(2);
+        found.extend(
+            quoted
+                .filter(|it| TOPS.iter().any(|top| it.starts_with(top)))
+                // A command's words follow its path.
+                .filter_map(|it| it.split(' ').next())
+                .filter(|it| !it.contains(['*', '…', '<', '$']))
+                .map(|path| (at + 1, path)),
+        );
+    }
+    found
+}
+
+#[test]
+fn documents_avoid_what_reads_like_a_riddle() {
+    let mut report = Vec::new();
+    for (path, text) in documents() {
+        let found = avoided_in(&text);
+        report.extend(found.iter().map(|(line, word)| format!("{path}:{line}: {word:?}")));
+    }
+    assert!(report.is_empty(), "name the thing instead:\n{}", report.join("\n"));
+}
+
+#[test]
+fn links_and_paths_in_documents_exist() {
+    let mut report = Vec::new();
+    let mut count = 0;
+    for (path, text) in documents().iter().filter(|(path, _)| path.ends_with(".md")) {
+        let directory = Path::new(path).parent().expect("a file is in a directory");
+        for (line, target) in links(text).into_iter().filter(|(_, it)| !it.contains("://")) {
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let there = if file.is_empty() { path.into() } else { directory.join(file) };
+            let is_there = fs::read_to_string(&there).is_ok_and(|text| {
+                anchor.is_empty() || anchors(&text).iter().any(|it| it == anchor)
+            });
+            if !is_there {
+                report.push(format!("{path}:{line}: {target}"));
+            }
+            count += 1;
+        }
+        for (line, named) in named_paths(text) {
+            // Build outputs are named by commands, not kept.
+            if !Path::new(named).exists() {
+                report.push(format!("{path}:{line}: {named}"));
+            }
+            count += 1;
+        }
+    }
+    assert!(report.is_empty(), "not in the repository:\n{}", report.join("\n"));
+    assert!(count > 30, "{count} links and paths: what they look like has changed");
+}
+
+#[test]
+fn the_readme_is_an_introduction() {
+    let text = fs::read_to_string("README.md").expect("the README is readable");
+    let lines = text.lines().count();
+    assert!(lines <= README_LINES_MAX, "{lines} lines; reference belongs into docs/");
+}
+
+#[test]
+fn avoided_patterns_are_found_as_words_and_across_lines() {
+    for (text, expected) in [
+        ("# The peer, whom\n", vec![(1, "whom")]),
+        ("one\n# Nobody's", vec![(2, "nobody")]),
+        ("what is\n    # to be done", vec![(1, "is to be")]),
+        ("It is of no\n// use.", vec![(1, "of no use")]),
+        ("this is to begin; whole, nobodys", vec![]),
+    ] {
+        assert_eq!(avoided_in(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn links_anchors_and_paths_are_found() {
+    assert_eq!(links("a [b](c.md#d) [e](f)\n```\n[x](y)\n```\n"), [(1, "c.md#d"), (1, "f")]);
+    assert_eq!(anchors("# A, b's `c`\n## More than one"), ["a-bs-c", "more-than-one"]);
+    assert_eq!(named_paths("`tests/run x` or `src/**/a`, `b`"), [(1, "tests/run")]);
+}

@@ -30,4 +30,5 @@ pub mod probe;
 pub mod protocol;
 pub mod relay;
 pub mod server;
+pub mod terminal;
 pub mod time;

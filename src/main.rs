@@ -16,12 +16,11 @@ use pyrycode_relay::server::push::Push;
 use pyrycode_relay::server::{
     Server, log as sink,
     net::listener::Listener,
-    os::{descriptors, signals},
+    os::{descriptors, privileges, signals},
 };
+use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::time::Instant;
 
-/// A listener failed, or a probe found something wrong.
-const FAILED: u8 = 1;
 /// The configuration is refused.
 const REFUSED: u8 = 2;
 
@@ -31,27 +30,27 @@ fn main() -> ExitCode {
     let environment = Environment {
         variables: &|name| std::env::var_os(name),
         uid: rustix::process::geteuid().as_raw(),
+        capabilities: &|| privileges::capabilities().map_err(|error| error.to_string()),
     };
     match cli::parse(arguments, &environment) {
-        Ok(Command::Probe(plan)) => return examine(&plan),
-        Ok(Command::ProbeHelp) => print!("{}", cli::PROBE_HELP),
-        Ok(Command::Help) => print!("{}", cli::HELP),
-        Ok(Command::Version) => println!("pyrycode-relay {}", env!("CARGO_PKG_VERSION")),
+        Ok(Command::Probe(plan)) => examine(&plan),
+        Ok(Command::ProbeHelp) => print(cli::PROBE_HELP),
+        Ok(Command::Help) => print(cli::HELP),
+        Ok(Command::Version) => print(concat!("pyrycode-relay ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::CheckConfig(config)) => match Helpers::new(&config) {
-            Ok(_) => print!("{}", cli::describe(&config)),
-            Err(unusable) => return refuse(unusable),
+            Ok(_) => print(&cli::describe(&config)),
+            Err(unusable) => refuse(unusable),
         },
         Ok(Command::Serve(config)) => match Helpers::new(&config) {
-            Ok(helpers) => return serve(&config, helpers),
-            Err(unusable) => return refuse(unusable),
+            Ok(helpers) => serve(&config, helpers),
+            Err(unusable) => refuse(unusable),
         },
-        Err(refused) => return refuse(refused),
+        Err(refused) => refuse(refused),
     }
-    ExitCode::SUCCESS
 }
 
 fn refuse(why: impl Display) -> ExitCode {
-    eprintln!("pyrycode-relay: {why}");
+    complain(why);
     ExitCode::from(REFUSED)
 }
 
@@ -91,14 +90,14 @@ fn serve(config: &Config, helpers: Helpers) -> ExitCode {
     let inherited = match systemd::inherited(&variables) {
         Ok(sockets) => sockets,
         Err(error) => {
-            eprintln!("pyrycode-relay: LISTEN_FDS: {error}; TCP sockets only (ListenStream=)");
+            complain(format_args!("LISTEN_FDS: {error}; TCP sockets only (ListenStream=)"));
             return ExitCode::from(FAILED);
         }
     };
     let sink = match sink::install(config) {
         Ok(sink) => sink,
         Err(error) => {
-            eprintln!("pyrycode-relay: cannot start logging: {error}");
+            complain(format_args!("cannot start logging: {error}"));
             return ExitCode::from(FAILED);
         }
     };

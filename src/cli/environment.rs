@@ -19,7 +19,15 @@ pub struct Environment<'a> {
     pub variables: &'a dyn Fn(&str) -> Option<OsString>,
     /// The effective user id; 0 is root.
     pub uid: u32,
+    /// The names of the effective capabilities, as capabilities(7) has them, or why they
+    /// cannot be told.
+    pub capabilities: &'a dyn Fn() -> Result<Vec<String>, String>,
 }
+
+/// To bind ports below 1024, the one privilege that a relay can need.
+const CAP_NET_BIND_SERVICE: &str = "CAP_NET_BIND_SERVICE";
+/// So many capabilities are named in a refusal; a container engine's default is 14.
+const CAPABILITIES_NAMED: usize = 3;
 
 impl Environment<'_> {
     /// Adds what the environment says to `config`, then checks that the whole
@@ -100,6 +108,25 @@ impl Environment<'_> {
                     .into(),
             ));
         }
-        Ok(())
+        let found = (self.capabilities)().map_err(|why| {
+            Refused(format!(
+                "PYRYCODE_RELAY_PRODUCTION=1: cannot tell which capabilities this process has:\n\
+                 {why}; allow it the system call capget"
+            ))
+        })?;
+        let excess: Vec<&str> =
+            found.iter().map(String::as_str).filter(|it| *it != CAP_NET_BIND_SERVICE).collect();
+        if excess.is_empty() {
+            return Ok(());
+        }
+        let mut named = excess[..excess.len().min(CAPABILITIES_NAMED)].join(", ");
+        if excess.len() > CAPABILITIES_NAMED {
+            named.push_str(&format!(" and {} more", excess.len() - CAPABILITIES_NAMED));
+        }
+        Err(Refused(format!(
+            "PYRYCODE_RELAY_PRODUCTION=1: refuses to run with capabilities that it does not need:\n\
+             {named}; keep {CAP_NET_BIND_SERVICE} at most\n\
+             (systemd: AmbientCapabilities=, CapabilityBoundingSet=; docker run: --cap-drop ALL)"
+        )))
     }
 }

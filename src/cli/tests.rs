@@ -11,9 +11,18 @@ const ROOT: u32 = 0;
 const USER: u32 = 1000;
 
 fn run(args: &[OsString], variables: &[(&str, OsString)], uid: u32) -> Result<Command, Refused> {
+    run_with(args, variables, uid, &|| Ok(Vec::new()))
+}
+
+fn run_with(
+    args: &[OsString],
+    variables: &[(&str, OsString)],
+    uid: u32,
+    capabilities: &dyn Fn() -> Result<Vec<String>, String>,
+) -> Result<Command, Refused> {
     let variables: BTreeMap<&str, OsString> = variables.iter().cloned().collect();
     let lookup = |name: &str| variables.get(name).cloned();
-    parse(args.iter().cloned(), &Environment { variables: &lookup, uid })
+    parse(args.iter().cloned(), &Environment { variables: &lookup, uid, capabilities })
 }
 
 /// A line as a shell would split it; `''` is an empty argument.
@@ -517,6 +526,41 @@ fn production_refuses_plain_text_beyond_loopback_and_root() {
         "{refused}"
     );
     assert!(refused.contains("start it as a user of its own"), "{refused}");
+}
+
+#[test]
+fn production_refuses_every_capability_but_that_of_low_ports() {
+    let on = [("PYRYCODE_RELAY_PRODUCTION", "1".into())];
+    let off = [("PYRYCODE_RELAY_PRODUCTION", "0".into())];
+    let capabilities = |names: &[&str]| -> Vec<String> {
+        names.iter().map(|name| format!("CAP_{name}")).collect()
+    };
+    let cases: [(&[&str], Option<&str>); 5] = [
+        (&[], None),
+        (&["NET_BIND_SERVICE"], None),
+        (&["NET_BIND_SERVICE", "NET_RAW"], Some("\nCAP_NET_RAW; keep CAP_NET_BIND_SERVICE")),
+        (&["CHOWN", "FOWNER", "KILL"], Some("\nCAP_CHOWN, CAP_FOWNER, CAP_KILL; keep")),
+        (
+            &["CHOWN", "NET_BIND_SERVICE", "FOWNER", "KILL", "SETUID", "SYS_CHROOT"],
+            Some("\nCAP_CHOWN, CAP_FOWNER, CAP_KILL and 2 more; keep"),
+        ),
+    ];
+    for (names, expected) in cases {
+        let found = || Ok(capabilities(names));
+        let command = run_with(&[], &on, USER, &found);
+        match expected {
+            None => assert!(command.is_ok(), "{names:?}: {command:?}"),
+            Some(expected) => {
+                let refused = text(command, "capabilities");
+                assert!(refused.contains(expected), "{refused}");
+            }
+        }
+        for variables in [&off[..], &[]] {
+            assert!(run_with(&[], variables, USER, &found).is_ok(), "{names:?}");
+        }
+    }
+    let refused = text(run_with(&[], &on, USER, &|| Err("EPERM".into())), "untold");
+    assert!(refused.contains("EPERM; allow it the system call capget"), "{refused}");
 }
 
 #[test]

@@ -3,5 +3,6 @@
 pub mod clock;
 pub mod descriptors;
 pub(in crate::server) mod eintr;
+pub mod privileges;
 pub mod signals;
 pub mod systemd;

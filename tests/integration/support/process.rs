@@ -203,6 +203,12 @@ pub fn run(flags: &[&str], variables: &[(&str, &str)]) -> Output {
     end(command.stdout(Stdio::piped()).stderr(Stdio::piped()), &format!("{flags:?} {variables:?}"))
 }
 
+/// [`run`] with these flags, its output going elsewhere.
+pub fn run_into(flags: &[&str], stdout: Stdio, stderr: Stdio) -> Output {
+    let mut command = bare_command(PROGRAM);
+    end(command.args(flags).stdout(stdout).stderr(stderr), &format!("{flags:?}"))
+}
+
 /// [`run`], stopped where it stands as soon as `stop` says so, and continued, which
 /// whoever waits for `resumed` hears by its end.
 pub fn run_suspended(flags: &[&str], stop: &Receiver<()>, resumed: Sender<()>) -> Output {

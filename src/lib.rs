@@ -26,8 +26,10 @@
 
 pub mod cli;
 pub mod config;
+pub mod pem;
 pub mod probe;
 pub mod protocol;
 pub mod relay;
 pub mod server;
+pub mod terminal;
 pub mod time;

@@ -5,6 +5,7 @@
 //! mistaken for the one that should.
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 use log::LevelFilter;
 
@@ -19,7 +20,15 @@ pub struct Environment<'a> {
     pub variables: &'a dyn Fn(&str) -> Option<OsString>,
     /// The effective user id; 0 is root.
     pub uid: u32,
+    /// The names of the effective capabilities, as capabilities(7) has them, or why they
+    /// cannot be told.
+    pub capabilities: &'a dyn Fn() -> Result<Vec<String>, String>,
 }
+
+/// To bind ports below 1024, the one privilege that a relay can need.
+const CAP_NET_BIND_SERVICE: &str = "CAP_NET_BIND_SERVICE";
+/// So many capabilities are named in a refusal; a container engine's default is 14.
+const CAPABILITIES_NAMED: usize = 3;
 
 impl Environment<'_> {
     /// Adds what the environment says to `config`, then checks that the whole
@@ -57,6 +66,11 @@ impl Environment<'_> {
             Some(Some("1")) => Ok(true),
             Some(_) => Err(Refused(format!("{name}: must be 1 (on) or 0 (off), or not set"))),
         }
+    }
+
+    /// Where systemd keeps the secrets of this service (`LoadCredential=`).
+    pub(super) fn credentials_directory(&self) -> Option<PathBuf> {
+        self.value("CREDENTIALS_DIRECTORY").filter(|it| !it.is_empty()).map(PathBuf::from)
     }
 
     fn log_level(&self) -> Result<Option<LevelFilter>, Refused> {
@@ -100,6 +114,25 @@ impl Environment<'_> {
                     .into(),
             ));
         }
-        Ok(())
+        let found = (self.capabilities)().map_err(|why| {
+            Refused(format!(
+                "PYRYCODE_RELAY_PRODUCTION=1: cannot tell which capabilities this process has:\n\
+                 {why}; allow it the system call capget"
+            ))
+        })?;
+        let excess: Vec<&str> =
+            found.iter().map(String::as_str).filter(|it| *it != CAP_NET_BIND_SERVICE).collect();
+        if excess.is_empty() {
+            return Ok(());
+        }
+        let mut named = excess[..excess.len().min(CAPABILITIES_NAMED)].join(", ");
+        if excess.len() > CAPABILITIES_NAMED {
+            named.push_str(&format!(" and {} more", excess.len() - CAPABILITIES_NAMED));
+        }
+        Err(Refused(format!(
+            "PYRYCODE_RELAY_PRODUCTION=1: refuses to run with capabilities that it does not need:\n\
+             {named}; keep {CAP_NET_BIND_SERVICE} at most\n\
+             (systemd: AmbientCapabilities=, CapabilityBoundingSet=; docker run: --cap-drop ALL)"
+        )))
     }
 }

@@ -11,9 +11,18 @@ const ROOT: u32 = 0;
 const USER: u32 = 1000;
 
 fn run(args: &[OsString], variables: &[(&str, OsString)], uid: u32) -> Result<Command, Refused> {
+    run_with(args, variables, uid, &|| Ok(Vec::new()))
+}
+
+fn run_with(
+    args: &[OsString],
+    variables: &[(&str, OsString)],
+    uid: u32,
+    capabilities: &dyn Fn() -> Result<Vec<String>, String>,
+) -> Result<Command, Refused> {
     let variables: BTreeMap<&str, OsString> = variables.iter().cloned().collect();
     let lookup = |name: &str| variables.get(name).cloned();
-    parse(args.iter().cloned(), &Environment { variables: &lookup, uid })
+    parse(args.iter().cloned(), &Environment { variables: &lookup, uid, capabilities })
 }
 
 /// A line as a shell would split it; `''` is an empty argument.
@@ -94,7 +103,10 @@ fn each_flag_reaches_its_field() {
         ("--rate-limit-per-minute 0", limits(|l| l.rate_per_minute = 0)),
         ("--rate-limit-per-minute 4294967295", limits(|l| l.rate_per_minute = u32::MAX)),
         ("--rate-limit-burst 1", limits(|l| l.rate_burst = 1)),
-        ("--buffer-memory 1048576", limits(|l| l.buffer_memory = 1_048_576)),
+        (
+            "--buffer-memory 1048576",
+            limits(|l| (l.buffer_memory, l.is_buffer_memory_given) = (1_048_576, true)),
+        ),
         ("--proxy-protocol", behind("127.0.0.1:8080")),
         ("--proxy-protocol=false", default.clone()),
         ("--insecure-listen :1 -proxy-protocol", behind("[::]:1")),
@@ -570,6 +582,41 @@ fn production_refuses_plain_text_beyond_loopback_and_root() {
 }
 
 #[test]
+fn production_refuses_every_capability_but_that_of_low_ports() {
+    let on = [("PYRYCODE_RELAY_PRODUCTION", "1".into())];
+    let off = [("PYRYCODE_RELAY_PRODUCTION", "0".into())];
+    let capabilities = |names: &[&str]| -> Vec<String> {
+        names.iter().map(|name| format!("CAP_{name}")).collect()
+    };
+    let cases: [(&[&str], Option<&str>); 5] = [
+        (&[], None),
+        (&["NET_BIND_SERVICE"], None),
+        (&["NET_BIND_SERVICE", "NET_RAW"], Some("\nCAP_NET_RAW; keep CAP_NET_BIND_SERVICE")),
+        (&["CHOWN", "FOWNER", "KILL"], Some("\nCAP_CHOWN, CAP_FOWNER, CAP_KILL; keep")),
+        (
+            &["CHOWN", "NET_BIND_SERVICE", "FOWNER", "KILL", "SETUID", "SYS_CHROOT"],
+            Some("\nCAP_CHOWN, CAP_FOWNER, CAP_KILL and 2 more; keep"),
+        ),
+    ];
+    for (names, expected) in cases {
+        let found = || Ok(capabilities(names));
+        let command = run_with(&[], &on, USER, &found);
+        match expected {
+            None => assert!(command.is_ok(), "{names:?}: {command:?}"),
+            Some(expected) => {
+                let refused = text(command, "capabilities");
+                assert!(refused.contains(expected), "{refused}");
+            }
+        }
+        for variables in [&off[..], &[]] {
+            assert!(run_with(&[], variables, USER, &found).is_ok(), "{names:?}");
+        }
+    }
+    let refused = text(run_with(&[], &on, USER, &|| Err("EPERM".into())), "untold");
+    assert!(refused.contains("EPERM; allow it the system call capget"), "{refused}");
+}
+
+#[test]
 fn several_relays_behind_one_address_are_refused() {
     const FLY: (&str, &str) = ("FLY_APP_NAME", "my-relay");
     for (variables, starts) in [
@@ -706,7 +753,8 @@ fn help_states_the_defaults_and_fits_a_terminal() {
 }
 
 fn own(https: &str) -> Serving {
-    let pair = PairFiles { certificate: "chain.pem".into(), key: "key.pem".into() };
+    let pair =
+        PairFiles { certificate: "chain.pem".into(), key: "key.pem".into(), credentials: None };
     Serving::Own { https: Listen::at(address(https)), pair }
 }
 
@@ -715,6 +763,13 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
     assert_eq!(serve("--tls-cert chain.pem --tls-key key.pem").serving, own("[::]:443"));
     let elsewhere = "-tls-key=key.pem -https-listen=127.0.0.1:8443 -tls-cert=chain.pem";
     assert_eq!(serve(elsewhere).serving, own("127.0.0.1:8443"));
+
+    let line = "--tls-cert chain.pem --tls-key key.pem";
+    let directory = with_variables(&[("CREDENTIALS_DIRECTORY", "/run/c")], line, USER);
+    let Ok(Command::Serve(Config { serving: Serving::Own { pair, .. }, .. })) = directory else {
+        panic!("{directory:?}");
+    };
+    assert_eq!(pair.credentials, Some("/run/c".into()));
 
     let acme = Acme {
         domain: "relay.example.com".into(),

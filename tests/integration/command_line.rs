@@ -1,8 +1,10 @@
 //! Flags and variables as an operator meets them: exit codes and words.
 
+use std::fs::File;
 use std::net::TcpListener;
+use std::process::Stdio;
 
-use crate::support::{Process, healthz, run};
+use crate::support::{Process, healthz, run, run_into};
 
 #[test]
 fn what_is_refused_exits_2_with_few_words_and_no_secrets() {
@@ -152,4 +154,46 @@ fn it_serves_what_its_flags_say_and_logs_in_json() {
     let line = process.expect_line("phone_register_no_server");
     let fields: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(fields["server_id"], "none");
+}
+
+/// A pipe that nobody reads any more.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+/// A disk without room (null(4)).
+fn full() -> Stdio {
+    File::options().write(true).open("/dev/full").unwrap().into()
+}
+
+#[test]
+fn exit_codes_hold_whatever_state_stdout_and_stderr_are_in() {
+    let asked = [&["--help"][..], &["--version"], &["--check-config"], &["probe", "--help"]];
+    for flags in asked {
+        for stderr in [Stdio::piped, closed_pipe, full] {
+            let output = run_into(flags, closed_pipe(), stderr());
+            assert_eq!(output.status.code(), Some(0), "{flags:?}: {:?}", output.status);
+            assert!(output.stderr.is_empty(), "{flags:?}");
+            let status = run_into(flags, full(), stderr()).status;
+            assert_eq!(status.code(), Some(1), "{flags:?}: {status:?}");
+        }
+        let stderr = String::from_utf8(run_into(flags, full(), Stdio::piped()).stderr).unwrap();
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("cannot write to stdout: No space left"), "{stderr}");
+    }
+    for flags in [&["--nope"][..], &["probe", "--nope"], &["--check-config", "--tls-key=k"]] {
+        for stderr in [closed_pipe(), full()] {
+            let status = run_into(flags, closed_pipe(), stderr).status;
+            assert_eq!(status.code(), Some(2), "{flags:?}: {status:?}");
+        }
+    }
+    // A failed start is told by the log.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("--insecure-listen={}", taken.local_addr().unwrap());
+    for stderr in [closed_pipe(), full()] {
+        let status = run_into(&[&listen], full(), stderr).status;
+        assert_eq!(status.code(), Some(1), "{status:?}");
+    }
 }

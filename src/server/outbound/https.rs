@@ -13,8 +13,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use ureq::Agent;
 use ureq::config::{Config, ConfigBuilder};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -24,6 +22,7 @@ use ureq::unversioned::transport::{Connector, RustlsConnector};
 use super::dns::{LOOKUPS_MAX, Lookup};
 use super::places::Places;
 use super::stream::Dialer;
+use crate::pem::{self, NumberedCertificate};
 use crate::server::certificates::certificate::provider;
 
 /// Attempts to connect of all calls of one agent, beside the first of each.
@@ -69,13 +68,11 @@ fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
     let pem = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
     let mut roots = RootCertStore::empty();
     let mut authorities = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| format!("{shown}: {error}"))?;
-        authorities.push(Certificate::from_der(&certificate).to_owned());
-        roots.add(certificate).map_err(|error| format!("{shown}: {error}"))?;
-    }
-    if authorities.is_empty() {
-        return Err(format!("{shown}: no PEM block with a CERTIFICATE in it"));
+    for NumberedCertificate { line, der } in
+        pem::certificates(&pem).map_err(|why| format!("{shown}: {why}"))?
+    {
+        authorities.push(Certificate::from_der(&der).to_owned());
+        roots.add(der).map_err(|error| format!("{shown}: line {line}: {error}"))?;
     }
     Ok(authorities)
 }

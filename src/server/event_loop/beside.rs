@@ -9,7 +9,7 @@ use std::io;
 use super::{Core, Server};
 use crate::server::certificates::Certified;
 use crate::server::certificates::source::Source;
-use crate::server::mailbox::{Message, Report};
+use crate::server::mailbox::{Challenge, Message, Report};
 use crate::server::os::clock::wall_time;
 use crate::server::os::systemd::Supervisor;
 use crate::server::push::{self, Push};
@@ -78,10 +78,21 @@ impl<C: Core> Server<C> {
                 }
                 Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
                 Message::Challenge { challenge, taken } => {
-                    self.core.answer_challenge(challenge);
+                    self.answer(challenge);
                     // Whoever waits may have given up.
                     let _ = taken.try_send(());
                 }
+            }
+        }
+    }
+
+    fn answer(&mut self, challenge: Challenge) {
+        match challenge {
+            Challenge::Http(token, answer) => self.core.answer_challenge(Some((token, answer))),
+            Challenge::Tls(config) => self.tls = Some(config),
+            Challenge::None(config) => {
+                self.tls = Some(config);
+                self.core.answer_challenge(None);
             }
         }
     }

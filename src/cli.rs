@@ -80,7 +80,7 @@ pub fn parse(
 ) -> Result<Command, Refused> {
     let mut args = args.into_iter().peekable();
     if args.next_if(|first| first == "probe").is_some() {
-        return probe::parse(args);
+        return probe::parse(args, environment);
     }
     let mut parser = lexopt::Parser::from_args(args.map(with_two_dashes));
     let mut config = Config::default();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lexopt::Arg;
 
 use super::flag::Flag;
-use super::{Command, Refused, stray_argument, unknown_flag, with_two_dashes};
+use super::{Command, Environment, Refused, stray_argument, unknown_flag, with_two_dashes};
 use crate::probe::{Form, Plan, Target};
 
 /// What `probe --help` prints.
@@ -17,8 +17,15 @@ const ROUND_TRIPS: u32 = 100;
 /// Seconds to wait for an answer by default.
 const TIMEOUT: u64 = 10;
 
+/// The relay to examine when the command line names none: an image's health check is a
+/// fixed command, and the port it has to ask is not.
+const URL: &str = "PYRYCODE_RELAY_PROBE_URL";
+
 /// Reads `args`, which begin after the word `probe`.
-pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Refused> {
+pub(super) fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    environment: &Environment<'_>,
+) -> Result<Command, Refused> {
     let mut parser = lexopt::Parser::from_args(args.into_iter().map(with_two_dashes));
     let mut target = None;
     let (mut ca, mut watch, mut round_trips) = (None, None, ROUND_TRIPS);
@@ -49,10 +56,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
             _ => return Err(unknown_probe_flag(&format!("--{}", flag.name))),
         }
     }
-    let Some(target) = target else {
-        return Err(Refused(
-            "probe: whom? Name a relay, as in pyrycode-relay probe http://127.0.0.1:8080".into(),
-        ));
+    let target = match target {
+        Some(target) => target,
+        None => default_target(environment)?,
     };
     if ca.is_some() && !target.is_tls {
         return Err(Refused("--ca: nothing to check without TLS; write https:// or wss://".into()));
@@ -67,6 +73,21 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     };
     let timeout = Duration::from_secs(timeout);
     Ok(Command::Probe(Plan { target, ca, health_only, round_trips, watch, timeout, form }))
+}
+
+fn default_target(environment: &Environment<'_>) -> Result<Target, Refused> {
+    let Some(url) = (environment.variables)(URL) else {
+        return Err(Refused(format!(
+            "probe: no URL; write pyrycode-relay probe http://127.0.0.1:8080, or set {URL}"
+        )));
+    };
+    let target = url.to_str().and_then(|url| Target::parse(url).ok());
+    target.ok_or_else(|| {
+        Refused(format!(
+            "{URL}: must be a URL of a relay without a path,\n\
+             such as http://127.0.0.1:9090, or not set"
+        ))
+    })
 }
 
 fn unknown_probe_flag(flag: &str) -> Refused {

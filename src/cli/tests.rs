@@ -744,7 +744,7 @@ fn help_states_the_defaults_and_fits_a_terminal() {
     ] {
         assert!(HELP.contains(&default), "{default}");
     }
-    for line in HELP.lines() {
+    for line in HELP.lines().chain(PROBE_HELP.lines()) {
         assert!(line.chars().count() <= 80, "{line}");
     }
     for example in HELP.lines().filter_map(|line| line.strip_prefix("  pyrycode-relay")) {

@@ -1,4 +1,4 @@
-//! How the relay goes away: who is told, and when (RELAY.md sections 10 and 13).
+//! Shut-down: which connections are closed when (docs/PROTOCOL.md, "Shut-down").
 //!
 //! Owns the order of a shut-down: server-ids at random times within the drain, of
 //! each its binary first and its phones a moment later, so that they find it at

@@ -18,7 +18,7 @@ use crate::config::NESTING_MAX;
 
 /// Bytes that the envelope adds to a frame.
 pub const OVERHEAD: usize = PREFIX.len() + PublicId::LEN + MIDDLE.len() + SUFFIX.len();
-// What client authors are told (RELAY.md section 6).
+// What docs/PROTOCOL.md tells authors of binaries to allow.
 const _: () = assert!(OVERHEAD <= 64);
 
 const PREFIX: &str = r#"{"conn_id":""#;

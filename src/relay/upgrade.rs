@@ -1,6 +1,6 @@
 //! From a request head to a WebSocket with a role, or to a refusal.
 //!
-//! Owns the order of the gates (RELAY.md section 2). What a header may look
+//! Owns the order of the gates (docs/PROTOCOL.md, "gates in order"). What a header may look
 //! like is `protocol/request.rs`'s to say.
 
 use std::borrow::Cow;

@@ -137,8 +137,15 @@ fn lines_for_people_and_silence_for_health_checks() {
 
     let output = run(&["probe", "--health", &url], &[]);
     assert_eq!((output.status.code(), output.stdout), (Some(0), vec![]));
+    // As an image's health check asks: the URL is in the environment.
+    let here = format!("http://{relay}");
+    let output = run(&["probe", "--health"], &[("PYRYCODE_RELAY_PROBE_URL", &here)]);
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
     let (_socket, nobody) = nobody();
-    let output = run(&["probe", "--health", &format!("http://{nobody}")], &[]);
+    let nobody = format!("http://{nobody}");
+    // A URL on the command line takes precedence.
+    let variables = [("PYRYCODE_RELAY_PROBE_URL", here.as_str())];
+    let output = run(&["probe", "--health", &nobody], &variables);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("nobody listens there"), "{text}");
@@ -147,7 +154,7 @@ fn lines_for_people_and_silence_for_health_checks() {
 #[test]
 fn bad_usage_exits_2_with_the_fix() {
     for (flags, says) in [
-        (&[][..], "Name a relay"),
+        (&[][..], "PYRYCODE_RELAY_PROBE_URL"),
         (&["relay.example"], "https://relay.example"),
         (&["http://a", "http://b"], "stray argument"),
         (&["http://a", "--frobnicate"], "probe --help"),
@@ -160,6 +167,10 @@ fn bad_usage_exits_2_with_the_fix() {
         assert_eq!(output.status.code(), Some(2), "{flags:?}: {text}");
         assert!(text.contains(says) && output.stdout.is_empty(), "{flags:?}: {text}");
     }
+    let output = run(&["probe"], &[("PYRYCODE_RELAY_PROBE_URL", "127.0.0.1:9090")]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("PYRYCODE_RELAY_PROBE_URL: must be"), "{text}");
     let output = run(&["probe", "--help"], &[]);
     assert!(String::from_utf8(output.stdout).unwrap().contains("--watch SECONDS"));
 }

@@ -1,4 +1,4 @@
-"""What the relay answers over HTTP (RELAY.md 2), byte for byte."""
+"""What the relay answers over HTTP (docs/PROTOCOL.md), byte for byte."""
 
 import re
 import time

@@ -1,5 +1,5 @@
 """The heartbeat at its real pace: pinged every 30 s, dead 30 s after a ping that
-was due (RELAY.md 3), and the other times that are too long for one after
+was due (docs/PROTOCOL.md), and the other times that are too long for one after
 another: grace, probe, message timeout. All scenarios run side by side, in
 about 100 s.
 

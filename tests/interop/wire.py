@@ -1,4 +1,4 @@
-"""What goes over the wire once a WebSocket is open (RELAY.md 6), seen by a raw
+"""What goes over the wire once a WebSocket is open (docs/PROTOCOL.md), seen by a raw
 peer: violations, close handshakes, pieces, half-closes and resets.
 """
 

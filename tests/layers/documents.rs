@@ -37,18 +37,24 @@ const README_LINES_MAX: usize = 150;
 
 /// Every file in [`PLACES`], with its text.
 fn documents() -> Vec<(String, String)> {
-    let mut waiting: Vec<String> = PLACES.iter().map(ToString::to_string).collect();
+    PLACES.iter().flat_map(read_all).collect()
+}
+
+/// The file, or all files below the directory, with their text; other files than text are
+/// left out.
+fn read_all(place: &&str) -> Vec<(String, String)> {
+    let mut waiting = vec![(*place).to_string()];
     let mut found = Vec::new();
     while let Some(path) = waiting.pop() {
         if Path::new(&path).is_dir() {
-            let entries = fs::read_dir(&path).expect("a directory of documents is readable");
+            let entries = fs::read_dir(&path).expect("a directory of the repository is readable");
             waiting.extend(entries.map(|entry| {
                 let name = entry.expect("its entries are readable").file_name();
                 format!("{path}/{}", name.to_str().expect("names are UTF-8"))
             }));
         } else {
-            let text = fs::read_to_string(&path).expect("a document is readable UTF-8");
-            found.push((path, text));
+            let bytes = fs::read(&path).expect("a file of the repository is readable");
+            found.extend(String::from_utf8(bytes).ok().map(|text| (path, text)));
         }
     }
     found
@@ -161,6 +167,35 @@ fn links_and_paths_in_documents_exist() {
     assert!(count > 30, "{count} links and paths: what they look like has changed");
 }
 
+/// Source and scripts name documents of this repository only, by their whole path.
+#[test]
+fn documents_named_in_the_source_exist() {
+    let mut report = Vec::new();
+    let mut count = 0;
+    let files = ["src", "tests", "deploy", "fuzz/fuzz_targets"].iter().flat_map(read_all);
+    // This file names made-up ones.
+    for (path, text) in files.filter(|(path, _)| !path.ends_with("/documents.rs")) {
+        for (at, line) in text.lines().enumerate() {
+            let is_part = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
+            let words = line.split(|c| !is_part(c)).map(|word| word.trim_end_matches('.'));
+            for named in words.filter_map(document) {
+                count += 1;
+                if !Path::new(named).exists() {
+                    report.push(format!("{path}:{}: {named}", at + 1));
+                }
+            }
+        }
+    }
+    assert!(report.is_empty(), "not in the repository:\n{}", report.join("\n"));
+    assert!(count > 5, "{count} documents: what they look like has changed");
+}
+
+/// The word, if it is the name of a document rather than an ending.
+fn document(word: &str) -> Option<&str> {
+    let name = word.strip_suffix(".md")?;
+    (name.ends_with(char::is_alphanumeric) && !word.contains("/usr/")).then_some(word)
+}
+
 #[test]
 fn the_readme_is_an_introduction() {
     let text = fs::read_to_string("README.md").expect("the README is readable");
@@ -185,5 +220,7 @@ fn avoided_patterns_are_found_as_words_and_across_lines() {
 fn links_anchors_and_paths_are_found() {
     assert_eq!(links("a [b](c.md#d) [e](f)\n```\n[x](y)\n```\n"), [(1, "c.md#d"), (1, "f")]);
     assert_eq!(anchors("# A, b's `c`\n## More than one"), ["a-bs-c", "more-than-one"]);
+    assert_eq!(document("OTHER.md"), Some("OTHER.md"));
+    assert_eq!((document(".md"), document("/.md"), document("a.rs")), (None, None, None));
     assert_eq!(named_paths("`tests/run x` or `src/**/a`, `b`"), [(1, "tests/run")]);
 }

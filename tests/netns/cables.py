@@ -1,4 +1,4 @@
-"""Dead peers found over real cables, at the real times (RELAY.md 3, 4, 7).
+"""Dead peers found over real cables, at the real times (docs/PROTOCOL.md).
 
 Every way to die, in every state, as phone and as binary, all at once on one
 relay: each is released in time, for the right cause, and its place is free at

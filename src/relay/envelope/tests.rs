@@ -1,4 +1,4 @@
-//! The envelope against the table of RELAY.md section 6.
+//! The envelope against the tables of docs/PROTOCOL.md, "Messages".
 
 use serde_json::Value;
 

@@ -12,11 +12,12 @@ mod json;
 pub(crate) mod proxy_header;
 pub(crate) mod registry;
 pub(crate) mod relay;
+#[path = "../support/request.rs"]
+mod request;
 pub(crate) mod request_head;
 pub(crate) mod websocket;
 pub(crate) mod wheel;
-#[allow(dead_code, reason = "the simulation needs more of it")]
-#[path = "../simulation/wire.rs"]
+#[path = "../support/wire.rs"]
 mod wire;
 mod world;
 

@@ -21,6 +21,7 @@ use pyrycode_relay::config::Config;
 use pyrycode_relay::relay::{ConnId, Effect, Relay};
 use pyrycode_relay::time::{Instant, TICK};
 
+use super::request;
 use super::wire::{self, Decoder, Part};
 
 /// What the shell reads at once at most.
@@ -403,20 +404,10 @@ fn hear(peer: &mut Peer, part: Part, now: Instant) {
 
 /// The request of a binary that claims `server_id`.
 pub(crate) fn claim(server_id: &str) -> Vec<u8> {
-    head("/v1/server", server_id, "x-pyrycode-version: 1")
+    request::binary(server_id).into_bytes()
 }
 
 /// The request of a phone that dials in for `server_id`.
 pub(crate) fn join(server_id: &str) -> Vec<u8> {
-    head("/v1/client", server_id, "x-pyrycode-token: t")
-}
-
-fn head(path: &str, server_id: &str, field: &str) -> Vec<u8> {
-    format!(
-        "GET {path} HTTP/1.1\r\nHost: relay\r\nUser-Agent: fuzz\r\nUpgrade: websocket\r\n\
-         Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         x-pyrycode-server: {server_id}\r\n{field}\r\n\r\n"
-    )
-    .into_bytes()
+    request::phone(server_id).into_bytes()
 }

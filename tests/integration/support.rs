@@ -1,10 +1,18 @@
 //! What every test needs: a relay to dial, peers to dial it with, patience.
 
+#[path = "../support/http.rs"]
 mod http;
+#[path = "../support/peer.rs"]
 mod peer;
+#[path = "../support/process.rs"]
 mod process;
+#[path = "../support/request.rs"]
+mod request;
 mod scrape;
+#[path = "../support/tls.rs"]
 mod tls;
+#[path = "../support/wire.rs"]
+mod wire;
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,10 +34,9 @@ use rustls::ClientConfig;
 pub use http::{
     Answer, ask, connect, connect_from, connect_reading_little, connect_writing_little, healthz,
 };
-pub use peer::{
-    Heard, Opcode, Peer, binary_head, envelope, frame, header, phone_head, upgrade_head,
-};
+pub use peer::{Heard, Opcode, Peer, envelope, frame, header};
 pub use process::{Process, run, run_into, run_suspended, run_with_descriptors, run_with_sockets};
+pub(crate) use request::{binary as binary_head, phone as phone_head, upgrade as upgrade_head};
 pub use scrape::Scrape;
 pub use tls::{Pair, TlsStream, through_tls, tls_connect};
 

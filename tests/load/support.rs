@@ -3,24 +3,28 @@
 
 #![allow(dead_code, unused_imports, reason = "the integration tests use the rest")]
 
-#[path = "../integration/support/http.rs"]
+#[path = "../support/http.rs"]
 mod http;
-#[path = "../integration/support/peer.rs"]
+#[path = "../support/peer.rs"]
 mod peer;
-#[path = "../integration/support/process.rs"]
+#[path = "../support/process.rs"]
 mod process;
-#[path = "../integration/support/tls.rs"]
+#[path = "../support/request.rs"]
+mod request;
+#[path = "../support/tls.rs"]
 mod tls;
+#[path = "../support/wire.rs"]
+mod wire;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub use http::{Answer, connect, connect_from, connect_reading_little, healthz};
-pub use peer::{
-    Heard, Opcode, Peer, binary_head, envelope, first_frame, frame, header, phone_head,
-};
+pub use peer::{Heard, Opcode, Peer, envelope, frame, header};
 pub use process::Process;
+pub(crate) use request::{binary as binary_head, phone as phone_head};
 pub use tls::{Pair, tls_connect};
+pub(crate) use wire::first_frame;
 
 /// The longest wait for what should come at once, on a machine that has other
 /// things to do. Only a failing run takes it.

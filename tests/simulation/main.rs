@@ -22,11 +22,14 @@ mod peer;
 mod phones;
 mod proxied;
 mod replay;
+#[path = "../support/request.rs"]
+mod requests;
 mod shell;
 mod shut_down;
 mod slow_peers;
 mod storm;
 mod takeover;
 mod wakes;
+#[path = "../support/wire.rs"]
 mod wire;
 mod world;

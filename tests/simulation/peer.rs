@@ -14,6 +14,7 @@ use pyrycode_relay::relay::ConnId;
 use pyrycode_relay::time::Instant;
 
 use crate::link::{End, Pipe};
+use crate::requests;
 use crate::wire::{self, Decoder, Part};
 
 /// No connection has this name.
@@ -347,31 +348,12 @@ pub(crate) const HOME: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
 
 /// The head of an upgrade request with these extra header lines.
 pub(crate) fn request(path: &str, lines: &[&str]) -> String {
-    let mut head = format!("GET {path} HTTP/1.1\r\n");
-    for line in [
-        "Host: relay.example",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        "User-Agent: simulation",
-    ]
-    .iter()
-    .chain(lines)
-    {
-        head.push_str(line);
-        head.push_str("\r\n");
-    }
-    head.push_str("\r\n");
-    head
+    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    requests::upgrade(path, &format!("User-Agent: simulation\r\n{lines}"))
 }
 
 /// The head with which a binary claims `server_id`.
-pub(crate) fn claim(server_id: &str) -> String {
-    request("/v1/server", &[&format!("x-pyrycode-server: {server_id}"), "x-pyrycode-version: 1"])
-}
+pub(crate) use requests::binary as claim;
 
 /// The head with which a phone dials in for `server_id`.
-pub(crate) fn join(server_id: &str) -> String {
-    request("/v1/client", &[&format!("x-pyrycode-server: {server_id}"), "x-pyrycode-token: t"])
-}
+pub(crate) use requests::phone as join;

@@ -5,11 +5,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::ops::Range;
 use std::time::Duration;
 
 use socket2::SockRef;
 
+use super::request::{binary as binary_head, phone as phone_head};
+use super::wire::{self, first_frame};
 use super::{PATIENCE, connect};
 
 /// Opcodes of RFC 6455 §5.2.
@@ -39,53 +40,14 @@ pub enum Heard {
 /// the wire as they are: first byte as given, length in its shortest form.
 pub fn header(first: u8, len: u64) -> Vec<u8> {
     let mut bytes = vec![first];
-    match len {
-        0..126 => bytes.push(0x80 | len as u8),
-        126..0x1_0000 => {
-            bytes.push(0x80 | 126);
-            bytes.extend_from_slice(&(len as u16).to_be_bytes());
-        }
-        _ => {
-            bytes.push(0x80 | 127);
-            bytes.extend_from_slice(&len.to_be_bytes());
-        }
-    }
+    wire::push_length(&mut bytes, len);
     bytes.extend_from_slice(&[0; 4]);
     bytes
 }
 
 /// A whole masked frame, with a mask that changes the payload.
 pub fn frame(opcode: Opcode, is_final: bool, payload: &[u8]) -> Vec<u8> {
-    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-    let mut bytes = header(u8::from(is_final) << 7 | opcode as u8, payload.len() as u64);
-    let mask_at = bytes.len() - MASK.len();
-    bytes[mask_at..].copy_from_slice(&MASK);
-    bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
-    bytes
-}
-
-/// An upgrade request with these field lines, each with its CR LF.
-pub fn upgrade_head(path: &str, fields: &str) -> String {
-    format!(
-        "GET {path} HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
-    )
-}
-
-/// The upgrade request of a binary that claims `server_id`.
-pub fn binary_head(server_id: &str) -> String {
-    upgrade_head(
-        "/v1/server",
-        &format!("x-pyrycode-server: {server_id}\r\nx-pyrycode-version: 1\r\nuser-agent: t\r\n"),
-    )
-}
-
-/// The upgrade request of a phone that dials in for `server_id`.
-pub fn phone_head(server_id: &str) -> String {
-    upgrade_head(
-        "/v1/client",
-        &format!("x-pyrycode-server: {server_id}\r\nx-pyrycode-token: t\r\nuser-agent: t\r\n"),
-    )
+    wire::raw_frame(u8::from(is_final) << 7 | opcode as u8, payload)
 }
 
 /// An upgraded connection.
@@ -279,21 +241,6 @@ impl<S: Read + Write> Peer<S> {
             }
         }
     }
-}
-
-/// The relay's next frame in `bytes`, if all of it has come: its opcode and where
-/// its payload lies. Fails the test if it is not final, reserved or masked.
-pub fn first_frame(bytes: &[u8]) -> Option<(u8, Range<usize>)> {
-    let (&first, &second) = (bytes.first()?, bytes.get(1)?);
-    assert_eq!(first & 0xf0, 0x80, "not final, or a reserved bit");
-    assert_eq!(second & 0x80, 0, "masked");
-    let (start, len) = match second {
-        126 => (4, u64::from(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?))),
-        127 => (10, u64::from_be_bytes(*bytes.get(2..)?.first_chunk()?)),
-        short => (2, u64::from(short)),
-    };
-    let payload = start..start + len as usize;
-    (payload.end <= bytes.len()).then_some((first & 0x0f, payload))
 }
 
 /// What carries one JSON value between a phone and its binary, either way.

@@ -7,6 +7,9 @@
 //! 1. The relay sends whole, unmasked, minimal frames: text, close, ping, pong.
 //! 2. Nothing follows a close frame or an answer other than 101.
 
+#![allow(dead_code, reason = "no suite uses all of it")]
+
+use std::ops::Range;
 use std::str;
 
 /// RFC 6455 §5.2.
@@ -28,20 +31,25 @@ pub(crate) fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
 /// A masked frame with this first byte.
 pub(crate) fn raw_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = vec![first];
-    match payload.len() {
-        len @ 0..126 => out.push(0x80 | len as u8),
-        len @ 126..65_536 => {
-            out.push(0x80 | 126);
-            out.extend_from_slice(&(len as u16).to_be_bytes());
-        }
-        len => {
-            out.push(0x80 | 127);
-            out.extend_from_slice(&(len as u64).to_be_bytes());
-        }
-    }
+    push_length(&mut out, payload.len() as u64);
     out.extend_from_slice(&MASK);
     out.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
     out
+}
+
+/// Appends the length field of a masked frame, in its shortest form.
+pub(crate) fn push_length(out: &mut Vec<u8>, len: u64) {
+    match len {
+        0..126 => out.push(0x80 | len as u8),
+        126..0x1_0000 => {
+            out.push(0x80 | 126);
+            out.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        _ => {
+            out.push(0x80 | 127);
+            out.extend_from_slice(&len.to_be_bytes());
+        }
+    }
 }
 
 /// The payload of a pong, if `frame` is one of a peer's.
@@ -141,12 +149,14 @@ pub(crate) fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-fn decode_frame(bytes: &[u8]) -> Option<(Part, usize)> {
+/// The relay's next frame in `bytes`, once all of it has come: its opcode and the range
+/// of its payload. Fails the test if the frame is not final, masked or not minimal.
+pub(crate) fn first_frame(bytes: &[u8]) -> Option<(u8, Range<usize>)> {
     let [first, second, rest @ ..] = bytes else { return None };
     assert_eq!(first & 0xf0, FIN, "fragmented, or reserved bits");
     assert_eq!(second & 0x80, 0, "a server must not mask");
     let opcode = first & 0x0f;
-    let (len, header_len) = match second & 0x7f {
+    let (len, start) = match second & 0x7f {
         126 => {
             let len = usize::from(u16::from_be_bytes(*rest.first_chunk()?));
             assert!(len >= 126, "a minimal length");
@@ -160,7 +170,12 @@ fn decode_frame(bytes: &[u8]) -> Option<(Part, usize)> {
         len => (usize::from(len), 2),
     };
     assert!(len < 126 || opcode == TEXT, "a short control frame");
-    let payload = bytes.get(header_len..header_len + len)?;
+    (start + len <= bytes.len()).then_some((opcode, start..start + len))
+}
+
+fn decode_frame(bytes: &[u8]) -> Option<(Part, usize)> {
+    let (opcode, range) = first_frame(bytes)?;
+    let (payload, end) = (&bytes[range.clone()], range.end);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text is UTF-8");
     let part = match opcode {
         TEXT => Part::Text(text(payload)),
@@ -175,5 +190,5 @@ fn decode_frame(bytes: &[u8]) -> Option<(Part, usize)> {
         },
         _ => panic!("opcode {opcode}"),
     };
-    Some((part, header_len + len))
+    Some((part, end))
 }

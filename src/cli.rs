@@ -27,7 +27,9 @@ use lexopt::Arg;
 pub use self::environment::Environment;
 use self::flag::Flag;
 pub use self::probe::PROBE_HELP;
-use crate::config::{Config, DRAIN_SECONDS_MAX, FCM_ENDPOINT, LogFormat, MESSAGE_MAX, PushWake};
+use crate::config::{
+    Config, DRAIN_SECONDS_MAX, FCM_ENDPOINT, LogFormat, PHONE_BACKLOG_MIN, PushWake,
+};
 use crate::probe::Plan;
 
 /// What `--help` prints.
@@ -36,9 +38,9 @@ pub const HELP: &str = include_str!("cli/help.txt");
 /// Least `--buffer-memory`, in bytes.
 pub const BUFFER_MEMORY_MIN: usize = 1024 * 1024;
 
-// A relay that cannot queue one largest message, with the up to 64 bytes of its
-// envelope, would shed every peer that sends one.
-const _: () = assert!(BUFFER_MEMORY_MIN > MESSAGE_MAX + 64);
+// A relay that cannot queue one largest message, and its copy to a phone, would shed
+// every peer that sends one.
+const _: () = assert!(BUFFER_MEMORY_MIN > 2 * PHONE_BACKLOG_MIN);
 
 /// What the program was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]

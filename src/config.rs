@@ -249,9 +249,12 @@ pub const MESSAGE_MAX: usize = 256 * 1024;
 pub const NESTING_MAX: usize = 9_999;
 /// The most phones on one server-id (else 4429).
 pub const PHONES_PER_SERVER_MAX: usize = 16;
-/// Unsent bytes queued to one phone, beyond the kernel's buffer, at which it is
-/// closed 1011 `phone backlog full`.
-pub const PHONE_BACKLOG_MAX: usize = 4 * 1024 * 1024;
+/// The most bytes that the envelope adds to a phone's frame.
+pub const ENVELOPE_MAX: usize = 64;
+/// Unsent bytes that may be queued to one phone, beyond the kernel's buffer, however
+/// little of the byte budget is free: one largest message. Beyond it the budget
+/// decides (`Budget::admits`), and the phone is closed 1011 `phone backlog full`.
+pub const PHONE_BACKLOG_MIN: usize = MESSAGE_MAX + ENVELOPE_MAX;
 /// Unsent bytes queued to one binary at which its phones are no longer read.
 pub const BINARY_HIGH_WATER: usize = 256 * 1024;
 /// Unsent bytes queued to one binary at which its phones are read again.
@@ -276,13 +279,12 @@ pub const BUFFER_MEMORY: usize = 64 * 1024 * 1024;
 pub const NOTSENT_LOWAT: u32 = 16 * 1024;
 
 const _: () = assert!(BINARY_LOW_WATER < BINARY_HIGH_WATER);
-// A phone that is sent one largest message must not be shed for it.
-const _: () = assert!(PHONE_BACKLOG_MAX > MESSAGE_MAX);
-// One largest message in, one out, must fit into the default budget many times.
-const _: () = assert!(BUFFER_MEMORY >= 8 * PHONE_BACKLOG_MAX);
-// A relay that cannot queue one largest message, with the up to 64 bytes of its
-// envelope, would shed every peer that sends one.
-const _: () = assert!(BUFFER_MEMORY_MIN > MESSAGE_MAX + 64);
+// Half of the default budget holds an attachment of 16 MiB, which is 30 MB of frames
+// when base64 is applied twice.
+const _: () = assert!(BUFFER_MEMORY / 2 > 30_000_000);
+// A relay that cannot queue one largest message, and its copy to a phone, would shed
+// every peer that sends one.
+const _: () = assert!(BUFFER_MEMORY_MIN > 2 * PHONE_BACKLOG_MIN);
 const _: () = assert!(HEAD_MAX < MESSAGE_MAX);
 
 /// Bounds on what peers may use.

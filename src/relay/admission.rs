@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::hash::HashKeys;
+use crate::config::{NOTSENT_LOWAT, PHONE_BACKLOG_MIN};
 use crate::time::Instant;
 
 /// What limits per client count by: an IPv4 address, or an IPv6 /64, which is
@@ -245,13 +246,15 @@ impl ConnectionCaps {
 pub struct Budget {
     limit: usize,
     used: usize,
+    /// Connections of which [`is_holder`] is true.
+    holders: usize,
 }
 
 impl Budget {
     /// `limit` bytes, none of them used.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
-        Self { limit, used: 0 }
+        Self { limit, used: 0, holders: 0 }
     }
 
     /// One queue held `old` bytes and holds `new` now. Charges even what exceeds
@@ -260,6 +263,27 @@ impl Budget {
     pub fn charge(&mut self, old: usize, new: usize) {
         debug_assert!(old <= self.used, "a queue gives back more than it was charged");
         self.used = self.used.saturating_sub(old) + new;
+        self.holders = self.holders + usize::from(is_holder(new)) - usize::from(is_holder(old));
+    }
+
+    /// Whether `more` bytes may be queued behind a backlog of `backlog` bytes to a
+    /// connection that is charged `charged`: the dynamic threshold of Choudhury and
+    /// Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches"
+    /// (IEEE/ACM Transactions on Networking 6(2), 1998), with α = 1. A backlog may be
+    /// as long as what is then free, so one alone takes half the budget, and n that
+    /// grow alike take 1/(n+1) each.
+    ///
+    /// Backlogs do not grow alike: where the first holds half, the threshold would
+    /// stop the second at a quarter. A switch drops packets until the first one has
+    /// drained; a connection would be closed for it. So 1/(n+1) is always admitted,
+    /// n being the connections that hold more than 16 KiB, and so is one
+    /// largest message. Should that spend the budget, the largest is shed.
+    #[must_use]
+    pub fn admits(&self, charged: usize, backlog: usize, more: usize) -> bool {
+        let backlog = backlog + more;
+        let free = self.limit.saturating_sub(self.used + more);
+        let others = self.holders - usize::from(is_holder(charged));
+        backlog <= free.max(self.limit / (others + 2)).max(PHONE_BACKLOG_MIN)
     }
 
     /// Bytes that may be in use.
@@ -279,6 +303,19 @@ impl Budget {
     pub const fn is_exceeded(&self) -> bool {
         self.used > self.limit
     }
+
+    /// Connections of which [`is_holder`] is true.
+    #[must_use]
+    pub const fn holders(&self) -> usize {
+        self.holders
+    }
+}
+
+/// Whether a connection that is charged so much counts as one of those that share the
+/// budget: a request head or a ping that waits for a moment does not.
+#[must_use]
+pub const fn is_holder(charged: usize) -> bool {
+    charged > NOTSENT_LOWAT as usize
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! call between any two calls. Changes nothing; nothing in the relay relies on
 //! it, and what is not called costs nothing.
 
-use super::admission::ClientKey;
+use super::admission::{ClientKey, is_holder};
 use super::conn_id::ConnId;
 use super::registry::audit::SlotView;
 use super::relay::{Effect, Entry, Relay, Role, Stage};
@@ -44,10 +44,11 @@ impl Relay {
     /// - A10. No more push wakes are in flight than may be, those not yet handed out
     ///   among them.
     pub fn audit(&self) {
-        let (mut charged, mut websockets, mut clients) = (0, 0, Vec::new());
+        let (mut charged, mut holders, mut websockets, mut clients) = (0, 0, 0, Vec::new());
         for (index, entry) in &self.connections {
             self.audit_entry(entry.id(index), entry);
             charged += entry.charged as usize;
+            holders += usize::from(is_holder(entry.charged as usize));
             websockets += usize::from(entry.stage == Stage::WebSocket);
             if entry.role != Role::None {
                 clients.push(ClientKey::from(entry.client()));
@@ -56,6 +57,7 @@ impl Relay {
         assert_eq!(self.timers.len(), self.connections.len(), "A1: wheel and slab");
         assert!(self.caps.agrees(&clients), "A6: {:?} of {}", self.caps, clients.len());
         assert_eq!(self.budget.used(), charged, "A7: the sum of what is charged");
+        assert_eq!(self.budget.holders(), holders, "A7: connections that share it");
         assert!(!self.budget.is_exceeded(), "A7: {charged} bytes");
         assert_eq!(self.websockets, websockets, "A8");
         let members = self.audit_registry();

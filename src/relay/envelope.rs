@@ -14,12 +14,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::conn_id::PublicId;
-use crate::config::NESTING_MAX;
+use crate::config::{ENVELOPE_MAX, NESTING_MAX};
 
 /// Bytes that the envelope adds to a frame.
 pub const OVERHEAD: usize = PREFIX.len() + PublicId::LEN + MIDDLE.len() + SUFFIX.len();
 // What docs/PROTOCOL.md tells authors of binaries to allow.
-const _: () = assert!(OVERHEAD <= 64);
+const _: () = assert!(OVERHEAD <= ENVELOPE_MAX);
 
 const PREFIX: &str = r#"{"conn_id":""#;
 const MIDDLE: &str = r#"","frame":"#;

@@ -8,7 +8,7 @@ use super::conn_id::{ConnId, PublicId};
 use super::envelope::{self, Dropped, Envelope};
 use super::registry::SlotKey;
 use super::relay::{Relay, Role};
-use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER, PHONE_BACKLOG_MAX};
+use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER};
 use crate::protocol::close::CloseCause;
 use crate::protocol::websocket::{Message, Opcode};
 use crate::time::Instant;
@@ -65,6 +65,8 @@ impl Relay {
 
     fn deliver(&mut self, binary: ConnId, message: &Message, now: Instant) -> Result<(), Dropped> {
         let Some(slot) = self.entry(binary).map(|entry| entry.slot) else { return Ok(()) };
+        // While its parts came in it was charged to the binary.
+        self.settle(binary);
         let text = message.text().ok_or(Dropped::NotUtf8)?;
         let (conn_id, frame, close_code) = match envelope::unwrap(text)? {
             Envelope::Deliver { conn_id, frame, close_code } => (conn_id, frame, close_code),
@@ -80,7 +82,8 @@ impl Relay {
             .filter(|entry| entry.role == Role::Phone && entry.slot == slot)
             .ok_or(Dropped::UnknownPhone)?;
         if let Some(frame) = frame {
-            if entry.connection.backlog() + frame.len() > PHONE_BACKLOG_MAX {
+            let (charged, backlog) = (entry.charged as usize, entry.connection.backlog());
+            if !self.budget.admits(charged, backlog, frame.len()) {
                 self.close(phone, CloseCause::BacklogFull, now);
                 return Ok(());
             }

@@ -352,7 +352,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
         config.timeouts.message = millis(200);
         config.timeouts.write = millis(500);
         config.timeouts.linger = NEVER;
-        config.limits.buffer_memory = 5_000_000;
+        config.limits.buffer_memory = 2_000_000;
     };
     let (relay, metrics) = watched(1_000, impatient);
     // What a phone does, and the cause for which it is closed.
@@ -386,7 +386,8 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
 
     let long = format!("\"{}\"", "x".repeat(64_000));
     let phone = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
-    (0..20).for_each(|_| binary.tell(&phone.id, &long));
+    // Less than half of the memory.
+    (0..10).for_each(|_| binary.tell(&phone.id, &long));
     eventually("nothing drains", || healthz(relay) == (1, 0));
     assert_eq!(
         Scrape::of(metrics).value("closes_total{role=\"phone\",cause=\"write_timeout\"}"),
@@ -397,17 +398,22 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     (0..100).for_each(|_| binary.tell(&phone.id, &long));
     binary.expect_alive();
     expected.push("backlog_full");
-    // Two together hold more than there is.
-    let phones: Vec<Peer> =
-        (0..2).map(|_| Peer::upgrade(connect_reading_little(relay), &phone_head("home"))).collect();
+    // Each holds no more than one largest message; together they hold more than there is.
+    let phones: Vec<Peer> = (0..16)
+        .map(|_| Peer::upgrade(connect_reading_little(relay), &phone_head("home")))
+        .collect();
     for phone in &phones {
-        (0..60).for_each(|_| binary.tell(&phone.id, &long));
+        (0..4).for_each(|_| binary.tell(&phone.id, &long));
     }
     binary.expect_alive();
-    let buffered = Scrape::of(metrics).value("buffered_bytes");
-    assert!(buffered > 1_000_000.0, "the other one's: {buffered}");
+    let scrape = Scrape::of(metrics);
+    let buffered = scrape.value("buffered_bytes");
+    assert!(buffered > 1_000_000.0, "the others': {buffered}");
+    let shed = scrape.value("closes_total{role=\"phone\",cause=\"out_of_buffer_memory\"}") as usize;
+    assert!((1..16).contains(&shed), "{shed} were shed");
     eventually("nothing drains there either", || healthz(relay) == (1, 0));
-    expected.extend(["out_of_buffer_memory", "write_timeout"]);
+    expected.extend(vec!["out_of_buffer_memory"; shed]);
+    expected.extend(vec!["write_timeout"; phones.len() - shed]);
 
     let phones: Vec<Peer> = (0..17).map(|_| Peer::phone(relay, "home")).collect();
     expected.push("too_many_phones");

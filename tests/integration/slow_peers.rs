@@ -44,7 +44,11 @@ fn hear_gapless(phone: &mut Peer, code: u16, reason: &str) -> usize {
 
 #[test]
 fn a_phone_that_does_not_read_is_shed_and_delays_nobody() {
-    let relay = relay(|config| config.timeouts.linger = NEVER);
+    let relay = relay(|config| {
+        config.timeouts.linger = NEVER;
+        // Half of it is the phone's.
+        config.limits.buffer_memory = 8 << 20;
+    });
     let mut binary = Peer::binary(relay, "home");
     let mut stuck = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     let mut sibling = Peer::phone(relay, "home");

@@ -139,6 +139,8 @@ fn a_ping_overtakes_what_is_queued_and_a_stuck_phone_is_closed_behind_a_gapless_
         config.timeouts.ping_interval = millis(300);
         config.timeouts.pong = NEVER;
         config.timeouts.write = NEVER;
+        // Half of it is the phone's.
+        config.limits.buffer_memory = 8 << 20;
     });
     let mut binary = binary(relay, &client, "home");
     let slow = through_tls(connect_reading_little(relay), &client);

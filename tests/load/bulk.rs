@@ -21,7 +21,7 @@ const LENGTHS: [usize; 8] =
     [32 << 10, 64 << 10, 255 << 10, 2 << 10, 63 << 10, 32 << 10, 16 << 10, 48 << 10];
 const PHONES: usize = 4;
 const BUDGET: u64 = 16 << 20;
-/// How far the sender may be ahead of the slow phone: short of the 4 MiB at which
+/// How far the sender may be ahead of the slow phone: short of half the budget, at which
 /// it would be shed.
 const WINDOW: usize = 3 << 20;
 

@@ -30,7 +30,8 @@ struct Household {
 
 impl Household {
     fn start() -> (Self, Peer) {
-        let process = Process::start(&[]);
+        // Half of it is the phone's.
+        let process = Process::start(&["--buffer-memory=8388608"]);
         let relay = process.relay;
         let binary = Peer::binary(relay, "home");
         let stuck = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));

@@ -44,7 +44,7 @@ impl World {
     pub(crate) fn tell(&mut self, call: Call<'_>) {
         self.trace.note(&(self.now, call));
         let now = self.now;
-        let before = self.oracle.as_ref().map(|oracle| oracle.before(&self.relay));
+        let before = self.oracle.as_ref().map(|oracle| oracle.before(self, call));
         match call {
             Call::ExpectProxied(id) => self.relay.expect_proxied(id, now),
             Call::Proxied(id, header) => self.relay.handle_proxied(id, header, now),

@@ -14,12 +14,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pyrycode_relay::config::PHONES_PER_SERVER_MAX;
-use pyrycode_relay::relay::Relay;
 use pyrycode_relay::time::{Instant, TICK};
 
 use crate::border::Call;
 use crate::wire::{self, Decoder};
-use crate::world::World;
+use crate::world::{PeerId, World};
 use verdict::Pings;
 pub(crate) use verdict::Words;
 
@@ -69,6 +68,8 @@ pub(crate) struct Before {
     heartbeat_timeouts: u64,
     binary_requests: u64,
     buffered: usize,
+    /// What waited for the phones of a binary that says something.
+    backlogs: Vec<(usize, usize)>,
 }
 
 pub(crate) struct Oracle {
@@ -111,7 +112,8 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn before(&self, relay: &Relay) -> Before {
+    pub(crate) fn before(&self, world: &World, call: Call<'_>) -> Before {
+        let relay = &world.relay;
         let stats = relay.stats();
         let closes = |cause: usize| stats.closes.iter().map(|by_cause| by_cause[cause]).sum();
         Before {
@@ -120,7 +122,16 @@ impl Oracle {
             shed: closes(5),
             binary_requests: closes(17),
             buffered: relay.buffered(),
+            backlogs: self.backlogs(world, call),
         }
+    }
+
+    fn backlogs(&self, world: &World, call: Call<'_>) -> Vec<(usize, usize)> {
+        let Call::Input(id, _) = call else { return Vec::new() };
+        let Some(binary) = world.find(id) else { return Vec::new() };
+        let slot = self.slots.get(&self.records[binary].server_id);
+        let phones = slot.filter(|slot| slot.holder == Some(binary)).map(|slot| &slot.phones);
+        phones.into_iter().flatten().map(|phone| (*phone, world.backlog(PeerId(*phone)))).collect()
     }
 
     pub(crate) fn on_dial(&mut self, address: IpAddr, bytes: &[u8], now: Instant) {
@@ -152,12 +163,13 @@ impl Oracle {
 
     /// The relay has done what it does about `call`.
     pub(crate) fn after(&mut self, world: &World, call: Call<'_>, before: &Before) {
-        let changes = self.before(&world.relay);
+        let changes = self.before(world, Call::Timeout);
         self.is_requested = changes.binary_requests > before.binary_requests;
         self.check_verdict(world, call, before, &changes);
-        if let Call::Input(id, _) = call
+        if let Call::Input(id, bytes) = call
             && let Some(peer) = world.find(id)
         {
+            self.check_backlogs(world, bytes.len(), before);
             self.on_envelopes(world, peer);
         }
         self.is_shedding = changes.shed > before.shed;

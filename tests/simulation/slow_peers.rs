@@ -1,6 +1,10 @@
 //! Peers that do not drain: who waits, who is closed, and what is lost: nothing.
 
-use pyrycode_relay::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER, PHONE_BACKLOG_MAX};
+use std::time::Duration;
+
+use pyrycode_relay::config::{
+    BINARY_HIGH_WATER, BINARY_LOW_WATER, Config, MESSAGE_MAX, PHONE_BACKLOG_MIN,
+};
 use pyrycode_relay::time::TICK;
 
 use crate::peer::{LINK, Seen};
@@ -36,10 +40,36 @@ fn assert_ends_with_close(seen: &[Seen], code: u16, reason: &str) {
     assert_eq!(seen[seen.len() - 2..], closed(code, reason));
 }
 
+/// A world with so many bytes for all queues.
+fn with_memory(bytes: usize) -> World {
+    let mut config = Config::default();
+    config.limits.rate_per_minute = 0;
+    config.limits.buffer_memory = bytes;
+    World::with(config, 1_000, 1)
+}
+
+/// Queues frames to a phone that reads nothing until its backlog is exactly `bytes`.
+fn fill(world: &mut World, binary: PeerId, phone: PeerId, bytes: usize) {
+    const LEN: usize = 60_000;
+    const HEADER: usize = 4;
+    world.stop_reading(phone, 0);
+    loop {
+        let left = bytes - world.backlog(phone);
+        match left {
+            0 => return,
+            // The last two are each as long as a frame with a header of four bytes.
+            1..LEN => world.deliver(binary, phone, &numbered(0, left - HEADER)),
+            LEN..120_000 => world.deliver(binary, phone, &numbered(0, left / 2 - HEADER)),
+            _ => world.deliver(binary, phone, &numbered(0, LEN - HEADER)),
+        }
+    }
+}
+
 #[test]
-fn a_phone_that_does_not_drain_has_a_backlog_of_4_mib_and_then_a_close() {
+fn a_phone_that_does_not_drain_has_half_the_budget_and_then_a_close() {
     const LEN: usize = 64 * 1024;
     let mut world = World::new();
+    let half = world.config.limits.buffer_memory / 2;
     let binary = world.binary("home");
     let (slow, quick) = (world.phone("home"), world.phone("home"));
     world.stop_reading(slow, LINK);
@@ -48,9 +78,10 @@ fn a_phone_that_does_not_drain_has_a_backlog_of_4_mib_and_then_a_close() {
         world.deliver(binary, slow, &numbered(sent, LEN));
         world.deliver(binary, quick, &numbered(sent, LEN));
         sent += 1;
-        assert!(world.relay.buffered() <= PHONE_BACKLOG_MAX + LEN);
+        assert!(world.relay.buffered() <= half + LEN);
     }
-    assert_eq!(sent, (PHONE_BACKLOG_MAX + LINK) / LEN, "neither less nor more than 4 MiB");
+    // Frames with their headers of ten bytes: the last of them passes the half.
+    assert_eq!(sent, (half + LINK) / (LEN + 10) + 1, "neither less nor more than half");
     // Nobody else noticed.
     assert_eq!(numbers(&world.heard(quick)), (0..sent).collect::<Vec<_>>());
     assert_eq!(world.heard(binary), []);
@@ -62,6 +93,115 @@ fn a_phone_that_does_not_drain_has_a_backlog_of_4_mib_and_then_a_close() {
     assert_ends_with_close(&seen, 1011, "phone backlog full");
     assert!(is_gapless(&numbers(&seen)));
     assert!(numbers(&seen).len() < sent);
+    world.finish();
+}
+
+#[test]
+fn n_slow_phones_have_one_part_in_n_plus_1_of_the_budget_each() {
+    const BUDGET: usize = 16 * 1024 * 1024;
+    for count in [1, 2, 3, 7, 16] {
+        let mut world = with_memory(BUDGET);
+        let binary = world.binary("home");
+        let phones: Vec<PeerId> = (0..count).map(|_| world.phone("home")).collect();
+        let share = BUDGET / (count + 1);
+        for phone in &phones {
+            fill(&mut world, binary, *phone, share);
+        }
+        assert_eq!(world.relay.live(), (1, count), "of {share} bytes each");
+        let used = world.relay.buffered();
+        assert_eq!(used, count * share, "{count} phones");
+        // One byte more, which with its header is three.
+        world.deliver(binary, phones[0], "1");
+        assert_eq!(world.relay.live(), (1, count - 1), "{count} phones");
+        world.read_on(phones[0]);
+        assert_ends_with_close(&world.heard(phones[0]), 1011, "phone backlog full");
+        for phone in &phones[1..] {
+            world.read_on(*phone);
+            assert!(!world.is_gone(*phone));
+        }
+        world.finish();
+    }
+}
+
+/// Where one phone holds half, the second may have a third all the same, the next a
+/// quarter, and so on. What is then spent is made good by the one that holds most.
+#[test]
+fn a_phone_within_its_part_is_not_closed_for_what_others_hold() {
+    const BUDGET: usize = 16 * 1024 * 1024;
+    let mut world = with_memory(BUDGET);
+    let binary = world.binary("home");
+    let phones: Vec<PeerId> = (0..3).map(|_| world.phone("home")).collect();
+    fill(&mut world, binary, phones[0], BUDGET / 2);
+    fill(&mut world, binary, phones[1], BUDGET / 3);
+    assert_eq!(world.relay.live(), (1, 3));
+    fill(&mut world, binary, phones[2], BUDGET / 4);
+    assert_eq!(world.relay.live(), (1, 2));
+    world.read_on(phones[0]);
+    assert_ends_with_close(&world.heard(phones[0]), 1011, "relay out of buffer memory");
+    for phone in &phones[1..] {
+        world.read_on(*phone);
+        world.deliver(binary, *phone, "1");
+        assert_eq!(world.heard(*phone).pop(), Some(text("1")));
+    }
+    world.finish();
+}
+
+#[test]
+fn one_largest_message_may_wait_for_a_phone_however_little_is_free() {
+    const BUDGET: usize = 4 * 1024 * 1024;
+    let mut world = with_memory(BUDGET);
+    let binary = world.binary("home");
+    let phones: Vec<PeerId> = (0..14).map(|_| world.phone("home")).collect();
+    let slow = world.phone("home");
+    let most = MESSAGE_MAX - world.envelope(slow, "").len();
+    // A sixteenth is less than that, and hardly more is free.
+    for phone in &phones {
+        fill(&mut world, binary, *phone, PHONE_BACKLOG_MIN);
+    }
+    assert!(BUDGET - world.relay.buffered() < PHONE_BACKLOG_MIN + MESSAGE_MAX);
+    world.stop_reading(slow, 0);
+    world.deliver(binary, slow, &numbered(0, most));
+    assert_eq!(world.relay.live(), (1, 15));
+    // A tenth of it more is closed for it.
+    world.deliver(binary, slow, &numbered(0, most / 10));
+    assert_eq!(world.relay.live(), (1, 14));
+    world.read_on(slow);
+    assert_ends_with_close(&world.heard(slow), 1011, "phone backlog full");
+    world.finish();
+}
+
+/// A photo of 16 MiB: 373 frames without a pause, to a phone whose link has a third of
+/// the speed of the uplink at home.
+#[test]
+fn an_attachment_reaches_a_phone_at_a_third_of_the_speed() {
+    const FRAMES: usize = 373;
+    const LEN: usize = 80_000;
+    const STEP: Duration = Duration::from_millis(100);
+    let mut world = World::new();
+    let binary = world.binary("home");
+    let (slow, sibling) = (world.phone("home"), world.phone("home"));
+    world.stop_reading(slow, LEN);
+    let (mut sent, mut most) = (0, 0);
+    while sent < FRAMES || world.backlog(slow) > 0 {
+        // 10 Mbit/s up, and whatever else is said at home arrives in the same turn.
+        for _ in 0..3.min(FRAMES - sent) {
+            world.deliver(binary, slow, &numbered(sent, LEN));
+            sent += 1;
+        }
+        world.deliver(binary, sibling, "1");
+        assert_eq!(world.heard(sibling), [text("1")]);
+        assert!(world.is_reading(binary));
+        most = most.max(world.backlog(slow));
+        world.pass(STEP);
+        world.read(slow, LEN);
+    }
+    assert!(most > FRAMES * LEN / 2 && most < FRAMES * LEN * 2 / 3, "{most} bytes waited");
+    world.read_on(slow);
+    let seen = world.heard(slow);
+    assert_eq!(numbers(&seen), (0..FRAMES).collect::<Vec<_>>());
+    for (number, seen) in seen.iter().enumerate() {
+        assert_eq!(*seen, text(&numbered(number, LEN)));
+    }
     world.finish();
 }
 

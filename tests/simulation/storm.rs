@@ -105,6 +105,9 @@ impl Storm {
         if seed.is_multiple_of(3) {
             // So little memory that it is spent.
             config.limits.buffer_memory = capacity * 8 * 1024;
+        } else if seed % 3 == 1 {
+            // A flood passes a phone's part of it.
+            config.limits.buffer_memory = 8 * 1024 * 1024;
         }
         if seed % 5 == 2 {
             config.limits.connections_per_ip = capacity as u32 / 8;

@@ -305,6 +305,11 @@ impl World {
         self.relay.is_reading(self.peer(peer).id)
     }
 
+    /// Bytes that are queued to the peer.
+    pub(crate) fn backlog(&self, peer: PeerId) -> usize {
+        self.relay.outgoing(self.peer(peer).id).iter().map(|part| part.len()).sum()
+    }
+
     // Time
 
     /// Time passes, from deadline to deadline.

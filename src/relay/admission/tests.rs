@@ -265,3 +265,35 @@ fn the_budget_follows_every_queue_and_is_exceeded_above_its_limit() {
         assert_eq!((budget.used(), budget.is_exceeded()), (used, is_exceeded), "{old} {new}");
     }
 }
+
+#[test]
+fn a_backlog_may_be_as_long_as_what_is_then_free_or_as_its_part() {
+    const BUDGET: usize = 16 << 20;
+    // What n connections hold each, and the most that another may then hold.
+    let third = BUDGET / 3;
+    let cases = [
+        (0, 0, BUDGET / 2),
+        // Those that hold next to nothing are not counted.
+        (1_000, 1_000, BUDGET / 2),
+        (1, third, BUDGET / 3),
+        (3, BUDGET / 5, BUDGET / 5),
+        (3, 1 << 20, (BUDGET - (3 << 20)) / 2),
+        // The part of one that comes late is its own all the same.
+        (1, BUDGET / 2, BUDGET / 3),
+        (1, BUDGET, BUDGET / 3),
+        // And one largest message is.
+        (100, BUDGET / 100, PHONE_BACKLOG_MIN),
+    ];
+    for (count, each, most) in cases {
+        let mut budget = Budget::new(BUDGET);
+        (0..count).for_each(|_| budget.charge(0, each));
+        for backlog in [0, 1, most / 2, most] {
+            budget.charge(0, backlog);
+            assert!(budget.admits(backlog, backlog, most - backlog), "{count} of {each}");
+            assert!(!budget.admits(backlog, backlog, most - backlog + 1), "{count} of {each}");
+            budget.charge(backlog, 0);
+        }
+        (0..count).for_each(|_| budget.charge(each, 0));
+        assert_eq!((budget.used(), budget.holders()), (0, 0));
+    }
+}

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use pyrycode_relay::config::{MESSAGE_MAX, PHONE_BACKLOG_MIN};
 use pyrycode_relay::time::{Instant, TICK};
 
 use super::{Before, Oracle, Wish, has_place};
 use crate::border::Call;
 use crate::wire::{self, Part};
-use crate::world::World;
+use crate::world::{PeerId, World};
 
 /// A ping that is late by this was held up by the relay standing still.
 const HELD_UP: Duration = Duration::from_secs(1);
@@ -214,6 +215,23 @@ impl Oracle {
         } else {
             let due = world.now - timeouts.pong - pings.unread + TICK;
             assert!(pings.may_owe_by(due), "(3) {peer} owes {:?}", pings.asked.front());
+        }
+    }
+
+    /// Of n slow phones none is closed for its backlog that has no more than one part
+    /// in n + 1 of the budget, or one largest message (4).
+    pub(super) fn check_backlogs(&self, world: &World, input: usize, before: &Before) {
+        let full = Words::from((1011, "phone backlog full"));
+        for (phone, backlog) in &before.backlogs {
+            if has_place(world, *phone) || self.last_words(world, *phone).as_ref() != Some(&full) {
+                continue;
+            }
+            let is_slow = |peer: &usize| world.backlog(PeerId(*peer)) > 0;
+            let slow = (0..world.peers.len()).filter(is_slow).count();
+            let part = world.config.limits.buffer_memory / (slow + 1);
+            // The message that this input ended may have been a largest one.
+            let most = backlog + input + MESSAGE_MAX;
+            assert!(most > part.max(PHONE_BACKLOG_MIN), "(4) {phone} of {slow} has but {most}");
         }
     }
 

@@ -10,6 +10,7 @@ pub mod envelope;
 mod forward;
 mod hash;
 mod liveness;
+mod notice;
 mod output;
 mod proxied;
 mod push_wake;
@@ -21,6 +22,7 @@ pub mod stats;
 mod traffic;
 mod upgrade;
 pub mod wake;
+mod warnings;
 
 pub use conn_id::ConnId;
 pub use relay::{Effect, Relay};

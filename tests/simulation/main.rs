@@ -17,10 +17,12 @@ mod heartbeat;
 mod limits;
 mod link;
 mod messages;
+mod notices;
 mod oracle;
 mod peer;
 mod phones;
 mod proxied;
+mod redial;
 mod replay;
 #[path = "../support/request.rs"]
 mod requests;

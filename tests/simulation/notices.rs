@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pyrycode_relay::config::{Config, MESSAGE_MAX, PHONE_BACKLOG_MAX};
+use pyrycode_relay::config::{BUFFER_MEMORY, Config, MESSAGE_MAX};
 use pyrycode_relay::time::TICK;
 
 use crate::peer::{HOME, LINK, Seen, join};
@@ -11,6 +11,9 @@ use crate::world::{PeerId, World, closed, secs, text};
 
 /// More than any deadline of a connection.
 const LONG: Duration = secs(70);
+
+/// What one slow phone may hold: as much as then is free of the budget.
+const PHONE_BACKLOG_MAX: usize = BUFFER_MEMORY / 2;
 
 fn pair() -> (World, PeerId, PeerId) {
     let mut world = World::new();

@@ -13,7 +13,9 @@ use ureq::http::HeaderMap;
 
 use super::key::{AccountKey, Signer};
 use super::schedule::Failure;
+use crate::server::os::clock::wall_time;
 use crate::server::outbound::https;
+use crate::server::outbound::retry_after::retry_after;
 
 /// The longest that one call takes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,9 +75,8 @@ impl Reply {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// RFC 9110 §10.2.3, in seconds; a date is not understood.
     fn retry_after(&self) -> Option<Duration> {
-        self.header("retry-after")?.parse().ok().map(Duration::from_secs)
+        retry_after(&self.headers, wall_time())
     }
 
     fn json(&self) -> Value {

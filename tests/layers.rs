@@ -145,6 +145,7 @@ const RULES: &[Rule] = &[
             "src/server/certificates/acme/client.rs",
             "src/server/outbound/https.rs",
             "src/server/outbound/dns.rs",
+            "src/server/outbound/stream.rs",
             "src/server/push/client.rs",
         ],
         paths: &["ureq"],

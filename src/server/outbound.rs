@@ -1,5 +1,8 @@
 //! Outbound HTTPS calls, made by helper threads beside the event loop.
 
+mod dial;
 pub(in crate::server) mod dns;
 pub(in crate::server) mod https;
+mod places;
 pub(in crate::server) mod retry_after;
+mod stream;

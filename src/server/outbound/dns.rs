@@ -1,10 +1,10 @@
 //! Names looked up for calls that are made beside the loop.
 //!
-//! Owns how many threads that may take. Knows none of the services that are called.
+//! Owns how many threads that may take, and which of a host's addresses are tried. Knows
+//! none of the services that are called.
 
 use std::fmt;
 use std::net::ToSocketAddrs;
-use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 
@@ -14,8 +14,12 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-/// The most names of one kind of service that are looked up at a time.
-pub(in crate::server) const LOOKUPS_MAX: usize = 32;
+use super::dial::interleave;
+use super::places::Places;
+use crate::server::os::clock::monotonic;
+
+/// The most names that one agent looks up at a time; further calls wait, within their time.
+pub(in crate::server) const LOOKUPS_MAX: usize = 16;
 /// Addresses of one host that are tried.
 const ADDRESSES_MAX: usize = 8;
 /// How much getaddrinfo(3) uses is for the machine's configuration to say.
@@ -24,10 +28,15 @@ const STACK: usize = 512 * 1024;
 /// Looks names up on threads of their own, for getaddrinfo(3) knows no deadline.
 /// ureq's resolver does the same, but ends the process when there is no thread, and
 /// starts ever more while a name server is silent.
-#[derive(Default)]
 pub(in crate::server) struct Lookup {
-    /// One for each thread that is looking, ours to count.
-    threads: Arc<()>,
+    /// One for each thread that is looking, which may outlive its call.
+    places: Places,
+}
+
+impl Lookup {
+    pub(super) fn new(places: Places) -> Self {
+        Self { places }
+    }
 }
 
 impl fmt::Debug for Lookup {
@@ -47,21 +56,18 @@ impl Resolver for Lookup {
         let host = authority
             .and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority))
             .ok_or(Error::HostNotFound)?;
-        // One count is our own. If there are so many, most have outlived their calls.
-        if Arc::strong_count(&self.threads) > LOOKUPS_MAX {
-            return Err(Error::Timeout(timeout.reason));
-        }
-        let ticket = Arc::clone(&self.threads);
+        let (began, late) = (monotonic(), || Error::Timeout(timeout.reason));
+        let place = self.places.take_within(*timeout.after).ok_or_else(late)?;
         let (found, wait) = mpsc::sync_channel(1);
         thread::Builder::new().name("resolve".into()).stack_size(STACK).spawn(move || {
             // The caller may have given up.
             let _ = found.send(host.to_socket_addrs());
-            drop(ticket);
+            drop(place);
         })?;
-        let found =
-            wait.recv_timeout(*timeout.after).map_err(|_| Error::Timeout(timeout.reason))?;
+        let left = timeout.after.saturating_sub(monotonic() - began);
+        let found = wait.recv_timeout(left).map_err(|_| late())?;
         let mut addresses = self.empty();
-        found?.take(ADDRESSES_MAX).for_each(|address| addresses.push(address));
+        interleave(found?).into_iter().take(ADDRESSES_MAX).for_each(|it| addresses.push(it));
         if addresses.is_empty() { Err(Error::HostNotFound) } else { Ok(addresses) }
     }
 }
@@ -74,23 +80,29 @@ mod tests {
 
     use super::*;
 
-    fn lookup(threads: &Arc<()>) -> Result<ResolvedSocketAddrs, Error> {
-        let lookup = Lookup { threads: Arc::clone(threads) };
-        let timeout = NextTimeout {
-            after: Duration::from_secs(10).into(),
-            reason: Timeout::Global,
-            ..NextTimeout::default()
-        };
+    fn lookup(places: &Places, within: Duration) -> Result<ResolvedSocketAddrs, Error> {
+        let lookup = Lookup::new(places.clone());
+        let timeout =
+            NextTimeout { after: within.into(), reason: Timeout::Global, ..NextTimeout::default() };
         lookup.resolve(&Uri::from_static("https://127.0.0.1:8443/x"), &Config::default(), timeout)
     }
 
     #[test]
     fn a_silent_name_server_holds_so_many_threads_and_no_more() {
-        let threads = Arc::default();
-        let found = lookup(&threads).expect("it needs no name server");
+        let soon = Duration::from_secs(10);
+        let places = Places::new(LOOKUPS_MAX);
+        let held: Vec<_> = (1..LOOKUPS_MAX).map(|_| places.take()).collect();
+        let found = lookup(&places, soon).expect("it needs no name server");
         assert_eq!(found[..], ["127.0.0.1:8443".parse().unwrap()]);
-        let held: Vec<Arc<()>> = (0..LOOKUPS_MAX).map(|_| Arc::clone(&threads)).collect();
-        assert!(matches!(lookup(&threads), Err(Error::Timeout(_))));
+        let last = places.take_within(soon);
+        let failed = lookup(&places, Duration::from_millis(10));
+        assert!(matches!(failed, Err(Error::Timeout(Timeout::Global))));
+        // A call that waits has its turn when a lookup has ended.
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| lookup(&places, soon).is_ok());
+            drop(last);
+            assert!(waiting.join().unwrap());
+        });
         drop(held);
     }
 }

@@ -18,11 +18,11 @@ impl Relay {
         token: &str,
         now: Instant,
     ) -> Result<(), Dropped> {
-        let public_id = self.public_id(binary);
         let Some(slot) = self.entry(binary).map(|entry| entry.slot) else { return Ok(()) };
         let Some(wakes) = &mut self.wakes else { return Err(Dropped::PushWakeOff) };
-        let wake = || Wake { device: DeviceToken::new(token), binary: public_id };
-        wakes.accept(self.registry.server_id(slot), wake, now)
+        let server_id = self.registry.server_id(slot);
+        let wake = || Wake { device: DeviceToken::new(token), server_id: server_id.into() };
+        wakes.accept(server_id, wake, now)
     }
 
     /// The next wake to carry out; its outcome is told to

@@ -14,7 +14,6 @@ use std::fmt;
 use std::hash::BuildHasher;
 
 use super::admission::RateLimiter;
-use super::conn_id::PublicId;
 use super::envelope::Dropped;
 use super::hash::HashKeys;
 use crate::time::Instant;
@@ -31,8 +30,8 @@ const PER_MINUTE: u32 = 6;
 pub struct Wake {
     /// Who is woken.
     pub device: DeviceToken,
-    /// Who asked, for the log.
-    pub binary: PublicId,
+    /// Whose binary asked, for the log.
+    pub server_id: Box<str>,
 }
 
 /// What FCM knows a device by. Whoever has it can be heard on that device, so it
@@ -128,7 +127,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::relay::ConnId;
 
     fn after(seconds: u64) -> Instant {
         Instant::START + Duration::from_secs(seconds)
@@ -164,7 +162,7 @@ mod tests {
     #[test]
     fn a_token_is_not_shown() {
         let device = DeviceToken::new("abc");
-        let binary = PublicId { key: 0, id: ConnId::new(0, 0) };
-        assert!(format!("{:?}", Wake { device, binary }).contains("DeviceToken(..)"));
+        let wake = Wake { device, server_id: "home".into() };
+        assert!(format!("{wake:?}").contains("DeviceToken(..)"));
     }
 }

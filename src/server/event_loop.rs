@@ -22,7 +22,6 @@ mod beside;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -31,7 +30,6 @@ use rustls::ServerConfig;
 
 use crate::config::BUFFER_MEMORY;
 use crate::config::Speaks;
-use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect};
 use crate::server::certificates::renewer_handle::Keeper;
 use crate::server::core::Core;
@@ -42,6 +40,7 @@ use crate::server::net::{tls_session, tls_stats};
 use crate::server::os::clock::Clock;
 use crate::server::os::signals::Signals;
 use crate::server::os::systemd::Supervisor;
+use crate::server::push;
 use crate::time::Instant;
 
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -90,7 +89,7 @@ pub struct Server<C> {
     signals: Option<Signals>,
     mailbox: Mailbox,
     /// Where push wakes are carried out; `None`: nowhere.
-    push: Option<Sender<Wake>>,
+    push: Option<push::Handle>,
     /// Who is told how the loop fares; `None`: nobody.
     supervisor: Option<Supervisor>,
     core: C,

@@ -13,6 +13,7 @@
 //! 5. Only the relay's own records are written. Its dependencies log through
 //!    the same facade, and tungstenite prints payloads.
 
+pub(in crate::server) mod duration;
 mod line;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import threading
 import time
+from email.utils import formatdate
+
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import google
@@ -77,7 +79,11 @@ class Pushing(Relay):
 
     @property
     def failures(self):
-        return self.events("push_wake_failed")
+        return self.events("push_wake_send_failed")
+
+    @property
+    def sent(self):
+        return self.events("push_wake_sent")
 
     @property
     def dropped(self):
@@ -102,21 +108,33 @@ class Pushing(Relay):
     def __exit__(self, failure, *rest):
         scraped = "" if self.is_signalled else self.scrape()
         super().__exit__(failure, *rest)
+        if not failure:
+            for line in self.sent:
+                well_told(line, {"fcm_message_id"})
         for text in (*self.log, self.command, scraped):
             for secret in self.secrets:
                 assert secret not in text, f"a secret is told: {text}"
 
 
-def told(failure, outcome, number=None, **fields):
-    """Asserts what a failed wake's line says."""
-    assert failure["level"] == "warn" and failure["outcome"] == outcome, failure
+def well_told(line, optional=frozenset()):
+    """Asserts that a wake's line has its fields and no others."""
+    fields = {"time", "level", "msg", "server_id", "token_fp", "duration"}
+    assert fields <= set(line) <= fields | optional, line
+    assert re.fullmatch(r"home-\d+", line["server_id"]), line
+    assert re.fullmatch(r"[0-9a-f]{8}", line["token_fp"]), line
+    assert re.fullmatch(r"0s|(\d+m)?\d+(\.\d+)?(ns|µs|ms|s)", line["duration"]), line
+
+
+def told(failure, outcome, number=None, says=None):
+    """Asserts what a failed wake's line says: all of its `err`, or the part that `says` is."""
+    assert failure["level"].lower() == "warn", failure
+    well_told(failure, {"err"})
+    label, _, words = failure["err"].strip('"').partition(": ")
+    assert label == outcome and words, failure
     if number is not None:
         assert failure["token_fp"] == fingerprint(device(number)), failure
-    for name, value in fields.items():
-        assert failure.get(name, "").strip('"') == str(value), (name, value, failure)
-    known = {"time", "level", "msg", "outcome", "status", "err", "fcm_status", "fcm_error_code",
-             "token_fp", "binary_conn_id"}
-    assert set(failure) <= known, failure
+    if says is not None:
+        assert words == says, (says, failure)
 
 
 def wait_sends(server, count, within=SOON):
@@ -168,6 +186,18 @@ def a_token_without_key_id_and_a_base_with_a_path():
             assert header == {"alg": "RS256", "typ": "JWT"}
 
 
+def a_key_without_project_is_for_the_apps_own():
+    with Google() as server:
+        with Pushing(server, account=server.account(project_id=None)) as relay:
+            relay.wake(1)
+            wait_until(lambda: server.of("/v1/projects/pyrycode-mobile/messages:send"))
+    # Without a token_uri Google's own would be asked, so that is only checked.
+    with Google() as server:
+        status, text = start(server.account(token_uri=None), "--fcm-ca", server.authority.file,
+                             "--check-config")
+        assert status == 0, text
+
+
 def a_token_is_renewed_before_it_expires():
     with Google() as server, Pushing(server) as relay:
         server.lifetime = 2
@@ -204,10 +234,11 @@ def a_refused_token_is_replaced_once():
         server.on_send = complaint(401, "UNAUTHENTICATED")
         relay.wake(3)
         (failure,) = relay.wait_failures(1)
-        told(failure, "send_failed", 3, status=401, fcm_status="UNAUTHENTICATED")
+        told(failure, "send_failed", 3, "FCM answered status 401 UNAUTHENTICATED")
         assert (len(server.sends), len(server.exchanges)) == (5, 3)
         relay.wake(4)
-        told(relay.wait_failures(2)[1], "token_fetch_failed", 4)
+        told(relay.wait_failures(2)[1], "token_fetch_failed", 4,
+             "no access token, and none asked for")
         assert (len(server.sends), len(server.exchanges)) == (5, 3)
 
 
@@ -229,35 +260,118 @@ def a_token_refused_to_many_at_once_is_replaced_once():
 
 
 def what_fcm_answers_is_what_is_told():
+    def elsewhere(status, kind):
+        """The code in a detail of this type, behind one that has it as a number."""
+        details = [{"@type": "type.googleapis.com/google.rpc.Help", "errorCode": 5},
+                   {"@type": kind, "errorCode": "UNREGISTERED"}]
+        return Answer(status, {"error": {"status": "NOT_FOUND", "details": details}})
+    fcm_error = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
     cases = [
-        (complaint(404, "NOT_FOUND", "UNREGISTERED"), "unregistered", "NOT_FOUND", "UNREGISTERED"),
-        (complaint(404, "NOT_FOUND"), "send_failed", "NOT_FOUND", ""),
-        (Answer(404, b"<html>not found</html>"), "send_failed", "", ""),
+        (complaint(404, "NOT_FOUND", "UNREGISTERED"), "unregistered", " NOT_FOUND UNREGISTERED"),
+        (elsewhere(404, fcm_error), "unregistered", " NOT_FOUND UNREGISTERED"),
+        (elsewhere(400, fcm_error), "unregistered", " NOT_FOUND UNREGISTERED"),
+        (elsewhere(404, "type.googleapis.com/google.rpc.ErrorInfo"), "send_failed", " NOT_FOUND"),
+        (complaint(404, "NOT_FOUND"), "send_failed", " NOT_FOUND"),
+        (Answer(404, b"<html>not found</html>"), "send_failed", ""),
         (complaint(400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"), "send_failed",
-         "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+         " INVALID_ARGUMENT INVALID_ARGUMENT"),
         (complaint(403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"), "send_failed",
-         "PERMISSION_DENIED", "SENDER_ID_MISMATCH"),
-        (complaint(429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"), "send_failed",
-         "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
-        (complaint(500, "INTERNAL", "INTERNAL"), "send_failed", "INTERNAL", "INTERNAL"),
-        (Answer(503, b"", {"Retry-After": "1"}), "send_failed", "", ""),
+         " PERMISSION_DENIED SENDER_ID_MISMATCH"),
+        (complaint(401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR_2"), "send_failed",
+         " UNAUTHENTICATED THIRD_PARTY_AUTH_ERROR_2"),
+        (complaint(500, "INTERNAL", "INTERNAL"), "send_failed", " INTERNAL INTERNAL"),
+        (Answer(503), "send_failed", ""),
         # What has not their shape is not repeated.
-        (complaint(400, f"{SECRET} A", f"{SECRET}\nlevel=error"), "send_failed", "", ""),
-        (Answer(500, b"\0" * 100), "send_failed", "", ""),
-        (Answer(500, b"[" * 4000), "send_failed", "", ""),
+        (complaint(400, f"{SECRET} A", f"{SECRET}\nlevel=error"), "send_failed", ""),
+        (Answer(500, b"\0" * 100), "send_failed", ""),
+        (Answer(500, b"[" * 4000), "send_failed", ""),
     ]
-    with Google() as server, Pushing(server) as relay:
-        for number, (answer, outcome, status, code) in enumerate(cases):
+    for number, (answer, outcome, words) in enumerate(cases):
+        with Google() as server, Pushing(server) as relay:
             server.on_send = answer
             relay.wake(number)
-            failure = relay.wait_failures(number + 1)[number]
-            told(failure, outcome, number, status=answer.status, fcm_status=status,
-                 fcm_error_code=code)
-            assert len(server.sends) == number + 1, "none is sent again"
-        assert len(server.exchanges) == 1
-        server.on_send = Answer(200, b"garbage")
-        relay.wake("well")
-        relay.wait_counted(sent=1, unregistered=1, send_failed=len(cases) - 1)
+            told(relay.wait_failures(1)[0], outcome, number, f"FCM answered status {answer.status}{words}")
+            is_refused = answer.status == 401
+            assert len(server.sends) == 1 + is_refused, "none is sent again"
+            relay.wait_counted(**{outcome: 1})
+            assert not relay.sent
+
+
+def a_wake_that_is_sent_leaves_one_line():
+    """It names FCM's message, if the name has the form of one."""
+    good = "projects/p/messages/0:1500415314455276%31bd1c9631bd1c96_-"
+    cases = [
+        ({"name": good}, good), ({"name": "a" * 256}, "a" * 256), ({"name": "a" * 257}, None),
+        ({"name": ""}, None), ({"name": 7}, None), ({"name": "a b"}, None), ({}, None), ([], None),
+        ({"name": 'x"\nlevel=error msg=forged'}, None), (b"garbage", None), (b"", None),
+    ]
+    with Google() as server, Pushing(server) as relay:
+        # The last one's name repeats a secret.
+        cases.append(({"name": device(len(cases))}, None))
+        for number, (body, name) in enumerate(cases):
+            server.on_send = Answer(200, body)
+            relay.wake(number)
+            wait_until(lambda: len(relay.sent) == number + 1)
+            line = relay.sent[number]
+            assert line["level"].lower() == "info", line
+            assert line["server_id"] == f"home-{number + 1}", line
+            assert line["token_fp"] == fingerprint(device(number)), line
+            assert line.get("fcm_message_id") == name, line
+        assert not relay.failures
+        relay.wait_counted(sent=len(cases))
+
+
+def a_pause_that_fcm_asks_for_is_kept_to():
+    """In both forms of Retry-After, and for a minute where a 429 names none."""
+    def later(seconds):
+        return formatdate(time.time() + seconds, usegmt=True)
+    cases = [
+        (429, {}, 60, 60), (429, {"Retry-After": "120"}, 120, 120), (503, {"Retry-After": "7"}, 7, 7),
+        (429, {"Retry-After": "soon"}, 60, 60), (500, {"Retry-After": later(3600)}, 3590, 3601),
+        # Our clock is not asked where theirs is told.
+        (503, {"Retry-After": "Sun, 06 Nov 1994 10:00:00 GMT",
+               "Date": "Sun, 06 Nov 1994 09:50:00 GMT"}, 600, 600),
+        (429, {"Retry-After": "99999999999999999999999"}, 2**64 - 1, 2**64 - 1),
+    ]
+    for status, headers, least, most in cases:
+        with Google() as server, Pushing(server) as relay:
+            server.on_send = Answer(status, b"", headers)
+            relay.wake("refused")
+            (failure,) = relay.wait_failures(1)
+            found = re.search(rf"FCM answered status {status}; no wakes for (\d+) s", failure["err"])
+            assert found and least <= int(found[1]) <= most, failure
+            server.on_send = Answer(200)
+            relay.wake(*range(BURST))
+            for dropped in relay.wait_failures(1 + BURST)[1:]:
+                told(dropped, "dropped")
+                assert re.search(r"FCM asked for a pause, \d+ s of it are left", dropped["err"])
+            relay.wait_counted(send_failed=1, dropped=BURST)
+            assert len(server.sends) == 1, "they were sent all the same"
+
+
+def a_pause_ends():
+    with Google() as server, Pushing(server) as relay:
+        server.on_send = Answer(503, b"", {"Retry-After": "2"})
+        relay.wake("refused")
+        wait_sends(server, 1)
+        started = time.monotonic()
+        server.on_send = Answer(200)
+        wakes = 0
+
+        def sent_again():
+            nonlocal wakes
+            relay.wake(wakes)
+            wakes += 1
+            return len(server.sends) >= 2
+        wait_until(sent_again, look_every=0.1)
+        assert time.monotonic() - started >= 1.9
+        wait_until(lambda: len(relay.sent) + len(relay.failures) == 1 + wakes)
+        # No pause: zero seconds, a date that has passed, none at all on a 503.
+        for headers in ({"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}, {}):
+            server.on_send = Answer(503, b"", headers)
+            sends = len(server.sends)
+            relay.wake("refused", "once more")
+            wait_sends(server, sends + 2)
 
 
 def redirects_are_not_followed():
@@ -265,12 +379,14 @@ def redirects_are_not_followed():
         for number, status in enumerate((301, 302, 303, 307, 308)):
             server.on_send = Answer(status, b"", {"Location": f"{server.url}/elsewhere"})
             relay.wake(number)
-            told(relay.wait_failures(number + 1)[number], "send_failed", number, status=status)
+            told(relay.wait_failures(number + 1)[number], "send_failed", number,
+                 f"FCM answered status {status}")
         assert {asked.path for asked in server.asked} == {google.TOKEN, google.SEND}
     with Google() as server, Pushing(server) as relay:
         server.on_token = Answer(302, b"", {"Location": f"{server.url}/elsewhere"})
         relay.wake("a")
-        told(relay.wait_failures(1)[0], "token_fetch_failed", "a", status=302)
+        told(relay.wait_failures(1)[0], "token_fetch_failed", "a",
+             "the token endpoint refused, status 302")
         assert [asked.path for asked in server.asked] == [google.TOKEN]
 
 
@@ -284,7 +400,10 @@ def a_token_endpoint_that_answers_nonsense():
         with Google() as server, Pushing(server) as relay:
             server.on_token = answer
             relay.wake(1)
-            told(relay.wait_failures(1)[0], "token_fetch_failed", 1, status=answer.status)
+            is_refused = answer.status != 200
+            words = "refused" if is_refused else "'s reply is not understood"
+            told(relay.wait_failures(1)[0], "token_fetch_failed", 1,
+                 f"the token endpoint{' ' * is_refused}{words}, status {answer.status}")
             assert not server.sends
 
 
@@ -356,7 +475,8 @@ def huge_answers_are_not_read():
             server.on_send = endless(500, head)
             relay.wake(number)
             failure = relay.wait_failures(number + 1)[number]
-            told(failure, "send_failed", number, status="" if head is heads[-1] else 500)
+            told(failure, "send_failed", number,
+                 "the reply is not HTTP" if head is heads[-1] else "FCM answered status 500")
         server.on_send = endless(200, heads[0])
         relay.wake("taken all the same")
         wait_until(lambda: len(sent) == 5)
@@ -364,7 +484,8 @@ def huge_answers_are_not_read():
     with Google() as server, Pushing(server) as relay:
         server.on_token = endless(200, heads[0])
         relay.wake(1)
-        told(relay.wait_failures(1)[0], "token_fetch_failed", 1, status=200)
+        told(relay.wait_failures(1)[0], "token_fetch_failed", 1,
+             "the token endpoint's reply is not understood, status 200")
     # More than 4 KiB, for the kernel reads on; far from a gigabyte.
     assert len(sent) == 6 and max(sent) < 32 * 1024 * 1024, sent
 
@@ -433,15 +554,15 @@ def endpoints_that_do_not_speak_tls():
                 endpoint = f"https://127.0.0.1:{port}"
                 with Pushing(server, "--fcm-endpoint", endpoint) as relay:
                     relay.wake(1)
-                    told(relay.wait_failures(1)[0], "send_failed", 1, status="")
+                    told(relay.wait_failures(1)[0], "send_failed", 1)
                 account = server.account(token_uri=endpoint)
                 with Pushing(server, account=account) as relay:
                     relay.wake(1)
-                    told(relay.wait_failures(1)[0], "token_fetch_failed", 1, status="")
+                    told(relay.wait_failures(1)[0], "token_fetch_failed", 1)
         # Nobody listens there any more.
         with Pushing(server, "--fcm-endpoint", endpoint) as relay:
             relay.wake(1)
-            told(relay.wait_failures(1)[0], "send_failed", 1, err="connection refused")
+            told(relay.wait_failures(1)[0], "send_failed", 1, "connection refused")
         assert not server.sends
 
 
@@ -463,7 +584,7 @@ def endpoints_that_speak_no_http():
         for number, answer in enumerate((garbage, cut_short, reset)):
             server.on_send = answer
             relay.wake(number)
-            told(relay.wait_failures(number + 1)[number], "send_failed", number, status="")
+            told(relay.wait_failures(number + 1)[number], "send_failed", number)
 
 
 def whom_the_authority_does_not_vouch_for_hears_nothing():
@@ -475,7 +596,7 @@ def whom_the_authority_does_not_vouch_for_hears_nothing():
             relay.wake(1)
             (failure,) = relay.wait_failures(1)
             told(failure, "token_fetch_failed", 1,
-                 err="the server's certificate is not trusted")
+                 "the server's certificate is not trusted")
             assert not server.asked
     # Without the flag those that browsers trust are trusted, and not this one.
     with Google() as server:
@@ -556,7 +677,7 @@ def hanging_calls_fill_the_house_and_stop_nobody():
         assert len(trips) > 100, "it crawls"
         assert CALL - 1 < time.monotonic() - started
         for failure in relay.wait_failures(IN_FLIGHT):
-            told(failure, "send_failed", err="out of time", status="")
+            told(failure, "send_failed", says="out of time")
         # There is room again.
         server.on_send = Answer(200)
         relay.wake("34th")
@@ -593,6 +714,10 @@ def a_shut_down_waits_for_no_call():
             relay.signal(signal.SIGTERM)
             assert relay.exit_status(LATE) == 0
             took.append(time.monotonic() - started)
+            # Their lines are there all the same.
+            for failure in relay.wait_failures(hanging):
+                told(failure, "send_failed", says="the relay ended before an answer came")
+            assert len(relay.failures) == hanging
     print("  ended in {:.3f} s, with 32 hanging calls in {:.3f} s".format(*took))
 
 
@@ -641,7 +766,12 @@ def bad_credentials_are_refused_and_not_told():
             (account(body), "private_key is not"), (account(good[:800]), "private_key is not"),
             (account(good.replace("A", "B", 300)), "private_key is not"),
             (account(good.replace("PRIVATE", "PUBLIC")), "private_key is not"),
-            (account(type="authorized_user"), "type must"), (account(project_id=None), "project_id"),
+            (account(type="authorized_user"), "type must"), (account(project_id="a/b"), "project_id"),
+            (account().replace("\\n", "\n"), "the JSON breaks at the end of line 1"),
+            (account().replace("\\n", "\\\\n"), "private_key: the backslashes"),
+            (account().replace("\\n", "n"), "private_key: the backslashes"),
+            (account().replace("\\n", " "), "private_key: blanks"),
+            (f"'{account()}'", "begins with a quote"), ("\ufeff" + account(), "begins with a byte"),
             (account(token_uri="http://localhost/"), "token_uri"), (body, "is not the JSON"),
             ("", "is set but empty"),
         ]
@@ -674,8 +804,10 @@ def start(credentials, *flags):
 if __name__ == "__main__":
     main([
         the_requests_are_google_s, a_token_without_key_id_and_a_base_with_a_path,
+        a_key_without_project_is_for_the_apps_own,
         a_token_is_renewed_before_it_expires, a_refused_token_is_replaced_once,
         a_token_refused_to_many_at_once_is_replaced_once, what_fcm_answers_is_what_is_told,
+        a_wake_that_is_sent_leaves_one_line, a_pause_that_fcm_asks_for_is_kept_to, a_pause_ends,
         redirects_are_not_followed, a_token_endpoint_that_answers_nonsense,
         failed_exchanges_are_backed_off, one_exchange_however_many_wait,
         huge_answers_are_not_read, slow_answers_end_after_ten_seconds,

@@ -71,6 +71,21 @@ fn a_wake_is_handed_out_once_and_its_outcome_counted() {
 }
 
 #[test]
+fn a_wake_says_which_server_id_asked() {
+    let mut world = pushing();
+    for server_id in ["home", "office"] {
+        let binary = world.binary(server_id);
+        ask(&mut world, binary, "t");
+        // Its binary need not be there any more.
+        world.hang_up(binary);
+        let wake = world.relay.poll_wake().expect("it is taken on");
+        assert_eq!((&*wake.server_id, wake.device.reveal()), (server_id, "t"));
+        world.relay.handle_wake_done(WakeOutcome::Sent);
+    }
+    world.finish();
+}
+
+#[test]
 fn off_a_wake_is_dropped_and_the_binary_stays() {
     let mut world = World::new();
     let binary = world.binary("home");

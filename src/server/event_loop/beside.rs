@@ -7,13 +7,12 @@
 use std::io;
 
 use super::{Core, Server};
-use crate::relay::stats::WakeOutcome;
 use crate::server::certificates::Certified;
 use crate::server::certificates::source::Source;
 use crate::server::mailbox::{Message, Report};
 use crate::server::os::clock::wall_time;
 use crate::server::os::systemd::Supervisor;
-use crate::server::push::Push;
+use crate::server::push::{self, Push};
 
 impl<C: Core> Server<C> {
     /// Has `push` carry out the wakes that the core hands out.
@@ -90,9 +89,12 @@ impl<C: Core> Server<C> {
     /// Hands wakes on; each is answered by mail, sooner or later.
     pub(super) fn push(&mut self) {
         while let Some(wake) = self.core.poll_wake() {
-            let sent = self.push.as_ref().is_some_and(|queue| queue.send(wake).is_ok());
-            if !sent {
-                self.core.handle_wake_done(WakeOutcome::Dropped);
+            let refused = match &self.push {
+                Some(handle) => handle.hand_over(wake).err(),
+                None => Some(wake),
+            };
+            if let Some(wake) = refused {
+                self.core.handle_wake_done(push::not_handed_over(&wake));
             }
         }
     }

@@ -45,11 +45,10 @@ pub const KEYS: &[&str] = &[
     "frames_out",
     "bytes_out",
     // Push wakes.
-    "outcome",
     "status",
-    "fcm_status",
-    "fcm_error_code",
     "token_fp",
+    "duration",
+    "fcm_message_id",
     // How the process runs.
     "listen",
     "metrics_listen",

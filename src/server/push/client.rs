@@ -10,6 +10,7 @@
 
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use ureq::http::Response;
 use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -18,8 +19,10 @@ use ureq::{Agent, Body, Error};
 use super::CALL_TIMEOUT;
 use crate::config::DESCRIPTORS_RESERVED;
 use crate::relay::wake::IN_FLIGHT_MAX;
+use crate::server::os::clock::wall_time;
 use crate::server::outbound::dns::LOOKUPS_MAX;
-use crate::server::outbound::https;
+use crate::server::outbound::https::{self, ATTEMPTS_BESIDE_MAX};
+use crate::server::outbound::retry_after::retry_after;
 
 /// The most bytes of a reply's body that are looked at.
 const REPLY_MAX: u64 = 4096;
@@ -29,9 +32,9 @@ const HEAD_MAX: usize = 8 * 1024;
 const BUFFER: usize = 16 * 1024;
 
 const _: () = assert!(HEAD_MAX <= BUFFER);
-// A call has one socket at a time. As many may be held by threads that a silent name
-// server keeps beyond their calls.
-const _: () = assert!(IN_FLIGHT_MAX + LOOKUPS_MAX <= DESCRIPTORS_RESERVED);
+// A call has one socket at a time, and while it connects perhaps more; others may be held
+// by threads that a silent name server keeps beyond their calls.
+const _: () = assert!(IN_FLIGHT_MAX + ATTEMPTS_BESIDE_MAX + LOOKUPS_MAX <= DESCRIPTORS_RESERVED);
 
 /// Makes calls, any number at a time.
 pub(super) struct Client(Agent);
@@ -42,6 +45,11 @@ pub(super) struct Reply(Response<Body>);
 impl Reply {
     pub(super) fn status(&self) -> u16 {
         self.0.status().as_u16()
+    }
+
+    /// How long it asks to be left alone, if it does.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        retry_after(self.0.headers(), wall_time())
     }
 
     /// The body as far as it came within the bounds.

@@ -5,13 +5,22 @@
 //!
 //! Source: the reference of `projects.messages.send`, and `ErrorCode` there.
 
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::relay::stats::WakeOutcome;
 
 /// The access token was refused.
 pub(super) const UNAUTHORIZED: u16 = 401;
-const NOT_FOUND: u16 = 404;
+const TOO_MANY_REQUESTS: u16 = 429;
+/// The pause after a 429 that names none: what Google's guide to scaling asks for.
+const PAUSE_DEFAULT: Duration = Duration::from_secs(60);
+/// The detail of an error that holds FCM's own code.
+const FCM_ERROR: &str = "type.googleapis.com/google.firebase.fcm.v1.FcmError";
+/// The longest name of a message that is told, in bytes.
+const NAME_MAX: usize = 256;
 /// The longest enum value that is believed to be one, in bytes.
 const ENUM_MAX: usize = 64;
 
@@ -47,7 +56,16 @@ pub(super) fn is_taken(status: u16) -> bool {
     (200..300).contains(&status)
 }
 
-/// What FCM says is wrong, in its two enums: words of a shape that can carry
+/// The name that FCM gave the message, if it has the form of one.
+pub(super) fn message_name(body: &[u8]) -> Option<String> {
+    let reply: Value = serde_json::from_slice(body).ok()?;
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"/:%_-".contains(&byte);
+    let is_name =
+        |name: &&str| (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(is_name_byte);
+    reply["name"].as_str().filter(is_name).map(str::to_owned)
+}
+
+/// What FCM says is wrong, in its two enums: words of a form that can carry
 /// neither a token nor a line feed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Complaint {
@@ -57,55 +75,52 @@ pub(super) struct Complaint {
     pub(super) error_code: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Refusal {
-    error: Error,
-}
-
-#[derive(Deserialize)]
-struct Error {
-    #[serde(default)]
-    status: Option<String>,
-    #[serde(default)]
-    details: Vec<Detail>,
-}
-
-#[derive(Deserialize)]
-struct Detail {
-    #[serde(default, rename = "errorCode")]
-    error_code: Option<String>,
-}
-
 /// What of a reply's body may be repeated.
 pub(super) fn complaint(body: &[u8]) -> Complaint {
-    let Ok(Refusal { error }) = serde_json::from_slice(body) else { return Complaint::default() };
-    let mut codes = error.details.into_iter().filter_map(|detail| detail.error_code);
+    let reply: Value = serde_json::from_slice(body).unwrap_or_default();
+    let error = &reply["error"];
+    let mut details = error["details"].as_array().into_iter().flatten();
+    let detail = details.find(|detail| detail["@type"] == FCM_ERROR);
     Complaint {
-        status: error.status.filter(|word| is_enum(word)),
-        error_code: codes.next().filter(|word| is_enum(word)),
+        status: enum_word(&error["status"]),
+        error_code: detail.and_then(|detail| enum_word(&detail["errorCode"])),
     }
 }
 
-fn is_enum(word: &str) -> bool {
-    (1..=ENUM_MAX).contains(&word.len())
-        && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+fn enum_word(value: &Value) -> Option<String> {
+    let is_enum_byte =
+        |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    let is_enum =
+        |word: &&str| (1..=ENUM_MAX).contains(&word.len()) && word.bytes().all(is_enum_byte);
+    value.as_str().filter(is_enum).map(str::to_owned)
 }
 
-/// What a refusal comes to.
-pub(super) fn outcome(status: u16, complaint: &Complaint) -> WakeOutcome {
-    if status == NOT_FOUND && complaint.error_code.as_deref() == Some("UNREGISTERED") {
-        WakeOutcome::Unregistered
-    } else {
-        WakeOutcome::SendFailed
+/// What a refusal comes to, whatever its HTTP status.
+pub(super) fn outcome(complaint: &Complaint) -> WakeOutcome {
+    match complaint.error_code.as_deref() {
+        Some("UNREGISTERED") => WakeOutcome::Unregistered,
+        _ => WakeOutcome::SendFailed,
     }
+}
+
+/// How long a refusal asks not to be called again, `retry_after` as it says itself.
+pub(super) fn pause(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
+    let default = (status == TOO_MANY_REQUESTS).then_some(PAUSE_DEFAULT);
+    retry_after.or(default).filter(|pause| !pause.is_zero())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const UNREGISTERED: &str = r#"{"error":{"code":404,"message":"Requested entity was not found.",
-        "status":"NOT_FOUND","details":[{"@type":"t","errorCode":"UNREGISTERED"}]}}"#;
+    fn refusal(status: &str, kind: &str, code: &str) -> Complaint {
+        let body = format!(
+            r#"{{"error":{{"code":404,"message":"Requested entity was not found.","status":"{status}",
+            "details":[{{"@type":"type.googleapis.com/google.rpc.Help","errorCode":5}},
+            {{"@type":"{kind}","errorCode":"{code}"}}]}}}}"#
+        );
+        complaint(body.as_bytes())
+    }
 
     #[test]
     fn the_request_is_the_contracts() {
@@ -120,30 +135,70 @@ mod tests {
     }
 
     #[test]
-    fn only_a_404_that_says_so_is_unregistered() {
-        let gone = complaint(UNREGISTERED.as_bytes());
+    fn unregistered_is_what_fcm_s_own_detail_says() {
+        let gone = refusal("NOT_FOUND", FCM_ERROR, "UNREGISTERED");
         assert_eq!(gone.status.as_deref(), Some("NOT_FOUND"));
-        assert_eq!(outcome(404, &gone), WakeOutcome::Unregistered);
-        assert_eq!(outcome(403, &gone), WakeOutcome::SendFailed);
-        for body in ["", "not found", r#"{"error":{"status":"NOT_FOUND"}}"#] {
-            assert_eq!(outcome(404, &complaint(body.as_bytes())), WakeOutcome::SendFailed);
+        assert_eq!(outcome(&gone), WakeOutcome::Unregistered);
+        for (kind, code) in [
+            ("type.googleapis.com/google.rpc.ErrorInfo", "UNREGISTERED"),
+            ("FcmError", "UNREGISTERED"),
+            (FCM_ERROR, "INVALID_ARGUMENT"),
+            (FCM_ERROR, "unregistered"),
+        ] {
+            let complaint = refusal("NOT_FOUND", kind, code);
+            assert_eq!(outcome(&complaint), WakeOutcome::SendFailed, "{kind} {code}");
+        }
+        for body in [
+            "",
+            "not found",
+            r#"{"error":{"status":"NOT_FOUND"}}"#,
+            r#"{"error":{"status":"UNREGISTERED"}}"#,
+            r#"{"error":{"details":[{"errorCode":"UNREGISTERED"}]}}"#,
+        ] {
+            assert_eq!(outcome(&complaint(body.as_bytes())), WakeOutcome::SendFailed, "{body}");
         }
     }
 
     #[test]
     fn only_what_looks_like_an_enum_is_repeated() {
         let long = "A".repeat(65);
-        for word in ["", "not_found", "A B", "A\\nlevel=error", "ABC1", &long, "Ü"] {
-            let body = format!(
-                r#"{{"error":{{"status":"{word}","details":[{{}},{{"errorCode":"{word}"}}]}}}}"#
-            );
-            assert_eq!(complaint(body.as_bytes()), Complaint::default(), "{word}");
+        for word in ["", "not_found", "A B", "A\\nlevel=error", "ABc", &long, "Ü"] {
+            assert_eq!(refusal(word, FCM_ERROR, word), Complaint::default(), "{word}");
         }
         for body in ["[]", "{}", r#"{"error":"A"}"#, r#"{"error":{"status":1}}"#, "\u{0}", "{"] {
             assert_eq!(complaint(body.as_bytes()), Complaint::default(), "{body}");
         }
-        let longest = "A".repeat(64);
-        let body = format!(r#"{{"error":{{"status":"{longest}"}}}}"#);
-        assert_eq!(complaint(body.as_bytes()).status, Some(longest));
+        let longest = "A_9".repeat(21) + "Z";
+        let complaint = refusal(&longest, FCM_ERROR, "QUOTA_2");
+        assert_eq!(complaint.status, Some(longest));
+        assert_eq!(complaint.error_code.as_deref(), Some("QUOTA_2"));
+    }
+
+    #[test]
+    fn a_name_is_told_if_it_has_the_form_of_one() {
+        let name = |name: &str| message_name(format!(r#"{{"name":{name}}}"#).as_bytes());
+        let good = "projects/my-project/messages/0:1500415314455276%31bd1c9631bd1c96_";
+        assert_eq!(name(&format!("\"{good}\"")).as_deref(), Some(good));
+        let longest = "a".repeat(256);
+        assert_eq!(name(&format!("\"{longest}\"")), Some(longest.clone()));
+        for bad in
+            ["\"\"", "7", "null", "\"a b\"", "\"a\\nb\"", "\"a=b\"", &format!("\"{longest}a\"")]
+        {
+            assert_eq!(name(bad), None, "{bad}");
+        }
+        for body in ["", "[]", "{}", "garbage"] {
+            assert_eq!(message_name(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_may_ask_for_a_pause() {
+        let seconds = |count| Some(Duration::from_secs(count));
+        assert_eq!(pause(429, None), seconds(60));
+        assert_eq!(pause(429, seconds(5)), seconds(5));
+        assert_eq!(pause(429, seconds(0)), None);
+        assert_eq!(pause(503, seconds(7)), seconds(7));
+        assert_eq!(pause(503, None), None);
+        assert_eq!(pause(404, None), None);
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::Failure;
+use super::report::Failure;
 
 /// How long before its end a token is renewed; wakes go on with it meanwhile.
 const RENEW_EARLY: Duration = Duration::from_secs(300);

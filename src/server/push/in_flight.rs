@@ -1,0 +1,96 @@
+//! The wakes that were handed over and have not ended.
+//!
+//! Owns that each of them leaves one line in the log, also when the relay ends first. Must
+//! not know how a wake is carried out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::report::Report;
+use crate::relay::stats::WakeOutcome;
+use crate::relay::wake::Wake;
+
+/// The wakes in flight, by a number that each is given.
+#[derive(Default)]
+pub(super) struct InFlight(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    wakes: BTreeMap<u64, Flight>,
+    next: u64,
+    /// The relay has ended: nothing is begun.
+    is_over: bool,
+}
+
+struct Flight {
+    wake: Arc<Wake>,
+    began: Instant,
+}
+
+impl Flight {
+    fn cut_short(&self, now: Instant) {
+        let words = "the relay ended before an answer came";
+        Report::Failed(WakeOutcome::SendFailed, words.into()).log(&self.wake, now - self.began);
+    }
+}
+
+impl InFlight {
+    /// A wake has been handed over; its number, unless the relay has ended.
+    pub(super) fn begin(&self, wake: &Arc<Wake>, now: Instant) -> Option<u64> {
+        let flight = Flight { wake: Arc::clone(wake), began: now };
+        let mut state = self.lock();
+        if state.is_over {
+            drop(state);
+            flight.cut_short(now);
+            return None;
+        }
+        let number = state.next;
+        state.next += 1;
+        state.wakes.insert(number, flight);
+        Some(number)
+    }
+
+    /// A wake has come to its end, which is logged, unless it was cut short before.
+    pub(super) fn end(&self, number: u64, report: &Report, now: Instant) {
+        let flight = self.lock().wakes.remove(&number);
+        if let Some(Flight { wake, began }) = flight {
+            report.log(&wake, now - began);
+        }
+    }
+
+    /// The relay ends, and does not wait for any of them.
+    pub(super) fn close(&self, now: Instant) {
+        let mut state = self.lock();
+        state.is_over = true;
+        let wakes = std::mem::take(&mut state.wakes);
+        drop(state);
+        wakes.values().for_each(|flight| flight.cut_short(now));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::wake::DeviceToken;
+    use crate::server::os::clock::monotonic;
+
+    #[test]
+    fn each_wake_ends_once_and_none_begins_after_the_end() {
+        let in_flight = InFlight::default();
+        let wake = Arc::new(Wake { device: DeviceToken::new("t"), server_id: "home".into() });
+        let [first, second] =
+            [0; 2].map(|_| in_flight.begin(&wake, monotonic()).expect("it is not over"));
+        assert_ne!(first, second);
+        in_flight.end(first, &Report::Sent(None), monotonic());
+        assert_eq!(in_flight.lock().wakes.keys().copied().collect::<Vec<_>>(), [second]);
+        in_flight.close(monotonic());
+        assert!(in_flight.lock().wakes.is_empty());
+        in_flight.end(second, &Report::Sent(None), monotonic());
+        assert_eq!(in_flight.begin(&wake, monotonic()), None);
+    }
+}

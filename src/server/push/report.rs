@@ -1,0 +1,147 @@
+//! How a wake ended, and the one line that says so.
+//!
+//! Owns what the log may know of it: FCM's message id and its two enum fields, all of a
+//! checked form, and words of ours. Must not know a token other than by its fingerprint.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use ring::digest::{SHA256, digest};
+
+use super::fcm::Complaint;
+use crate::relay::stats::WakeOutcome;
+use crate::relay::wake::{DeviceToken, Wake};
+use crate::server::log::duration::GoDuration;
+
+/// Why a server gave no answer that means anything: none of it is a server's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// The HTTP status, if there was a reply.
+    pub(super) status: Option<u16>,
+    pub(super) cause: &'static str,
+}
+
+/// How a wake ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Report {
+    /// FCM has taken it, and has perhaps said under which name.
+    Sent(Option<String>),
+    /// It has not; the words are for the log.
+    Failed(WakeOutcome, String),
+}
+
+impl Report {
+    pub(super) fn failed(outcome: WakeOutcome, failure: Failure) -> Self {
+        let Failure { status, cause } = failure;
+        let words = match status {
+            Some(status) => format!("{cause}, status {status}"),
+            None => cause.into(),
+        };
+        Self::Failed(outcome, words)
+    }
+
+    /// FCM has refused, and has perhaps asked for a pause.
+    pub(super) fn refused(
+        outcome: WakeOutcome,
+        status: u16,
+        complaint: &Complaint,
+        pause: Option<Duration>,
+    ) -> Self {
+        let mut words = format!("FCM answered status {status}");
+        for word in [&complaint.status, &complaint.error_code].into_iter().flatten() {
+            words.push(' ');
+            words.push_str(word);
+        }
+        if let Some(pause) = pause {
+            words.push_str(&format!("; no wakes for {} s", pause.as_secs()));
+        }
+        Self::Failed(outcome, words)
+    }
+
+    /// No call was made, for FCM has asked for a pause that has so much left.
+    pub(super) fn paused(left: Duration) -> Self {
+        let seconds = left.as_secs_f64().ceil();
+        Self::dropped(format_args!("FCM asked for a pause, {seconds} s of it are left"))
+    }
+
+    /// No call was made.
+    pub(super) fn dropped(why: impl Display) -> Self {
+        Self::Failed(WakeOutcome::Dropped, why.to_string())
+    }
+
+    pub(super) fn outcome(&self) -> WakeOutcome {
+        match self {
+            Self::Sent(_) => WakeOutcome::Sent,
+            Self::Failed(outcome, _) => *outcome,
+        }
+    }
+
+    /// Logs it, `took` after the wake was handed over.
+    pub(super) fn log(&self, wake: &Wake, took: Duration) {
+        let (server_id, token_fp) = (&*wake.server_id, fingerprint(&wake.device));
+        let (token_fp, duration) = (token_fp.as_str(), GoDuration(took));
+        match self {
+            Self::Sent(name) => log::info!(
+                server_id, token_fp, duration:%, fcm_message_id = name.as_deref();
+                "push_wake_sent"
+            ),
+            Self::Failed(outcome, why) => {
+                let err = format!("{}: {why}", outcome.label());
+                log::warn!(
+                    server_id, token_fp, duration:%, err = err.as_str();
+                    "push_wake_send_failed"
+                );
+            }
+        }
+    }
+}
+
+/// The first 8 hex digits of the token's SHA-256: enough to tell whether two lines
+/// are about one device.
+fn fingerprint(device: &DeviceToken) -> String {
+    let hash = digest(&SHA256, device.reveal().as_bytes());
+    hash.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_named_by_its_hash() {
+        // FIPS 180-2, appendix B.1.
+        assert_eq!(fingerprint(&DeviceToken::new("abc")), "ba7816bf");
+    }
+
+    #[test]
+    fn a_failure_is_told_in_a_few_words() {
+        let words = |report| match report {
+            Report::Failed(_, words) => words,
+            Report::Sent(_) => panic!("it is sent"),
+        };
+        let outcome = WakeOutcome::SendFailed;
+        let cause = "the token endpoint refused";
+        assert_eq!(words(Report::failed(outcome, Failure { status: None, cause })), cause);
+        let failure = Failure { status: Some(400), cause };
+        assert_eq!(
+            words(Report::failed(outcome, failure)),
+            "the token endpoint refused, status 400"
+        );
+        let complaint = Complaint {
+            status: Some("RESOURCE_EXHAUSTED".into()),
+            error_code: Some("QUOTA_EXCEEDED".into()),
+        };
+        assert_eq!(
+            words(Report::refused(outcome, 429, &complaint, Some(Duration::from_secs(60)))),
+            "FCM answered status 429 RESOURCE_EXHAUSTED QUOTA_EXCEEDED; no wakes for 60 s"
+        );
+        assert_eq!(
+            words(Report::refused(outcome, 404, &Complaint::default(), None)),
+            "FCM answered status 404"
+        );
+        assert_eq!(
+            words(Report::paused(Duration::from_millis(41_200))),
+            "FCM asked for a pause, 42 s of it are left"
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! One wake carried out, with what all of them share.
+//!
+//! Owns the order of the calls: an access token, the message, and once more with a fresh
+//! token if FCM refuses the first. Must not know a thread.
+
+use std::sync::Arc;
+
+use super::client::Client;
+use super::credentials::Credentials;
+use super::fcm;
+use super::pause::Pause;
+use super::report::{Failure, Report};
+use super::tokens::{self, AccessToken, Tokens};
+use crate::relay::stats::WakeOutcome;
+use crate::relay::wake::Wake;
+use crate::server::os::clock::{monotonic, wall_time};
+
+/// What all wakes share.
+pub(super) struct Service {
+    pub(super) credentials: Credentials,
+    pub(super) client: Client,
+    pub(super) tokens: Tokens,
+    pub(super) pause: Pause,
+    pub(super) send_url: String,
+}
+
+impl Service {
+    /// That the wake is dropped, if FCM wants no calls now.
+    pub(super) fn paused(&self) -> Option<Report> {
+        self.pause.left(monotonic()).map(Report::paused)
+    }
+
+    /// Sends with the token at hand; should FCM refuse that, once more with a fresh
+    /// one.
+    pub(super) fn send(&self, wake: &Wake) -> Report {
+        let body = fcm::message(wake.device.reveal());
+        let mut is_fresh = false;
+        loop {
+            let token = match self.access_token() {
+                Ok(token) => token,
+                Err(failure) => return Report::failed(WakeOutcome::TokenFetchFailed, failure),
+            };
+            // Others may have been refused meanwhile.
+            if let Some(paused) = self.paused() {
+                return paused;
+            }
+            let bearer = Some(token.reveal());
+            let reply = match self.client.post(&self.send_url, "application/json", bearer, &body) {
+                Ok(reply) => reply,
+                Err(cause) => {
+                    let failure = Failure { status: None, cause };
+                    return Report::failed(WakeOutcome::SendFailed, failure);
+                }
+            };
+            let status = reply.status();
+            if status == fcm::UNAUTHORIZED {
+                self.tokens.reject(&token, is_fresh, monotonic());
+                if !std::mem::replace(&mut is_fresh, true) {
+                    continue;
+                }
+            } else {
+                self.tokens.accept();
+            }
+            if fcm::is_taken(status) {
+                let name = fcm::message_name(&reply.read());
+                // It should hold neither; a name that does is not told.
+                let secrets = [wake.device.reveal(), token.reveal()];
+                let name = name.filter(|name| !secrets.iter().any(|it| name.contains(it)));
+                return Report::Sent(name);
+            }
+            let pause = fcm::pause(status, reply.retry_after());
+            if let Some(pause) = pause {
+                self.pause.extend(monotonic(), pause);
+            }
+            let complaint = fcm::complaint(&reply.read());
+            let outcome = fcm::outcome(&complaint);
+            return Report::refused(outcome, status, &complaint, pause);
+        }
+    }
+
+    fn access_token(&self) -> Result<Arc<AccessToken>, Failure> {
+        self.tokens.obtain(&monotonic, || {
+            let no_reply = |cause| Failure { status: None, cause };
+            let form = self.credentials.token_request(wall_time()).map_err(no_reply)?;
+            let content_type = "application/x-www-form-urlencoded";
+            let url = self.credentials.token_uri();
+            let reply = self.client.post(url, content_type, None, &form).map_err(no_reply)?;
+            let status = reply.status();
+            tokens::grant(status, &reply.read())
+                .map_err(|cause| Failure { status: Some(status), cause })
+        })
+    }
+}

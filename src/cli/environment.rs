@@ -75,9 +75,9 @@ impl Environment<'_> {
         const NAME: &str = "PYRYCODE_RELAY_FCM_CREDENTIALS";
         let Some(value) = self.value(NAME) else { return Ok(None) };
         let account = match value.to_str() {
-            Some("") => Err("is set but empty; unset it"),
+            Some("") => Err("is set but empty; unset it".into()),
             Some(json) => account::parse(json),
-            None => Err("is not UTF-8"),
+            None => Err("is not UTF-8".into()),
         };
         account.map(Some).map_err(|why| Refused(format!("{NAME}: {why}")))
     }

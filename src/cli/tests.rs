@@ -394,7 +394,7 @@ fn what_is_no_service_account_is_refused_without_a_word_of_it() {
     let cases: &[(String, &str)] = &[
         ("".into(), "is set but empty"),
         ("hunter2.json".into(), "is not the JSON"),
-        ("{\"hunter2\"".into(), "is not the JSON"),
+        ("{\"hunter2\"".into(), "the JSON breaks at line 1, column 10"),
         (
             "[\"service_account\",\"hunter2\",null,\"k\",\"a@b\",\"https://c\"]".into(),
             "is not the JSON",
@@ -402,8 +402,7 @@ fn what_is_no_service_account_is_refused_without_a_word_of_it() {
         ("{}".into(), "type must be"),
         (field("type", "\"authorized_user\""), "type must be"),
         (field("type", "null"), "type must be"),
-        (field("project_id", "[\"hunter2\"]"), "is not the JSON"),
-        (field("project_id", "null"), "project_id must"),
+        (field("project_id", "[\"hunter2\"]"), "line 1, column "),
         (field("project_id", "\"\""), "project_id must"),
         (field("project_id", "\"../hunter2\""), "project_id must"),
         (field("project_id", "\"hunter2/x\""), "project_id must"),
@@ -414,7 +413,8 @@ fn what_is_no_service_account_is_refused_without_a_word_of_it() {
         (field("token_uri", "\"http://hunter2\""), "token_uri must"),
         (field("token_uri", "\"https://hunter2@x\""), "token_uri must"),
         (field("private_key", "\"\""), "private_key must"),
-        (field("private_key", "7"), "is not the JSON"),
+        (field("private_key", "7"), "line 1, column "),
+        (ACCOUNT.replace("client_id", "client_email"), "line 7, column "),
     ];
     for (value, expected) in cases {
         let refused = text(with_variables(&[(CREDENTIALS, value)], "", USER), value);
@@ -424,6 +424,56 @@ fn what_is_no_service_account_is_refused_without_a_word_of_it() {
     let not_utf8 = OsString::from_vec(b"hunter2\xff".to_vec());
     let refused = text(run(&[], &[(CREDENTIALS, not_utf8)], USER), "not UTF-8");
     assert_eq!(refused, format!("{CREDENTIALS}: is not UTF-8"));
+}
+
+#[test]
+fn a_key_need_not_say_what_is_google_s() {
+    let mut account: serde_json::Value = serde_json::from_str(ACCOUNT).unwrap();
+    for value in [None, Some(serde_json::Value::Null)] {
+        for field in ["project_id", "token_uri"] {
+            account.as_object_mut().unwrap().remove(field);
+            if let Some(value) = &value {
+                account[field] = value.clone();
+            }
+        }
+        let command = with_variables(&[(CREDENTIALS, &account.to_string())], "", USER);
+        let Ok(Command::Serve(config)) = command else { panic!("refused: {command:?}") };
+        let PushWake { account, .. } = config.push_wake.expect("it is on");
+        assert_eq!(account.project_id, "pyrycode-mobile");
+        assert_eq!(account.token_uri, "https://oauth2.googleapis.com/token");
+    }
+}
+
+/// What environment files, shells and clipboards make of a key, and what is said then.
+#[test]
+fn a_mangled_key_is_told_how_and_the_way_out() {
+    let breaks = "line breaks in private_key must be \\n; in an EnvironmentFile quote with '…'";
+    let base64 = data_encoding::BASE64.encode(ACCOUNT.as_bytes());
+    let cases = [
+        (
+            "line breaks made real",
+            ACCOUNT.replace("\\n", "\n"),
+            "breaks at the end of line 5",
+            breaks,
+        ),
+        ("quotes kept", format!("'{ACCOUNT}'"), "begins with a quote", "without them"),
+        ("base64", base64, "is in base64", "base64 -d"),
+        ("a byte order mark", format!("\u{feff}{ACCOUNT}"), "byte order mark", "without one"),
+        ("a legacy key", "AAAAhunter2:APA91bhunter2".into(), "legacy server key", "Firebase"),
+        ("the file's name", "/etc/hunter2.json".into(), "is not the JSON", "not to its name"),
+        ("doubled", ACCOUNT.replace("\\n", "\\\\n"), "are doubled", breaks),
+        ("eaten", ACCOUNT.replace("\\n", "n"), "are lost", breaks),
+        ("blanks", ACCOUNT.replace("\\n", " "), "blanks have", breaks),
+        ("nothing left of them", ACCOUNT.replace("\\n", ""), "has no line breaks", breaks),
+        ("every backslash and quote eaten", ACCOUNT.replace(['"', '\\'], ""), "line 2", breaks),
+        ("cut off", ACCOUNT[..200].into(), "the JSON breaks at line ", breaks),
+    ];
+    for (what, value, wrong, way_out) in cases {
+        let refused = text(with_variables(&[(CREDENTIALS, &value)], "", USER), what);
+        assert!(refused.contains(wrong) && refused.contains(way_out), "{what}: {refused}");
+        assert!(!refused.contains("hunter2"), "{what}: {refused}");
+        assert!(refused.lines().count() <= 3, "{what}: {refused}");
+    }
 }
 
 #[test]

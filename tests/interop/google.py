@@ -101,7 +101,11 @@ class Answer:
 
     def __call__(self, connection):
         body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
-        connection.send_response(self.status)
+        if "Date" in self.headers:
+            # Without the one that the library adds.
+            connection.send_response_only(self.status)
+        else:
+            connection.send_response(self.status)
         for name, value in {"Content-Length": str(len(body)), **self.headers}.items():
             connection.send_header(name, value)
         connection.end_headers()

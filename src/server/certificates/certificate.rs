@@ -14,6 +14,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, Resol
 use rustls::sign::CertifiedKey;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::der::{DateTime, Decode};
+use x509_cert::time::Time;
 
 use super::key_file;
 use crate::config::PairFiles;
@@ -103,8 +104,8 @@ impl Certificate {
         let leaf = x509_cert::Certificate::from_der(&chain[0].der)
             .map_err(|error| Flaw::Certificate(format!("no X.509 certificate: {error}")))?;
         let leaf = leaf.tbs_certificate();
-        let [not_before, not_after] = [leaf.validity().not_before, leaf.validity().not_after]
-            .map(|time| time.to_unix_duration());
+        let [not_before, not_after] =
+            [leaf.validity().not_before, leaf.validity().not_after].map(Time::to_unix_duration);
         let has_name = leaf
             .extensions()
             .is_some_and(|all| all.iter().any(|it| it.extn_id == SUBJECT_ALT_NAME));

@@ -69,17 +69,20 @@ mod tests {
         }
     }
 
+    /// A name, files below the root, and the limit.
+    type Case = (&'static str, &'static [(&'static str, &'static str)], Option<u64>);
+
     #[test]
     fn the_least_limit_above_counts() {
         const GROUP: &str = "proc/self/cgroup";
-        let v2 = "0::/system.slice/relay.service\n";
-        let v1 = "9:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n";
-        let cases: [(&str, &[(&str, &str)], Option<u64>); 9] = [
+        const V2: &str = "0::/system.slice/relay.service\n";
+        const V1: &str = "9:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n";
+        let cases: [Case; 9] = [
             ("none", &[], None),
             (
                 "own",
                 &[
-                    (GROUP, v2),
+                    (GROUP, V2),
                     ("sys/fs/cgroup/system.slice/relay.service/memory.max", "1000\n"),
                     ("sys/fs/cgroup/system.slice/memory.max", "max\n"),
                 ],
@@ -88,7 +91,7 @@ mod tests {
             (
                 "above",
                 &[
-                    (GROUP, v2),
+                    (GROUP, V2),
                     ("sys/fs/cgroup/system.slice/relay.service/memory.max", "2000\n"),
                     ("sys/fs/cgroup/system.slice/memory.max", "1500\n"),
                 ],
@@ -96,7 +99,7 @@ mod tests {
             ),
             (
                 "max",
-                &[(GROUP, v2), ("sys/fs/cgroup/system.slice/relay.service/memory.max", "max\n")],
+                &[(GROUP, V2), ("sys/fs/cgroup/system.slice/relay.service/memory.max", "max\n")],
                 None,
             ),
             ("container", &[(GROUP, "0::/\n"), ("sys/fs/cgroup/memory.max", "3000\n")], Some(3000)),
@@ -108,7 +111,7 @@ mod tests {
             (
                 "v1",
                 &[
-                    (GROUP, v1),
+                    (GROUP, V1),
                     ("sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "4000\n"),
                     ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
                 ],
@@ -116,7 +119,7 @@ mod tests {
             ),
             (
                 "v1-container",
-                &[(GROUP, v1), ("sys/fs/cgroup/memory/memory.limit_in_bytes", "5000\n")],
+                &[(GROUP, V1), ("sys/fs/cgroup/memory/memory.limit_in_bytes", "5000\n")],
                 Some(5000),
             ),
             (

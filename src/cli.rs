@@ -27,18 +27,13 @@ use lexopt::Arg;
 pub use self::environment::Environment;
 use self::flag::Flag;
 pub use self::probe::PROBE_HELP;
-use crate::config::{Config, DRAIN_SECONDS_MAX, FCM_ENDPOINT, LogFormat, MESSAGE_MAX, PushWake};
+use crate::config::{
+    BUFFER_MEMORY_MIN, Config, DRAIN_SECONDS_MAX, FCM_ENDPOINT, LogFormat, PushWake,
+};
 use crate::probe::Plan;
 
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
-
-/// Least `--buffer-memory`, in bytes.
-pub const BUFFER_MEMORY_MIN: usize = 1024 * 1024;
-
-// A relay that cannot queue one largest message, with the up to 64 bytes of its
-// envelope, would shed every peer that sends one.
-const _: () = assert!(BUFFER_MEMORY_MIN > MESSAGE_MAX + 64);
 
 /// What the program was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +110,7 @@ pub fn parse(
             "rate-limit-burst" => limits.rate_burst = flag.number(0..=u32::MAX)?,
             "buffer-memory" => {
                 limits.buffer_memory = flag.number(BUFFER_MEMORY_MIN..=usize::MAX)?;
+                limits.is_buffer_memory_given = true;
             }
             "drain-seconds" => {
                 config.drain = Duration::from_secs(flag.number(0..=DRAIN_SECONDS_MAX)?);

@@ -122,6 +122,8 @@ pub struct PairFiles {
     pub certificate: PathBuf,
     /// `--tls-key`: PKCS#8, PKCS#1 or SEC1, without a passphrase.
     pub key: PathBuf,
+    /// `$CREDENTIALS_DIRECTORY`, in which systemd keeps secrets for one service alone.
+    pub credentials: Option<PathBuf>,
 }
 
 /// An automatic certificate (ACME, RFC 8555).
@@ -254,7 +256,9 @@ pub const DRAIN_SECONDS_MAX: u64 = 8;
 pub const ROOM: usize = 16 * 1024;
 /// Descriptors kept for everything that is not a WebSocket.
 pub const DESCRIPTORS_RESERVED: usize = 64;
-/// Default of `--buffer-memory`, in bytes.
+/// Least `--buffer-memory`, in bytes.
+pub const BUFFER_MEMORY_MIN: usize = 1024 * 1024;
+/// Default of `--buffer-memory`, in bytes, where no limit on memory makes it less.
 pub const BUFFER_MEMORY: usize = 64 * 1024 * 1024;
 /// Unsent bytes that may sit in the kernel beyond what is in flight
 /// (`TCP_NOTSENT_LOWAT`), so that a ping overtakes queued data.
@@ -265,6 +269,9 @@ const _: () = assert!(BINARY_LOW_WATER < BINARY_HIGH_WATER);
 const _: () = assert!(PHONE_BACKLOG_MAX > MESSAGE_MAX);
 // One largest message in, one out, must fit into the default budget many times.
 const _: () = assert!(BUFFER_MEMORY >= 8 * PHONE_BACKLOG_MAX);
+// A relay that cannot queue one largest message, with the up to 64 bytes of its
+// envelope, would shed every peer that sends one.
+const _: () = assert!(BUFFER_MEMORY_MIN > MESSAGE_MAX + 64);
 const _: () = assert!(HEAD_MAX < MESSAGE_MAX);
 
 /// Bounds on what peers may use.
@@ -281,6 +288,9 @@ pub struct Limits {
     pub rate_burst: u32,
     /// Bytes that all queues of all connections may hold together.
     pub buffer_memory: usize,
+    /// Whether `--buffer-memory` was given; a default gives way to the memory limit of
+    /// the control group.
+    pub is_buffer_memory_given: bool,
     /// See [`MESSAGE_MAX`].
     pub message: usize,
 }
@@ -293,6 +303,7 @@ impl Default for Limits {
             rate_per_minute: 10,
             rate_burst: 20,
             buffer_memory: BUFFER_MEMORY,
+            is_buffer_memory_given: false,
             message: MESSAGE_MAX,
         }
     }

@@ -26,6 +26,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod pem;
 pub mod probe;
 pub mod protocol;
 pub mod relay;

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
@@ -11,12 +12,13 @@ use pyrycode_relay::probe::{self, Plan, Style};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::admin::http::Operator;
 use pyrycode_relay::server::certificates::source::Source;
+use pyrycode_relay::server::fitting::{Fitted, Warning};
 use pyrycode_relay::server::os::systemd::{self, Wishes};
 use pyrycode_relay::server::push::Push;
 use pyrycode_relay::server::{
     Server, log as sink,
     net::listener::Listener,
-    os::{descriptors, privileges, signals},
+    os::{descriptors, memory_limit, privileges, signals},
 };
 use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::time::Instant;
@@ -37,12 +39,12 @@ fn main() -> ExitCode {
         Ok(Command::ProbeHelp) => print(cli::PROBE_HELP),
         Ok(Command::Help) => print(cli::HELP),
         Ok(Command::Version) => print(concat!("pyrycode-relay ", env!("CARGO_PKG_VERSION"), "\n")),
-        Ok(Command::CheckConfig(config)) => match Helpers::new(&config) {
-            Ok(_) => print(&cli::describe(&config)),
+        Ok(Command::CheckConfig(config)) => match Prepared::new(config) {
+            Ok(prepared) => prepared.report(),
             Err(unusable) => refuse(unusable),
         },
-        Ok(Command::Serve(config)) => match Helpers::new(&config) {
-            Ok(helpers) => serve(&config, helpers),
+        Ok(Command::Serve(config)) => match Prepared::new(config) {
+            Ok(prepared) => serve(prepared),
             Err(unusable) => refuse(unusable),
         },
         Err(refused) => refuse(refused),
@@ -63,24 +65,41 @@ fn examine(plan: &Plan) -> ExitCode {
     if is_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-/// What works beside the loop, with its files and keys read.
-struct Helpers {
+/// A configuration that was checked against this machine, its files and keys read.
+struct Prepared {
+    /// Its limits are those that the machine allows.
+    config: Config,
+    descriptors: usize,
+    connections: usize,
     push: Option<Push>,
     source: Option<Source>,
+    warnings: Vec<Warning>,
 }
 
-impl Helpers {
-    fn new(config: &Config) -> Result<Self, String> {
+impl Prepared {
+    fn new(mut config: Config) -> Result<Self, String> {
+        let descriptors = descriptors::raise_limit();
+        let Fitted { connections, buffer_memory, mut warnings } =
+            Fitted::new(&config, descriptors, memory_limit::of(Path::new("/")))?;
+        config.limits.connections = Some(connections);
+        config.limits.buffer_memory = buffer_memory;
         let push = config.push_wake.as_ref().map(Push::new).transpose();
-        let source = Source::new(&config.serving);
-        Ok(Self {
-            push: push.map_err(|unusable| unusable.to_string())?,
-            source: source.map_err(|unusable| unusable.to_string())?,
-        })
+        let push = push.map_err(|unusable| unusable.to_string())?;
+        let source = Source::new(&config.serving).map_err(|unusable| unusable.to_string())?;
+        warnings.extend(source.iter().flat_map(Source::warnings).cloned());
+        Ok(Self { config, descriptors, connections, push, source, warnings })
+    }
+
+    /// What `--check-config` says.
+    fn report(&self) -> ExitCode {
+        for warning in &self.warnings {
+            complain(format_args!("warning: {warning}"));
+        }
+        print(&cli::describe(&self.config))
     }
 }
 
-fn serve(config: &Config, helpers: Helpers) -> ExitCode {
+fn serve(prepared: Prepared) -> ExitCode {
     let variables = |name: &str| std::env::var_os(name);
     let wishes = match Wishes::read(&variables, std::process::id()) {
         Ok(wishes) => wishes,
@@ -94,14 +113,15 @@ fn serve(config: &Config, helpers: Helpers) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let sink = match sink::install(config) {
+    let sink = match sink::install(&prepared.config) {
         Ok(sink) => sink,
         Err(error) => {
             complain(format_args!("cannot start logging: {error}"));
             return ExitCode::from(FAILED);
         }
     };
-    let outcome = run(config, helpers, inherited, &wishes, &sink);
+    prepared.warnings.iter().for_each(Warning::log);
+    let outcome = run(prepared, inherited, &wishes, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -110,14 +130,12 @@ fn serve(config: &Config, helpers: Helpers) -> ExitCode {
 }
 
 fn run(
-    config: &Config,
-    helpers: Helpers,
+    prepared: Prepared,
     inherited: Vec<TcpListener>,
     wishes: &Wishes,
     sink: &sink::Sink,
 ) -> io::Result<()> {
-    let descriptors = descriptors::raise_limit();
-    let capacity = descriptors::capacity(descriptors, config.limits.connections);
+    let Prepared { config, descriptors, connections, push, source, warnings: _ } = prepared;
     let signals = signals::Signals::install()?;
     let listens: Vec<_> = config.serving.listens().collect();
     let listeners = Listener::open(&listens, inherited)?;
@@ -127,8 +145,7 @@ fn run(
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
-    let relay = Relay::new(config, capacity, seed, Instant::START);
-    let Helpers { push, source } = helpers;
+    let relay = Relay::new(&config, connections, seed, Instant::START);
     let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
     // Where nobody listens for it, the relay serves all the same.
     let supervisor = wishes.connect().unwrap_or_else(|error| {
@@ -146,7 +163,7 @@ fn run(
     for listen in bound {
         log::info!(
             listen:% = listen, metrics_listen, version = env!("CARGO_PKG_VERSION"),
-            connections = capacity, descriptors, buffer_memory = config.limits.buffer_memory;
+            connections, descriptors, buffer_memory = config.limits.buffer_memory;
             "listening"
         );
     }

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod certificates;
 mod core;
 mod event_loop;
+pub mod fitting;
 pub mod log;
 pub mod mailbox;
 pub mod net;

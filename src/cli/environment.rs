@@ -5,6 +5,7 @@
 //! mistaken for the one that should.
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 use log::LevelFilter;
 
@@ -65,6 +66,11 @@ impl Environment<'_> {
             Some(Some("1")) => Ok(true),
             Some(_) => Err(Refused(format!("{name}: must be 1 (on) or 0 (off), or not set"))),
         }
+    }
+
+    /// Where systemd keeps the secrets of this service (`LoadCredential=`).
+    pub(super) fn credentials_directory(&self) -> Option<PathBuf> {
+        self.value("CREDENTIALS_DIRECTORY").filter(|it| !it.is_empty()).map(PathBuf::from)
     }
 
     fn log_level(&self) -> Result<Option<LevelFilter>, Refused> {

@@ -75,7 +75,11 @@ impl Flags {
         match (self.insecure_listen, self.tls_cert, self.tls_key, self.domain) {
             (None, Some(certificate), Some(key), None) => match of_domain {
                 Some(name) => Err(needs(name, "--domain, which --tls-cert takes the place of")),
-                None => Ok(Serving::Own { https, pair: PairFiles { certificate, key } }),
+                None => {
+                    let credentials = environment.credentials_directory();
+                    let pair = PairFiles { certificate, key, credentials };
+                    Ok(Serving::Own { https, pair })
+                }
             },
             (None, None, None, Some(domain)) => Ok(Serving::Automatic {
                 https,

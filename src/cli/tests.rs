@@ -103,7 +103,10 @@ fn each_flag_reaches_its_field() {
         ("--rate-limit-per-minute 0", limits(|l| l.rate_per_minute = 0)),
         ("--rate-limit-per-minute 4294967295", limits(|l| l.rate_per_minute = u32::MAX)),
         ("--rate-limit-burst 1", limits(|l| l.rate_burst = 1)),
-        ("--buffer-memory 1048576", limits(|l| l.buffer_memory = 1_048_576)),
+        (
+            "--buffer-memory 1048576",
+            limits(|l| (l.buffer_memory, l.is_buffer_memory_given) = (1_048_576, true)),
+        ),
         ("--proxy-protocol", behind("127.0.0.1:8080")),
         ("--proxy-protocol=false", default.clone()),
         ("--insecure-listen :1 -proxy-protocol", behind("[::]:1")),
@@ -700,7 +703,8 @@ fn help_states_the_defaults_and_fits_a_terminal() {
 }
 
 fn own(https: &str) -> Serving {
-    let pair = PairFiles { certificate: "chain.pem".into(), key: "key.pem".into() };
+    let pair =
+        PairFiles { certificate: "chain.pem".into(), key: "key.pem".into(), credentials: None };
     Serving::Own { https: Listen::at(address(https)), pair }
 }
 
@@ -709,6 +713,13 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
     assert_eq!(serve("--tls-cert chain.pem --tls-key key.pem").serving, own("[::]:443"));
     let elsewhere = "-tls-key=key.pem -https-listen=127.0.0.1:8443 -tls-cert=chain.pem";
     assert_eq!(serve(elsewhere).serving, own("127.0.0.1:8443"));
+
+    let line = "--tls-cert chain.pem --tls-key key.pem";
+    let directory = with_variables(&[("CREDENTIALS_DIRECTORY", "/run/c")], line, USER);
+    let Ok(Command::Serve(Config { serving: Serving::Own { pair, .. }, .. })) = directory else {
+        panic!("{directory:?}");
+    };
+    assert_eq!(pair.credentials, Some("/run/c".into()));
 
     let acme = Acme {
         domain: "relay.example.com".into(),

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CertificateError, ClientConfig, ClientConnection, Error, RootCertStore, StreamOwned};
 use x509_cert::der::Decode;
@@ -16,6 +15,7 @@ use x509_cert::der::Decode;
 use super::advice::Trouble;
 use super::clock;
 use super::stream::{Stream, Timed};
+use crate::pem::{self, NumberedCertificate};
 
 /// The certificate is warned of when it expires within so many days: a renewal is
 /// due at 30 (Let's Encrypt's 90 less two thirds), so at 14 it has failed for weeks.
@@ -38,16 +38,9 @@ impl Trust {
             None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
             Some(path) => {
                 let refuse = |why: String| Trouble::new(format!("--ca {}: {why}", path.display()));
-                let certificates = CertificateDer::pem_file_iter(path)
-                    .map_err(|error| refuse(error.to_string()))?;
-                for certificate in certificates {
-                    let added = certificate
-                        .map_err(|error| error.to_string())
-                        .and_then(|it| roots.add(it).map_err(|error| error.to_string()));
-                    added.map_err(refuse)?;
-                }
-                if roots.is_empty() {
-                    return Err(refuse("no PEM block with a CERTIFICATE in it".into()));
+                let file = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+                for NumberedCertificate { line, der } in pem::certificates(&file).map_err(refuse)? {
+                    roots.add(der).map_err(|error| refuse(format!("line {line}: {error}")))?;
                 }
             }
         }

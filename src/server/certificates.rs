@@ -6,6 +6,7 @@
 pub mod acme;
 pub mod certificate;
 mod file_watcher;
+mod key_file;
 pub(in crate::server) mod renewer_handle;
 pub mod source;
 

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod descriptors;
 pub(in crate::server) mod eintr;
+pub mod memory_limit;
 pub mod privileges;
 pub mod signals;
 pub mod systemd;

@@ -29,7 +29,7 @@ pub use http::{
 pub use peer::{
     Heard, Opcode, Peer, binary_head, envelope, frame, header, phone_head, upgrade_head,
 };
-pub use process::{Process, run, run_into, run_suspended, run_with_sockets};
+pub use process::{Process, run, run_into, run_suspended, run_with_descriptors, run_with_sockets};
 pub use scrape::Scrape;
 pub use tls::{Pair, TlsStream, through_tls, tls_connect};
 

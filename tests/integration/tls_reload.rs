@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
 use rustls::ClientConfig;
@@ -70,7 +71,7 @@ fn a_pair_of_no_use_keeps_the_one_in_use_and_is_told_of_once() {
         assert!(is_trusted(process.relay, &client));
     }
     // Several looks later nothing more was said of it.
-    let lines = std::iter::from_fn(|| process.next_line(std::time::Duration::from_secs(9)));
+    let lines = std::iter::from_fn(|| process.next_line(Duration::from_secs(9)));
     assert_eq!(lines.filter(|line| line.contains("certificate_")).count(), 0);
 }
 
@@ -87,17 +88,87 @@ fn a_pair_of_no_use_is_refused_at_start_with_what_to_do() {
         }
     };
     let path = pair.files.key.display();
-    for mode in [0o640, 0o604, 0o644, 0o620] {
+    // PostgreSQL's rule: what root owns a group may read.
+    let (modes, others) = if rustix::process::geteuid().is_root() {
+        ([0o604, 0o644, 0o620, 0o660], "others than root and its group")
+    } else {
+        ([0o640, 0o604, 0o644, 0o620], "others than its owner")
+    };
+    for mode in modes {
         fs::set_permissions(&pair.files.key, Permissions::from_mode(mode)).unwrap();
-        refused(&format!("--tls-key {path}: others than its owner"));
+        refused(&format!("--tls-key {path}: {others}"));
         refused(&format!("chmod 600 {path}"));
     }
     fs::set_permissions(&pair.files.key, Permissions::from_mode(0o600)).unwrap();
     let other = Pair::new();
-    fs::copy(&other.files.certificate, &pair.files.certificate).unwrap();
+    let [own_chain, other_chain] =
+        [&pair, &other].map(|pair| fs::read_to_string(&pair.files.certificate).unwrap());
+    let put = |chain: &str| fs::write(&pair.files.certificate, chain).unwrap();
+    put(&other_chain);
     refused("is not the key of the certificate");
+    put(&format!("{other_chain}{own_chain}"));
+    let line = other_chain.lines().count() + 1;
+    refused(&format!("the leaf must come first; the key fits the 2nd certificate (line {line})"));
+    put(&format!("{}{other_chain}", own_chain.trim_end()));
+    refused("two blocks are glued together");
     fs::write(&pair.files.key, "-----BEGIN ENCRYPTED PRIVATE KEY-----\n").unwrap();
-    refused("needs no passphrase");
+    put(&own_chain);
+    refused("line 1: the block that begins here is cut off: its END line is missing");
     fs::remove_file(&pair.files.certificate).unwrap();
     refused(&format!("--tls-cert {}: No such file", pair.files.certificate.display()));
+}
+
+/// A certificate for `relay` that is valid from `begin` to `end`, days from now, and its key.
+fn valid(begin: i64, end: i64, names: &[&str]) -> (String, String) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let day = |days: i64| rcgen::date_time_ymd(1970, 1, 1) + time_of(now + days * 86_400);
+    let names: Vec<String> = names.iter().map(|&name| name.into()).collect();
+    let mut parameters = rcgen::CertificateParams::new(names).unwrap();
+    (parameters.not_before, parameters.not_after) = (day(begin), day(end));
+    let key = rcgen::KeyPair::generate().unwrap();
+    (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+fn time_of(seconds: i64) -> Duration {
+    Duration::from_secs(seconds.unsigned_abs())
+}
+
+const UNACCEPTABLE: [(i64, i64, &[&str], &str); 3] = [
+    (-9, -3, &["relay"], "the certificate expired on 2"),
+    (1, 9, &["relay"], "the certificate is not valid before 2"),
+    (-9, 9, &[], "the certificate names no host"),
+];
+
+#[test]
+fn a_pair_that_no_client_accepts_takes_no_ones_place() {
+    let pair = Pair::new();
+    let process = Process::start_talkative(&pair.flags());
+    let client = pair.client();
+    for (begin, end, names, why) in UNACCEPTABLE {
+        let (certificate, key) = valid(begin, end, names);
+        pair.put(&certificate, &key);
+        process.signal(Signal::HUP);
+        let line = process.expect_line("certificate_");
+        assert!(line.contains("level=warn msg=certificate_refused"), "{line}");
+        assert!(line.contains(why) && line.contains("chain.pem: "), "{line}");
+        assert!(is_trusted(process.relay, &client));
+    }
+}
+
+#[test]
+fn a_pair_that_no_client_accepts_is_warned_of_at_start() {
+    let pair = Pair::new();
+    let [certificate_flag, key_flag] = pair.flags();
+    for (begin, end, names, why) in UNACCEPTABLE {
+        let (certificate, key) = valid(begin, end, names);
+        pair.put(&certificate, &key);
+        let output = run(&["--check-config", &certificate_flag, &key_flag], &[]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert!(stderr.contains("warning: --tls-cert ") && stderr.contains(why), "{stderr}");
+        let process = Process::start_talkative(&pair.flags());
+        let line = process.warnings.concat();
+        assert!(line.contains("level=warn msg=certificate_unacceptable"), "{line}");
+        assert!(line.contains(why), "{line}");
+    }
 }

@@ -39,7 +39,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("shed: a phone that never reads, out of time", shed::out_of_time),
     ("flood: frames beside 100 quiet pairs", flood::of_frames),
     ("flood: pings beside 100 quiet pairs", flood::of_pings),
-    ("starved: 64 descriptors, 200 dialers", starved::to_one_connection),
+    ("starved: 66 descriptors, 200 dialers", starved::to_two_connections),
     ("starved: 96 descriptors, 200 dialers", starved::with_live_pairs),
     ("idle: 10,000 binaries, plain and through TLS", idle::plain_and_tls),
     ("mute: nobody reads stderr", mute::nobody_reads_stderr),

@@ -5,20 +5,20 @@
 
 use std::fmt::{self, Display};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use x509_cert::der::Decode;
+use x509_cert::der::asn1::ObjectIdentifier;
+use x509_cert::der::{DateTime, Decode};
 use x509_cert::time::Time;
 
+use super::key_file;
 use crate::config::PairFiles;
+use crate::pem;
 
 /// A certificate chain, leaf first, its key, and how long the leaf is valid.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct Certificate {
     pub not_before: Duration,
     /// When it ends.
     pub not_after: Duration,
+    /// Whether the leaf names a host at all.
+    has_name: bool,
 }
 
 /// Why a pair of files is of no use: a line for the operator that names the flag and the
@@ -36,7 +38,7 @@ pub struct Certificate {
 pub struct BadPair(String);
 
 impl BadPair {
-    fn certificate(files: &PairFiles, why: impl Display) -> Self {
+    pub(super) fn certificate(files: &PairFiles, why: impl Display) -> Self {
         Self(format!("--tls-cert {}: {why}", files.certificate.display()))
     }
 
@@ -53,19 +55,30 @@ impl Display for BadPair {
 
 impl std::error::Error for BadPair {}
 
+/// An operator's own pair, read.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// What its files hold.
+    pub certificate: Certificate,
+    /// What the operator should see to about the key's file.
+    pub warning: Option<String>,
+}
+
 /// Reads an operator's own pair.
 ///
 /// # Errors
 /// [`BadPair`] if a file cannot be read or parsed, the key is not this
 /// certificate's, or others than its owner may use it.
-pub fn read_pair(files: &PairFiles) -> Result<Certificate, BadPair> {
-    refuse_readable_by_others(files)?;
+pub fn read_pair(files: &PairFiles) -> Result<Pair, BadPair> {
+    let key = key_file::read(&files.key, files.credentials.as_deref())
+        .map_err(|why| BadPair::key(files, why))?;
     let chain = fs::read(&files.certificate).map_err(|error| BadPair::certificate(files, error))?;
-    let key = fs::read(&files.key).map_err(|error| BadPair::key(files, error))?;
-    Certificate::from_pem(&chain, &key).map_err(|flaw| match flaw {
+    let certificate = Certificate::from_pem(&chain, &key.content).map_err(|flaw| match flaw {
         Flaw::Certificate(what) => BadPair::certificate(files, what),
         Flaw::Key(what) => BadPair::key(files, what),
-    })
+    })?;
+    let warning = key.warning.map(|what| BadPair::key(files, what).0);
+    Ok(Pair { certificate, warning })
 }
 
 /// Whose fault it is that PEM is no pair.
@@ -83,27 +96,46 @@ impl Certificate {
     /// # Errors
     /// What is wrong with which.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, Flaw> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
-            .collect::<Result<_, _>>()
-            .map_err(|error| Flaw::Certificate(error.to_string()))?;
-        let Some(leaf) = chain.first() else {
-            return Err(Flaw::Certificate("no PEM block with a CERTIFICATE in it".into()));
-        };
-        let parsed = x509_cert::Certificate::from_der(leaf)
+        let chain = pem::certificates(chain).map_err(Flaw::Certificate)?;
+        let key = pem::key(key).map_err(Flaw::Key)?;
+        let leaf = x509_cert::Certificate::from_der(&chain[0].der)
             .map_err(|error| Flaw::Certificate(format!("no X.509 certificate: {error}")))?;
-        let validity = parsed.tbs_certificate().validity();
+        let leaf = leaf.tbs_certificate();
         let [not_before, not_after] =
-            [validity.not_before, validity.not_after].map(Time::to_unix_duration);
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
-            Flaw::Key("no PEM block with a PRIVATE KEY in it that needs no passphrase".into())
-        })?;
-        let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                Flaw::Key("is not the key of the certificate".into())
+            [leaf.validity().not_before, leaf.validity().not_after].map(Time::to_unix_duration);
+        let has_name = leaf
+            .extensions()
+            .is_some_and(|all| all.iter().any(|it| it.extn_id == SUBJECT_ALT_NAME));
+        let with = |chain| CertifiedKey::from_der(chain, key.clone_key(), &provider());
+        match with(chain.iter().map(|it| it.der.clone()).collect()) {
+            Ok(key) => Ok(Self { key: Arc::new(key), not_before, not_after, has_name }),
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                let mut later = chain.iter().enumerate().skip(1);
+                match later.find(|(_, it)| with(vec![it.der.clone()]).is_ok()) {
+                    None => Err(Flaw::Key("is not the key of the certificate".into())),
+                    Some((index, it)) => Err(Flaw::Certificate(format!(
+                        "the leaf must come first; the key fits the {} certificate (line {})",
+                        ordinal(index + 1),
+                        it.line
+                    ))),
+                }
             }
-            error => Flaw::Key(format!("of no use: {error}")),
-        })?;
-        Ok(Self { key: Arc::new(key), not_before, not_after })
+            Err(error) => Err(Flaw::Key(format!("cannot be used: {error}"))),
+        }
+    }
+
+    /// Why no client accepts it at the time `now`, if that is so.
+    #[must_use]
+    pub fn unacceptable(&self, now: Duration) -> Option<String> {
+        if now >= self.not_after {
+            Some(format!("the certificate expired on {}", date(self.not_after)))
+        } else if now < self.not_before {
+            Some(format!("the certificate is not valid before {}", date(self.not_before)))
+        } else if !self.has_name {
+            Some("the certificate names no host (subjectAltName): clients refuse it".into())
+        } else {
+            None
+        }
     }
 
     /// Whether a client that dialled `name` would accept it.
@@ -117,16 +149,24 @@ impl Certificate {
     }
 }
 
-/// Whoever reads the key is the relay to every client.
-fn refuse_readable_by_others(files: &PairFiles) -> Result<(), BadPair> {
-    let metadata = fs::metadata(&files.key).map_err(|error| BadPair::key(files, error))?;
-    let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let path = files.key.display();
-    let why = format!("others than its owner may use this key (mode {mode:04o}); chmod 600 {path}");
-    Err(BadPair::key(files, why))
+/// RFC 5280 §4.2.1.6. Clients ignore the subject's common name (RFC 9525 §6.3).
+const SUBJECT_ALT_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
+
+/// 2nd, 3rd, 4th.
+fn ordinal(number: usize) -> String {
+    let ending = match (number % 10, number % 100) {
+        (1, tens) if tens != 11 => "st",
+        (2, tens) if tens != 12 => "nd",
+        (3, tens) if tens != 13 => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
+}
+
+/// In UTC, as RFC 3339 has it.
+fn date(since_1970: Duration) -> String {
+    DateTime::from_unix_duration(since_1970)
+        .map_or_else(|_| format!("second {}", since_1970.as_secs()), |it| it.to_string())
 }
 
 /// The one provider of cryptography, named wherever one is asked for: rustls would

@@ -5,7 +5,7 @@
 //!
 //! A pair of files is not replaced in one stroke. So what has changed is read once it
 //! has stood still from one look to the next; of a pair that is of no use one line is
-//! logged, and it is not looked at again before it changes.
+//! logged, and it is not looked at again before it changes, or before its validity begins.
 
 use std::fs;
 use std::io;
@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use crate::config::PairFiles;
 use crate::server::certificates::Certified;
-use crate::server::certificates::certificate::{Handshakes, read_pair};
+use crate::server::certificates::certificate::{BadPair, Certificate, Handshakes, read_pair};
 use crate::server::certificates::renewer_handle::Keeper;
 use crate::server::mailbox::{Message, Post};
+use crate::server::os::clock::wall_time;
 
 /// Between two looks. A change is served within two of them.
 const LOOK_INTERVAL: Duration = Duration::from_secs(4);
@@ -62,7 +63,7 @@ pub(super) fn start(
     post: Post,
 ) -> io::Result<Keeper> {
     let (nudges, asked) = mpsc::sync_channel(1);
-    let watcher = Watcher { files, handshakes, read: seen, last: seen };
+    let watcher = Watcher { files, handshakes, read: seen, last: seen, retry_at: None };
     thread::Builder::new().name("tls-files".into()).spawn(move || watcher.run(&asked, &post))?;
     Ok(Keeper::new(nudges))
 }
@@ -74,6 +75,8 @@ struct Watcher {
     read: Stamps,
     /// The same for the last look.
     last: Stamps,
+    /// When the validity of a pair that was refused begins, since 1970.
+    retry_at: Option<Duration>,
 }
 
 impl Watcher {
@@ -86,19 +89,34 @@ impl Watcher {
             };
             let now = Stamps::of(&self.files);
             let stands_still = std::mem::replace(&mut self.last, now) == now;
-            if is_asked || stands_still && now != self.read {
+            let is_due = self.retry_at.is_some_and(|begin| wall_time() >= begin);
+            if is_asked || is_due || stands_still && now != self.read {
                 self.read = now;
                 post.send(Message::Certificate(self.reload()));
             }
         }
     }
 
-    fn reload(&self) -> Option<Certified> {
-        match read_pair(&self.files) {
+    fn reload(&mut self) -> Option<Certified> {
+        self.retry_at = None;
+        match self.read_acceptable() {
             Ok(certificate) => Some(Certified::new(&self.handshakes, &certificate)),
             Err(bad) => {
                 log::warn!(err:% = bad; "certificate_refused");
                 None
+            }
+        }
+    }
+
+    /// The pair, unless no client accepts it: then the one in use is better.
+    fn read_acceptable(&mut self) -> Result<Certificate, BadPair> {
+        let certificate = read_pair(&self.files)?.certificate;
+        let now = wall_time();
+        match certificate.unacceptable(now) {
+            None => Ok(certificate),
+            Some(why) => {
+                self.retry_at = Some(certificate.not_before).filter(|begin| now < *begin);
+                Err(BadPair::certificate(&self.files, why))
             }
         }
     }

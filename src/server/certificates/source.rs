@@ -14,10 +14,12 @@ use crate::server::certificates::Certified;
 use crate::server::certificates::acme::Fetcher;
 use crate::server::certificates::acme::cache::Cache;
 use crate::server::certificates::acme::client::Caller;
-use crate::server::certificates::certificate::{Certificate, Handshakes, read_pair};
+use crate::server::certificates::certificate::{Certificate, Handshakes, Pair, read_pair};
 use crate::server::certificates::file_watcher::{self, Stamps};
 use crate::server::certificates::renewer_handle::Keeper;
+use crate::server::fitting::Warning;
 use crate::server::mailbox::Post;
+use crate::server::os::clock::wall_time;
 
 /// Why TLS cannot be had as configured: one to three lines for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +35,10 @@ impl std::error::Error for Unusable {}
 
 /// Where the certificate comes from.
 #[derive(Debug)]
-pub struct Source(Kind);
+pub struct Source {
+    kind: Kind,
+    warnings: Vec<Warning>,
+}
 
 #[derive(Debug)]
 enum Kind {
@@ -62,9 +67,20 @@ impl Source {
 
     fn own(pair: &PairFiles) -> Result<Self, Unusable> {
         let seen = Stamps::of(pair);
-        let certificate = read_pair(pair).map_err(|bad| Unusable(bad.to_string()))?;
+        let Pair { certificate, warning } =
+            read_pair(pair).map_err(|bad| Unusable(bad.to_string()))?;
+        let mut warnings = Vec::new();
+        if let Some(text) = warning {
+            warnings.push(Warning { event: "key_too_open", text });
+        }
+        // Refused, it would leave a machine whose clock was wrong at boot without a relay.
+        if let Some(why) = certificate.unacceptable(wall_time()) {
+            let text = format!("--tls-cert {}: {why}", pair.certificate.display());
+            warnings.push(Warning { event: "certificate_unacceptable", text });
+        }
         let handshakes = handshakes(None)?;
-        Ok(Self(Kind::Own { handshakes, certificate, files: pair.clone(), seen }))
+        let kind = Kind::Own { handshakes, certificate, files: pair.clone(), seen };
+        Ok(Self { kind, warnings })
     }
 
     fn automatic(acme: &Acme) -> Result<Self, Unusable> {
@@ -76,19 +92,26 @@ impl Source {
         let kept = cache.certificate().map_err(|error| unusable(error.to_string()))?;
         // One that is damaged is fetched again.
         let certificate = kept.and_then(|pem| Certificate::from_pem(&pem, &pem).ok());
-        Ok(Self(Kind::Automatic(Fetcher {
+        let kind = Kind::Automatic(Fetcher {
             acme: acme.clone(),
             cache,
             caller,
             handshakes: handshakes(Some(&acme.domain))?,
             certificate: certificate.filter(|certificate| certificate.is_for(&acme.domain)),
-        })))
+        });
+        Ok(Self { kind, warnings: Vec::new() })
+    }
+
+    /// What the operator should see to, though it serves.
+    #[must_use]
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// What to do handshakes with at once, and the same with how long it is good. Without
     /// a certificate they fail, with an alert.
     pub(in crate::server) fn first(&self) -> (Arc<ServerConfig>, Option<Certified>) {
-        let (handshakes, certificate) = match &self.0 {
+        let (handshakes, certificate) = match &self.kind {
             Kind::Own { handshakes, certificate, .. } => (handshakes, Some(certificate)),
             Kind::Automatic(fetcher) => (&fetcher.handshakes, fetcher.certificate.as_ref()),
         };
@@ -98,7 +121,7 @@ impl Source {
 
     /// Starts the thread that posts what to serve later.
     pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
-        match self.0 {
+        match self.kind {
             Kind::Own { handshakes, files, seen, .. } => {
                 file_watcher::start(files, seen, handshakes, post)
             }

@@ -1,10 +1,8 @@
-//! How many descriptors the process may have, and how many connections that is.
+//! How many descriptors the process may have.
 //!
 //! Owns the soft limit of `RLIMIT_NOFILE`. Knows nothing of sockets.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use crate::config::DESCRIPTORS_RESERVED;
 
 /// Raises the soft limit of `RLIMIT_NOFILE` to the hard limit; the descriptors
 /// the process may now have. It may be very large (some container engines set
@@ -20,35 +18,9 @@ pub fn raise_limit() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// How many WebSockets may live at once: what `descriptors` leave after
-/// [`DESCRIPTORS_RESERVED`], no more than were `requested`, and at least one.
-#[must_use]
-pub fn capacity(descriptors: usize, requested: Option<usize>) -> usize {
-    let left = descriptors.saturating_sub(DESCRIPTORS_RESERVED);
-    requested.map_or(left, |requested| requested.min(left)).max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn capacity_is_what_the_reserve_leaves_capped_by_the_request() {
-        for (descriptors, requested, expected) in [
-            (1_024, None, 1_024 - DESCRIPTORS_RESERVED),
-            (1_024, Some(20), 20),
-            (1_024, Some(1_024), 1_024 - DESCRIPTORS_RESERVED),
-            (1_024, Some(usize::MAX), 1_024 - DESCRIPTORS_RESERVED),
-            (usize::MAX, None, usize::MAX - DESCRIPTORS_RESERVED),
-            (DESCRIPTORS_RESERVED + 1, None, 1),
-            (DESCRIPTORS_RESERVED, None, 1),
-            (0, None, 1),
-            (0, Some(20), 1),
-            (1_024, Some(0), 1),
-        ] {
-            assert_eq!(capacity(descriptors, requested), expected, "{descriptors} {requested:?}");
-        }
-    }
 
     #[test]
     fn the_soft_limit_is_raised_to_the_hard_limit() {

@@ -12,14 +12,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use ureq::Agent;
 use ureq::config::{Config, ConfigBuilder};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 use ureq::unversioned::transport::DefaultConnector;
 
+use crate::pem::{self, NumberedCertificate};
 use crate::server::certificates::certificate::provider;
 use crate::server::outbound::dns::Lookup;
 
@@ -58,13 +57,11 @@ fn authorities(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
     let pem = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
     let mut roots = RootCertStore::empty();
     let mut authorities = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| format!("{shown}: {error}"))?;
-        authorities.push(Certificate::from_der(&certificate).to_owned());
-        roots.add(certificate).map_err(|error| format!("{shown}: {error}"))?;
-    }
-    if authorities.is_empty() {
-        return Err(format!("{shown}: no PEM block with a CERTIFICATE in it"));
+    for NumberedCertificate { line, der } in
+        pem::certificates(&pem).map_err(|why| format!("{shown}: {why}"))?
+    {
+        authorities.push(Certificate::from_der(&der).to_owned());
+        roots.add(der).map_err(|error| format!("{shown}: line {line}: {error}"))?;
     }
     Ok(authorities)
 }

@@ -27,6 +27,8 @@ pub struct Process {
     pub metrics: SocketAddr,
     /// The line that said so.
     pub listening: String,
+    /// What it warned of before.
+    pub warnings: Vec<String>,
     /// Lines that a thread has read from its stderr.
     lines: Receiver<String>,
     /// Its stderr while nobody reads it.
@@ -60,9 +62,9 @@ impl Process {
     }
 
     /// Starts it with so many descriptors at most.
-    pub fn start_with_descriptors(count: u32) -> Self {
-        let mut command = bare_command("sh");
-        command.arg("-c").arg(format!("ulimit -n {count}; exec \"$0\" \"$@\"")).arg(PROGRAM);
+    pub fn start_with_descriptors(count: u32, flags: &[&str]) -> Self {
+        let mut command = command_with_descriptors(count);
+        command.args(flags);
         Self::spawn(command, ANY_PORT)
     }
 
@@ -95,8 +97,11 @@ impl Process {
         }
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("listening") {
+        let (mut line, mut warnings) = (String::new(), Vec::new());
+        while !line.contains("msg=listening") && !line.contains("\"msg\":\"listening\"") {
+            if line.contains("warn") {
+                warnings.push(line.clone());
+            }
             line.clear();
             assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "it ended before it listened");
         }
@@ -107,7 +112,7 @@ impl Process {
         });
         let (relay, metrics) = (addresses.next().unwrap(), addresses.next().unwrap());
         let (_, lines) = mpsc::channel();
-        Self { child, relay, metrics, listening: line, lines, stuck: Some(stderr) }
+        Self { child, relay, metrics, listening: line, warnings, lines, stuck: Some(stderr) }
     }
 
     /// Begins to read a stderr that was not read so far.
@@ -209,6 +214,19 @@ pub fn run_into(flags: &[&str], stdout: Stdio, stderr: Stdio) -> Output {
     end(command.args(flags).stdout(stdout).stderr(stderr), &format!("{flags:?}"))
 }
 
+/// [`run`] with so many descriptors at most.
+pub fn run_with_descriptors(count: u32, flags: &[&str]) -> Output {
+    let mut command = command_with_descriptors(count);
+    command.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped());
+    end(&mut command, &format!("{count} {flags:?}"))
+}
+
+fn command_with_descriptors(count: u32) -> Command {
+    let mut command = bare_command("sh");
+    command.arg("-c").arg(format!("ulimit -n {count}; exec \"$0\" \"$@\"")).arg(PROGRAM);
+    command
+}
+
 /// [`run`], stopped where it stands as soon as `stop` says so, and continued, which
 /// whoever waits for `resumed` hears by its end.
 pub fn run_suspended(flags: &[&str], stop: &Receiver<()>, resumed: Sender<()>) -> Output {
@@ -263,7 +281,8 @@ fn command_with_sockets(sockets: [TcpListener; 2], pid: &str) -> Command {
 
 /// A command without the variables of whoever runs the tests.
 fn bare_command(program: &str) -> Command {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; 11] = [
+        "CREDENTIALS_DIRECTORY",
         "FLY_APP_NAME",
         "LISTEN_FDS",
         "LISTEN_PID",

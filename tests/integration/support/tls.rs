@@ -36,7 +36,8 @@ impl Pair {
         fs::create_dir_all(&directory).unwrap();
         let [certificate, key] = ["chain.pem", "key.pem"].map(|name| directory.join(name));
         let root = Vec::new().into();
-        let mut pair = Self { directory, files: PairFiles { certificate, key }, root };
+        let files = PairFiles { certificate, key, credentials: None };
+        let mut pair = Self { directory, files, root };
         pair.renew();
         pair
     }
@@ -52,7 +53,7 @@ impl Pair {
 
     /// Puts these contents in their place.
     pub fn put(&self, certificate: &str, key: &str) {
-        let PairFiles { certificate: certificate_path, key: key_path } = &self.files;
+        let PairFiles { certificate: certificate_path, key: key_path, .. } = &self.files;
         for (path, content, mode) in
             [(key_path, key, 0o600), (certificate_path, certificate, 0o644)]
         {
@@ -65,7 +66,7 @@ impl Pair {
 
     /// The flags that have it served.
     pub fn flags(&self) -> [String; 2] {
-        let PairFiles { certificate, key } = &self.files;
+        let PairFiles { certificate, key, .. } = &self.files;
         [format!("--tls-cert={}", certificate.display()), format!("--tls-key={}", key.display())]
     }
 

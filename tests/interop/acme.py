@@ -21,6 +21,8 @@ from acme_front import Front, http_date, problem
 from harness import SOON, Relay, free_port, main, program, spawn, wait_until
 
 DOMAIN = "relay.example.com"
+# Pebble makes RSA keys when it starts, which takes its time on a busy machine.
+START = 60
 
 
 class Authority:
@@ -83,9 +85,9 @@ class Authority:
         self.processes.append(spawn(
             ["pebble", "-config", config, "-dnsserver", f"127.0.0.1:{self.dns}"],
             env=environment, stdout=self.log, stderr=self.log))
-        wait_until(self.is_up, complaint="Pebble does not start")
+        wait_until(self.is_up, START, "Pebble does not start")
         # It resolves by UDP, whose socket nobody sees accept; TCP is bound after it.
-        wait_until(self.resolves, complaint="the name server does not start")
+        wait_until(self.resolves, START, "the name server does not start")
 
     def is_up(self):
         try:
@@ -545,15 +547,16 @@ def a_certificate_is_renewed_when_the_authority_wants_it_to_be():
             assert serial(relay, authority.trust()) != first
             assert re.fullmatch(r"[\w-]+\.[\w-]+", front.payloads("order-plz")[-1]["replaces"])
             # The new one has such a window, too: it is not renewed again and again.
-            asked = front.count("renewal-info")
-            wait_until(lambda: front.count("renewal-info") > asked)
+            # Asked for the first, by the signal, and for the second.
+            wait_until(lambda: front.count("renewal-info") >= 3)
             assert not says(relay, "certificate_ordered", 4)
         # One that the authority takes for replaced is ordered without saying so.
+        before = front.count("order-plz")
         front.instead["order-plz"] = problem("alreadyReplaced", 409)
         with Relay(*flags) as relay:
             wait_says(relay, "certificate_served", 2)
-            assert "replaces" in front.payloads("order-plz")[-2]
-            assert "replaces" not in front.payloads("order-plz")[-1]
+            sent = ["replaces" in order for order in front.payloads("order-plz")[before:]]
+            assert sent == [True, False], sent
 
 
 def an_authority_is_asked_again_when_it_says_in_either_form():

@@ -41,6 +41,7 @@ pub struct Source {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for the whole process")]
 enum Kind {
     Own {
         handshakes: Handshakes,

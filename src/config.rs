@@ -135,6 +135,17 @@ pub struct Acme {
     pub directory: String,
     /// PEM file of the roots to trust when talking to it; `None`: the web's.
     pub ca: Option<PathBuf>,
+    /// As which of its customers; `None`: it is open to all.
+    pub account: Option<ExternalAccount>,
+}
+
+/// Who the operator is to a certificate authority (RFC 8555 §7.3.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalAccount {
+    /// `--acme-eab-kid`: the name of the key.
+    pub kid: String,
+    /// `--acme-eab-hmac-file`: the key, base64url.
+    pub hmac_file: PathBuf,
 }
 
 /// Let's Encrypt, the default of `--acme-directory`.

@@ -137,16 +137,52 @@ impl Flag<'_> {
         Ok(value.into())
     }
 
-    /// A host name that a certificate can be for, in lower case.
+    /// What an authority calls a key: printed by it, so whatever can be.
+    pub(super) fn key_name(&mut self) -> Result<String, Refused> {
+        let value = self.value()?;
+        if !value.is_empty() && value.len() <= 256 && value.bytes().all(|it| it.is_ascii_graphic())
+        {
+            Ok(value)
+        } else {
+            Err(self.refuse("is not the name of a key; write what the authority shows as key ID"))
+        }
+    }
+
+    /// A host name that a certificate can be for, in lower case and without the root's dot,
+    /// which marks the same name.
     pub(super) fn domain(&mut self) -> Result<String, Refused> {
         let value = self.value()?.to_ascii_lowercase();
-        let is_address = value.parse::<IpAddr>().is_ok();
-        match DnsName::try_from(value.as_str()) {
-            Ok(_) if value.contains('.') && !value.ends_with('.') && !is_address => Ok(value),
-            _ => Err(self.refuse(format_args!(
-                "{value:?} is not a host name that a certificate can be for; write relay.example.com"
-            ))),
+        let name = value.strip_suffix('.').unwrap_or(&value);
+        let is_address = |name: &str| name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        let is_name = |name: &str| {
+            DnsName::try_from(name).is_ok()
+                && name.contains('.')
+                && !name.ends_with('.')
+                && !is_address(name)
+        };
+        if is_name(name) {
+            return Ok(name.to_owned());
         }
+        let advice = if !value.is_ascii() {
+            "write it in punycode, as xn--bcher-kva.example; idn2 and browsers convert it"
+        } else if value.starts_with("*.") {
+            "a wildcard cannot be shown to be ours on a port (that takes dns-01);\n\
+             write the one name that clients dial, as relay.example.com"
+        } else if value.contains("://") || value.contains('/') {
+            "write the host name alone, as relay.example.com, not a URL"
+        } else if is_address(name) || name.parse::<SocketAddr>().is_ok() {
+            "certificates for addresses are not fetched; write a name that leads here,\n\
+             as relay.example.com, or give --tls-cert and --tls-key"
+        } else if value.contains(',') || value.contains(' ') {
+            "write one name; one relay serves one"
+        } else if value.rsplit_once(':').is_some_and(|(name, _)| is_name(name)) {
+            "write the name alone, as relay.example.com; the port is --https-listen's"
+        } else {
+            "write relay.example.com"
+        };
+        Err(self.refuse(format_args!(
+            "{value:?} is not a host name that a certificate can be for;\n{advice}"
+        )))
     }
 
     pub(super) fn log_format(&mut self) -> Result<LogFormat, Refused> {

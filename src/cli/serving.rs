@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::flag::Flag;
 use super::{Environment, Refused};
-use crate::config::{ACME_DIRECTORY, Acme, Listen, PairFiles, Serving};
+use crate::config::{ACME_DIRECTORY, Acme, ExternalAccount, Listen, PairFiles, Serving};
 
 /// The flags as they were given.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(super) struct Flags {
     cert_cache: Option<PathBuf>,
     acme_directory: Option<String>,
     acme_ca: Option<PathBuf>,
+    eab_kid: Option<String>,
+    eab_hmac_file: Option<PathBuf>,
     proxy_protocol: bool,
     https_proxy_protocol: bool,
 }
@@ -39,6 +41,8 @@ impl Flags {
             "cert-cache" => self.cert_cache = Some(flag.path()?),
             "acme-directory" => self.acme_directory = Some(flag.https_url()?),
             "acme-ca" => self.acme_ca = Some(flag.path()?),
+            "acme-eab-kid" => self.eab_kid = Some(flag.key_name()?),
+            "acme-eab-hmac-file" => self.eab_hmac_file = Some(flag.path()?),
             "proxy-protocol" => self.proxy_protocol = flag.is_on()?,
             "https-proxy-protocol" => self.https_proxy_protocol = flag.is_on()?,
             _ => return Ok(false),
@@ -65,6 +69,8 @@ impl Flags {
             (self.cert_cache.is_some(), "cert-cache"),
             (self.acme_directory.is_some(), "acme-directory"),
             (self.acme_ca.is_some(), "acme-ca"),
+            (self.eab_kid.is_some(), "acme-eab-kid"),
+            (self.eab_hmac_file.is_some(), "acme-eab-hmac-file"),
         ];
         let of_domain = of_domain.iter().find(|(is_given, _)| *is_given).map(|(_, name)| *name);
         let https = Listen {
@@ -85,6 +91,7 @@ impl Flags {
                     cache: self.cert_cache.map_or_else(|| default_cache(environment), Ok)?,
                     directory: self.acme_directory.unwrap_or_else(|| ACME_DIRECTORY.into()),
                     ca: self.acme_ca,
+                    account: external_account(self.eab_kid, self.eab_hmac_file)?,
                 },
             }),
             (None, None, None, None) => match (self.https_listen, of_domain) {
@@ -107,6 +114,18 @@ impl Flags {
             (None, Some(_), None, None) => Err(needs("tls-cert", "--tls-key with it")),
             (None, None, Some(_), None) => Err(needs("tls-key", "--tls-cert with it")),
         }
+    }
+}
+
+fn external_account(
+    kid: Option<String>,
+    hmac_file: Option<PathBuf>,
+) -> Result<Option<ExternalAccount>, Refused> {
+    match (kid, hmac_file) {
+        (None, None) => Ok(None),
+        (Some(kid), Some(hmac_file)) => Ok(Some(ExternalAccount { kid, hmac_file })),
+        (Some(_), None) => Err(needs("acme-eab-kid", "--acme-eab-hmac-file with it")),
+        (None, Some(_)) => Err(needs("acme-eab-hmac-file", "--acme-eab-kid with it")),
     }
 }
 
@@ -158,6 +177,11 @@ pub(super) fn describe(serving: &Serving) -> Vec<(&'static str, String)> {
             ("cert-cache", path(&acme.cache)),
             ("acme-directory", acme.directory.clone()),
             ("acme-ca", acme.ca.as_ref().map_or("the web's".into(), path)),
+            ("acme-eab-kid", acme.account.as_ref().map_or("none".into(), |it| it.kid.clone())),
+            (
+                "acme-eab-hmac-file",
+                acme.account.as_ref().map_or("none".into(), |it| path(&it.hmac_file)),
+            ),
         ],
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
 
 use super::*;
-use crate::config::{ACME_DIRECTORY, Acme, Listen, PairFiles, Serving};
+use crate::config::{ACME_DIRECTORY, Acme, ExternalAccount, Listen, PairFiles, Serving};
 
 const ROOT: u32 = 0;
 const USER: u32 = 1000;
@@ -671,6 +671,7 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
         cache: "/home/relay/.pyrycode-relay/certs".into(),
         directory: ACME_DIRECTORY.into(),
         ca: None,
+        account: None,
     };
     let automatic = |https: &str, http: &str, acme: Acme| Serving::Automatic {
         https: Listen::at(address(https)),
@@ -680,9 +681,11 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
     let home = [("HOME", "/home/relay")];
     for (line, expected) in [
         ("--domain Relay.Example.com", automatic("[::]:443", "[::]:80", acme.clone())),
+        ("--domain relay.example.com.", automatic("[::]:443", "[::]:80", acme.clone())),
         (
             "--domain relay.example.com --https-listen :8443 --http-listen 127.0.0.1:8080 \
-             --cert-cache certs --acme-directory https://ca.example:14000/dir --acme-ca ca.pem",
+             --cert-cache certs --acme-directory https://ca.example:14000/dir --acme-ca ca.pem \
+             --acme-eab-kid customer/7 --acme-eab-hmac-file hmac",
             automatic(
                 "[::]:8443",
                 "127.0.0.1:8080",
@@ -690,6 +693,10 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
                     cache: "certs".into(),
                     directory: "https://ca.example:14000/dir".into(),
                     ca: Some("ca.pem".into()),
+                    account: Some(ExternalAccount {
+                        kid: "customer/7".into(),
+                        hmac_file: "hmac".into(),
+                    }),
                     ..acme
                 },
             ),
@@ -724,11 +731,16 @@ fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
         ("--insecure-listen :1 --tls-key k", "--tls-cert: --insecure-listen"),
         ("--insecure-listen :1 --https-listen :2", "--https-listen: --insecure-listen"),
         ("--insecure-listen :1 --cert-cache c", "--cert-cache: --insecure-listen"),
-        ("--domain relay", "--domain: \"relay\""),
-        ("--domain 192.0.2.1", "--domain: \"192.0.2.1\""),
-        ("--domain *.example.com", "--domain: \"*.example.com\""),
-        ("--domain relay.example.", "--domain: \"relay.example.\""),
-        ("--domain relay.example:443", "--domain: \"relay.example:443\""),
+        ("--acme-eab-kid k", "--acme-eab-kid: needs --domain"),
+        (
+            "--domain relay.example --cert-cache c --acme-eab-kid k",
+            "--acme-eab-kid: needs --acme-eab-hmac-file",
+        ),
+        (
+            "--domain relay.example --cert-cache c --acme-eab-hmac-file f",
+            "--acme-eab-hmac-file: needs --acme-",
+        ),
+        ("--domain relay.example --acme-eab-kid=", "--acme-eab-kid: is not the name"),
         ("--domain relay.example --acme-directory http://ca", "--acme-directory: \"http://ca\""),
         ("--domain relay.example", "--domain: HOME is not set"),
         ("--proxy-protocol --tls-cert c --tls-key k", "--proxy-protocol: needs --insecure-listen"),
@@ -736,6 +748,31 @@ fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
         ("--tls-cert= --tls-key k", "--tls-cert: \"\" is not a path"),
     ] {
         assert!(refusal(line).starts_with(named), "{line}: {}", refusal(line));
+    }
+}
+
+#[test]
+fn a_name_that_no_certificate_is_fetched_for_is_refused_with_the_way_out() {
+    for (name, advice) in [
+        ("relay", "write relay.example.com"),
+        ("relay.example..", "write relay.example.com"),
+        (".", "write relay.example.com"),
+        ("bücher.example", "punycode, as xn--"),
+        ("*.example.com", "dns-01"),
+        ("https://relay.example", "not a URL"),
+        ("relay.example/path", "not a URL"),
+        ("relay.example:443", "the port is --https-listen's"),
+        ("192.0.2.1", "addresses are not fetched"),
+        ("192.0.2.1:443", "addresses are not fetched"),
+        ("2001:db8::1", "addresses are not fetched"),
+        ("[2001:db8::1]:443", "addresses are not fetched"),
+        ("a.example,b.example", "write one name"),
+    ] {
+        let line = format!("--domain {name}");
+        let said = refusal(&line);
+        let expected = format!("--domain: {name:?} is not a host name that a certificate");
+        assert!(said.starts_with(&expected) && said.contains(advice), "{line}: {said}");
+        assert!(said.lines().count() <= 3, "{said}");
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 
 use mio::{Registry, Token, Waker};
+use rustls::ServerConfig;
 
 use crate::relay::Snapshot;
 use crate::relay::stats::WakeOutcome;
@@ -35,13 +36,24 @@ pub enum Message {
     /// What to do handshakes with from now on; or there was to be another and is
     /// none, and it stays what it is.
     Certificate(Option<Certified>),
-    /// Answer this on the port for the certificate authority, and nothing else.
+    /// Answer this to the certificate authority, and nothing else.
     Challenge {
-        /// The token that is asked for, and the answer; `None`: no token.
-        challenge: Option<(String, String)>,
+        /// What it asks for.
+        challenge: Challenge,
         /// Told when it is so.
         taken: SyncSender<()>,
     },
+}
+
+/// What a certificate authority is answered.
+#[derive(Debug)]
+pub enum Challenge {
+    /// Nothing; handshakes are done with this.
+    None(Arc<ServerConfig>),
+    /// On its own port a token, which the first names, with the second.
+    Http(String, String),
+    /// In handshakes that are for it alone; all others are done with this, too.
+    Tls(Arc<ServerConfig>),
 }
 
 /// Another thread's end. Clones speak to the same loop.

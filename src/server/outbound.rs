@@ -2,3 +2,4 @@
 
 pub(in crate::server) mod dns;
 pub(in crate::server) mod https;
+pub(in crate::server) mod retry_after;

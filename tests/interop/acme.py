@@ -2,32 +2,42 @@
 own for tests. It refuses a share of the nonces on purpose."""
 
 import asyncio
+import base64
 import json
 import os
+import re
 import signal
 import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.request
 
 import websockets
 
-from harness import SOON, Relay, free_port, main, spawn, wait_until
+from acme_front import Front, http_date, problem
+from harness import SOON, Relay, free_port, main, program, spawn, wait_until
 
 DOMAIN = "relay.example.com"
+# Pebble makes RSA keys when it starts, which takes its time on a busy machine.
+START = 60
 
 
 class Authority:
     """Pebble and a name server that leads every name here, ended on leaving."""
 
-    def __init__(self, directory, validity=90 * 24 * 3600, nonces_refused=20):
+    def __init__(self, directory, validity=90 * 24 * 3600, nonces_refused=20, customers=None):
         self.directory = directory
         self.validity = validity
         self.nonces_refused = nonces_refused
-        self.port, self.management, self.dns, self.http = (free_port() for _ in range(4))
+        # Names of keys and keys, base64url; None: it is open to all.
+        self.customers = customers
+        self.port, self.management, self.dns, self.http, self.tls = (free_port() for _ in range(5))
+        # Where it looks for challenges; on the TLS port nothing listens by default.
         self.validates_at = self.http
+        self.validates_tls_at = 1
         self.certificate = os.path.join(directory, "authority.pem")
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
@@ -36,6 +46,15 @@ class Authority:
              "-addext", "basicConstraints=critical,CA:FALSE"],
             check=True, stderr=subprocess.DEVNULL)
         self.processes = []
+
+    @property
+    def cache(self):
+        return os.path.join(self.directory, "certs")
+
+    def accounts(self):
+        """How many it has."""
+        with open(os.path.join(self.directory, "pebble.log")) as log:
+            return max(map(int, re.findall(r"There are now (\d+) accounts", log.read())), default=0)
 
     @property
     def flags(self):
@@ -50,8 +69,10 @@ class Authority:
                 "listenAddress": f"127.0.0.1:{self.port}",
                 "managementListenAddress": f"127.0.0.1:{self.management}",
                 "certificate": self.certificate, "privateKey": self.certificate + ".key",
-                "httpPort": self.validates_at, "tlsPort": 1,
+                "httpPort": self.validates_at, "tlsPort": self.validates_tls_at,
                 "certificateValidityPeriod": self.validity,
+                "externalAccountBindingRequired": self.customers is not None,
+                "externalAccountMACKeys": self.customers or {},
             }}, file)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.processes.append(spawn(
@@ -64,9 +85,9 @@ class Authority:
         self.processes.append(spawn(
             ["pebble", "-config", config, "-dnsserver", f"127.0.0.1:{self.dns}"],
             env=environment, stdout=self.log, stderr=self.log))
-        wait_until(self.is_up, complaint="Pebble does not start")
+        wait_until(self.is_up, START, "Pebble does not start")
         # It resolves by UDP, whose socket nobody sees accept; TCP is bound after it.
-        wait_until(self.resolves, complaint="the name server does not start")
+        wait_until(self.resolves, START, "the name server does not start")
 
     def is_up(self):
         try:
@@ -224,7 +245,7 @@ def a_first_certificate_is_fetched_and_served_and_a_restart_needs_nobody():
         cache = os.path.join(authority.directory, "certs")
         assert os.stat(cache).st_mode & 0o777 == 0o700
         files = sorted(os.listdir(cache))
-        assert len(files) == 2, files
+        assert files == ["acme_account+key", "pyrycode-relay.json", DOMAIN], files
         assert all(os.stat(os.path.join(cache, file)).st_mode & 0o777 == 0o600 for file in files)
         # With the authority down, and a cache that somebody has opened to all.
         authority.stop()
@@ -257,9 +278,9 @@ def a_certificate_is_renewed_under_live_websockets():
             asyncio.run(asyncio.wait_for(peers(), 60))
             # It was not asked for more often than a third of the lifetime calls for.
             assert not says(relay, "certificate_served", 3)
-        account = [name for name in os.listdir(os.path.join(authority.directory, "certs"))
-                   if name.startswith("account")]
-        assert len(account) == 1, "one account for both"
+            # tls-alpn-01 failed once, and http-01 was tried first the next time.
+            assert says(relay, "challenge_failed") and not says(relay, "challenge_failed", 2)
+        assert authority.accounts() == 1, "one account for both"
 
 
 def an_authority_that_is_down_at_first_is_asked_again():
@@ -304,19 +325,285 @@ def an_authority_that_refuses_is_left_alone_for_a_while_until_told():
         with Relay(*authority.flags) as relay:
             wait_says(relay, "certificate_refused")
             line = next(line for line in relay.log if "msg=certificate_refused" in line)
-            assert "err=\"connection" in line or "err=\"unauthorized" in line, line
+            assert "err=\"tls-alpn-01: " in line and "; http-01: " in line, line
             pause = int(line.split("retry_in_s=")[1].split()[0])
             assert 45 <= pause <= 75, line
             # Two seconds later nothing has been tried, without a doubt.
             quiet_until = time.monotonic() + 2
             wait_until(lambda: time.monotonic() > quiet_until)
-            assert not says(relay, "certificate_ordered", 2)
+            assert not says(relay, "certificate_ordered", 3)
             authority.stop()
             authority.validates_at = authority.http
             authority.start()
             relay.process.send_signal(signal.SIGHUP)
             wait_says(relay, "certificate_served")
             serial(relay, authority.trust())
+
+
+def refusal(*flags):
+    """What the relay says when it does not start."""
+    ended = subprocess.run([program(), "--metrics-listen=", *flags], capture_output=True,
+                           timeout=SOON, text=True)
+    assert ended.returncode == 2, ended
+    return ended.stderr
+
+
+class GoRelay:
+    """The TLS of the Go relay: its library, and its cache."""
+
+    program = None
+    building = threading.Lock()
+
+    def __init__(self, authority):
+        with self.building:
+            if not GoRelay.program:
+                here = os.path.dirname(os.path.abspath(__file__))
+                built = os.path.join(here, "..", "..", "target", "interop")
+                program = os.path.join(built, "go-autocert")
+                # Against Debian's library: GOPATH mode fetches nothing.
+                subprocess.run(
+                    ["go", "build", "-o", program, "main.go"], check=True,
+                    cwd=os.path.join(here, "go_autocert"),
+                    env=os.environ | {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode",
+                                      "GOFLAGS": "", "GOCACHE": os.path.join(built, "go-cache")})
+                GoRelay.program = program
+        self.process = subprocess.Popen(
+            [GoRelay.program, authority.cache, DOMAIN, f"https://localhost:{authority.port}/dir",
+             authority.certificate, f"127.0.0.1:{authority.tls}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def serial(self):
+        line = self.process.stdout.readline()
+        assert line.startswith("certificate "), line
+        return line.split()[1]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait(SOON)
+        self.process.stdout.close()
+
+
+def a_cache_of_the_go_relay_is_taken_over_and_given_back():
+    with Scene() as authority:
+        authority.validates_tls_at = authority.tls
+        authority.start()
+        with GoRelay(authority) as go:
+            issued = go.serial()
+        assert sorted(os.listdir(authority.cache)) == ["acme_account+key", DOMAIN]
+        flags = [*authority.flags, "--https-listen", f"127.0.0.1:{authority.tls}"]
+        with Relay(*flags) as relay:
+            # From the first second, without a request to the authority.
+            assert int(serial(relay, authority.trust()), 16) == int(issued, 16)
+            assert not says(relay, "certificate_ordered")
+        # The next one is had with the same account.
+        os.rename(os.path.join(authority.cache, DOMAIN), os.path.join(authority.directory, "old"))
+        with Relay(*flags) as relay:
+            wait_says(relay, "certificate_served")
+            ours = serial(relay, authority.trust())
+            assert int(ours, 16) != int(issued, 16)
+            assert not says(relay, "challenge_failed")
+        assert authority.accounts() == 1, "the account is the Go relay's"
+        # And back: it serves what the relay fetched.
+        with GoRelay(authority) as go:
+            assert int(go.serial(), 16) == int(ours, 16)
+
+
+def an_rsa_certificate_of_the_go_relay_is_served_if_there_is_no_other():
+    with Scene() as authority:
+        os.mkdir(authority.cache, 0o700)
+        path = os.path.join(authority.cache, DOMAIN + "+rsa")
+        key, chain = path + ".key", path + ".chain"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", chain,
+             "-days", "90", "-subj", f"/CN={DOMAIN}", "-addext", f"subjectAltName=DNS:{DOMAIN}"],
+            check=True, stderr=subprocess.DEVNULL)
+        with open(path, "w") as file:
+            for part in (key, chain):
+                with open(part) as it:
+                    file.write(it.read())
+                os.remove(part)
+        with Relay(*authority.flags) as relay:
+            with session(relay, blind()) as stream:
+                leaf = ssl.DER_cert_to_PEM_cert(stream.getpeercert(True))
+            with open(path) as file:
+                assert leaf.strip() in file.read()
+
+
+def the_tls_port_alone_is_enough():
+    with Scene() as authority:
+        authority.validates_tls_at, authority.validates_at = authority.tls, free_port()
+        authority.start()
+        with Relay(*authority.flags, "--https-listen", f"127.0.0.1:{authority.tls}",
+                   "--log-level", "debug") as relay:
+            wait_says(relay, "certificate_served")
+            context = authority.trust()
+            serial(relay, context)
+            assert says(relay, "challenge_answered") and not says(relay, "challenge_failed")
+            # Without a challenge its protocol is not spoken, and others are as before.
+            challenger = blind()
+            challenger.set_alpn_protocols(["acme-tls/1"])
+            try:
+                session(relay, challenger).close()
+            except ssl.SSLError:
+                pass
+            else:
+                raise AssertionError("a handshake for a challenge succeeds without one")
+
+
+class ProxyV2:
+    """A TCP proxy that names the client in a PROXY header, version 2."""
+
+    def __init__(self, port, to):
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.to = to
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                stream, _ = self.listener.accept()
+            except OSError:
+                return
+            out = socket.create_connection(("127.0.0.1", self.to), timeout=SOON)
+            out.sendall(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"
+                        + socket.inet_aton("192.0.2.7") + socket.inet_aton("192.0.2.1")
+                        + (4321).to_bytes(2, "big") + (443).to_bytes(2, "big"))
+            for source, sink in ((stream, out), (out, stream)):
+                threading.Thread(target=self.carry, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def carry(source, sink):
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+def the_tls_port_is_enough_behind_a_proxy_that_names_clients():
+    with Scene() as authority:
+        authority.validates_tls_at, authority.validates_at = free_port(), free_port()
+        authority.start()
+        ProxyV2(authority.validates_tls_at, authority.tls)
+        with Relay(*authority.flags, "--https-listen", f"127.0.0.1:{authority.tls}",
+                   "--https-proxy-protocol") as relay:
+            wait_says(relay, "certificate_served")
+            assert not says(relay, "challenge_failed")
+
+
+def an_authority_for_customers_gets_the_account_bound():
+    key = base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
+    with Scene(customers={"customer-7": key}) as authority:
+        authority.start()
+        with Relay(*authority.flags) as relay:
+            wait_says(relay, "certificate_refused")
+            assert "--acme-eab-kid" in "".join(relay.log)
+        hmac = os.path.join(authority.directory, "hmac")
+        with open(hmac, "w") as file:
+            file.write(key + "\n")
+        os.chmod(hmac, 0o600)
+        flags = [*authority.flags, "--acme-eab-kid", "customer-7", "--acme-eab-hmac-file", hmac]
+        with Relay(*flags) as relay:
+            wait_says(relay, "certificate_served")
+            serial(relay, authority.trust())
+            assert key not in "".join(relay.log)
+        with open(hmac, "w") as file:
+            file.write("HMAC key: " + key)
+        said = refusal(*flags)
+        assert "--acme-eab-hmac-file: " in said and key not in said, said
+
+
+class FrontScene(Scene):
+    """An authority with a front, which the relay is led to."""
+
+    def __enter__(self):
+        authority = super().__enter__()
+        authority.start()
+        self.front = Front(authority)
+        return authority, self.front, [*authority.flags, "--acme-directory", self.front.url]
+
+    def __exit__(self, *_):
+        self.front.stop()
+        super().__exit__()
+
+
+def a_certificate_is_renewed_when_the_authority_wants_it_to_be():
+    day = 24 * 3600
+    with FrontScene() as (authority, front, flags):
+        front.window = (time.time() + 59 * day, time.time() + 60 * day)
+        with Relay(*flags) as relay:
+            wait_says(relay, "certificate_served")
+            first = serial(relay, authority.trust())
+            wait_until(lambda: front.count("renewal-info"))
+            assert front.payloads("order-plz")[-1].get("replaces") is None
+            # It is revoked; the operator need not wait for the next question.
+            front.window = (time.time() - 2 * day, time.time() - day)
+            relay.process.send_signal(signal.SIGHUP)
+            wait_says(relay, "certificate_served", 2)
+            assert serial(relay, authority.trust()) != first
+            assert re.fullmatch(r"[\w-]+\.[\w-]+", front.payloads("order-plz")[-1]["replaces"])
+            # The new one has such a window, too: it is not renewed again and again.
+            # Asked for the first, by the signal, and for the second.
+            wait_until(lambda: front.count("renewal-info") >= 3)
+            assert not says(relay, "certificate_ordered", 4)
+        # One that the authority takes for replaced is ordered without saying so.
+        before = front.count("order-plz")
+        front.instead["order-plz"] = problem("alreadyReplaced", 409)
+        with Relay(*flags) as relay:
+            wait_says(relay, "certificate_served", 2)
+            sent = ["replaces" in order for order in front.payloads("order-plz")[before:]]
+            assert sent == [True, False], sent
+
+
+def an_authority_is_asked_again_when_it_says_in_either_form():
+    for retry_after in ("10800", http_date(time.time() + 10800)):
+        with FrontScene() as (_, front, flags):
+            front.instead["order-plz"] = problem("rateLimited", 429, **{"Retry-After": retry_after})
+            with Relay(*flags) as relay:
+                wait_says(relay, "certificate_refused")
+                line = next(line for line in relay.log if "msg=certificate_refused" in line)
+                assert 10700 <= int(line.split("retry_in_s=")[1].split()[0]) <= 10800, line
+
+
+def an_order_that_takes_its_time_is_waited_for_and_kept():
+    with FrontScene() as (authority, front, flags):
+        front.slow_for = 8
+        # In the midst of it, the authority has an outage.
+        with Relay(*flags) as relay:
+            wait_until(lambda: front.count("finalize-order"), 30)
+            front.instead["my-order"] = (503, {"Retry-After": "2"}, b"down")
+            wait_says(relay, "certificate_served", within=60)
+            assert says(relay, "certificate_refused")
+            # One that tls-alpn-01 failed for, and one that was finalized once.
+            assert front.count("order-plz") == 2 and front.count("finalize-order") == 1
+            assert front.count("my-order") < 12, front.requests
+            serial(relay, authority.trust())
+
+
+def a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone():
+    with Scene() as authority:
+        flags = authority.flags
+        cache = authority.cache
+        os.mkdir(cache)
+        for mode in (0o755, 0o1777, 0o2775):
+            os.chmod(cache, mode)
+            for more in ([], ["--check-config"]):
+                said = refusal(*flags, *more)
+                assert f"--cert-cache: {cache}: others than its owner" in said, said
+                assert f"chmod 700 {cache}" in said, said
+                assert os.stat(cache).st_mode & 0o7777 == mode
+        os.rmdir(cache)
+        checked = subprocess.run([program(), *flags, "--check-config"], capture_output=True,
+                                 timeout=SOON, text=True)
+        assert checked.returncode == 0, checked
+        assert not os.path.exists(cache), "a check makes nothing"
+        with open(cache, "w"):
+            pass
+        assert f"{cache}: is not a directory" in refusal(*flags)
 
 
 if __name__ == "__main__":
@@ -326,4 +613,13 @@ if __name__ == "__main__":
         an_authority_that_is_down_at_first_is_asked_again,
         an_expired_certificate_is_served_while_another_is_fetched,
         an_authority_that_refuses_is_left_alone_for_a_while_until_told,
+        a_cache_of_the_go_relay_is_taken_over_and_given_back,
+        an_rsa_certificate_of_the_go_relay_is_served_if_there_is_no_other,
+        the_tls_port_alone_is_enough,
+        the_tls_port_is_enough_behind_a_proxy_that_names_clients,
+        an_authority_for_customers_gets_the_account_bound,
+        a_certificate_is_renewed_when_the_authority_wants_it_to_be,
+        an_authority_is_asked_again_when_it_says_in_either_form,
+        an_order_that_takes_its_time_is_waited_for_and_kept,
+        a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone,
     ])

@@ -118,6 +118,7 @@ fn another_host_is_misdirected_before_it_counts_against_any_limit() {
         cache: "certs".into(),
         directory: ACME_DIRECTORY.into(),
         ca: None,
+        account: None,
     };
     let mut config =
         Config { serving: Serving::Automatic { https: any, http: any, acme }, ..Config::default() };

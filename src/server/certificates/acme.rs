@@ -1,41 +1,56 @@
-//! Certificates that are fetched and renewed (ACME, RFC 8555, http-01).
+//! Certificates that are fetched and renewed (ACME, RFC 8555).
 //!
 //! Owns the thread on which that happens. The loop hears of it by mail and never waits:
-//! which path to answer for the authority, and which certificate to serve.
+//! what to answer the authority, and which certificate to serve.
 //!
 //! 1. While a certificate is renewed, or cannot be, the one there is stays in use.
-//! 2. Every failure makes the pause longer, so nobody is hammered; SIGHUP ends it.
-//! 3. What was issued is on disk before it is served.
+//! 2. Every failure makes the pause longer, so that the authority is not flooded; SIGHUP
+//!    ends it.
+//! 3. What was issued is on disk before it is served, and nothing is ordered that could
+//!    not be kept.
+//! 4. An order that is under way is gone on with after a failure.
 
+mod binding;
 pub(in crate::server) mod cache;
+mod challenge;
 pub(in crate::server) mod client;
+mod directory;
 mod key;
+mod order;
+mod renewal_info;
 mod schedule;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+pub(in crate::server) use self::binding::Binding;
 use self::cache::Cache;
-use self::client::{Account, Caller, Trouble};
+use self::challenge::Method;
+use self::client::{Account, Caller, Directory, Trouble};
 use self::key::AccountKey;
+use self::order::{Answer, Order, Stopped, World};
+use self::renewal_info::{Window, certificate_id};
+use self::schedule::{Schedule, Step};
 use crate::config::Acme;
 use crate::server::certificates::Certified;
 use crate::server::certificates::certificate::{Certificate, Handshakes};
 use crate::server::certificates::renewer_handle::Keeper;
-use crate::server::mailbox::{Message, Post};
+use crate::server::mailbox::{Challenge, Message, Post};
 use crate::server::os::clock::wall_time;
 
-/// The longest sleep: the calendar may be set, or the machine suspended.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The loop takes its mail at once, unless it has ended.
 const MAIL_TIMEOUT: Duration = Duration::from_secs(10);
+/// An order that is older is not gone on with: authorities forget theirs after some days.
+const ORDER_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is needed to fetch a certificate.
 #[derive(Debug)]
 pub(in crate::server) struct Fetcher {
     pub(in crate::server) acme: Acme,
+    pub(in crate::server) binding: Option<Binding>,
     pub(in crate::server) cache: Cache,
     pub(in crate::server) caller: Caller,
     pub(in crate::server) handshakes: Handshakes,
@@ -50,99 +65,227 @@ impl Fetcher {
     /// If there is no cache directory and none can be made, or no thread.
     pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
         self.cache.create()?;
+        if let Err(why) = self.cache.check_writable() {
+            log::warn!(domain = self.acme.domain, err = why; "cert_cache_not_writable");
+        }
         let (nudges, asked) = mpsc::sync_channel(1);
-        thread::Builder::new().name("acme".into()).spawn(move || self.run(&asked, &post))?;
+        let schedule = Schedule::new(self.certificate.as_ref().map(validity));
+        let renewal = Renewal { fetcher: self, asked, post, schedule, order: None };
+        thread::Builder::new().name("acme".into()).spawn(move || renewal.run())?;
         Ok(Keeper::new(nudges))
     }
+}
 
-    fn run(mut self, asked: &Receiver<()>, post: &Post) {
-        let mut failures = 0;
-        let mut retry_at = Duration::ZERO;
+/// The thread's state.
+struct Renewal {
+    fetcher: Fetcher,
+    asked: Receiver<()>,
+    post: Post,
+    schedule: Schedule,
+    /// One that is under way.
+    order: Option<Order>,
+}
+
+impl Renewal {
+    fn run(mut self) {
         loop {
-            let due = self.certificate.as_ref().map_or(Duration::ZERO, |certificate| {
-                schedule::renew_at(certificate.not_before, certificate.not_after)
-            });
-            let wait = due.max(retry_at).saturating_sub(wall_time()).min(LOOK_INTERVAL);
-            if !wait.is_zero() {
-                match asked.recv_timeout(wait) {
-                    Ok(()) => retry_at = Duration::ZERO,
+            match self.schedule.step(wall_time()) {
+                Step::Wait(time) => match self.asked.recv_timeout(time) {
+                    Ok(()) => self.schedule.nudge(),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
-                }
-                continue;
-            }
-            match self.fetch(post) {
-                Ok(certificate) => {
-                    let certified = Certified::new(&self.handshakes, &certificate);
-                    let due = schedule::renew_at(certificate.not_before, certificate.not_after);
-                    self.certificate = Some(certificate);
-                    post.send(Message::Certificate(Some(certified)));
-                    (failures, retry_at) = (0, Duration::ZERO);
-                    if due <= wall_time() {
-                        // One of the clocks is wrong, and would be the next time.
-                        log::warn!(domain = self.acme.domain; "certificate_due_when_issued");
-                        retry_at = wall_time() + LOOK_INTERVAL;
-                    }
-                }
-                Err(Trouble { words, failure }) => {
-                    failures += 1;
-                    let pause = schedule::pause(failure, failures, random());
-                    retry_at = wall_time() + pause;
-                    log::warn!(
-                        domain = self.acme.domain, err = words, retry_in_s = pause.as_secs();
-                        "certificate_refused"
-                    );
-                    post.send(Message::Certificate(None));
-                }
+                },
+                Step::Ask => self.ask(),
+                Step::Order => match self.found().map_or_else(|| self.fetch(), Ok) {
+                    Ok(certificate) => self.serve(certificate),
+                    Err(trouble) => self.on_trouble(&trouble),
+                },
             }
         }
     }
 
-    fn fetch(&self, post: &Post) -> Result<Certificate, Trouble> {
-        let domain = &self.acme.domain;
-        log::info!(domain; "certificate_ordered");
-        let account_key = self.account_key()?;
-        let key = rcgen::KeyPair::generate().map_err(Trouble::refused)?;
-        let request = rcgen::CertificateParams::new([domain.clone()])
-            .and_then(|params| params.serialize_request(&key))
-            .map_err(Trouble::refused)?;
-        let mut account = Account::open(&self.caller, &account_key, &self.acme.directory)?;
-        let issued = account.order(domain, request.der(), |token, answer| {
-            tell(post, Some((token.into(), answer.into())));
+    /// Asks the authority when the certificate is to be renewed.
+    fn ask(&mut self) {
+        let id = self.certificate_id();
+        let Fetcher { caller, acme, .. } = &self.fetcher;
+        let reply = Directory::read(caller, &acme.directory).and_then(|directory| {
+            let url = directory.renewal_info.zip(id);
+            url.map(|(url, id)| caller.get(&format!("{url}/{id}"))).transpose()
         });
-        tell(post, None);
-        let chain = issued?;
-        let key = key.serialize_pem();
-        let certificate = Certificate::from_pem(chain.as_bytes(), key.as_bytes())
+        let now = wall_time();
+        match reply {
+            Ok(Some(reply)) => {
+                let window = Window::read(&reply.json());
+                if let Some(Window { start, end }) = window {
+                    let in_hours = |at: Duration| at.as_secs().saturating_sub(now.as_secs()) / 3600;
+                    log::debug!(
+                        domain = acme.domain, from = in_hours(start), to = in_hours(end);
+                        "renewal_window"
+                    );
+                }
+                self.schedule.on_window(window, reply.retry_after(), now, random());
+            }
+            Ok(None) => self.schedule.on_no_windows(now),
+            Err(Trouble { words, retry_after, .. }) => {
+                log::debug!(domain = acme.domain, err = words; "renewal_window_unknown");
+                self.schedule.on_unanswered(retry_after, now);
+            }
+        }
+    }
+
+    fn certificate_id(&self) -> Option<String> {
+        certificate_id(self.fetcher.certificate.as_ref()?.leaf())
+    }
+
+    /// A better certificate that has come into the cache meanwhile: another relay, or the
+    /// Go relay, shares it.
+    fn found(&self) -> Option<Certificate> {
+        let now = wall_time();
+        let found = self.fetcher.cache.certificate(now).ok()??;
+        let ours = self.fetcher.certificate.as_ref();
+        let is_better = ours.is_none_or(|ours| found.not_after > ours.not_after);
+        let is_due = Schedule::new(Some(validity(&found))).is_due(now);
+        (is_better && !is_due).then_some(found)
+    }
+
+    fn serve(&mut self, certificate: Certificate) {
+        if self.schedule.on_certificate(validity(&certificate), wall_time()) {
+            log::warn!(domain = self.fetcher.acme.domain; "certificate_due_when_issued");
+        }
+        let certified = Certified::new(&self.fetcher.handshakes, &certificate);
+        self.fetcher.certificate = Some(certificate);
+        self.post.send(Message::Certificate(Some(certified)));
+    }
+
+    fn on_trouble(&mut self, trouble: &Trouble) {
+        let Trouble { words, failure, retry_after, .. } = trouble;
+        let pause = self.schedule.on_failure(*failure, *retry_after, wall_time(), random());
+        log::warn!(
+            domain = self.fetcher.acme.domain, err = words, retry_in_s = pause.as_secs();
+            "certificate_refused"
+        );
+        self.post.send(Message::Certificate(None));
+    }
+
+    fn fetch(&mut self) -> Result<Certificate, Trouble> {
+        let Self { fetcher, order: under_way, asked, post, .. } = self;
+        let Fetcher { acme, cache, caller, .. } = &*fetcher;
+        cache.try_write().map_err(Trouble::refused)?;
+        let account_key = account_key(cache)?;
+        let directory = Directory::read(caller, &acme.directory)?;
+        let binding = fetcher.binding.as_ref();
+        let mut account = Account::open(caller, &account_key, directory, binding)?;
+        let replaces = fetcher.certificate.as_ref().and_then(|it| certificate_id(it.leaf()));
+        let replaces = replaces.filter(|_| account.directory.renewal_info.is_some());
+        let mut world = Surroundings {
+            asked,
+            post,
+            domain: &acme.domain,
+            handshakes: &fetcher.handshakes,
+            certificate: fetcher.certificate.as_ref(),
+        };
+        let mut untried = Method::order(cache.challenge()).to_vec();
+        let mut failed = Vec::new();
+        loop {
+            let now = world.now();
+            let kept = under_way.take().filter(|it| now < it.placed_at + ORDER_AGE_MAX);
+            let mut order = match (kept, untried.first()) {
+                (Some(order), _) => order,
+                (None, Some(&method)) => {
+                    log::info!(domain = acme.domain; "certificate_ordered");
+                    Order::place(&mut account, &acme.domain, method, replaces.as_deref(), now)?
+                }
+                (None, None) => return Err(Trouble::refused(failed.join("; "))),
+            };
+            match order.finish(&mut account, &mut world) {
+                Ok(chain) => return fetcher.take(&order, &chain),
+                Err(Stopped::Kept(trouble)) => {
+                    *under_way = Some(order);
+                    return Err(trouble);
+                }
+                Err(Stopped::Over { trouble, is_challenge: true }) => {
+                    log::warn!(domain = acme.domain, err = trouble.words; "challenge_failed");
+                    untried.retain(|method| *method != order.method);
+                    failed.push(trouble.words);
+                }
+                Err(Stopped::Over { trouble, .. }) => return Err(trouble),
+            }
+        }
+    }
+}
+
+impl Fetcher {
+    /// Takes what was issued for an order: it is checked and kept.
+    fn take(&self, order: &Order, chain: &[u8]) -> Result<Certificate, Trouble> {
+        let key = order.key.serialize_pem();
+        let certificate = Certificate::from_pem(chain, key.as_bytes())
             .map_err(|flaw| Trouble::refused(format_args!("what was issued: {flaw:?}")))?;
-        if !certificate.is_for(domain) {
+        if !certificate.is_for(&self.acme.domain) {
             return Err(Trouble::refused("what was issued is for another name"));
         }
+        let kept = self.cache.keep_certificate(&key, chain).and_then(|()| {
+            if order.is_shown { self.cache.keep_challenge(order.method) } else { Ok(()) }
+        });
         // It is good all the same, until the next start.
-        if let Err(error) = self.cache.keep_certificate(&format!("{key}{chain}")) {
+        if let Err(error) = kept {
             log::warn!(err:% = error; "certificate_not_kept");
         }
         Ok(certificate)
     }
+}
 
-    /// The account's key, made if there is none. One that cannot be kept is not used:
-    /// every start would be another account.
-    fn account_key(&self) -> Result<AccountKey, Trouble> {
-        let kept = self.cache.account().map_err(Trouble::refused)?;
-        if let Some(key) = kept.and_then(|pem| AccountKey::from_pem(&pem)) {
+/// The account's key, made if there is none. One that cannot be kept is not used: every
+/// start would be another account.
+fn account_key(cache: &Cache) -> Result<AccountKey, Trouble> {
+    if let Some((name, pem)) = cache.account().map_err(Trouble::refused)? {
+        if let Some(key) = AccountKey::from_pem(&pem) {
             return Ok(key);
         }
-        let pem = AccountKey::generate().map_err(Trouble::refused)?;
-        self.cache.keep_account(&pem).map_err(Trouble::refused)?;
-        AccountKey::from_pem(pem.as_bytes()).ok_or_else(|| Trouble::refused("no account key"))
+        let aside = cache.put_aside(&name).map_err(Trouble::refused)?;
+        log::warn!(path:% = aside.display(), err = "is not a P-256 key"; "account_key_put_aside");
+        // There may be one under another name.
+        return account_key(cache);
+    }
+    let pem = AccountKey::generate().map_err(Trouble::refused)?;
+    cache.keep_account(&pem).map_err(Trouble::refused)?;
+    AccountKey::from_pem(pem.as_bytes()).ok_or_else(|| Trouble::refused("no account key"))
+}
+
+/// What an order waits in and is heard through.
+struct Surroundings<'a> {
+    asked: &'a Receiver<()>,
+    post: &'a Post,
+    domain: &'a str,
+    handshakes: &'a Handshakes,
+    certificate: Option<&'a Certificate>,
+}
+
+impl World for Surroundings<'_> {
+    fn now(&self) -> Duration {
+        wall_time()
+    }
+
+    fn wait(&mut self, time: Duration) -> bool {
+        !matches!(self.asked.recv_timeout(time), Err(RecvTimeoutError::Disconnected))
+    }
+
+    fn answer(&mut self, answer: Option<Answer>) {
+        let challenge = match answer {
+            Some(Answer::Http { token, authorization }) => Challenge::Http(token, authorization),
+            Some(Answer::Tls(key)) => {
+                log::debug!(domain = self.domain; "challenge_published");
+                Challenge::Tls(self.handshakes.with_challenge(self.certificate, Arc::new(key)))
+            }
+            None => Challenge::None(self.handshakes.with(self.certificate)),
+        };
+        let (taken, is_taken) = mpsc::sync_channel(1);
+        self.post.send(Message::Challenge { challenge, taken });
+        let _ = is_taken.recv_timeout(MAIL_TIMEOUT);
     }
 }
 
-/// Has the loop answer a challenge, or none any more, and waits until it does.
-fn tell(post: &Post, challenge: Option<(String, String)>) {
-    let (taken, is_taken) = mpsc::sync_channel(1);
-    post.send(Message::Challenge { challenge, taken });
-    let _ = is_taken.recv_timeout(MAIL_TIMEOUT);
+fn validity(certificate: &Certificate) -> (Duration, Duration) {
+    (certificate.not_before, certificate.not_after)
 }
 
 fn random() -> u64 {

@@ -20,6 +20,9 @@ use x509_cert::time::Time;
 
 use crate::config::PairFiles;
 
+/// The protocol of the challenge tls-alpn-01 (RFC 8737 §6.2): nothing is spoken in it.
+pub(in crate::server) const ACME_TLS: &[u8] = b"acme-tls/1";
+
 /// A certificate chain, leaf first, its key, and how long the leaf is valid.
 #[derive(Clone, Debug)]
 pub struct Certificate {
@@ -106,6 +109,11 @@ impl Certificate {
         Ok(Self { key: Arc::new(key), not_before, not_after })
     }
 
+    /// The leaf, DER.
+    pub(in crate::server) fn leaf(&self) -> &[u8] {
+        self.key.cert.first().map_or(&[], |leaf| leaf)
+    }
+
     /// Whether a client that dialled `name` would accept it.
     #[must_use]
     pub fn is_for(&self, name: &str) -> bool {
@@ -156,9 +164,31 @@ impl Handshakes {
     /// TLS 1.2 and 1.3 with `certificate`; while there is none, no handshake succeeds.
     #[must_use]
     pub fn with(&self, certificate: Option<&Certificate>) -> Arc<ServerConfig> {
+        self.build(certificate, None)
+    }
+
+    /// The same, and handshakes for the protocol of a challenge alone (RFC 8737) are done
+    /// with `challenge`.
+    #[must_use]
+    pub fn with_challenge(
+        &self,
+        certificate: Option<&Certificate>,
+        challenge: Arc<CertifiedKey>,
+    ) -> Arc<ServerConfig> {
+        self.build(certificate, Some(challenge))
+    }
+
+    fn build(
+        &self,
+        certificate: Option<&Certificate>,
+        challenge: Option<Arc<CertifiedKey>>,
+    ) -> Arc<ServerConfig> {
+        let mut protocols = vec![b"http/1.1".to_vec()];
+        protocols.extend(challenge.is_some().then(|| ACME_TLS.to_vec()));
         let resolver = Resolver {
             domain: self.domain.clone(),
             key: certificate.map(|certificate| Arc::clone(&certificate.key)),
+            challenge,
         };
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_safe_default_protocol_versions()
@@ -169,7 +199,7 @@ impl Handshakes {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = Arc::clone(&self.ticketer);
         config.send_tls13_tickets = 1;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols;
         Arc::new(config)
     }
 }
@@ -178,6 +208,7 @@ impl Handshakes {
 struct Resolver {
     domain: Option<Arc<str>>,
     key: Option<Arc<CertifiedKey>>,
+    challenge: Option<Arc<CertifiedKey>>,
 }
 
 impl ResolvesServerCert for Resolver {
@@ -185,6 +216,9 @@ impl ResolvesServerCert for Resolver {
         let is_served = self.domain.as_ref().is_none_or(|domain| {
             hello.server_name().is_some_and(|name| name.eq_ignore_ascii_case(domain))
         });
-        self.key.clone().filter(|_| is_served)
+        // RFC 8737 §3: no other protocol is offered beside it.
+        let is_challenge = hello.alpn().is_some_and(|protocols| protocols.eq([ACME_TLS]));
+        let key = if is_challenge { &self.challenge } else { &self.key };
+        key.clone().filter(|_| is_served)
     }
 }

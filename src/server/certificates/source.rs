@@ -11,13 +11,14 @@ use rustls::ServerConfig;
 
 use crate::config::{Acme, PairFiles, Serving};
 use crate::server::certificates::Certified;
-use crate::server::certificates::acme::Fetcher;
 use crate::server::certificates::acme::cache::Cache;
 use crate::server::certificates::acme::client::Caller;
+use crate::server::certificates::acme::{Binding, Fetcher};
 use crate::server::certificates::certificate::{Certificate, Handshakes, read_pair};
 use crate::server::certificates::file_watcher::{self, Stamps};
 use crate::server::certificates::renewer_handle::Keeper;
 use crate::server::mailbox::Post;
+use crate::server::os::clock::wall_time;
 
 /// Why TLS cannot be had as configured: one to three lines for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,7 @@ impl std::error::Error for Unusable {}
 pub struct Source(Kind);
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for the whole process")]
 enum Kind {
     Own {
         handshakes: Handshakes,
@@ -73,15 +75,21 @@ impl Source {
         let cache = Cache::new(acme);
         let unusable = |why| Unusable(format!("--cert-cache: {why}"));
         cache.check().map_err(unusable)?;
-        let kept = cache.certificate().map_err(|error| unusable(error.to_string()))?;
-        // One that is damaged is fetched again.
-        let certificate = kept.and_then(|pem| Certificate::from_pem(&pem, &pem).ok());
+        let certificate =
+            cache.certificate(wall_time()).map_err(|error| unusable(error.to_string()))?;
+        let binding = acme.account.as_ref().map(Binding::read).transpose();
+        let binding = binding.map_err(|why| Unusable(format!("--acme-eab-hmac-file: {why}")))?;
+        if certificate.is_none() {
+            // What would be issued would be lost.
+            cache.check_writable().map_err(unusable)?;
+        }
         Ok(Self(Kind::Automatic(Fetcher {
+            binding,
             acme: acme.clone(),
             cache,
             caller,
             handshakes: handshakes(Some(&acme.domain))?,
-            certificate: certificate.filter(|certificate| certificate.is_for(&acme.domain)),
+            certificate,
         })))
     }
 

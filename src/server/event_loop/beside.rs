@@ -10,7 +10,7 @@ use super::{Core, Server};
 use crate::relay::stats::WakeOutcome;
 use crate::server::certificates::Certified;
 use crate::server::certificates::source::Source;
-use crate::server::mailbox::{Message, Report};
+use crate::server::mailbox::{Challenge, Message, Report};
 use crate::server::os::clock::wall_time;
 use crate::server::os::systemd::Supervisor;
 use crate::server::push::Push;
@@ -79,10 +79,21 @@ impl<C: Core> Server<C> {
                 }
                 Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
                 Message::Challenge { challenge, taken } => {
-                    self.core.answer_challenge(challenge);
+                    self.answer(challenge);
                     // Whoever waits may have given up.
                     let _ = taken.try_send(());
                 }
+            }
+        }
+    }
+
+    fn answer(&mut self, challenge: Challenge) {
+        match challenge {
+            Challenge::Http(token, answer) => self.core.answer_challenge(Some((token, answer))),
+            Challenge::Tls(config) => self.tls = Some(config),
+            Challenge::None(config) => {
+                self.tls = Some(config);
+                self.core.answer_challenge(None);
             }
         }
     }

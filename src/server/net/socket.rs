@@ -214,11 +214,17 @@ impl Socket {
         session.borrow(&mut buffers.sealed);
         session.receive(&mut buffers.received[..partial + count], &mut buffers.plain);
         let is_over = session.is_over();
+        let is_challenge = session.is_challenge();
         let is_sent = self.flush(&mut buffers.sealed);
         self.note_read(Some(count), wanted);
         // The end, or the fault, is the next thing that a read finds.
         self.is_readable |= is_over;
         is_sent?;
+        if is_challenge {
+            log::debug!("challenge_answered");
+            self.half_close(buffers);
+            return Ok(Input::End);
+        }
         Ok(Input::Some(&buffers.plain, count))
     }
 

@@ -24,6 +24,8 @@ use rustls::unbuffered::{
 };
 use rustls::{Error, ServerConfig};
 
+use crate::server::certificates::certificate::ACME_TLS;
+
 /// Whether it was TLS that failed, and not the stream below it.
 pub(in crate::server) fn is_fault(error: &io::Error) -> bool {
     error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>)
@@ -97,6 +99,12 @@ impl Session {
     /// Nothing more comes out of it: it ended, well or not.
     pub(in crate::server) fn is_over(&self) -> bool {
         self.has_ended || self.fault.is_some()
+    }
+
+    /// The handshake is complete, and was all that the peer wanted: it is a certificate
+    /// authority's (RFC 8737 §3).
+    pub(in crate::server) fn is_challenge(&self) -> bool {
+        !self.is_handshaking() && self.inner.alpn_protocol() == Some(ACME_TLS)
     }
 
     /// What must stand in front of the next ciphertext.

@@ -1,174 +1,387 @@
 //! Account key and certificate on disk, where they survive a restart.
 //!
-//! Owns the directory and that nobody else looks into it. Knows no authority but by the
-//! name of its directory: what one has issued is no other's.
+//! Owns the names and the form of the files. They are those of Go's autocert
+//! (golang.org/x/crypto/acme/autocert, `DirCache`), so that the Go relay and this one can
+//! take turns on one directory: `acme_account+key` holds the account's key, and a file
+//! named as the domain the certificate's key with the chain behind it, both PEM. Knows no
+//! authority but by the URL of its directory.
+//!
+//! 1. What another authority has issued is not served in the name of the configured one:
+//!    the notes say who issued the certificate that this program wrote. One of which they
+//!    do not speak is the Go relay's, and served.
+//! 2. Nothing is overwritten that cannot be read: it is put aside.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use ring::digest::{SHA256, digest};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
 
+use super::challenge::Method;
+use super::directory::{Directory, Found};
 use crate::config::Acme;
+use crate::server::certificates::certificate::Certificate;
 
-/// The directory and its two files.
+const ACCOUNT: &str = "acme_account+key";
+/// As old versions of autocert called it.
+const ACCOUNT_LEGACY: &str = "acme_account.key";
+const NOTES: &str = "pyrycode-relay.json";
+
+/// What this program wants to know again at its next start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Notes {
+    /// The inode of the directory, if the relay made it: a copy has another.
+    made_directory: Option<u64>,
+    /// SHA-256 of the leaf that was kept last.
+    certificate: Option<String>,
+    /// The directory URL of the authority that issued it.
+    authority: Option<String>,
+    /// The challenge that worked last.
+    challenge: Option<Method>,
+}
+
+/// The cache.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Cache {
-    directory: PathBuf,
-    account: PathBuf,
-    certificate: PathBuf,
+    directory: Directory,
+    domain: String,
+    /// The URL of the authority's directory.
+    authority: String,
 }
 
 impl Cache {
     /// Where `acme` says. Looks at nothing.
     pub(in crate::server) fn new(acme: &Acme) -> Self {
-        let authority = digest(&SHA256, acme.directory.as_bytes());
-        let authority = HEXLOWER.encode(&authority.as_ref()[..8]);
         Self {
-            directory: acme.cache.clone(),
-            account: acme.cache.join(format!("account-{authority}.pem")),
-            certificate: acme.cache.join(format!("{}-{authority}.pem", acme.domain)),
+            directory: Directory::new(acme.cache.clone()),
+            domain: acme.domain.clone(),
+            authority: acme.directory.clone(),
         }
     }
 
-    /// Checks the directory, if it is there: mode 0700, which it is given when it is
-    /// ours.
+    /// Checks the directory, if it is there, and changes nothing.
     ///
     /// # Errors
     /// What is wrong with it, and what to do.
     pub(in crate::server) fn check(&self) -> Result<(), String> {
-        let path = self.directory.display();
-        let found = match fs::metadata(&self.directory) {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(format!("{path}: {error}")),
-        };
-        if !found.is_dir() {
-            return Err(format!("{path}: is not a directory"));
-        }
-        let mode = found.mode() & 0o7777;
-        if mode & 0o077 == 0 {
-            return Ok(());
-        }
-        if found.uid() == rustix::process::geteuid().as_raw() {
-            fs::set_permissions(&self.directory, Permissions::from_mode(0o700))
-                .map_err(|error| format!("{path}: {error}"))
-        } else {
-            Err(format!(
-                "{path}: others than its owner may use it (mode {mode:04o}), and it is not ours;\n\
-                 chmod 700 {path}, or give another --cert-cache"
-            ))
+        match self.directory.check()? {
+            Found::TooOpen(mode) if !self.is_made_by_us() => Err(self.directory.refusal(mode)),
+            _ => Ok(()),
         }
     }
 
-    /// Makes the directory, unless it is there.
+    /// Whether a certificate could be kept, as far as can be told without writing.
+    ///
+    /// # Errors
+    /// Why not, with the path.
+    pub(in crate::server) fn check_writable(&self) -> Result<(), String> {
+        self.directory.check_writable()
+    }
+
+    /// Makes the directory, unless it is there, and takes away what others may do with
+    /// one that the relay made.
     ///
     /// # Errors
     /// Those of the system, with the path.
     pub(in crate::server) fn create(&self) -> io::Result<()> {
-        let named = |error| io::Error::other(format!("{}: {error}", self.directory.display()));
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(named)
+        if self.directory.create()? {
+            let notes = Notes { made_directory: self.directory.inode(), ..self.notes() };
+            return self.keep_notes(&notes);
+        }
+        match self.directory.check().map_err(io::Error::other)? {
+            Found::TooOpen(mode) if self.is_made_by_us() => self.directory.tighten(mode),
+            _ => Ok(()),
+        }
     }
 
-    /// The account key; `None`: there is none yet.
-    pub(super) fn account(&self) -> io::Result<Option<Vec<u8>>> {
-        read(&self.account)
+    /// Writes for a trial: an order costs the authority something, and what it issues is
+    /// lost with the process if it cannot be kept.
+    ///
+    /// # Errors
+    /// Those of the system, with the path.
+    pub(super) fn try_write(&self) -> io::Result<()> {
+        self.directory.try_write()
     }
 
-    /// The certificate chain with its key in one file, so that they fit.
-    pub(in crate::server) fn certificate(&self) -> io::Result<Option<Vec<u8>>> {
-        read(&self.certificate)
+    fn is_made_by_us(&self) -> bool {
+        let made = self.notes().made_directory;
+        made.is_some() && made == self.directory.inode()
+    }
+
+    /// The account's key in PEM, with the name of its file; `None`: there is none yet.
+    pub(super) fn account(&self) -> io::Result<Option<(String, Vec<u8>)>> {
+        let own = format!("account-{}.pem", self.authority_digest());
+        for name in [ACCOUNT, ACCOUNT_LEGACY, &own] {
+            if let Some(pem) = self.directory.read(name)? {
+                return Ok(Some((name.to_owned(), pem)));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn keep_account(&self, pem: &str) -> io::Result<()> {
-        write(&self.account, pem)
+        self.directory.write(ACCOUNT, pem)
     }
 
-    pub(super) fn keep_certificate(&self, pem: &str) -> io::Result<()> {
-        write(&self.certificate, pem)
+    /// Keeps a file of which nothing can be made; its new name.
+    pub(super) fn put_aside(&self, name: &str) -> io::Result<PathBuf> {
+        self.directory.put_aside(name)
+    }
+
+    /// The certificate to serve at `now`, since 1970: one that is valid, an EC one before
+    /// one for clients that can RSA only; if none is valid the one that was so last.
+    ///
+    /// # Errors
+    /// Those of the system, with the path.
+    pub(in crate::server) fn certificate(&self, now: Duration) -> io::Result<Option<Certificate>> {
+        let notes = self.notes();
+        // The third is what a version of this program from before it took over autocert's
+        // names has written.
+        let names = [
+            self.domain.clone(),
+            format!("{}+rsa", self.domain),
+            format!("{}-{}.pem", self.domain, self.authority_digest()),
+        ];
+        let mut best: Option<Certificate> = None;
+        for name in names {
+            let Some(pem) = self.directory.read(&name)? else { continue };
+            // One that is damaged is fetched again.
+            let Ok(certificate) = Certificate::from_pem(&pem, &pem) else { continue };
+            let is_anothers = notes.certificate.is_some()
+                && notes.certificate == fingerprint(&pem)
+                && notes.authority.as_ref() != Some(&self.authority);
+            if is_anothers || !certificate.is_for(&self.domain) {
+                continue;
+            }
+            let rank =
+                |it: &Certificate| (it.not_before <= now && now < it.not_after, it.not_after);
+            let is_valid = |it: &Certificate| rank(it).0;
+            if best.as_ref().is_none_or(|best| !is_valid(best) && rank(&certificate) > rank(best)) {
+                best = Some(certificate);
+            }
+        }
+        Ok(best)
+    }
+
+    /// Keeps a certificate: its key and its chain, both PEM.
+    pub(super) fn keep_certificate(&self, key: &str, chain: &[u8]) -> io::Result<()> {
+        // autocert takes no file with anything between or behind the blocks, which a
+        // chain may have.
+        let blocks = CertificateDer::pem_slice_iter(chain).filter_map(Result::ok);
+        let chain: String = blocks.map(|block| pem_block(&block)).collect();
+        let notes = Notes {
+            certificate: fingerprint(chain.as_bytes()),
+            authority: Some(self.authority.clone()),
+            ..self.notes()
+        };
+        // First who will have issued it: without it, it would be taken for the Go relay's.
+        self.keep_notes(&notes)?;
+        self.directory.write(&self.domain, &format!("{}\n{chain}", key.trim()))
+    }
+
+    /// The challenge that worked last.
+    pub(super) fn challenge(&self) -> Option<Method> {
+        self.notes().challenge
+    }
+
+    pub(super) fn keep_challenge(&self, method: Method) -> io::Result<()> {
+        self.keep_notes(&Notes { challenge: Some(method), ..self.notes() })
+    }
+
+    /// Notes that cannot be read are none.
+    fn notes(&self) -> Notes {
+        let read = self.directory.read(NOTES).ok().flatten();
+        read.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    fn keep_notes(&self, notes: &Notes) -> io::Result<()> {
+        if *notes == self.notes() {
+            return Ok(());
+        }
+        self.directory.write(NOTES, &serde_json::to_string(notes).map_err(io::Error::other)?)
+    }
+
+    fn authority_digest(&self) -> String {
+        HEXLOWER.encode(&digest(&SHA256, self.authority.as_bytes()).as_ref()[..8])
     }
 }
 
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        result => result.map(Some),
-    }
+/// SHA-256 of the first certificate.
+fn fingerprint(pem: &[u8]) -> Option<String> {
+    let leaf = CertificateDer::from_pem_slice(pem).ok()?;
+    Some(HEXLOWER.encode(digest(&SHA256, &leaf).as_ref()))
 }
 
-/// All of it or nothing, even if the machine stops meanwhile.
-fn write(path: &Path, content: &str) -> io::Result<()> {
-    let new = path.with_extension("new");
-    // One that was left behind may have another mode.
-    let _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+/// RFC 7468 §3: lines of 64.
+fn pem_block(der: &[u8]) -> String {
+    let mut block = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in BASE64.encode(der).as_bytes().chunks(64) {
+        block.extend(line.iter().map(|&byte| char::from(byte)));
+        block.push('\n');
+    }
+    block + "-----END CERTIFICATE-----\n"
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::path::Path;
+
+    use rcgen::{CertificateParams, KeyPair};
+
     use super::*;
 
-    fn cache(name: &str, directory: &str) -> Cache {
+    const NOW: Duration = Duration::from_secs(1_700_000_000);
+
+    fn cache(name: &str, authority: &str) -> (Cache, PathBuf) {
         let name = format!("pyrycode-relay-cache-{}-{name}", std::process::id());
-        let cache = std::env::temp_dir().join(name).join("certs");
-        Cache::new(&Acme {
+        let path = std::env::temp_dir().join(name).join("certs");
+        let cache = Cache::new(&Acme {
             domain: "relay.example".into(),
-            cache,
-            directory: directory.into(),
+            cache: path.clone(),
+            directory: authority.into(),
             ca: None,
-        })
+            account: None,
+        });
+        (cache, path)
+    }
+
+    fn remove(path: &Path) {
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o7777
     }
 
-    fn remove(cache: &Cache) {
-        fs::remove_dir_all(cache.directory.parent().unwrap()).unwrap();
+    /// Key and chain in PEM, valid for so many seconds around [`NOW`].
+    fn pair(name: &str, from: i64, until: i64) -> (String, String) {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        let at = |seconds: i64| {
+            let since = std::time::SystemTime::UNIX_EPOCH + NOW;
+            let offset = Duration::from_secs(seconds.unsigned_abs());
+            if seconds < 0 { since - offset } else { since + offset }
+        };
+        params.not_before = at(from).into();
+        params.not_after = at(until).into();
+        let key = KeyPair::generate().unwrap();
+        (key.serialize_pem(), params.self_signed(&key).unwrap().pem())
+    }
+
+    fn served(cache: &Cache) -> Option<i64> {
+        let found = cache.certificate(NOW).unwrap()?;
+        Some(found.not_after.as_secs() as i64 - NOW.as_secs() as i64)
     }
 
     #[test]
-    fn what_was_kept_is_there_for_the_owner_and_for_its_authority_only() {
-        let kept = cache("kept", "https://ca.example/a");
-        assert_eq!(kept.check(), Ok(()));
-        kept.create().unwrap();
-        kept.create().unwrap();
-        assert_eq!(mode(&kept.directory), 0o700);
-        assert!(kept.account().unwrap().is_none() && kept.certificate().unwrap().is_none());
-        kept.keep_account("account").unwrap();
-        kept.keep_certificate("old").unwrap();
-        fs::write(kept.certificate.with_extension("new"), "left behind").unwrap();
-        kept.keep_certificate("new").unwrap();
-        assert_eq!(kept.account().unwrap().unwrap(), b"account");
-        assert_eq!(kept.certificate().unwrap().unwrap(), b"new");
-        assert_eq!([mode(&kept.account), mode(&kept.certificate)], [0o600; 2]);
-        assert_eq!(fs::read_dir(&kept.directory).unwrap().count(), 2);
-        let other = cache("kept", "https://ca.example/b");
-        assert!(other.account().unwrap().is_none() && other.certificate().unwrap().is_none());
-        remove(&kept);
-    }
-
-    #[test]
-    fn a_directory_of_ours_is_tightened_and_what_is_none_is_refused() {
-        let loose = cache("loose", "https://ca.example/a");
-        loose.create().unwrap();
-        fs::set_permissions(&loose.directory, Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(loose.check(), Ok(()));
-        assert_eq!(mode(&loose.directory), 0o700);
-        fs::remove_dir(&loose.directory).unwrap();
-        fs::write(&loose.directory, "").unwrap();
-        assert!(loose.check().unwrap_err().ends_with("is not a directory"));
-        remove(&loose);
-        // The tests may run as root, to whom nothing of this is another's.
-        if rustix::process::geteuid().as_raw() != 0 {
-            let mut others = loose;
-            others.directory = "/".into();
-            assert!(others.check().unwrap_err().contains("chmod 700 /"));
+    fn files_are_named_and_formed_as_autocert_does() {
+        let (cache, path) = cache("form", "https://ca.example/a");
+        cache.check().unwrap();
+        assert!(!path.exists());
+        cache.create().unwrap();
+        let (key, chain) = pair("relay.example", -1, 100);
+        let (_, other) = pair("ca", -1, 100);
+        let scattered = format!("# a comment\n{chain}\r\n\r\n{other}\n\n");
+        cache.keep_certificate(&key, scattered.as_bytes()).unwrap();
+        let kept = fs::read_to_string(path.join("relay.example")).unwrap();
+        let lf = |text: &str| text.replace('\r', "");
+        assert_eq!(kept, format!("{}{}{}", lf(&key), lf(&chain), lf(&other)));
+        assert_eq!(served(&cache), Some(100));
+        cache.keep_account("key").unwrap();
+        assert_eq!(cache.account().unwrap().unwrap(), ("acme_account+key".into(), b"key".into()));
+        for file in ["relay.example", "acme_account+key", "pyrycode-relay.json"] {
+            assert_eq!(mode(&path.join(file)), 0o600, "{file}");
         }
+        remove(&path);
+    }
+
+    #[test]
+    fn of_several_the_valid_one_is_served_and_the_other_names_are_known() {
+        let (cache, path) = cache("choice", "https://ca.example/a");
+        cache.create().unwrap();
+        let put = |name: &str, (key, chain): (String, String)| {
+            fs::write(path.join(name), key + &chain).unwrap();
+        };
+        put("relay.example+rsa", pair("relay.example", -1, 200));
+        assert_eq!(served(&cache), Some(200));
+        put("relay.example", pair("relay.example", -1, 100));
+        assert_eq!(served(&cache), Some(100), "EC first");
+        put("relay.example", pair("relay.example", -9, -3));
+        assert_eq!(served(&cache), Some(200), "rather than an expired one");
+        put("relay.example+rsa", pair("relay.example", -9, -5));
+        assert_eq!(served(&cache), Some(-3), "none is valid");
+        let digest = cache.authority_digest();
+        put(&format!("relay.example-{digest}.pem"), pair("relay.example", -1, 50));
+        assert_eq!(served(&cache), Some(50));
+        put("relay.example", pair("other.example", -1, 100));
+        assert_eq!(served(&cache), Some(50), "for another name");
+        fs::write(path.join("relay.example"), "damaged").unwrap();
+        assert_eq!(served(&cache), Some(50));
+        fs::write(path.join(format!("account-{digest}.pem")), "own").unwrap();
+        assert_eq!(cache.account().unwrap().unwrap().1, b"own");
+        fs::write(path.join("acme_account.key"), "legacy").unwrap();
+        assert_eq!(cache.account().unwrap().unwrap().1, b"legacy");
+        let aside = cache.put_aside("acme_account.key").unwrap();
+        assert_eq!(fs::read(aside).unwrap(), b"legacy");
+        assert_eq!(cache.account().unwrap().unwrap().1, b"own");
+        remove(&path);
+    }
+
+    #[test]
+    fn what_one_authority_issued_is_no_others_but_what_go_wrote_is_anybodys() {
+        let (staging, path) = cache("authority", "https://ca.example/staging");
+        staging.create().unwrap();
+        let (key, chain) = pair("relay.example", -1, 100);
+        staging.keep_certificate(&key, chain.as_bytes()).unwrap();
+        let (production, _) = cache("authority", "https://ca.example/production");
+        assert_eq!((served(&staging), served(&production)), (Some(100), None));
+        let (key, chain) = pair("relay.example", -1, 300);
+        fs::write(path.join("relay.example"), key + &chain).unwrap();
+        assert_eq!((served(&staging), served(&production)), (Some(300), Some(300)));
+        remove(&path);
+    }
+
+    #[test]
+    fn only_what_the_relay_made_is_tightened() {
+        let (cache, path) = cache("tighten", "https://ca.example/a");
+        let open = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        cache.create().unwrap();
+        open(0o755);
+        cache.check().unwrap();
+        assert_eq!(mode(&path), 0o755, "a check changes nothing");
+        cache.create().unwrap();
+        assert_eq!(mode(&path), 0o700);
+        // A copy, notes and all, is not what the relay made.
+        let copy = path.with_extension("copy");
+        fs::create_dir(&copy).unwrap();
+        fs::copy(path.join(NOTES), copy.join(NOTES)).unwrap();
+        fs::remove_dir_all(&path).unwrap();
+        fs::rename(&copy, &path).unwrap();
+        open(0o755);
+        assert!(cache.check().unwrap_err().contains("chmod 700"));
+        cache.create().unwrap();
+        assert_eq!(mode(&path), 0o755);
+        remove(&path);
+    }
+
+    #[test]
+    fn notes_keep_what_the_others_say() {
+        let (cache, path) = cache("notes", "https://ca.example/a");
+        cache.create().unwrap();
+        cache.keep_challenge(Method::Http).unwrap();
+        let (key, chain) = pair("relay.example", -1, 100);
+        cache.keep_certificate(&key, chain.as_bytes()).unwrap();
+        assert_eq!(cache.challenge(), Some(Method::Http));
+        assert!(cache.is_made_by_us());
+        fs::write(path.join(NOTES), "damaged").unwrap();
+        assert_eq!(cache.challenge(), None);
+        assert_eq!(served(&cache), Some(100));
+        remove(&path);
     }
 }

@@ -6,7 +6,7 @@ use data_encoding::BASE64URL_NOPAD;
 use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
@@ -30,18 +30,23 @@ impl AccountKey {
         Ok(rcgen::KeyPair::generate()?.serialize_pem())
     }
 
-    /// What [`Self::generate`] made; `None`: something else.
+    /// A P-256 key as [`Self::generate`] or Go's autocert writes it (PKCS#8, SEC1);
+    /// `None`: something else.
     pub(super) fn from_pem(pem: &[u8]) -> Option<Self> {
         let random = SystemRandom::new();
-        let der = PrivatePkcs8KeyDer::from_pem_slice(pem).ok()?;
-        let der = der.secret_pkcs8_der();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &random).ok()?;
+        let der = match PrivateKeyDer::from_pem_slice(pem).ok()? {
+            PrivateKeyDer::Pkcs8(key) => key.secret_pkcs8_der().to_vec(),
+            PrivateKeyDer::Sec1(key) => pkcs8(key.secret_sec1_der())?,
+            _ => return None,
+        };
+        let pair =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &random).ok()?;
         Some(Self { pair, random })
     }
 
     /// The public half (RFC 7517). serde_json keeps the members in alphabetical order,
     /// as the thumbprint wants them.
-    fn public(&self) -> Value {
+    pub(super) fn public(&self) -> Value {
         // RFC 5480 §2.2: 4, then both coordinates.
         let (x, y) = self.pair.public_key().as_ref()[1..].split_at(32);
         let [x, y] = [x, y].map(|coordinate| BASE64URL_NOPAD.encode(coordinate));
@@ -78,6 +83,24 @@ impl AccountKey {
         let signature = BASE64URL_NOPAD.encode(signature.as_ref());
         json!({ "protected": header, "payload": payload, "signature": signature }).to_string()
     }
+}
+
+/// The key of a SEC1 block (RFC 5915) in PKCS#8 (RFC 5208), which ring reads.
+fn pkcs8(sec1: &[u8]) -> Option<Vec<u8>> {
+    // Version 0; id-ecPublicKey with the curve prime256v1 (RFC 5480 §2.1.1).
+    const HEAD: &[u8] = &[
+        0x02, 1, 0, 0x30, 19, 0x06, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 0x06, 8, 0x2a, 0x86,
+        0x48, 0xce, 0x3d, 3, 1, 7,
+    ];
+    let key = der(0x04, sec1)?;
+    der(0x30, &[HEAD, &key].concat())
+}
+
+/// One value of up to 255 bytes, which a P-256 key does not reach (X.690 §8.1.3).
+fn der(tag: u8, content: &[u8]) -> Option<Vec<u8>> {
+    let len = u8::try_from(content.len()).ok()?;
+    let head = if len < 0x80 { vec![tag, len] } else { vec![tag, 0x81, len] };
+    Some([&head, content].concat())
 }
 
 #[cfg(test)]
@@ -119,6 +142,34 @@ mod tests {
             }
             let expected = payload.map_or(Vec::new(), |payload| payload.to_string().into_bytes());
             assert_eq!(decoded(&body["payload"]), expected);
+        }
+    }
+
+    #[test]
+    fn a_key_that_go_wrote_is_the_same_key() {
+        // openssl ecparam -name prime256v1 -genkey -noout, and openssl pkcs8 -topk8.
+        let sec1 = "-----BEGIN EC PRIVATE KEY-----\n\
+            MHcCAQEEIB/gdV/N6Gwq8y0cRCtFBwL7iXfh4SOhMPcuoBrXj00LoAoGCCqGSM49\n\
+            AwEHoUQDQgAEn/ZRY0Aex7cGm1Yq0rlUp8mzOB/IKdLGlxEYF/wnoT3Z0h34wEfr\n\
+            GbGfSfY9LdHwz72Ln6T6tVHgCvAxl4z87w==\n\
+            -----END EC PRIVATE KEY-----\n";
+        let pkcs8 = "-----BEGIN PRIVATE KEY-----\n\
+            MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgH+B1X83obCrzLRxE\n\
+            K0UHAvuJd+HhI6Ew9y6gGtePTQuhRANCAASf9lFjQB7HtwabVirSuVSnybM4H8gp\n\
+            0saXERgX/CehPdnSHfjAR+sZsZ9J9j0t0fDPvYufpPq1UeAK8DGXjPzv\n\
+            -----END PRIVATE KEY-----\n";
+        let [sec1, pkcs8] = [sec1, pkcs8].map(|pem| AccountKey::from_pem(pem.as_bytes()).unwrap());
+        assert_eq!(sec1.public(), pkcs8.public());
+        // Another curve, and what is no key.
+        let other = "-----BEGIN EC PRIVATE KEY-----\n\
+            MIGkAgEBBDDrPvSro9Vsp1Ps7nMSLvzB0yj9SFZJVjQs0DLLZoR5pbl1AMIyK8cx\n\
+            g6zusyzXXhOgBwYFK4EEACKhZANiAARDqneJDEMB7h6jRC/7qy5QwZd3uVZGYWYy\n\
+            a+mhLC0yc+/ARxljez3StFkniXhUb8WeIcUJLpmGAA9YqEc1Wo8a/xuL9bNxCM69\n\
+            jNa6RZ0WKOU0m6Tnl96TgKVxu5hw6Dw=\n\
+            -----END EC PRIVATE KEY-----\n";
+        for pem in [other, "", "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----"]
+        {
+            assert!(AccountKey::from_pem(pem.as_bytes()).is_none());
         }
     }
 

@@ -1,8 +1,16 @@
 //! When to ask for a certificate, and when again.
 //!
-//! Pure: times since 1970 and a random number are handed in.
+//! Pure: times since 1970 and random numbers are handed in.
+//!
+//! 1. A certificate is renewed in the window that the authority names (RFC 9773), and with
+//!    a tenth of its lifetime left whatever the window; without one with a third left.
+//! 2. Every failure makes the pause longer, and it is never shorter than the authority
+//!    asked for.
+//! 3. After a success nothing is ordered for a while, whatever clocks and windows say.
 
 use std::time::Duration;
+
+use super::renewal_info::Window;
 
 /// After the authority could not be reached: it has had no work with us.
 const UNREACHABLE_FIRST: Duration = Duration::from_secs(5);
@@ -11,27 +19,148 @@ const UNREACHABLE_FIRST: Duration = Duration::from_secs(5);
 const REFUSED_FIRST: Duration = Duration::from_secs(60);
 /// The longest between two attempts.
 const RETRY_MAX: Duration = Duration::from_secs(6 * 60 * 60);
+/// The longest sleep: the calendar may be set, or the machine suspended.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// Between two questions for the window, unless the authority says otherwise.
+const ASK_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
+/// What it may say (RFC 9773 §4.3.2).
+const ASK_MIN: Duration = Duration::from_secs(60);
+const ASK_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// No answer, or none that means anything.
     Unreachable,
-    /// A no; and the authority may have said when to come back.
-    Refused(Option<Duration>),
+    /// A no.
+    Refused,
 }
 
-/// When to renew a certificate of this validity: with a third of it left.
-pub(super) fn renew_at(not_before: Duration, not_after: Duration) -> Duration {
-    not_after.saturating_sub(not_after.saturating_sub(not_before) / 3)
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Ask the authority for the window.
+    Ask,
+    /// Order a certificate.
+    Order,
+    /// Nothing for so long.
+    Wait(Duration),
+}
+
+/// When what is due for the certificate in use.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    /// From when until when it is valid; `None`: there is none.
+    validity: Option<(Duration, Duration)>,
+    /// What the authority said, and the time in it that was chosen.
+    window: Option<(Window, Duration)>,
+    ask_at: Duration,
+    /// Nothing is ordered before.
+    order_from: Duration,
+    failures: u32,
+}
+
+impl Schedule {
+    /// For a certificate that is valid from the first until the second.
+    pub(super) fn new(validity: Option<(Duration, Duration)>) -> Self {
+        Self { validity, ..Self::default() }
+    }
+
+    /// What to do at `now`.
+    pub(super) fn step(&self, now: Duration) -> Step {
+        let due = self.due().max(self.order_from);
+        // An expired certificate is renewed whatever the authority would like.
+        let is_valid = self.validity.is_some_and(|(_, not_after)| now < not_after);
+        if is_valid && self.ask_at <= now {
+            return Step::Ask;
+        }
+        if due <= now {
+            return Step::Order;
+        }
+        let next = if is_valid { due.min(self.ask_at) } else { due };
+        Step::Wait((next - now).min(LOOK_INTERVAL))
+    }
+
+    /// Whether the certificate is to be renewed at `now`.
+    pub(super) fn is_due(&self, now: Duration) -> bool {
+        self.due() <= now
+    }
+
+    fn due(&self) -> Duration {
+        let Some((not_before, not_after)) = self.validity else { return Duration::ZERO };
+        let lifetime = not_after.saturating_sub(not_before);
+        match self.window {
+            Some((_, chosen)) => chosen.min(not_after.saturating_sub(lifetime / 10)),
+            None => not_after.saturating_sub(lifetime / 3),
+        }
+    }
+
+    /// The operator wants what is due to be done now.
+    pub(super) fn nudge(&mut self) {
+        (self.ask_at, self.order_from) = (Duration::ZERO, Duration::ZERO);
+    }
+
+    /// The authority names this window, if any, and wants to be asked again after so long.
+    pub(super) fn on_window(
+        &mut self,
+        window: Option<Window>,
+        retry_after: Option<Duration>,
+        now: Duration,
+        random: u64,
+    ) {
+        self.ask_at = now + retry_after.unwrap_or(ASK_INTERVAL).clamp(ASK_MIN, ASK_MAX);
+        match window {
+            // The choice stands as long as the window does.
+            Some(window) if self.window.is_some_and(|(it, _)| it == window) => {}
+            window => self.window = window.map(|window| (window, window.choose(random))),
+        }
+    }
+
+    /// The authority has no windows: it is asked again tomorrow.
+    pub(super) fn on_no_windows(&mut self, now: Duration) {
+        self.window = None;
+        self.ask_at = now + ASK_MAX;
+    }
+
+    /// The authority did not answer; what it said before stands.
+    pub(super) fn on_unanswered(&mut self, retry_after: Option<Duration>, now: Duration) {
+        self.ask_at = now + retry_after.unwrap_or(LOOK_INTERVAL).clamp(ASK_MIN, ASK_MAX);
+    }
+
+    /// There is another certificate, ordered or found; returns whether it is due already,
+    /// as none should be.
+    pub(super) fn on_certificate(&mut self, validity: (Duration, Duration), now: Duration) -> bool {
+        *self = Self::new(Some(validity));
+        let is_due = self.is_due(now);
+        let (not_before, not_after) = validity;
+        // One of the clocks is wrong, and would be the next time.
+        let gap = if is_due { LOOK_INTERVAL } else { not_after.saturating_sub(not_before) / 6 };
+        self.order_from = now + gap.min(LOOK_INTERVAL);
+        is_due
+    }
+
+    /// An attempt failed, and the authority may have said when to come back; returns the
+    /// pause.
+    pub(super) fn on_failure(
+        &mut self,
+        failure: Failure,
+        retry_after: Option<Duration>,
+        now: Duration,
+        random: u64,
+    ) -> Duration {
+        self.failures += 1;
+        let pause = pause(failure, retry_after, self.failures, random);
+        self.order_from = now + pause;
+        pause
+    }
 }
 
 /// How long to wait after the `failures`th failure in a row; `random` spreads many
 /// relays that one event made fail, by a quarter to both sides.
-pub(super) fn pause(failure: Failure, failures: u32, random: u64) -> Duration {
-    let (first, asked) = match failure {
-        Failure::Unreachable => (UNREACHABLE_FIRST, None),
-        Failure::Refused(asked) => (REFUSED_FIRST, asked),
+fn pause(failure: Failure, asked: Option<Duration>, failures: u32, random: u64) -> Duration {
+    let first = match failure {
+        Failure::Unreachable => UNREACHABLE_FIRST,
+        Failure::Refused => REFUSED_FIRST,
     };
     let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY_MAX);
     let spread = doubled / 2;
@@ -48,35 +177,138 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    const DAY: u64 = 24 * 60 * 60;
+
+    /// Valid for 90 days from day 100, with the authority asked at `now`.
+    fn asked(window: Option<(u64, u64)>, now: u64) -> Schedule {
+        let mut schedule = Schedule::new(Some((seconds(100 * DAY), seconds(190 * DAY))));
+        let window = window
+            .map(|(start, end)| Window { start: seconds(start * DAY), end: seconds(end * DAY) });
+        schedule.on_window(window, None, seconds(now), 0);
+        schedule
+    }
+
+    /// The day on which an order is placed, and whether the authority was asked meanwhile.
+    fn ordered_on(mut schedule: Schedule, from: u64) -> u64 {
+        let mut now = seconds(from * DAY);
+        loop {
+            match schedule.step(now) {
+                Step::Order => return now.as_secs() / DAY,
+                Step::Ask => schedule.on_window(schedule.window.map(|it| it.0), None, now, 0),
+                Step::Wait(time) => now += time,
+            }
+        }
+    }
+
     #[test]
-    fn a_third_of_the_lifetime_is_left() {
-        assert_eq!(renew_at(seconds(1000), seconds(1090)), seconds(1060));
-        assert_eq!(renew_at(seconds(1000), seconds(1000)), seconds(1000));
-        // Nonsense is renewed at once.
-        assert!(renew_at(seconds(1000), seconds(10)) <= seconds(10));
+    fn without_a_window_a_third_of_the_lifetime_is_left() {
+        assert_eq!(ordered_on(asked(None, 100 * DAY), 100), 160);
+        // Nonsense is renewed at once, as is nothing.
+        for validity in [None, Some((seconds(1000), seconds(10)))] {
+            assert_eq!(Schedule::new(validity).step(seconds(20)), Step::Order);
+        }
+    }
+
+    #[test]
+    fn a_window_is_kept_to_whether_early_late_or_past() {
+        for (window, day) in [
+            ((110, 112), 110),
+            ((150, 152), 150),
+            ((170, 175), 170),
+            // Too late to be left to a single attempt.
+            ((188, 189), 181),
+            ((500, 600), 181),
+            // The certificate was revoked, or will be.
+            ((1, 2), 105),
+        ] {
+            assert_eq!(ordered_on(asked(Some(window), 105 * DAY), 105), day, "{window:?}");
+        }
+    }
+
+    #[test]
+    fn the_choice_in_a_window_stands_until_the_window_moves() {
+        let mut schedule = asked(Some((150, 160)), 100 * DAY);
+        let now = seconds(100 * DAY);
+        let window = |start| Some(Window { start: seconds(start * DAY), end: seconds(160 * DAY) });
+        schedule.on_window(window(150), None, now, u64::MAX);
+        assert_eq!(schedule.due(), seconds(150 * DAY));
+        schedule.on_window(window(140), None, now, u64::MAX);
+        assert_eq!(schedule.due(), seconds(160 * DAY));
+        schedule.on_no_windows(now);
+        assert_eq!((schedule.due(), schedule.ask_at), (seconds(160 * DAY), now + ASK_MAX));
+    }
+
+    #[test]
+    fn the_authority_is_asked_when_it_says_within_bounds_and_before_an_order() {
+        let now = seconds(120 * DAY);
+        for (retry_after, interval) in
+            [(None, 6 * 3600), (Some(1), 60), (Some(7200), 7200), (Some(u64::MAX), DAY)]
+        {
+            let mut schedule = asked(None, 0);
+            schedule.on_window(None, retry_after.map(seconds), now, 0);
+            assert_eq!(schedule.ask_at, now + seconds(interval));
+            let wait = seconds(interval).min(LOOK_INTERVAL);
+            assert_eq!(schedule.step(now), Step::Wait(wait));
+            assert_eq!(schedule.step(now + seconds(interval)), Step::Ask);
+        }
+        // Due by its lifetime, but the authority may know better; not once it expired.
+        let schedule = asked(None, 0);
+        assert_eq!(schedule.step(seconds(189 * DAY)), Step::Ask);
+        assert_eq!(schedule.step(seconds(191 * DAY)), Step::Order);
+    }
+
+    #[test]
+    fn a_nudge_asks_and_tries_again_at_once() {
+        let now = seconds(120 * DAY);
+        let mut schedule = asked(Some((1, 2)), 120 * DAY);
+        schedule.on_failure(Failure::Refused, None, now, 0);
+        assert!(matches!(schedule.step(now), Step::Wait(_)));
+        schedule.nudge();
+        assert_eq!(schedule.step(now), Step::Ask);
+        schedule.on_no_windows(now);
+        schedule.on_window(Some(Window { start: seconds(1), end: seconds(2) }), None, now, 0);
+        assert_eq!(schedule.step(now), Step::Order);
+    }
+
+    #[test]
+    fn what_was_issued_is_not_ordered_again_at_once() {
+        let now = seconds(100 * DAY);
+        let mut schedule = Schedule::default();
+        assert!(!schedule.on_certificate((now, seconds(190 * DAY)), now));
+        // A window that lies in the past for every certificate.
+        schedule.on_window(Some(Window { start: seconds(1), end: seconds(2) }), None, now, 0);
+        assert_eq!(schedule.step(now), Step::Wait(LOOK_INTERVAL));
+        // A clock that is wrong.
+        assert!(schedule.on_certificate((seconds(1), seconds(2)), now));
+        assert_eq!(schedule.step(now), Step::Wait(LOOK_INTERVAL));
+        // A lifetime of seconds leaves no hour.
+        assert!(!schedule.on_certificate((now, now + seconds(24)), now));
+        schedule.on_no_windows(now);
+        assert_eq!(schedule.step(now), Step::Wait(seconds(16)));
     }
 
     #[test]
     fn pauses_double_are_spread_and_end() {
-        let middle = |failure, failures| pause(failure, failures, u64::MAX / 2).as_secs();
+        let middle = |failure, failures| pause(failure, None, failures, u64::MAX / 2).as_secs();
         assert_eq!([1, 2, 3, 4].map(|n| middle(Failure::Unreachable, n)), [5, 10, 20, 40]);
-        assert_eq!([1, 2, 3, 4].map(|n| middle(Failure::Refused(None), n)), [60, 120, 240, 480]);
-        assert_eq!(middle(Failure::Refused(None), u32::MAX), RETRY_MAX.as_secs());
-        assert_eq!(pause(Failure::Refused(None), 1, 0), seconds(45));
-        assert_eq!(pause(Failure::Refused(None), 1, u64::MAX), seconds(75));
+        assert_eq!([1, 2, 3, 4].map(|n| middle(Failure::Refused, n)), [60, 120, 240, 480]);
+        assert_eq!(middle(Failure::Refused, u32::MAX), RETRY_MAX.as_secs());
+        assert_eq!(pause(Failure::Refused, None, 1, 0), seconds(45));
+        assert_eq!(pause(Failure::Refused, None, 1, u64::MAX), seconds(75));
     }
 
     #[test]
     fn an_authority_that_asks_for_time_gets_it() {
-        let asked = |seconds| Failure::Refused(Some(Duration::from_secs(seconds)));
-        assert_eq!(pause(asked(3600), 1, 0), seconds(3600));
-        assert_eq!(pause(asked(1), 1, 0), seconds(45));
-        assert_eq!(pause(asked(u64::MAX), 1, 0), 4 * RETRY_MAX);
+        for failure in [Failure::Refused, Failure::Unreachable] {
+            assert_eq!(pause(failure, Some(seconds(3600)), 1, 0), seconds(3600));
+            assert_eq!(pause(failure, Some(seconds(u64::MAX)), 1, 0), 4 * RETRY_MAX);
+        }
+        assert_eq!(pause(Failure::Refused, Some(seconds(1)), 1, 0), seconds(45));
     }
 
     #[test]
     fn five_refusals_take_more_than_twenty_minutes_however_they_fall() {
-        let total: Duration = (1..=5).map(|n| pause(Failure::Refused(None), n, 0)).sum();
+        let total: Duration = (1..=5).map(|n| pause(Failure::Refused, None, n, 0)).sum();
         assert!(total > seconds(20 * 60), "{total:?}");
     }
 }

@@ -249,6 +249,51 @@ fn only_the_domain_is_served_and_nothing_without_a_certificate() {
 }
 
 #[test]
+fn a_challenge_has_a_certificate_of_its_own_and_others_notice_nothing() {
+    let (certificate, root) = certificate();
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["relay".into()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
+    let challenge =
+        rustls::sign::CertifiedKey::from_der(vec![cert.der().clone()], key, &provider()).unwrap();
+    let handshakes = Handshakes::new(Some("relay")).unwrap();
+    let during = handshakes.with_challenge(Some(&certificate), Arc::new(challenge.clone()));
+    let first = handshakes.with_challenge(None, Arc::new(challenge));
+    let after = handshakes.with(Some(&certificate));
+    let (http, acme) = ("http/1.1", "acme-tls/1");
+    for (config, protocols, root, expected) in [
+        (&during, vec![acme], cert.der(), Some(true)),
+        (&first, vec![acme], cert.der(), Some(true)),
+        (&first, vec![http], &root, None),
+        (&during, vec![http], &root, Some(false)),
+        (&during, vec![], &root, Some(false)),
+        // RFC 8737 §3: a challenge comes with no other protocol.
+        (&during, vec![acme, http], &root, Some(false)),
+        (&after, vec![acme], &root, None),
+        (&after, vec![http], &root, Some(false)),
+    ] {
+        for tls12 in [false, true] {
+            let mut client = Arc::unwrap_or_clone(client_config(root.clone(), tls12));
+            client.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
+            let name = ServerName::try_from("relay").unwrap();
+            let mut pair = Pair::new(tls12);
+            pair.client = ClientConnection::new(Arc::new(client), name).unwrap();
+            pair.server = Session::new(Arc::clone(config)).unwrap();
+            if expected.is_some() {
+                pair.shuttle();
+                assert!(!pair.server.is_handshaking());
+            } else {
+                let mut hello = Vec::new();
+                pair.client.write_tls(&mut hello).unwrap();
+                pair.server_receives(&hello);
+                assert!(pair.server.fault().is_some());
+            }
+            let is_challenge = expected.unwrap_or(false);
+            assert_eq!(pair.server.is_challenge(), is_challenge, "{protocols:?} {tls12}");
+        }
+    }
+}
+
+#[test]
 fn a_session_resumes_with_a_ticket_even_after_a_reload() {
     for tls12 in [false, true] {
         let (certificate, root) = certificate();

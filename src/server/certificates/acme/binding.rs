@@ -1,0 +1,104 @@
+//! External account binding (RFC 8555 §7.3.4): which customer of the authority an account
+//! belongs to.
+//!
+//! Owns the operator's key, which is in no log and no text. Makes no call.
+
+use std::fmt;
+use std::fs;
+
+use data_encoding::BASE64URL_NOPAD;
+use ring::hmac;
+use serde_json::{Value, json};
+
+use crate::config::ExternalAccount;
+
+/// What the authority gave the operator.
+#[derive(Clone)]
+pub(in crate::server) struct Binding {
+    kid: String,
+    key: hmac::Key,
+}
+
+impl fmt::Debug for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Binding(..)")
+    }
+}
+
+impl Binding {
+    /// Reads the key's file.
+    ///
+    /// # Errors
+    /// What is wrong with it; nothing of its content.
+    pub(in crate::server) fn read(account: &ExternalAccount) -> Result<Self, String> {
+        let path = account.hmac_file.display();
+        let text = fs::read(&account.hmac_file).map_err(|error| format!("{path}: {error}"))?;
+        let key = decode(&text).ok_or_else(|| {
+            format!(
+                "{path}: is not an HMAC key in base64url; write what the authority shows as the\n\
+                 HMAC key, and nothing else, into the file"
+            )
+        })?;
+        Ok(Self { kid: account.kid.clone(), key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
+    }
+
+    /// The member `externalAccountBinding` of a request to `url` for a new account with
+    /// the key `jwk`.
+    pub(super) fn sign(&self, url: &str, jwk: &Value) -> Value {
+        let header = json!({ "alg": "HS256", "kid": self.kid, "url": url });
+        let [header, payload] =
+            [&header, jwk].map(|part| BASE64URL_NOPAD.encode(part.to_string().as_bytes()));
+        let signature = hmac::sign(&self.key, format!("{header}.{payload}").as_bytes());
+        let signature = BASE64URL_NOPAD.encode(signature.as_ref());
+        json!({ "protected": header, "payload": payload, "signature": signature })
+    }
+}
+
+/// base64url; base64 and padding are taken, too, for some authorities show these.
+fn decode(text: &[u8]) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text
+        .trim_ascii()
+        .iter()
+        .map(|byte| match byte {
+            b'+' => b'-',
+            b'/' => b'_',
+            byte => *byte,
+        })
+        .collect();
+    let padding = digits.iter().rev().take_while(|byte| **byte == b'=').count();
+    let key = BASE64URL_NOPAD.decode(&digits[..digits.len() - padding.min(2)]).ok()?;
+    (!key.is_empty()).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_as_authorities_show_it() {
+        for text in ["-_8AAQ", "-_8AAQ==", "+/8AAQ==\n", " -_8AAQ\r\n"] {
+            assert_eq!(decode(text.as_bytes()), Some(vec![0xfb, 0xff, 0, 1]), "{text:?}");
+        }
+        for text in ["", "\n", "=", "-_8AAQ===", "a b", "HMAC key: -_8AAQ", "A"] {
+            assert_eq!(decode(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_signed_says_which_account_and_where() {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
+        let binding = Binding { kid: "customer".into(), key: key.clone() };
+        let jwk = json!({ "kty": "EC" });
+        let signed = binding.sign("https://ca.example/new-account", &jwk);
+        let text = |member: &str| signed[member].as_str().unwrap().to_owned();
+        let decoded = |member: &str| BASE64URL_NOPAD.decode(text(member).as_bytes()).unwrap();
+        let header: Value = serde_json::from_slice(&decoded("protected")).unwrap();
+        let expected = json!({
+            "alg": "HS256", "kid": "customer", "url": "https://ca.example/new-account"
+        });
+        assert_eq!(header, expected);
+        assert_eq!(decoded("payload"), jwk.to_string().as_bytes());
+        let said = format!("{}.{}", text("protected"), text("payload"));
+        hmac::verify(&key, said.as_bytes(), &decoded("signature")).unwrap();
+    }
+}

@@ -333,8 +333,7 @@ fn a_claimant_that_waits_is_told_nothing() {
 #[test]
 fn phones_that_a_shut_down_closes_are_not_told_of() {
     for drain in [0, 20] {
-        let mut config = Config::default();
-        config.drain = secs(drain);
+        let config = Config { drain: secs(drain), ..Config::default() };
         let mut world = World::with(config, 100, 1);
         let binary = world.binary("home");
         let (stays, leaves) = (world.phone("home"), world.phone("home"));

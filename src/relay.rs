@@ -10,6 +10,7 @@ pub mod envelope;
 mod forward;
 mod hash;
 mod liveness;
+mod notice;
 mod output;
 mod proxied;
 mod push_wake;

@@ -1,7 +1,8 @@
 //! Why a connection ends, as a value.
 //!
-//! Owns the one table from cause to wire code, reason, metric label and whether
-//! queued messages still go out. Knows nothing of how a close is sent.
+//! Owns the one table from cause to wire code, reason, metric label, whether
+//! queued messages still go out and what the binary of a phone is told. Knows
+//! nothing of how a close is sent.
 //!
 //! A cause is not an error: the first one wins, so that the wire sees exactly
 //! one close frame.
@@ -125,6 +126,40 @@ impl CloseCause {
         self.frame().map_or_else(Vec::new, |(code, reason)| {
             [&code.to_be_bytes(), reason.as_bytes()].concat()
         })
+    }
+
+    /// The code with which the binary is told that a phone of it has ended;
+    /// `None`: it is told nothing. `code` is that of the close frame: ours, or the
+    /// peer's own where that is the cause.
+    ///
+    /// Nothing is told of a close that the binary asked for, nor where no binary
+    /// knows the phone: its slot is in grace, or held by another one.
+    #[must_use]
+    pub const fn notice(self, code: Option<u16>) -> Option<u16> {
+        match self {
+            // RFC 6455 §7.1.5: a close frame without a code counts as 1005.
+            Self::PeerClosed if code.is_none() => Some(1005),
+            // A broken connection has no code; 1001 says that the phone went away.
+            Self::Disconnected => Some(1001),
+            Self::PeerClosed
+            | Self::HeartbeatTimeout
+            | Self::WriteTimeout
+            | Self::BacklogFull
+            | Self::OutOfBufferMemory
+            | Self::MessageTimeout
+            | Self::MessageTooBig
+            | Self::ProtocolError
+            | Self::InvalidUtf8
+            | Self::NotJson => code,
+            Self::ServerIdClaimed
+            | Self::NoSuchServer
+            | Self::TooManyPhones
+            | Self::BinaryReclaimed
+            | Self::BinaryDisconnected
+            | Self::GraceExpired
+            | Self::BinaryRequest(_)
+            | Self::Shutdown => None,
+        }
     }
 
     /// The value of `cause` in metrics and log lines.

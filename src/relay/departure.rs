@@ -92,6 +92,7 @@ impl Relay {
                     "phone_unregistered"
                 );
                 self.registry.part(slot, id);
+                self.notify(slot, public_id, cause.notice(code), now);
             }
             Role::Binary => {
                 log::info!(
@@ -115,7 +116,12 @@ impl Relay {
     }
 
     pub(super) fn on_succession(&mut self, slot: SlotKey, succession: Succession, now: Instant) {
-        log::info!(server_id = self.registry.server_id(slot); "server_id_takeover");
+        if let Some(heir) = self.entry(succession.holder) {
+            log::info!(
+                server_id = self.registry.server_id(slot), remote:% = heir.client();
+                "server_id_takeover"
+            );
+        }
         for phone in succession.phones {
             self.close(phone, CloseCause::BinaryReclaimed, now);
         }

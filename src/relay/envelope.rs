@@ -1,7 +1,7 @@
 //! The routing envelope: `{"conn_id":"…","frame":F}`.
 //!
-//! Owns how a phone's frame is wrapped for its binary and how a binary's
-//! envelope is read. The bytes of a frame are never changed. Knows no
+//! Owns how a phone's frame is wrapped for its binary, how its end is told and how
+//! a binary's envelope is read. The bytes of a frame are never changed. Knows no
 //! connection.
 //!
 //! JSON is checked by serde_json without a tree of values and without
@@ -23,6 +23,7 @@ const _: () = assert!(OVERHEAD <= 64);
 
 const PREFIX: &str = r#"{"conn_id":""#;
 const MIDDLE: &str = r#"","frame":"#;
+const CLOSE_CODE: &str = r#"","close_code":"#;
 const SUFFIX: &str = "}";
 
 /// The most bytes of a device token. FCM's are some 160 and may grow.
@@ -184,6 +185,13 @@ pub fn frame(message: &str) -> Option<&str> {
 #[must_use]
 pub fn wrap<'a>(conn_id: &'a str, frame: &'a str) -> [&'a [u8]; 5] {
     [PREFIX, conn_id, MIDDLE, frame, SUFFIX].map(str::as_bytes)
+}
+
+/// The parts of the close notice, in order: the phone has ended with `code`, in
+/// decimal.
+#[must_use]
+pub fn notice<'a>(conn_id: &'a str, code: &'a str) -> [&'a [u8]; 5] {
+    [PREFIX, conn_id, CLOSE_CODE, code, SUFFIX].map(str::as_bytes)
 }
 
 /// Whether valid JSON nests deeper than `limit`. Only a text with that many

@@ -27,6 +27,8 @@ pub struct Stats {
     pub bytes_to_binary: u64,
     /// Bytes of the frames delivered to a phone.
     pub bytes_to_phone: u64,
+    /// Binaries told that a phone of theirs has ended.
+    pub close_notices: u64,
     /// Dropped envelopes, in the order of [`Dropped::ALL`].
     pub dropped: [u64; Dropped::ALL.len()],
     /// Closes of binaries and of phones, in the order of [`CloseCause::LABELS`].

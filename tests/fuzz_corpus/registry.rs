@@ -75,6 +75,10 @@ impl Model {
     fn leave(&mut self, peer: usize, now: Instant) {
         let Some(server_id) = self.find(peer) else { return };
         let slot = self.slots.get_mut(server_id).expect("found");
+        if let Some(holder) = slot.holder.filter(|_| slot.phones.contains(&peer)) {
+            // The close notice.
+            self.heard[holder].texts += 1;
+        }
         slot.claimants.retain(|waiting| *waiting != peer);
         slot.phones.retain(|phone| *phone != peer);
         if slot.holder == Some(peer) {

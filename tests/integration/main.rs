@@ -22,6 +22,7 @@ mod heartbeat;
 mod limits;
 mod log_pipe;
 mod metrics;
+mod notices;
 mod operator;
 mod probe;
 mod proxied;

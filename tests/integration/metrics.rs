@@ -55,6 +55,7 @@ fn contract() -> Vec<String> {
         "frames_forwarded_total{direction=\"phone_to_binary\"}",
         "frames_forwarded_total{direction=\"binary_to_phone\"}",
         "grace_expiries_total",
+        "close_notices_total",
         "register_failures_total{kind=\"no_server\"}",
         "register_failures_total{kind=\"server_in_use\"}",
         "register_failures_total{kind=\"phones_at_cap\"}",

@@ -58,6 +58,8 @@ fn frames_cross_pings_are_answered_and_every_end_is_announced() {
     phone.say("{");
     phone.expect_close(1007, "frame is not valid JSON");
     assert_eq!(answer(relay, &client, "GET /x HTTP/1.1\r\nHost: relay\r\n\r\n").status, 404);
+    let notice = format!(r#"{{"conn_id":"{}","close_code":1007}}"#, phone.id);
+    assert_eq!(binary.hear_text(), notice);
     binary.send_close(1000);
     assert_eq!(binary.hear_honestly(), Heard::Close(Some((1000, String::new()))));
     assert_eq!(binary.hear(), Heard::End);
@@ -85,7 +87,7 @@ fn a_dead_peer_is_found_and_its_slot_taken_over() {
 fn what_a_claimant_sends_with_its_head_waits_for_its_slot() {
     let (relay, client) = tls_relay(|_| {});
     let mut holder = binary(relay, &client, "home");
-    let phone_id = phone(relay, &client, "home").id;
+    let phone = phone(relay, &client, "home");
     // Head and frame in records of their own, in one segment.
     let mut stream = tls_connect(relay, &client);
     stream.conn.writer().write_all(b"").unwrap();
@@ -93,7 +95,7 @@ fn what_a_claimant_sends_with_its_head_waits_for_its_slot() {
     let mut segment = Vec::new();
     for part in [
         binary_head("home").into_bytes(),
-        crate::support::frame(Opcode::Text, true, envelope(&phone_id, "1").as_bytes()),
+        crate::support::frame(Opcode::Text, true, envelope(&phone.id, "1").as_bytes()),
         crate::support::frame(Opcode::Ping, true, b"read"),
     ] {
         stream.conn.writer().write_all(&part).unwrap();

@@ -57,6 +57,11 @@ def envelope(conn_id, message, close_code=None):
     return b'{"conn_id":%s,"frame":%s%s}' % (json.dumps(conn_id).encode(), message, tail)
 
 
+def notice(phone, code):
+    """What the binary is told when this phone has ended."""
+    return b'{"conn_id":"%s","close_code":%d}' % (phone.request_id.encode(), code)
+
+
 @dataclass
 class Frame:
     fin: bool

@@ -167,6 +167,8 @@ def too_many_phones(relay):
     one_more = Peer(relay, "client")
     assert one_more.closed_with() == (4429, "too many phones for server-id")
     phones[3].close(timeout=SOON)
+    left = phones[3].headers["x-request-id"]
+    assert json.loads(binary.next()) == {"conn_id": left, "close_code": 1000}
     again = Peer(relay, "client")
     again.send("17")
     assert binary.next() == for_phone(again, "17")

@@ -65,6 +65,11 @@ def for_phone(phone, frame, close_code=None):
     return f'{{"conn_id":"{phone.request_id}","frame":{frame}{tail}}}'
 
 
+def told(phone, code):
+    """What the binary is told when this phone has ended."""
+    return f'{{"conn_id":"{phone.request_id}","close_code":{code}}}'
+
+
 async def until(condition):
     """Waits until `condition()` holds; looks without holding up the loop."""
     async with asyncio.timeout(SOON):
@@ -186,20 +191,58 @@ async def a_binary_closes_a_phone(relay):
     await (await binary.ping())
 
 
+async def a_binary_is_told_how_each_phone_ends(relay):
+    binary = await dial(relay, "server")
+
+    async def leave(code, reason=""):
+        await phone.close(code, reason)
+
+    async def leave_without_a_code():
+        phone.protocol.send_close()
+        phone.send_data()
+
+    async def vanish():
+        phone.transport.abort()
+
+    async def hang_up():
+        phone.transport.write_eof()
+
+    for end, code in [
+        (lambda: leave(1000, "bye"), 1000), (lambda: leave(1001), 1001),
+        (lambda: leave(4321), 4321), (leave_without_a_code, 1005), (vanish, 1001),
+        (hang_up, 1001), (lambda: phone.send("{"), 1007),
+        (lambda: phone.send('"' + "x" * MESSAGE_MAX + '"'), 1009),
+    ]:
+        phone = await dial(relay, "client")
+        await phone.send('"last"')
+        await end()
+        assert json.loads(await next_message(binary))["frame"] == "last"
+        assert await next_message(binary) == told(phone, code)
+    # It is not told what it asked for itself.
+    phone = await dial(relay, "client")
+    await binary.send(for_phone(phone, "1", 4001))
+    assert await next_message(phone) == "1"
+    assert await phone.closed_with() == (4001, "")
+    after = await dial(relay, "client")
+    await after.send("2")
+    assert json.loads(await next_message(binary)) == {"conn_id": after.request_id, "frame": 2}
+
+
 async def no_server_with_that_id(relay):
     phone = await dial(relay, "client", "nobody")
     assert await phone.closed_with() == (4404, "no server with that id")
 
 
 async def too_many_phones(relay):
-    await_binary = await dial(relay, "server")
+    binary = await dial(relay, "server")
     phones = [await dial(relay, "client") for _ in range(16)]
     one_more = await dial(relay, "client")
     assert await one_more.closed_with() == (4429, "too many phones for server-id")
     await phones[3].close()
+    assert await next_message(binary) == told(phones[3], 1000)
     again = await dial(relay, "client")
     await again.send("17")
-    assert json.loads(await next_message(await_binary))["frame"] == 17
+    assert json.loads(await next_message(binary))["frame"] == 17
 
 
 async def not_json(relay):
@@ -263,7 +306,7 @@ if __name__ == "__main__":
     main([
         text_and_binary_both_ways, phones_are_told_apart, order_is_kept, pings_are_answered,
         the_largest_message, messages_in_pieces, a_close_is_echoed, a_binary_closes_a_phone,
-        no_server_with_that_id, too_many_phones, not_json, a_living_incumbent_keeps_its_slot,
+        a_binary_is_told_how_each_phone_ends, no_server_with_that_id, too_many_phones, not_json, a_living_incumbent_keeps_its_slot,
         a_claim_in_grace_takes_the_slot, a_frame_in_grace, the_relay_shuts_down,
         a_peer_that_vanishes,
     ])

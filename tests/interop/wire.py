@@ -7,7 +7,7 @@ import json
 from harness import SOON, main
 from rawpeer import (
     BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Honest, RawPeer, close_frame, envelope, frame, head,
-    pair, upgrade,
+    notice, pair, upgrade,
 )
 
 MESSAGE_MAX = 256 * 1024
@@ -89,6 +89,8 @@ def a_close_is_echoed(relay):
                     peer.send(close_frame(code, b"" if code is None else b"bye") + tail)
                     assert peer.read_only_close()[0] == code, (role, code)
                 relay.wait_connected(1, 0)
+                if role == "client":
+                    assert binary.read_message() == notice(peer, 1005 if code is None else code)
                 # A slot in grace is free for whoever claims it.
     binary.send(frame(PING))
     assert binary.read_pong() == b""
@@ -219,17 +221,20 @@ def a_message_before_the_end_is_delivered(relay):
         phone.send(frame(TEXT, b'"last words"'))
         phone.half_close()
         assert binary.read_message().endswith(b'"frame":"last words"}')
+        assert binary.read_message() == notice(phone, 1001)
         relay.wait_connected(1, 0)
     with upgrade(relay, "client", "home") as phone:
         phone.send(frame(TEXT, b'"last words"') + close_frame(1000))
         phone.half_close()
         assert binary.read_message().endswith(b'"frame":"last words"}')
         assert phone.read_only_close() == (1000, "")
+        assert binary.read_message() == notice(phone, 1000)
         relay.wait_connected(1, 0)
     # Within a frame nothing was said.
     with upgrade(relay, "client", "home") as phone:
         phone.send(frame(TEXT, b'"half"')[:-1])
         phone.half_close()
+        assert binary.read_message() == notice(phone, 1001)
         relay.wait_connected(1, 0)
     with upgrade(relay, "client", "home") as phone:
         phone.send(frame(TEXT, b"1"))

@@ -135,6 +135,8 @@ impl Client {
                 self.is_done = true;
                 Ok(())
             }
+            // A phone has gone.
+            TEXT if text().contains(r#"","close_code":"#) => Ok(()),
             TEXT => {
                 // What the phone said, around which the relay puts who said it.
                 let conn_id = text().split('"').nth(3).unwrap();

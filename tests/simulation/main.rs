@@ -17,6 +17,7 @@ mod heartbeat;
 mod limits;
 mod link;
 mod messages;
+mod notices;
 mod oracle;
 mod peer;
 mod phones;

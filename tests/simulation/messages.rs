@@ -92,6 +92,9 @@ fn a_message_has_30_s_from_its_first_byte_to_its_last() {
         assert_eq!(world.heard(peer), []);
         world.pass(3 * TICK);
         assert_eq!(world.heard(peer), closed(1008, "message timeout"));
+        if peer == phone {
+            assert_eq!(world.heard(binary), [world.notice(phone, 1008)]);
+        }
     }
     world.finish();
 }

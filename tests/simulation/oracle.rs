@@ -3,10 +3,12 @@
 //! Owns who holds which server-id, who waits for it and which phones are on it,
 //! told by what went in and never by what the relay thinks; and of every
 //! connection which pings it has not answered. After each call the relay has to
-//! agree. Knows nothing of messages: [`crate::storm`] follows those.
+//! agree. Knows nothing of messages but the close notices: [`crate::storm`] follows
+//! the others.
 //!
 //! The numbers in its messages are those of [`crate::storm`].
 
+mod notices;
 mod verdict;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +22,7 @@ use pyrycode_relay::time::{Instant, TICK};
 use crate::border::Call;
 use crate::wire::{self, Decoder};
 use crate::world::World;
+use notices::Notices;
 use verdict::Pings;
 pub(crate) use verdict::Words;
 
@@ -68,6 +71,7 @@ pub(crate) struct Before {
     shed: u64,
     heartbeat_timeouts: u64,
     binary_requests: u64,
+    notices: u64,
     buffered: usize,
 }
 
@@ -88,6 +92,7 @@ pub(crate) struct Oracle {
     /// How late the relay came to its timers, all in all, and when it last was.
     late: Duration,
     woke: Instant,
+    notices: Notices,
 }
 
 const RECLAIMED: (u16, &str) = (4404, "binary reclaimed server-id");
@@ -108,6 +113,7 @@ impl Oracle {
             is_requested: false,
             late: Duration::ZERO,
             woke: Instant::START,
+            notices: Notices::default(),
         }
     }
 
@@ -119,6 +125,7 @@ impl Oracle {
             heartbeat_timeouts: closes(2),
             shed: closes(5),
             binary_requests: closes(17),
+            notices: stats.close_notices,
             buffered: relay.buffered(),
         }
     }
@@ -155,6 +162,7 @@ impl Oracle {
         let changes = self.before(&world.relay);
         self.is_requested = changes.binary_requests > before.binary_requests;
         self.check_verdict(world, call, before, &changes);
+        self.begin_notices(world, changes.shed > before.shed);
         if let Call::Input(id, _) = call
             && let Some(peer) = world.find(id)
         {
@@ -189,6 +197,7 @@ impl Oracle {
                 }
             }
         }
+        self.check_notices(before, &changes);
         let held = self.slots.values().filter(|slot| slot.holder.is_some()).count();
         let phones = self.slots.values().map(|slot| slot.phones.len()).sum();
         assert_eq!(world.relay.live(), (held, phones), "(5) binaries and phones, after {call:?}");
@@ -303,6 +312,9 @@ impl Oracle {
     /// A peer has left its slot; what follows from that has to have happened.
     fn leave(&mut self, world: &World, peer: usize) {
         self.lose_place(peer);
+        if self.records[peer].wish == Wish::Phone {
+            self.expect_notice(world, peer);
+        }
         let Some(slot) = self.slots.get_mut(&self.records[peer].server_id) else { return };
         slot.phones.retain(|other| *other != peer);
         slot.claimants.retain(|other| *other != peer);

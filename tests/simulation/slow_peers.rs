@@ -53,7 +53,7 @@ fn a_phone_that_does_not_drain_has_a_backlog_of_4_mib_and_then_a_close() {
     assert_eq!(sent, (PHONE_BACKLOG_MAX + LINK) / LEN, "neither less nor more than 4 MiB");
     // Nobody else noticed.
     assert_eq!(numbers(&world.heard(quick)), (0..sent).collect::<Vec<_>>());
-    assert_eq!(world.heard(binary), []);
+    assert_eq!(world.heard(binary), [world.notice(slow, 1011)]);
     assert!(world.relay.buffered() < 2 * LEN, "the backlog is given back at once");
     // It reads on within the linger.
     world.pass(secs(4));

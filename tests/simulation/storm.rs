@@ -23,6 +23,9 @@
 //! 9. What is said of connections that are gone changes nothing. ([`crate::border`])
 //! 10. When faults have healed and everybody has left, nothing is left.
 //! 11. The same seed gives the same run, to the byte.
+//! 12. Of each phone that ends its binary is told once, behind its last frame and
+//!     with the code of its cause, and nobody else is; where the contract names no
+//!     notice, there is none. ([`crate::oracle`])
 
 mod kinds;
 mod shadow;

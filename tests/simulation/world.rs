@@ -284,6 +284,12 @@ impl World {
         format!(r#"{{"conn_id":"{}","frame":{frame}}}"#, self.peer(phone).conn_id())
     }
 
+    /// What the binary is told when the phone has ended.
+    pub(crate) fn notice(&self, phone: PeerId, code: u16) -> Seen {
+        let conn_id = self.peer(phone).conn_id();
+        text(&format!(r#"{{"conn_id":"{conn_id}","close_code":{code}}}"#))
+    }
+
     /// The peer saw this close and nothing else, and its connection has ended.
     pub(crate) fn assert_closed(&mut self, peer: PeerId, (code, reason): (u16, &str)) {
         assert_eq!(self.heard(peer), closed(code, reason));

@@ -115,6 +115,11 @@ impl Families {
             by("direction", ["phone_to_binary", "binary_to_phone"])
                 .zip([stats.bytes_to_binary, stats.bytes_to_phone]),
         );
+        self.counter(
+            "pyrycode_relay_close_notices_total",
+            "Binaries told that a phone of theirs has ended; none of them is a frame forwarded.",
+            stats.close_notices,
+        );
         self.counters(
             "pyrycode_relay_frames_dropped_total",
             "Envelopes of binaries that were not delivered, by cause.",

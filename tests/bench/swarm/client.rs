@@ -150,6 +150,8 @@ impl Client {
                 event(Event::Ping);
             }
             Message::Text(text) if self.is_phone => event(Event::Returned(text.to_string())),
+            // A phone has gone.
+            Message::Text(text) if text.contains(r#"","close_code":"#) => {}
             // An envelope from a phone is one to the phone as well.
             Message::Text(text) => {
                 let _ = socket.send(Message::Text(text));

@@ -140,6 +140,7 @@ func tooManyPhones(r *relay) {
 	}
 	r.dial("client", "home").closedWith(4429, "too many phones for server-id")
 	must(phones[3].Close(1000, ""))
+	home.next(fmt.Sprintf(`{"conn_id":%q,"close_code":1000}`, phones[3].requestID))
 	again := r.dial("client", "home")
 	again.send(text, "17")
 	home.next(envelope(again, "17"))

@@ -228,6 +228,23 @@ const scenarios = {
     assert.equal(await binary.ping("alive"), "alive");
   },
 
+  async a_binary_is_told_how_each_phone_ends(relay) {
+    const binary = await relay.dial("server");
+    const ends = [
+      [(socket) => socket.close(1000, "bye"), 1000],
+      [(socket) => socket.close(4321), 4321],
+      [(socket) => socket.close(), 1005],
+      [(socket) => socket.terminate(), 1001],
+      [(socket) => socket.send("{"), 1007],
+      [(socket) => socket.send(`"${"x".repeat(MESSAGE_MAX)}"`), 1009],
+    ];
+    for (const [end, code] of ends) {
+      const phone = await relay.dial("client");
+      end(phone.socket);
+      assert.equal(await binary.next(), `{"conn_id":"${phone.requestId}","close_code":${code}}`);
+    }
+  },
+
   async no_server_with_that_id(relay) {
     const phone = await relay.dial("client", "nobody");
     assert.deepEqual(await phone.closedWith(), [4404, "no server with that id"]);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pyrycode_relay::time::{Instant, TICK};
 
+use super::notices::ASKED;
 use super::{Before, Oracle, Wish, has_place};
 use crate::border::Call;
 use crate::wire::{self, Part};
@@ -138,6 +139,9 @@ impl Oracle {
                     let is_right = record.words.as_ref() == Some(&words) || words.is_shed();
                     assert!(is_right, "(4) {peer} is told {words:?}, not {:?}", record.words);
                 }
+                Part::Text(text) if record.wish == Wish::Binary => {
+                    self.notices.on_text(peer, &text);
+                }
                 Part::Answer { .. } | Part::Text(_) | Part::Pong(_) => {}
             }
         }
@@ -225,7 +229,7 @@ impl Oracle {
                 let is_slow = self.records[phone].pings.blocked_since.is_some();
                 assert!(is_slow, "(4) {phone} was not slow");
             }
-            (4321, "") => {}
+            (ASKED, "") => {}
             // The memory for what stood before its close was spent at once.
             _ if words.is_shed() && self.is_requested => {}
             _ => return false,

@@ -24,6 +24,8 @@ pub(super) struct Shadow {
     /// A phone: how many frames it has, and from which binary.
     pub(super) received: usize,
     received_from: Option<PeerId>,
+    /// A phone: its binary was told that it has ended.
+    is_told_of: bool,
     /// It ended the connection without a close frame.
     pub(super) left: bool,
     has_closed: bool,
@@ -41,6 +43,7 @@ impl Shadow {
             delivered_to: None,
             received: 0,
             received_from: None,
+            is_told_of: false,
             left: false,
             has_closed: false,
         }
@@ -77,12 +80,13 @@ impl Storm {
         }
     }
 
-    /// A binary has got an envelope: the next frame of a phone of its own.
+    /// A binary has got an envelope: the next frame of a phone of its own, or the
+    /// notice that there will be none.
     fn on_envelope(&mut self, binary: PeerId, envelope: &str) {
         let server_id = self.shadows[binary.0].server_id;
         let rest = envelope.strip_prefix("{\"conn_id\":\"").expect("(1) an envelope");
-        let (conn_id, rest) = rest.split_once("\",\"frame\":").expect("(1) an envelope");
-        let frame = rest.strip_suffix('}').expect("(1) an envelope");
+        let (conn_id, rest) = rest.split_once("\",\"").expect("(1) an envelope");
+        let rest = rest.strip_suffix('}').expect("(1) an envelope");
         let id = PublicId::parse(conn_id).expect("(1) a conn_id").id;
         let is_phone = |peer: &Peer| peer.id == id;
         let phone = self.world.find(id).or_else(|| self.world.peers.iter().position(is_phone));
@@ -93,6 +97,13 @@ impl Storm {
         let shadow = &mut self.shadows[phone.0];
         assert!(!shadow.is_binary && shadow.server_id == server_id, "(1) {phone:?} to {binary:?}");
         assert_eq!(*shadow.delivered_to.get_or_insert(binary), binary, "(1) of {phone:?}");
+        assert!(!shadow.is_told_of, "(12) {phone:?} speaks after its end");
+        let Some(frame) = rest.strip_prefix("frame\":") else {
+            assert!(rest.starts_with("close_code\":"), "(12) {envelope}");
+            assert!(!self.world.relay.has_place(id), "(12) {phone:?} has not ended");
+            shadow.is_told_of = true;
+            return;
+        };
         assert_eq!(
             Some(frame),
             shadow.sent.get(shadow.delivered).map(String::as_str),
@@ -131,6 +142,9 @@ impl Storm {
         // Room for what was paused, and the end of the vanished.
         self.world.pass(secs(200));
         self.listen();
+        if let Some(oracle) = &self.world.oracle {
+            oracle.no_notice_is_missing();
+        }
         let is_open = |storm: &Self, peer: PeerId| {
             let peer = storm.world.peer(peer);
             !peer.has_ended() && peer.sending == Sending::Open && peer.is_upgraded()

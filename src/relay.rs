@@ -22,6 +22,7 @@ pub mod stats;
 mod traffic;
 mod upgrade;
 pub mod wake;
+mod warnings;
 
 pub use conn_id::ConnId;
 pub use relay::{Effect, Relay};

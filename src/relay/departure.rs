@@ -69,6 +69,7 @@ impl Relay {
             return;
         }
         self.caps.release(ClientKey::from(client));
+        self.warnings.forget(id);
         self.stats.on_close(role == Role::Phone, cause);
         let server_id = self.registry.server_id(slot);
         let (label, close_code) = (cause.label(), code.unwrap_or(1006));

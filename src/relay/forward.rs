@@ -8,6 +8,7 @@ use super::conn_id::{ConnId, PublicId};
 use super::envelope::{self, Dropped, Envelope};
 use super::registry::SlotKey;
 use super::relay::{Relay, Role};
+use super::warnings::Kind;
 use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER, PHONE_BACKLOG_MAX};
 use crate::protocol::close::CloseCause;
 use crate::protocol::websocket::{Message, Opcode};
@@ -19,7 +20,8 @@ impl Relay {
         let Some(entry) = self.entry(phone) else { return };
         let (slot, public_id) = (entry.slot, self.public_id(phone));
         let Some(frame) = message.text().and_then(envelope::frame) else {
-            log::warn!(conn_id:% = public_id; "phone_forwarder_invalid_frame");
+            let server_id = self.registry.server_id(slot);
+            log::warn!(server_id, conn_id:% = public_id; "phone_forwarder_marshal_err");
             return self.close(phone, CloseCause::NotJson, now);
         };
         let Some(binary) = self.registry.holder(slot) else {
@@ -50,17 +52,22 @@ impl Relay {
     pub(super) fn forward_to_phone(&mut self, binary: ConnId, message: &Message, now: Instant) {
         if let Err(cause) = self.deliver(binary, message, now) {
             self.stats.on_dropped(cause);
-            // A phone that has just left is a normal race, and a limit is for whom
-            // it holds to notice: neither is worth a warning.
-            let level = match cause {
-                Dropped::UnknownPhone | Dropped::PushWakeLimit => log::Level::Debug,
-                _ => log::Level::Warn,
-            };
-            log::log!(
-                level, binary_conn_id:% = self.public_id(binary), cause = cause.label();
-                "binary_forwarder_dropped"
-            );
+            self.warn(binary, cause, now);
         }
+    }
+
+    /// Logs an envelope that was dropped: as a warning now and then, else at `debug`.
+    fn warn(&mut self, binary: ConnId, cause: Dropped, now: Instant) {
+        let Some(slot) = self.entry(binary).map(|entry| entry.slot) else { return };
+        let kind = Kind::from(cause);
+        let left_out = self.warnings.warn(binary, kind, now);
+        let level = if left_out.is_some() { log::Level::Warn } else { log::Level::Debug };
+        log::log!(
+            level, server_id = self.registry.server_id(slot),
+            binary_conn_id:% = self.public_id(binary), cause = cause.label(),
+            dropped = left_out.filter(|count| *count > 0);
+            "{}", kind.event()
+        );
     }
 
     fn deliver(&mut self, binary: ConnId, message: &Message, now: Instant) -> Result<(), Dropped> {

@@ -30,6 +30,7 @@ use super::registry::{Registry, SlotKey};
 use super::stats::{Outcome, Stats};
 use super::traffic::Traffic;
 use super::wake::Wakes;
+use super::warnings::Warnings;
 use crate::config::{Config, Forwarded, ROOM, Timeouts};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Connection;
@@ -149,6 +150,7 @@ pub struct Relay {
     pub(super) caps: ConnectionCaps,
     pub(super) rate: RateLimiter,
     pub(super) stats: Stats,
+    pub(super) warnings: Warnings,
     /// When a refused PROXY header is worth a warning again.
     pub(super) proxy_warn_at: Instant,
     pub(super) started: Instant,
@@ -194,6 +196,7 @@ impl Relay {
             caps: ConnectionCaps::new(capacity, limits.connections_per_ip, hash_keys()),
             rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
             stats: Stats::default(),
+            warnings: Warnings::default(),
             proxy_warn_at: now,
             started: now,
             connections: Slab::with_capacity(ROOM),

@@ -95,7 +95,7 @@ impl Relay {
         let path = if is_phone { "/v1/client" } else { "/v1/server" };
         let key = ClientKey::from(client);
         if !self.rate.allow(key, now) {
-            log::info!(remote:% = client, path; "rate_limited");
+            log::warn!(remote:% = client, path; "rate_limited");
             return Err((Outcome::RejectRateLimit, Refusal::TooManyRequests));
         }
         if self.caps.admit(key).is_err() {

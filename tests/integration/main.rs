@@ -18,6 +18,7 @@ mod command_line;
 mod descriptors;
 mod ends;
 mod enemy;
+mod forwarder_log;
 mod heartbeat;
 mod limits;
 mod log_pipe;

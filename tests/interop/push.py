@@ -81,7 +81,8 @@ class Pushing(Relay):
 
     @property
     def dropped(self):
-        return [e["cause"] for e in self.events("binary_forwarder_dropped")]
+        lines = [dict(FIELD.findall(line)) for line in self.log]
+        return [line["cause"] for line in lines if line.get("msg", "").startswith("binary_forwarder_")]
 
     def wait_failures(self, count, within=SOON):
         wait_until(lambda: len(self.failures) >= count, within,

@@ -38,6 +38,7 @@ pub const KEYS: &[&str] = &[
     "cause",
     // What a connection was, at its end: `in` is what came from its peer.
     "role",
+    "dropped",
     "age_ms",
     "rtt_ms",
     "frames_in",

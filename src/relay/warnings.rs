@@ -1,0 +1,172 @@
+//! Warnings about what one connection sends: at most one a minute of each kind.
+//!
+//! Owns when a connection was last warned about and how many warnings were left out
+//! since. Knows neither what is wrong nor how it is logged.
+//!
+//! 1. A connection that nothing is wrong with costs nothing here.
+//! 2. At most [`CONNECTIONS_MAX`] connections are known at a time. While there are
+//!    more of them than that, the rest is not warned about.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::conn_id::ConnId;
+use super::envelope::Dropped;
+use crate::time::Instant;
+
+/// From one warning to the next of its kind and connection.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// The most connections that are known; their table takes 100 KB then.
+const CONNECTIONS_MAX: usize = 1024;
+/// How often a full table is searched for entries that have expired.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is wrong with an envelope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It cannot be read.
+    Unmarshal,
+    /// It is for a phone that is not there.
+    UnknownConnId,
+    /// It asks for a push wake that is not sent.
+    PushWake,
+}
+
+impl Kind {
+    const COUNT: usize = 3;
+
+    /// The log event.
+    pub(super) const fn event(self) -> &'static str {
+        match self {
+            Self::Unmarshal => "binary_forwarder_unmarshal_err",
+            Self::UnknownConnId => "binary_forwarder_unknown_conn_id",
+            Self::PushWake => "binary_forwarder_push_wake_dropped",
+        }
+    }
+}
+
+impl From<Dropped> for Kind {
+    fn from(cause: Dropped) -> Self {
+        match cause {
+            Dropped::UnknownPhone => Self::UnknownConnId,
+            _ if cause.is_push_wake() => Self::PushWake,
+            _ => Self::Unmarshal,
+        }
+    }
+}
+
+/// The warnings of one connection, by [`Kind`].
+type Given = [Option<Warning>; Kind::COUNT];
+
+#[derive(Clone, Copy, Debug)]
+struct Warning {
+    at: Instant,
+    /// Since then.
+    left_out: u32,
+}
+
+/// Connections that were warned about.
+#[derive(Debug, Default)]
+pub(super) struct Warnings {
+    given: BTreeMap<u64, Given>,
+    sweep_at: Instant,
+}
+
+impl Warnings {
+    /// Something is wrong with what the connection sends. Whether to warn about it
+    /// now; then with how many warnings of this kind that were left out before.
+    pub(super) fn warn(&mut self, id: ConnId, kind: Kind, now: Instant) -> Option<u32> {
+        let is_known = self.given.contains_key(&id.to_bits());
+        if !is_known && self.given.len() >= CONNECTIONS_MAX && !self.sweep(now) {
+            return None;
+        }
+        let given = self.given.entry(id.to_bits()).or_default();
+        match &mut given[kind as usize] {
+            Some(warning) if now.since(warning.at) < INTERVAL => {
+                warning.left_out = warning.left_out.saturating_add(1);
+                None
+            }
+            warning => {
+                let before = warning.replace(Warning { at: now, left_out: 0 });
+                Some(before.map_or(0, |before| before.left_out))
+            }
+        }
+    }
+
+    /// The connection has ended.
+    pub(super) fn forget(&mut self, id: ConnId) {
+        self.given.remove(&id.to_bits());
+    }
+
+    /// Makes room; returns whether there is any.
+    fn sweep(&mut self, now: Instant) -> bool {
+        if now >= self.sweep_at {
+            self.sweep_at = now + SWEEP_INTERVAL;
+            self.given.retain(|_, given| {
+                given.iter().flatten().any(|warning| now.since(warning.at) < INTERVAL)
+            });
+        }
+        self.given.len() < CONNECTIONS_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(seconds: u64) -> Instant {
+        Instant::START + Duration::from_secs(seconds)
+    }
+
+    fn id(number: usize) -> ConnId {
+        ConnId::new(number as u32, 7)
+    }
+
+    #[test]
+    fn a_connection_is_warned_about_once_a_minute_and_kind() {
+        let mut warnings = Warnings::default();
+        assert_eq!(warnings.warn(id(1), Kind::Unmarshal, after(0)), Some(0));
+        for second in [0, 1, 30, 59] {
+            assert_eq!(warnings.warn(id(1), Kind::Unmarshal, after(second)), None);
+        }
+        // Other kinds and other connections have a minute of their own.
+        assert_eq!(warnings.warn(id(1), Kind::PushWake, after(59)), Some(0));
+        assert_eq!(warnings.warn(id(2), Kind::Unmarshal, after(59)), Some(0));
+        assert_eq!(warnings.warn(id(1), Kind::Unmarshal, after(60)), Some(4));
+        assert_eq!(warnings.warn(id(1), Kind::Unmarshal, after(120)), Some(0));
+    }
+
+    #[test]
+    fn a_connection_that_has_ended_is_forgotten() {
+        let mut warnings = Warnings::default();
+        assert_eq!(warnings.warn(id(1), Kind::Unmarshal, after(0)), Some(0));
+        warnings.forget(id(1));
+        assert!(warnings.given.is_empty());
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_makes_room_when_entries_expire() {
+        let mut warnings = Warnings::default();
+        for number in 0..CONNECTIONS_MAX {
+            assert_eq!(warnings.warn(id(number), Kind::Unmarshal, after(0)), Some(0));
+        }
+        assert_eq!(warnings.warn(id(CONNECTIONS_MAX), Kind::Unmarshal, after(59)), None);
+        assert_eq!(warnings.given.len(), CONNECTIONS_MAX);
+        // Those that are known are warned about as ever.
+        assert_eq!(warnings.warn(id(3), Kind::Unmarshal, after(60)), Some(0));
+        assert_eq!(warnings.warn(id(CONNECTIONS_MAX), Kind::Unmarshal, after(60)), Some(0));
+        assert_eq!(warnings.given.len(), 2);
+    }
+
+    #[test]
+    fn every_cause_has_the_event_of_its_kind() {
+        for cause in Dropped::ALL {
+            let event = match cause.label() {
+                "unknown_phone" => "binary_forwarder_unknown_conn_id",
+                label if label.starts_with("push_wake") => "binary_forwarder_push_wake_dropped",
+                _ => "binary_forwarder_unmarshal_err",
+            };
+            assert_eq!(Kind::from(cause).event(), event, "{cause:?}");
+        }
+    }
+}

@@ -22,6 +22,7 @@ mod oracle;
 mod peer;
 mod phones;
 mod proxied;
+mod redial;
 mod replay;
 mod shell;
 mod shut_down;

@@ -144,7 +144,9 @@ impl Flag<'_> {
         {
             Ok(value)
         } else {
-            Err(self.refuse("is not the name of a key; write what the authority shows as key ID"))
+            Err(self.refuse(format_args!(
+                "{value:?} is not the name of a key; write the key ID that the authority shows"
+            )))
         }
     }
 

@@ -845,7 +845,7 @@ fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
             "--domain relay.example --cert-cache c --acme-eab-hmac-file f",
             "--acme-eab-hmac-file: needs --acme-",
         ),
-        ("--domain relay.example --acme-eab-kid=", "--acme-eab-kid: is not the name"),
+        ("--domain relay.example --acme-eab-kid=", "--acme-eab-kid: \"\" is not the name"),
         ("--domain relay.example --acme-directory http://ca", "--acme-directory: \"http://ca\""),
         ("--domain relay.example", "--domain: HOME is not set"),
         ("--proxy-protocol --tls-cert c --tls-key k", "--proxy-protocol: needs --insecure-listen"),

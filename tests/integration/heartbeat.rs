@@ -83,9 +83,11 @@ fn an_honest_peer_lives() {
                     peer.send(Opcode::Pong, &payload);
                 }
                 peer.expect_alive();
+                peer
             })
         })
         .collect();
+    // The binary first: it would be told of a phone that has gone.
     for listener in listeners {
         listener.join().unwrap();
     }

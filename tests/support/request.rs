@@ -13,14 +13,14 @@ pub(crate) fn upgrade(path: &str, fields: &str) -> String {
 
 /// The request of a binary that claims `server_id`.
 pub(crate) fn binary(server_id: &str) -> String {
-    upgrade("/v1/server", &fields(server_id, "x-pyrycode-version"))
+    upgrade("/v1/server", &fields(server_id, "x-pyrycode-version: 1"))
 }
 
 /// The request of a phone that dials in for `server_id`.
 pub(crate) fn phone(server_id: &str) -> String {
-    upgrade("/v1/client", &fields(server_id, "x-pyrycode-token"))
+    upgrade("/v1/client", &fields(server_id, "x-pyrycode-token: t"))
 }
 
 fn fields(server_id: &str, required: &str) -> String {
-    format!("User-Agent: test\r\nx-pyrycode-server: {server_id}\r\n{required}: 1\r\n")
+    format!("x-pyrycode-server: {server_id}\r\n{required}\r\nuser-agent: t\r\n")
 }

@@ -22,10 +22,11 @@ use std::time::Duration;
 
 use self::closing::Closing;
 use super::close::CloseCause;
-use super::heartbeat::{Answer, Beat, Heartbeat};
+use super::heartbeat::{Heartbeat, HeartbeatAction, PongResult};
 use super::inbound::Inbound;
 use super::outbox::Outbox;
-use super::spares::Spares;
+use super::outbox_pool::OutboxPool;
+use super::transport::TransportBuffered;
 use super::websocket::{Assembly, Codec, Incoming, Opcode};
 use crate::config::{DRAIN_MAX, Timeouts};
 use crate::time::Instant;
@@ -57,7 +58,7 @@ enum State {
 
 /// What is known of an open connection when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life {
+pub struct ConnectionSummary {
     /// Since it was opened, to a hundredth of a second; after 497 days it starts
     /// over.
     pub age: Duration,
@@ -243,7 +244,7 @@ impl Connection {
     }
 
     /// A pong with this sequence number has come.
-    pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<Answer> {
+    pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<PongResult> {
         match &mut self.state {
             State::Open { heartbeat, .. } => heartbeat.on_pong(sequence, now),
             _ => None,
@@ -261,10 +262,10 @@ impl Connection {
     /// How long it has been open, and how far away its peer was at last; `None`
     /// unless it is open.
     #[must_use]
-    pub fn life(&self, now: Instant) -> Option<Life> {
+    pub fn summary(&self, now: Instant) -> Option<ConnectionSummary> {
         let State::Open { heartbeat, since } = &self.state else { return None };
         let age = Duration::from_millis(10 * u64::from(hundredths(now).wrapping_sub(*since)));
-        Some(Life { age, round_trip: heartbeat.round_trip() })
+        Some(ConnectionSummary { age, round_trip: heartbeat.round_trip() })
     }
 
     /// The handshake is done, but the slot is not its own yet.
@@ -277,25 +278,25 @@ impl Connection {
         &mut self,
         opcode: Opcode,
         parts: &[&[u8]],
-        spares: &mut Spares,
+        pool: &mut OutboxPool,
         now: Instant,
     ) {
         if !self.is_closing() {
-            self.spare_outbox(spares, now).push_message(opcode, parts);
+            self.pooled_outbox(pool, now).push_message(opcode, parts);
         }
     }
 
     /// Queues a ping.
-    pub fn send_ping(&mut self, payload: &[u8], spares: &mut Spares, now: Instant) {
+    pub fn send_ping(&mut self, payload: &[u8], pool: &mut OutboxPool, now: Instant) {
         if !self.is_closing() {
-            self.spare_outbox(spares, now).push_ping(payload);
+            self.pooled_outbox(pool, now).push_ping(payload);
         }
     }
 
     /// Queues the answer to a peer's ping.
-    pub fn send_pong(&mut self, payload: &[u8], spares: &mut Spares, now: Instant) {
+    pub fn send_pong(&mut self, payload: &[u8], pool: &mut OutboxPool, now: Instant) {
         if !self.is_closing() {
-            self.spare_outbox(spares, now).push_pong(payload);
+            self.pooled_outbox(pool, now).push_pong(payload);
         }
     }
 
@@ -370,18 +371,18 @@ impl Connection {
     }
 
     /// The first `count` bytes of [`Self::outgoing`] were written.
-    pub fn on_written(&mut self, count: usize, spares: &mut Spares, now: Instant) {
+    pub fn on_written(&mut self, count: usize, pool: &mut OutboxPool, now: Instant) {
         if let Some(outbox) = &mut self.outbox {
             outbox.on_written(count, now);
         }
         if let Some(drained) = self.outbox.take_if(|outbox| outbox.is_empty()) {
-            spares.give(drained);
+            pool.put(drained);
         }
     }
 
-    /// The layer below keeps `unread` bytes that are no input yet, and `unsent` of
-    /// those that were written.
-    pub fn on_kept(&mut self, unread: usize, unsent: usize, now: Instant) {
+    /// The transport keeps so many bytes. They count as queued.
+    pub fn on_transport_buffered(&mut self, buffered: TransportBuffered, now: Instant) {
+        let TransportBuffered { unread, unsent } = buffered;
         if unread > 0 {
             self.inbound(now).below = unread;
         } else if let Some(inbound) = &mut self.inbound {
@@ -439,8 +440,8 @@ impl Connection {
             State::Open { .. } if unfinished => Some(Expiry::Close(CloseCause::MessageTimeout)),
             State::Open { heartbeat, .. } => {
                 match heartbeat.handle_timeout(now, reading, timeouts)? {
-                    Beat::Ping(sequence) => Some(Expiry::Ping(sequence)),
-                    Beat::Dead => Some(Expiry::Close(CloseCause::HeartbeatTimeout)),
+                    HeartbeatAction::Ping(sequence) => Some(Expiry::Ping(sequence)),
+                    HeartbeatAction::Dead => Some(Expiry::Close(CloseCause::HeartbeatTimeout)),
                 }
             }
         }
@@ -469,8 +470,8 @@ impl Connection {
         self.inbound.get_or_insert_with(|| Box::new(Inbound::new(now)))
     }
 
-    fn spare_outbox(&mut self, spares: &mut Spares, now: Instant) -> &mut Outbox {
-        self.outbox.get_or_insert_with(|| spares.take(now))
+    fn pooled_outbox(&mut self, pool: &mut OutboxPool, now: Instant) -> &mut Outbox {
+        self.outbox.get_or_insert_with(|| pool.get(now))
     }
 
     /// For what happens once in a connection's life.

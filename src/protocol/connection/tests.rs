@@ -57,7 +57,7 @@ fn close_frame(code: u16, reason: &str) -> (u8, Vec<u8>) {
 struct Line {
     connection: Connection,
     codec: Codec,
-    spares: Spares,
+    pool: OutboxPool,
     wire: Vec<u8>,
 }
 
@@ -68,7 +68,7 @@ impl Line {
         Self {
             connection,
             codec: Codec::new(MESSAGE_MAX),
-            spares: Spares::default(),
+            pool: OutboxPool::default(),
             wire: Vec::new(),
         }
     }
@@ -106,13 +106,13 @@ impl Line {
     }
 
     fn say(&mut self, ms: u64, message: &str) {
-        self.connection.send_message(Opcode::Text, &[message.as_bytes()], &mut self.spares, at(ms));
+        self.connection.send_message(Opcode::Text, &[message.as_bytes()], &mut self.pool, at(ms));
     }
 
     /// The socket takes `count` bytes.
     fn write(&mut self, ms: u64, count: usize) {
         self.wire.extend(&self.connection.outgoing().concat()[..count]);
-        self.connection.on_written(count, &mut self.spares, at(ms));
+        self.connection.on_written(count, &mut self.pool, at(ms));
     }
 
     fn write_all(&mut self, ms: u64) {
@@ -163,7 +163,7 @@ fn the_memory_of_a_message_that_is_out_is_left_for_the_next() {
     line.say(1_000, "hello");
     line.write_all(1_000);
     line.assert_at_rest();
-    assert!(line.spares.take(at(2_000)).capacity() > "hello".len());
+    assert!(line.pool.get(at(2_000)).capacity() > "hello".len());
 }
 
 #[test]
@@ -205,8 +205,8 @@ fn after_each_message_it_holds_no_memory() {
 fn after_each_write_it_holds_no_memory() {
     let mut line = Line::quiet();
     line.say(1, "hello");
-    line.connection.send_ping(b"beat", &mut line.spares, at(1));
-    line.connection.send_pong(b"answer", &mut line.spares, at(1));
+    line.connection.send_ping(b"beat", &mut line.pool, at(1));
+    line.connection.send_pong(b"answer", &mut line.pool, at(1));
     let backlog = line.connection.backlog();
     assert_eq!(line.connection.held(), backlog);
     line.write(2, backlog - 1);
@@ -599,8 +599,8 @@ fn the_first_close_wins_and_nothing_follows_it() {
         line.close(2_000, CloseCause::Shutdown);
         line.connection.close(CloseCause::PeerClosed, &[3, 232], at(2_000), &TIMEOUTS);
         line.say(2_000, "too late");
-        line.connection.send_ping(b"beat", &mut line.spares, at(2_000));
-        line.connection.send_pong(b"answer", &mut line.spares, at(2_000));
+        line.connection.send_ping(b"beat", &mut line.pool, at(2_000));
+        line.connection.send_pong(b"answer", &mut line.pool, at(2_000));
         line.connection.pause(at(2_000));
         assert!(line.connection.is_reading(), "draining is not paused");
         assert_eq!(line.connection.probe(at(2_000)), None);
@@ -853,7 +853,7 @@ fn live(seed: u64) {
                 Expiry::Claim => line.connection.open(at(ms + 1), at(ms)),
                 Expiry::Ping(sequence) => {
                     pinged = sequence;
-                    line.connection.send_ping(&sequence.to_be_bytes(), &mut line.spares, at(ms));
+                    line.connection.send_ping(&sequence.to_be_bytes(), &mut line.pool, at(ms));
                 }
                 Expiry::Close(cause) => {
                     assert_eq!(closed.replace(cause), None, "{context}: closed twice");
@@ -902,34 +902,34 @@ fn a_closing_connection_that_is_shed_loses_its_input_before_its_close() {
 #[test]
 fn an_open_connection_knows_its_age_and_its_last_round_trip() {
     let mut line = Line::accepted();
-    assert_eq!(line.connection.life(at(1_000)), None, "not open yet");
+    assert_eq!(line.connection.summary(at(1_000)), None, "not open yet");
     // Two hundredths before they start over.
     let opened = 10 * (1 << 32) - 20;
     line.connection.open(at(opened + 30_000), at(opened));
-    let life = |age, round_trip: Option<u64>| {
+    let summary = |age, round_trip: Option<u64>| {
         let round_trip = round_trip.map(Duration::from_millis);
-        Some(Life { age: Duration::from_millis(age), round_trip })
+        Some(ConnectionSummary { age: Duration::from_millis(age), round_trip })
     };
-    assert_eq!(line.connection.life(at(opened + 1_239)), life(1_230, None));
+    assert_eq!(line.connection.summary(at(opened + 1_239)), summary(1_230, None));
     let due = at(opened + 30_000);
     assert_eq!(line.connection.handle_timeout(due, &TIMEOUTS), Some(Expiry::Ping(1)));
     line.connection.on_pong(1, at(opened + 30_042));
-    assert_eq!(line.connection.life(at(opened + 40_000)), life(40_000, Some(42)));
+    assert_eq!(line.connection.summary(at(opened + 40_000)), summary(40_000, Some(42)));
     line.connection.close(CloseCause::Shutdown, &[], at(opened + 50_000), &TIMEOUTS);
-    assert_eq!(line.connection.life(at(opened + 50_000)), None);
+    assert_eq!(line.connection.summary(at(opened + 50_000)), None);
 }
 
 #[test]
 fn who_takes_nothing_of_a_handshake_is_out_of_time_for_its_head() {
     let timeouts = Timeouts { write: Duration::from_millis(400), ..TIMEOUTS };
     let mut connection = Connection::new(at(0), &timeouts);
-    connection.on_kept(0, 3000, at(100));
+    connection.on_transport_buffered(TransportBuffered { unread: 0, unsent: 3000 }, at(100));
     assert_eq!(connection.held(), 3000);
     assert_eq!(connection.deadline(&timeouts), at(500));
-    connection.on_kept(70, 2000, at(300));
+    connection.on_transport_buffered(TransportBuffered { unread: 70, unsent: 2000 }, at(300));
     assert_eq!((connection.held(), connection.deadline(&timeouts)), (2070, at(700)));
     assert_eq!(connection.handle_timeout(at(699), &timeouts), None);
     assert_eq!(connection.handle_timeout(at(700), &timeouts), Some(Expiry::Head));
-    connection.on_kept(0, 0, at(710));
+    connection.on_transport_buffered(TransportBuffered::default(), at(710));
     assert_eq!((connection.held(), connection.deadline(&timeouts)), (0, at(5000)));
 }

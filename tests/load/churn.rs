@@ -13,7 +13,7 @@ use std::time::Instant;
 use crate::figures::{self, mib, seconds};
 use crate::support::{
     Peer, Process, binary_head, connect_from, eventually, healthz, phone_head, round_trip,
-    settled_descriptors,
+    settled_descriptors, source,
 };
 
 const HOUSEHOLDS: usize = 1000;
@@ -57,7 +57,7 @@ pub fn an_hour() {
 /// One thread's share of the households in one round.
 fn look_in(relay: SocketAddr, round: usize, thread: usize) {
     // An address of its own for every round, so that no port is used twice.
-    let source = [127, 0, round as u8, 1 + thread as u8];
+    let source = source(round * THREADS + thread);
     let dial = |head: &str| Peer::upgrade(connect_from(source, relay), head);
     for household in (thread..HOUSEHOLDS).step_by(THREADS) {
         let name = format!("household-{household}");

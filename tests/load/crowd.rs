@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,9 +18,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
 use crate::client::{Client, Out};
+use crate::support::source;
 
-/// The first argument of such a process; the relay's address, the clients' own,
-/// the number of the first pair and how many there are follow.
+/// The first argument of such a process; the relay's address, the number of the first
+/// pair and how many there are follow.
 pub const WORD: &str = "crowd";
 /// The order to reset all connections and dial again.
 pub const REDIAL: &str = "redial";
@@ -60,7 +61,7 @@ impl Tally {
 
 /// The process.
 pub fn run(arguments: &[String]) {
-    let [relay, source, first, pairs] = arguments else { panic!("{arguments:?}") };
+    let [relay, first, pairs] = arguments else { panic!("{arguments:?}") };
     // The soft limit of descriptors becomes the hard limit.
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
@@ -70,7 +71,6 @@ pub fn run(arguments: &[String]) {
     Crowd {
         poll,
         relay: relay.parse().unwrap(),
-        source: source.parse().unwrap(),
         clients: (0..2 * pairs).map(|n| Client::new(first + n / 2, n % 2 == 1)).collect(),
         out: VecDeque::new(),
         tally: Tally::default(),
@@ -95,7 +95,6 @@ fn listen(waker: Waker) -> Receiver<String> {
 struct Crowd {
     poll: Poll,
     relay: SocketAddr,
-    source: Ipv4Addr,
     clients: Vec<Client>,
     /// Who is to dial again, and when.
     out: VecDeque<(Instant, usize)>,
@@ -142,7 +141,8 @@ impl Crowd {
 
     fn dial(&mut self, index: usize) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
-        socket.bind(&SocketAddr::from((self.source, 0)).into()).unwrap();
+        // An address has ports for some 28,000 connections, and other programs dial, too.
+        socket.bind(&SocketAddr::from((source(index), 0)).into()).unwrap();
         // What comes of it, the first event tells.
         let _ = socket.connect(&self.relay.into());
         let mut stream = TcpStream::from_std(socket.into());

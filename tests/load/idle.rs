@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::figures::record;
-use crate::support::{Pair, Peer, Process, binary_head, connect, tls_connect};
+use crate::support::{Pair, Peer, Process, binary_head, connect_from, source, through_tls};
 
 const COUNT: usize = 10_000;
 const DIALERS: usize = 4;
@@ -14,7 +14,7 @@ const TLS_MAX: u64 = 4 * 1024;
 
 pub fn plain_and_tls() {
     let plain = Process::start(&[]);
-    let bytes = cost(&plain, || connect(plain.relay));
+    let bytes = cost(&plain, |n| connect_from(source(n), plain.relay));
     record("plain, bytes a connection", bytes);
     drop(plain);
 
@@ -22,20 +22,20 @@ pub fn plain_and_tls() {
     let [certificate, key] = pair.flags();
     let tls = Process::start(&[&certificate, &key]);
     let client = pair.client();
-    let bytes = cost(&tls, || tls_connect(tls.relay, &client));
+    let bytes = cost(&tls, |n| through_tls(connect_from(source(n), tls.relay), &client));
     record("TLS 1.3, bytes a connection", bytes);
     assert!(bytes <= TLS_MAX, "{bytes} bytes a connection");
 }
 
 /// Resident memory for each of so many binaries that are in and say nothing.
-fn cost<S: Read + Write + Send>(process: &Process, dial: impl Fn() -> S + Sync) -> u64 {
+fn cost<S: Read + Write + Send>(process: &Process, dial: impl Fn(usize) -> S + Sync) -> u64 {
     // What is allocated once only, is.
-    drop(Peer::upgrade(dial(), &binary_head("first")));
+    drop(Peer::upgrade(dial(0), &binary_head("first")));
     let before = process.memory().0;
     // At once, for who answers no ping has half a minute.
     let dial_some = &|from: usize| {
         let own = (from..COUNT).step_by(DIALERS);
-        own.map(|n| Peer::upgrade(dial(), &binary_head(&n.to_string()))).collect::<Vec<_>>()
+        own.map(|n| Peer::upgrade(dial(n), &binary_head(&n.to_string()))).collect::<Vec<_>>()
     };
     let peers: Vec<_> = thread::scope(|scope| {
         let dialers: Vec<_> = (0..DIALERS).map(|n| scope.spawn(move || dial_some(n))).collect();

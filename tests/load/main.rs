@@ -14,7 +14,9 @@
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+mod attachment;
 mod bulk;
+mod burst;
 mod churn;
 mod client;
 mod crowd;
@@ -33,6 +35,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 const SCENARIOS: &[(&str, fn())] = &[
+    ("burst: hundreds of frames at connect", burst::at_connect),
+    ("attachment: 30 MB to a phone at a third of the speed", attachment::at_a_third_of_the_speed),
     ("bulk: 64 MiB from four phones to a slow binary", bulk::to_a_slow_binary),
     ("bulk: 64 MiB from a binary to a slow phone", bulk::to_a_slow_phone),
     ("shed: a phone that never reads, beyond its backlog", shed::beyond_the_backlog),

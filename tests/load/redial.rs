@@ -14,8 +14,7 @@ use crate::figures::{self, mib, seconds};
 use crate::support::{PATIENCE, Process, eventually, healthz, settled_descriptors};
 
 const CLIENTS: usize = 20_000;
-/// Processes that they are in, each with an address of its own: a process has
-/// descriptors for so many only, an address ports.
+/// Processes that they are in: one has descriptors for so many only.
 const CROWDS: usize = 2;
 
 pub fn all_at_once() {
@@ -108,7 +107,7 @@ struct Crowd {
 impl Crowd {
     fn start(relay: SocketAddr, index: usize, pairs: usize) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([crowd::WORD, &relay.to_string(), &format!("127.0.0.{}", 2 + index)])
+            .args([crowd::WORD, &relay.to_string()])
             .args([index * pairs, pairs].map(|number| number.to_string()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

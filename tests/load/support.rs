@@ -16,6 +16,7 @@ mod tls;
 #[path = "../support/wire.rs"]
 mod wire;
 
+use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ pub use http::{Answer, connect, connect_from, connect_reading_little, healthz};
 pub use peer::{Heard, Opcode, Peer, envelope, frame, header};
 pub use process::Process;
 pub(crate) use request::{binary as binary_head, phone as phone_head};
-pub use tls::{Pair, tls_connect};
+pub use tls::{Pair, through_tls};
 pub(crate) use wire::first_frame;
 
 /// The longest wait for what should come at once, on a machine that has other
@@ -72,6 +73,21 @@ pub fn content(from: usize, n: usize, len: usize) -> String {
     }
     text.push('"');
     text
+}
+
+/// The `n`-th frame of sender `from` as the clients send it: an object with one long
+/// string, `len` bytes in all.
+pub fn noise(from: usize, n: usize, len: usize) -> String {
+    const BEGIN: &str = r#"{"v":2,"type":"noise_msg","data":"#;
+    format!("{BEGIN}{}}}", content(from, n, len - BEGIN.len() - 1))
+}
+
+/// An address of this machine to dial from, by number; another process of these tests,
+/// or any that dials from 127.0.0.1, has used none of its ports.
+pub fn source(number: usize) -> Ipv4Addr {
+    let process = std::process::id();
+    let [.., second, third] = (process % (254 * 256) + 256).to_be_bytes();
+    Ipv4Addr::new(127, second, third, 1 + (number % 250) as u8)
 }
 
 /// A frame there and a frame back; fails unless exactly these are heard.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tungstenite::{Error, Message, WebSocket};
+use tungstenite::{Bytes, Error, Message, WebSocket};
 
 /// What became of a client when its socket was ready.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub enum Event {
     Open,
     /// A ping was answered.
     Ping,
+    /// Its own ping was answered.
+    Pong,
     /// A frame that a phone sent came back.
     Returned(String),
     /// Its connection has ended, with the relay's close code if there was one.
@@ -89,6 +91,8 @@ impl Client {
     }
 
     fn read(&self, mut socket: Box<WebSocket<TcpStream>>, mut event: impl FnMut(Event)) -> State {
+        // What the kernel did not take of a long frame: there may be room now.
+        let _ = socket.flush();
         while socket.can_read() {
             match socket.read() {
                 Ok(message) => self.on_message(&mut socket, message, &mut event),
@@ -149,6 +153,7 @@ impl Client {
                 let _ = socket.flush();
                 event(Event::Ping);
             }
+            Message::Pong(_) => event(Event::Pong),
             Message::Text(text) if self.is_phone => event(Event::Returned(text.to_string())),
             // A phone has gone.
             Message::Text(text) if text.contains(r#"","close_code":"#) => {}
@@ -161,6 +166,13 @@ impl Client {
                 let _ = socket.flush();
             }
             _ => {}
+        }
+    }
+
+    /// Sends a ping.
+    pub fn ping(&mut self) {
+        if let State::Open(socket) = &mut self.state {
+            let _ = socket.send(Message::Ping(Bytes::new()));
         }
     }
 

@@ -16,10 +16,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
 use crate::client::{Client, Event};
-use crate::options::Options;
+use crate::options::{Options, Shape};
 
 /// Upgrades under way at once.
 const DIALLING: usize = 256;
+/// From one ping of a binary to its next, if clients ping at all.
+const BINARY_PINGS: Duration = Duration::from_secs(30);
+/// Of a frame that is an object: what stands before and behind its string.
+const OBJECT: [&str; 2] = [r#"{"v":2,"type":"noise_msg","data":"#, "}"];
 /// Descriptors that are no connections.
 const OTHERS: u64 = 16;
 
@@ -35,6 +39,9 @@ pub struct Tally {
     pub codes: BTreeMap<u16, usize>,
     pub upgrades: usize,
     pub pings: usize,
+    /// Pings that clients sent, and those of them that were answered.
+    pub own_pings: usize,
+    pub own_pongs: usize,
     pub sent: usize,
     pub round_trips: Vec<Duration>,
     /// From falling silent until the relay hung up.
@@ -62,9 +69,15 @@ pub struct Crowd {
     began: Instant,
     messages: Pace,
     churn: Pace,
+    /// Of binaries and of phones.
+    pings: [Pace; 2],
+    binaries: usize,
     bytes: usize,
+    shape: Shape,
     /// The phone whose turn is next, to send and to leave.
     next: [usize; 2],
+    /// The binary and the phone whose turn is next to ping.
+    next_ping: [usize; 2],
     pub tally: Tally,
 }
 
@@ -76,8 +89,13 @@ struct Pace {
 
 impl Pace {
     fn new(per_second: usize) -> Self {
-        let every = (per_second > 0).then(|| Duration::from_secs(1) / per_second as u32);
-        Self { every, next: Instant::now() }
+        Self::of(per_second, Duration::from_secs(1))
+    }
+
+    /// `count` in each `time`, evenly.
+    fn of(count: usize, time: Duration) -> Self {
+        let is_on = count > 0 && !time.is_zero();
+        Self { every: is_on.then(|| time / count as u32), next: Instant::now() }
     }
 
     fn is_due(&mut self, now: Instant) -> bool {
@@ -125,8 +143,12 @@ impl Crowd {
             began: Instant::now(),
             messages: Pace::new(0),
             churn: Pace::new(0),
+            pings: [Pace::new(0), Pace::new(0)],
+            binaries: options.binaries,
             bytes: options.bytes,
+            shape: options.shape,
             next: [0; 2],
+            next_ping: [0; 2],
             tally: Tally::default(),
         })
     }
@@ -148,6 +170,11 @@ impl Crowd {
     pub fn begin(&mut self, options: &Options) {
         self.messages = Pace::new(options.messages);
         self.churn = Pace::new(options.churn);
+        if !options.client_pings.is_zero() {
+            let phones = self.clients.len() - self.binaries;
+            self.pings =
+                [Pace::of(self.binaries, BINARY_PINGS), Pace::of(phones, options.client_pings)];
+        }
         let silent = self.clients.len() - options.half_open;
         for client in &mut self.clients[silent..] {
             client.silent_since = Some(Instant::now());
@@ -179,9 +206,10 @@ impl Crowd {
             self.dial(index)?;
         }
         let now = Instant::now();
-        let timeout = self.messages.wait(now).min(self.churn.wait(now));
+        let paces = [&self.messages, &self.churn, &self.pings[0], &self.pings[1]];
+        let timeout = paces.map(|pace| pace.wait(now)).into_iter().min();
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        match self.poll.poll(&mut events, Some(timeout)) {
+        match self.poll.poll(&mut events, timeout) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
@@ -195,6 +223,11 @@ impl Crowd {
         }
         while self.churn.is_due(now) {
             self.hang_up();
+        }
+        for kind in [0, 1] {
+            while self.pings[kind].is_due(now) {
+                self.ping(kind);
+            }
         }
         Ok(())
     }
@@ -243,8 +276,10 @@ impl Crowd {
                     tally.upgrades += 1;
                 }
                 Event::Ping => tally.pings += 1,
+                Event::Pong => tally.own_pongs += 1,
                 Event::Returned(text) => {
-                    let sent = text[1..].split('.').next().and_then(|micros| micros.parse().ok());
+                    let string = text.strip_prefix(OBJECT[0]).unwrap_or(&text);
+                    let sent = string[1..].split('/').next().and_then(|micros| micros.parse().ok());
                     let sent = Duration::from_micros(sent.expect("the frame that was sent"));
                     tally.round_trips.push(began.elapsed() - sent);
                 }
@@ -275,11 +310,27 @@ impl Crowd {
         None
     }
 
-    /// A phone sends a JSON string: when, then padding.
+    /// The next binary (0) or phone (1) pings, if it is open.
+    fn ping(&mut self, kind: usize) {
+        let (first, count) = match kind {
+            0 => (0, self.binaries),
+            _ => (self.binaries, self.clients.len() - self.binaries),
+        };
+        let client = &mut self.clients[first + self.next_ping[kind] % count];
+        self.next_ping[kind] += 1;
+        if client.is_open() && client.silent_since.is_none() {
+            client.ping();
+            self.tally.own_pings += 1;
+        }
+    }
+
+    /// A phone sends a frame that says when, then padding; both are base64.
     fn say(&mut self, now: Instant) {
         if let Some(index) = self.next_phone(0) {
             let micros = (now - self.began).as_micros();
-            let text = format!("\"{micros}.{:x>1$}\"", "", self.bytes.saturating_sub(20));
+            let [begin, end] = if self.shape == Shape::Object { OBJECT } else { [""; 2] };
+            let left = self.bytes.saturating_sub(begin.len() + end.len() + 20);
+            let text = format!("{begin}\"{micros}/{}\"{end}", "x".repeat(left));
             self.clients[index].send(text);
             self.tally.sent += 1;
         }

@@ -20,7 +20,12 @@ Holds connections to the relay at ADDRESS (host:port, plain WebSocket; by defaul
   --seconds N      how long to stay once all are in (default 65: two pings each)
   --messages N     frames that phones send in a second, all together; each is
                    returned by the binary (default 0)
-  --bytes N        bytes of such a frame (default 256)
+  --bytes N        bytes of such a frame, at most 262080 (default 256)
+  --frames SHAPE   string: a JSON string (default); object: as the clients send
+                   them, {\"v\":2,\"type\":\"noise_msg\",\"data\":\"<base64>\"}
+  --client-pings SECONDS
+                   phones ping this often as well (20 as OkHttp, 30 as others), and
+                   binaries each 30 s; 0 turns it off (default)
   --churn N        phones that hang up and dial again in a second (default 0)
   --half-open N    phones that fall silent with their connection open; stay for
                    70 seconds to see the relay end them (default 0)
@@ -32,6 +37,18 @@ Holds connections to the relay at ADDRESS (host:port, plain WebSocket; by defaul
                    and how big a machine it needs is said
 ";
 
+/// What a phone's frame looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A JSON string.
+    String,
+    /// An object with one long string in it.
+    Object,
+}
+
+/// The longest frame: the envelope around it is part of the message that a binary sends.
+const BYTES_MAX: usize = 256 * 1024 - 64;
+
 #[derive(Debug)]
 pub struct Options {
     pub relay: SocketAddr,
@@ -42,6 +59,9 @@ pub struct Options {
     /// A second.
     pub messages: usize,
     pub bytes: usize,
+    pub shape: Shape,
+    /// From one ping of a phone to its next; zero: clients do not ping.
+    pub client_pings: Duration,
     /// A second.
     pub churn: usize,
     pub half_open: usize,
@@ -61,6 +81,8 @@ impl Options {
             hold: Duration::from_secs(65),
             messages: 0,
             bytes: 256,
+            shape: Shape::String,
+            client_pings: Duration::ZERO,
             churn: 0,
             half_open: 0,
             source: None,
@@ -77,6 +99,16 @@ impl Options {
                 }
                 Arg::Long("messages") => options.messages = parser.value()?.parse()?,
                 Arg::Long("bytes") => options.bytes = parser.value()?.parse()?,
+                Arg::Long("frames") => {
+                    options.shape = match parser.value()?.string()?.as_str() {
+                        "string" => Shape::String,
+                        "object" => Shape::Object,
+                        other => return Err(format!("--frames: {other}: string or object").into()),
+                    }
+                }
+                Arg::Long("client-pings") => {
+                    options.client_pings = Duration::from_secs(parser.value()?.parse()?);
+                }
                 Arg::Long("churn") => options.churn = parser.value()?.parse()?,
                 Arg::Long("half-open") => options.half_open = parser.value()?.parse()?,
                 Arg::Long("source") => options.source = Some(parser.value()?.parse()?),
@@ -90,6 +122,9 @@ impl Options {
         let address = relay.strip_prefix("ws://").unwrap_or(&relay).trim_end_matches('/');
         let found = address.to_socket_addrs().map_err(|error| format!("{relay}: {error}"))?;
         options.relay = found.into_iter().next().ok_or_else(|| format!("{relay}: no address"))?;
+        if options.bytes > BYTES_MAX {
+            return Err(format!("--bytes: at most {BYTES_MAX}").into());
+        }
         if options.phones > 16 {
             return Err("--phones: a server-id has room for 16".into());
         }

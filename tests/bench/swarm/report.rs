@@ -87,6 +87,9 @@ pub fn of(
         line("relay: CPU while all were in", percent(hold.cpu, held));
     }
     line("pings answered", tally.pings.to_string());
+    if tally.own_pings > 0 {
+        line("own pings, answered", format!("{}, {}", tally.own_pings, tally.own_pongs));
+    }
     if tally.sent > 0 {
         line("frames sent, returned", format!("{}, {}", tally.sent, tally.round_trips.len()));
         line("their round trip", percentiles(&tally.round_trips));

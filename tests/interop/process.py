@@ -173,7 +173,7 @@ def no_log_line_can_be_forged(relay):
     """No peer writes a line, a token or a payload into the log."""
     binary = upgrade(relay, "server", "home")
     Honest(binary)
-    forged = 'x" level=error msg=forged'
+    forged = 'x" level=ERROR msg=forged'
     request = head("client", "home").replace(
         b"x-pyrycode-token: t", b"x-pyrycode-token: hush-hush\r\nx-pyrycode-device-name: "
         + forged.encode())
@@ -188,8 +188,8 @@ def no_log_line_can_be_forged(relay):
     assert "phone_registered" in log
     assert "hush-hush" not in log and "secret-payload" not in log
     for line in relay.log:
-        assert line.startswith("time=") and line.endswith("\n") and " level=error" not in (
-            line.replace('x\\" level=error', "")), line
+        assert line.startswith("time=") and line.endswith("\n") and " level=ERROR" not in (
+            line.replace('x\\" level=ERROR', "")), line
 
 
 if __name__ == "__main__":

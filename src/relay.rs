@@ -14,6 +14,7 @@ mod notice;
 mod output;
 mod proxied;
 mod push_wake;
+pub mod refusals;
 mod registry;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;

@@ -16,6 +16,7 @@ use super::relay::{Effect, Entry, Relay, Role, Stage};
 use super::stats::ProxyRefusal;
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Expiry;
+use crate::protocol::fault::{Cause, Fault};
 use crate::protocol::heartbeat::Heartbeat;
 use crate::protocol::response::Refusal;
 use crate::time::{Instant, Wheel};
@@ -69,7 +70,11 @@ impl Relay {
             Some(Expiry::Head) if *stage == Stage::Header => {
                 self.refuse_proxied(id, ProxyRefusal::Late, now);
             }
-            Some(Expiry::Head) => self.refuse(id, Refusal::RequestTimeout.bytes(), now),
+            Some(Expiry::Head) => {
+                let remote = self.connections[index].client();
+                let fault = Fault::new(Refusal::RequestTimeout, Cause::Timeout);
+                self.refuse_request(id, fault, remote, None, now);
+            }
             Some(Expiry::Close(cause)) => self.close(id, cause, now),
             Some(Expiry::Ping(sequence)) => self.send_ping(id, sequence, now),
             Some(Expiry::Claim | Expiry::Disconnect) | None => {}

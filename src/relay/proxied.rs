@@ -7,18 +7,12 @@
 //! Until the header has come the connection is nobody's: it is answered nothing,
 //! not even a refusal, and nothing is counted against the balancer's address.
 
-use std::time::Duration;
-
 use super::conn_id::ConnId;
 use super::relay::{Relay, Stage};
 use super::stats::ProxyRefusal;
 use crate::protocol::client_address::may_send_proxy_header;
 use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::time::Instant;
-
-/// A balancer that is set up wrongly fails with every client, and so does a
-/// stranger at its port: one warning in this time, the others at `debug`.
-const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Relay {
     /// A PROXY header is to come before anything else on this connection, which
@@ -49,12 +43,15 @@ impl Relay {
     /// Disconnects without a byte, for nobody knows who would read it.
     pub(super) fn refuse_proxied(&mut self, id: ConnId, cause: ProxyRefusal, now: Instant) {
         let Some(entry) = self.entry(id) else { return };
-        let is_news = now >= self.proxy_warn_at;
-        let level = if is_news { log::Level::Warn } else { log::Level::Debug };
-        log::log!(level, remote:% = entry.client(), cause = cause.label(); "proxy_header_refused");
-        if is_news {
-            self.proxy_warn_at = now + WARN_INTERVAL;
-        }
+        let remote = entry.client();
+        // A balancer that is set up wrongly fails with every client, and so does a stranger
+        // at its port.
+        let admitted = self.proxy_refusals.admit(now);
+        let level = if admitted.is_some() { log::Level::Warn } else { log::Level::Debug };
+        let dropped = admitted.filter(|dropped| *dropped > 0);
+        log::log!(
+            level, remote:% = remote, cause = cause.label(), dropped; "proxy_header_refused"
+        );
         self.stats.proxy_refusals[cause as usize] += 1;
         self.remove(id);
     }

@@ -26,6 +26,7 @@ use slab::Slab;
 use super::admission::{Budget, ConnectionCaps, RateLimiter};
 use super::conn_id::{ConnId, PublicId};
 use super::hash::HashKeys;
+use super::refusals::Refusals;
 use super::registry::{Registry, SlotKey};
 use super::stats::{Outcome, Stats};
 use super::traffic::Traffic;
@@ -34,9 +35,10 @@ use super::warnings::Warnings;
 use crate::config::{Config, Forwarded, ROOM, Timeouts};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Connection;
+use crate::protocol::response::Date;
 use crate::protocol::spares::Spares;
 use crate::protocol::websocket::{Codec, Incoming};
-use crate::time::{Instant, TICK, Wheel};
+use crate::time::{Instant, TICK, Throttle, Wheel};
 
 // Every timeout of the protocol fits the wheel, so that none fires early only to
 // be armed anew.
@@ -151,8 +153,10 @@ pub struct Relay {
     pub(super) rate: RateLimiter,
     pub(super) stats: Stats,
     pub(super) warnings: Warnings,
-    /// When a refused PROXY header is worth a warning again.
-    pub(super) proxy_warn_at: Instant,
+    pub(super) proxy_refusals: Throttle,
+    pub(super) refusals: Refusals,
+    /// Of every answer that is made now.
+    pub(super) date: Date,
     pub(super) started: Instant,
     pub(super) connections: Slab<Entry>,
     /// WebSockets, lingering ones included.
@@ -197,7 +201,9 @@ impl Relay {
             rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
             stats: Stats::default(),
             warnings: Warnings::default(),
-            proxy_warn_at: now,
+            proxy_refusals: Throttle::default(),
+            refusals: Refusals::default(),
+            date: Date::default(),
             started: now,
             connections: Slab::with_capacity(ROOM),
             websockets: 0,
@@ -278,6 +284,11 @@ impl Relay {
         }
     }
 
+    /// The time of day has moved on: what HTTP answers carry from now on.
+    pub fn set_date(&mut self, date: Date) {
+        self.date = date;
+    }
+
     // What the shell asks
 
     /// The next effect.
@@ -295,6 +306,13 @@ impl Relay {
     #[must_use]
     pub fn is_reading(&self, id: ConnId) -> bool {
         self.entry(id).is_some_and(|entry| entry.connection.is_reading())
+    }
+
+    /// The client's address, as far as it is known: the peer's until a PROXY header or a
+    /// request head names another.
+    #[must_use]
+    pub fn client(&self, id: ConnId) -> Option<IpAddr> {
+        self.entry(id).map(Entry::client)
     }
 
     /// Connections of any kind, lingering ones included.

@@ -12,6 +12,7 @@ use super::relay::{Relay, Role, Stage};
 use super::stats::Outcome;
 use crate::protocol::client_address::client_address;
 use crate::protocol::close::CloseCause;
+use crate::protocol::fault::{Cause, Fault};
 use crate::protocol::request::{self, Endpoint, Head, Identity, Request};
 use crate::protocol::response::{self, Health, Refusal, Status};
 use crate::protocol::websocket;
@@ -31,11 +32,16 @@ impl Relay {
             Ok(Head::Partial) => entry.connection.keep_early(head.into_owned(), now),
             Ok(Head::Complete { request, len }) => {
                 let rest = &head[len..];
-                if let Err(refusal) = self.answer(id, &request, rest, now) {
-                    self.refuse(id, refusal.bytes(), now);
+                let peer = entry.client();
+                if let Err(fault) = self.answer(id, &request, rest, now) {
+                    let remote = client_address(&self.forwarded, peer, request.forwarded_for());
+                    self.refuse_request(id, fault, remote, Some(request.path()), now);
                 }
             }
-            Err(refusal) => self.refuse(id, refusal.bytes(), now),
+            Err(fault) => {
+                let remote = entry.client();
+                self.refuse_request(id, fault, remote, request::path_of(&head), now);
+            }
         }
     }
 
@@ -45,34 +51,33 @@ impl Relay {
         request: &Request<'_>,
         rest: &[u8],
         now: Instant,
-    ) -> Result<(), Refusal> {
-        if self.entry(id).is_some_and(|entry| entry.stage == Stage::Challenge) {
-            return self.answer_authority(id, request, now);
-        }
+    ) -> Result<(), Fault> {
+        let Some(stage) = self.entry(id).map(|entry| entry.stage) else { return Ok(()) };
         match request.endpoint() {
             Endpoint::Health => {
                 request.read_only()?;
                 let mut answer = Vec::new();
-                response::health(&self.health(now), request.is_head(), &mut answer);
+                response::health(&self.health(now), &self.date, request.is_head(), &mut answer);
                 self.refuse(id, &answer, now);
                 Ok(())
             }
             Endpoint::Ready => {
                 request.read_only()?;
                 let is_ready = !self.is_draining() && !self.caps.is_full();
-                self.refuse(id, response::ready(is_ready), now);
+                let mut answer = Vec::new();
+                response::ready(is_ready, &self.date, &mut answer);
+                self.refuse(id, &answer, now);
                 Ok(())
             }
-            _ if self.entry(id).is_none_or(|entry| entry.stage != Stage::Request) => {
-                Err(Refusal::Forbidden)
-            }
-            _ if self.is_draining() => Err(Refusal::Unavailable),
-            Endpoint::Other => Err(Refusal::NotFound),
+            _ if stage == Stage::Challenge => self.answer_authority(id, request, now),
+            _ if stage != Stage::Request => Err(Fault::new(Refusal::Forbidden, Cause::HealthOnly)),
+            _ if self.is_draining() => Err(Fault::new(Refusal::Unavailable, Cause::Draining)),
+            Endpoint::Other => Err(Fault::new(Refusal::NotFound, Cause::UnknownPath)),
             endpoint @ (Endpoint::Server | Endpoint::Client) => {
                 let is_phone = endpoint == Endpoint::Client;
-                self.upgrade(id, request, is_phone, rest, now).map_err(|(outcome, refusal)| {
+                self.upgrade(id, request, rest, now).map_err(|(outcome, fault)| {
                     self.stats.on_upgrade(is_phone, outcome);
-                    refusal
+                    fault
                 })
             }
         }
@@ -83,32 +88,32 @@ impl Relay {
         &mut self,
         id: ConnId,
         request: &Request<'_>,
-        is_phone: bool,
         rest: &[u8],
         now: Instant,
-    ) -> Result<(), (Outcome, Refusal)> {
+    ) -> Result<(), (Outcome, Fault)> {
         if self.domain.as_ref().is_some_and(|domain| !request.is_for(domain)) {
-            return Err((Outcome::RejectHeaders, Refusal::Misdirected));
+            let fault = Fault::of(Refusal::Misdirected, Cause::WrongHost, "host");
+            return Err((Outcome::RejectHeaders, fault));
         }
         let Some(entry) = self.entry(id) else { return Ok(()) };
         let client = client_address(&self.forwarded, entry.client(), request.forwarded_for());
-        let path = if is_phone { "/v1/client" } else { "/v1/server" };
         let key = ClientKey::from(client);
-        if !self.rate.allow(key, now) {
-            log::warn!(remote:% = client, path; "rate_limited");
-            return Err((Outcome::RejectRateLimit, Refusal::TooManyRequests));
+        if let Err(wait) = self.rate.attempt(key, now) {
+            // Rounded up: an attempt a moment too early would be refused again.
+            let retry_after = wait.as_micros().div_ceil(1_000_000).max(1) as u32;
+            let refusal = Refusal::TooManyRequests { retry_after };
+            return Err((Outcome::RejectRateLimit, Fault::new(refusal, Cause::RateLimit)));
         }
         if self.caps.admit(key).is_err() {
-            log::warn!(remote:% = client, path; "conn_cap_reached");
-            return Err((Outcome::RejectCap, Refusal::Unavailable));
+            let fault = Fault::new(Refusal::Unavailable, Cause::Cap);
+            return Err((Outcome::RejectCap, fault));
         }
-        let judged = request
-            .identity()
-            .map_err(|refusal| (Outcome::RejectHeaders, refusal))
-            .and_then(|identity| {
-                let key = request.upgrade().map_err(|r| (Outcome::RejectHandshake, r))?;
+        let judged = request.identity().map_err(|fault| (Outcome::RejectHeaders, fault)).and_then(
+            |identity| {
+                let key = request.upgrade().map_err(|fault| (Outcome::RejectHandshake, fault))?;
                 Ok((identity, websocket::accept_key(key)))
-            });
+            },
+        );
         let (identity, accept) = match judged {
             Ok(judged) => judged,
             Err(refused) => {
@@ -116,12 +121,12 @@ impl Relay {
                 return Err(refused);
             }
         };
-        let request_id = self.public_id(id).to_string();
+        let (request_id, date) = (self.public_id(id).to_string(), self.date);
         if let Some(entry) = self.entry_mut(id) {
             entry.set_client(client);
             entry.stage = Stage::WebSocket;
             let mut answer = Vec::new();
-            response::switching_protocols(&accept, &request_id, &mut answer);
+            response::switching_protocols(&accept, &request_id, &date, &mut answer);
             entry.connection.send_answer(&answer, now);
             if !rest.is_empty() {
                 entry.connection.keep_early(rest.to_vec(), now);

@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 
 use crate::protocol::proxy_header::{Malformed, Proxied};
+use crate::protocol::response::Date;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
 use crate::relay::{ConnId, Effect, Relay, Snapshot};
@@ -82,6 +83,14 @@ pub trait Core {
     /// What whoever watches it may see; by default nothing.
     fn snapshot(&self) -> Snapshot {
         Snapshot::default()
+    }
+
+    /// The time of day has moved on: what HTTP answers carry from now on.
+    fn set_date(&mut self, _date: Date) {}
+
+    /// Whose connection it is, as far as that is known; for the log.
+    fn client(&self, _id: ConnId) -> Option<IpAddr> {
+        None
     }
 
     /// The next push wake to carry out.
@@ -170,6 +179,14 @@ impl Core for Relay {
 
     fn snapshot(&self) -> Snapshot {
         self.snapshot()
+    }
+
+    fn set_date(&mut self, date: Date) {
+        self.set_date(date);
+    }
+
+    fn client(&self, id: ConnId) -> Option<IpAddr> {
+        self.client(id)
     }
 
     fn poll_wake(&mut self) -> Option<Wake> {

@@ -18,6 +18,7 @@
 //! 6. Last, push wakes go to their own thread: nobody waits for them here.
 
 mod beside;
+mod tls_failures;
 
 use std::collections::VecDeque;
 use std::io;
@@ -36,12 +37,13 @@ use crate::server::core::Core;
 use crate::server::mailbox::{Mailbox, Post};
 use crate::server::net::listener::{Accepted, Listener, Listeners, is_exhaustion};
 use crate::server::net::socket::{Buffers, Input, Socket, Sockets};
-use crate::server::net::{tls_session, tls_stats};
+use crate::server::net::tls_stats;
 use crate::server::os::clock::Clock;
+use crate::server::os::date::DateClock;
 use crate::server::os::signals::Signals;
 use crate::server::os::systemd::Supervisor;
 use crate::server::push;
-use crate::time::Instant;
+use crate::time::{Instant, Throttle};
 
 const SIGNALS: Token = Token(usize::MAX - 1);
 const MAILBOX: Token = Token(usize::MAX - 2);
@@ -84,6 +86,9 @@ pub struct Server<C> {
     listeners: Listeners,
     /// What accepted connections speak TLS with, where that is spoken.
     tls: Option<Arc<ServerConfig>>,
+    /// The only name that is served with it; `None`: any.
+    domain: Option<Arc<str>>,
+    tls_failures: Throttle,
     tls_stats: tls_stats::Stats,
     keeper: Option<Keeper>,
     signals: Option<Signals>,
@@ -107,6 +112,7 @@ pub struct Server<C> {
     drained_by: Option<Instant>,
     /// When to say again that the loop turns.
     alive_due: Option<Instant>,
+    date: DateClock,
 }
 
 impl<C: Core> Server<C> {
@@ -131,6 +137,8 @@ impl<C: Core> Server<C> {
             poll,
             listeners,
             tls: None,
+            domain: None,
+            tls_failures: Throttle::default(),
             tls_stats: tls_stats::Stats::default(),
             keeper: None,
             signals,
@@ -147,6 +155,7 @@ impl<C: Core> Server<C> {
             accept_retry: None,
             drained_by: None,
             alive_due: None,
+            date: DateClock::default(),
         })
     }
 
@@ -188,6 +197,9 @@ impl<C: Core> Server<C> {
         let stopped = self.clock.turn(timeout);
         if stopped > Duration::ZERO {
             log::warn!(stopped_ms = stopped.as_millis() as u64; "loop_stopped");
+        }
+        if let Some(date) = self.date.turn() {
+            self.core.set_date(date);
         }
         let now = self.clock.now();
         if self.alive_due.is_some_and(|due| due <= now) {
@@ -241,7 +253,9 @@ impl<C: Core> Server<C> {
     }
 
     fn on_signal(&mut self, now: Instant) {
-        if let Some(signal) = self.signals.as_mut().and_then(Signals::take) {
+        if let Some(signal) = self.signals.as_mut().and_then(Signals::take)
+            && self.drained_by.is_none()
+        {
             log::info!(signal = signal.name(); "shutting_down");
             if let Some(supervisor) = &self.supervisor {
                 supervisor.stopping();
@@ -275,7 +289,7 @@ impl<C: Core> Server<C> {
         let Accepted { stream, peer, speaks, is_proxied } = accepted;
         let tls = match (speaks, &self.tls) {
             (Speaks::Tls, None) => return,
-            (Speaks::Tls, Some(tls)) => Some(Arc::clone(tls)),
+            (Speaks::Tls, Some(tls)) => Some((Arc::clone(tls), self.domain.clone())),
             _ => None,
         };
         let id = self.core.handle_accept(peer.ip(), now);
@@ -360,19 +374,27 @@ impl<C: Core> Server<C> {
             }
             Ok(Input::Nothing) => 0,
             Ok(end @ (Input::End | Input::Cut)) => {
-                self.tls_stats.truncations += u64::from(matches!(end, Input::Cut));
+                let is_cut = matches!(end, Input::Cut);
+                self.tls_stats.truncations += u64::from(is_cut);
+                if is_cut {
+                    let failure = socket.tls_failure(None);
+                    self.on_tls_cut(id, failure.as_ref(), now);
+                }
                 self.core.handle_end(id, now);
                 0
             }
             Err(error) => {
-                self.tls_stats.faults += u64::from(tls_session::is_fault(&error));
+                if let Some(failure) = socket.tls_failure(Some(&error)) {
+                    self.tls_stats.faults += 1;
+                    self.on_tls_failure(id, &failure, now);
+                }
                 self.core.handle_disconnected(id, now);
                 0
             }
         };
-        if socket.kept() != kept {
-            let kept = socket.kept();
-            self.core.handle_kept(id, kept.unread, kept.unsent, now);
+        let now_kept = self.sockets.find(id).map_or(kept, |socket| socket.kept());
+        if now_kept != kept {
+            self.core.handle_kept(id, now_kept.unread, now_kept.unsent, now);
         }
         count
     }

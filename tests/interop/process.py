@@ -8,9 +8,11 @@ import termios
 import time
 
 from harness import LATE, SOON, Relay, main, wait_until
-from rawpeer import TEXT, Honest, RawPeer, close_frame, envelope, frame, head, pair, upgrade
+from rawpeer import (
+    TEXT, Honest, RawPeer, close_frame, envelope, frame, head, pair, undated, upgrade)
 
-UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+UNAVAILABLE = (b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n"
+               b"Retry-After: 10\r\n\r\n")
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
 READY = b"GET /readyz HTTP/1.1\r\nHost: relay\r\n\r\n"
 SHUT_DOWN = 10.0
@@ -109,9 +111,9 @@ def sigterm_and_sigint_drain():
                 assert health.startswith(b"HTTP/1.1 503 Service Unavailable\r\n"), health
                 assert b'{"status":"draining",' in health
                 assert whole_answer(relay, READY).startswith(b"HTTP/1.1 503 ")
-                assert whole_answer(relay, head("client", "home")) == UNAVAILABLE
+                assert undated(whole_answer(relay, head("client", "home"))) == UNAVAILABLE
                 half.send(b"\n")
-                assert half.read_to_end() == UNAVAILABLE, "an upgrade in flight"
+                assert undated(half.read_to_end()) == UNAVAILABLE, "an upgrade in flight"
                 assert relay.process.poll() is None
                 for peer in (binary, phone):
                     peer.send(close_frame(1001))

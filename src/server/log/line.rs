@@ -36,6 +36,10 @@ pub const KEYS: &[&str] = &[
     "to",
     "close_code",
     "cause",
+    "header",
+    "server_name",
+    // Of a kind of warning that comes at most once a minute: those left out before it.
+    "dropped",
     // What a connection was, at its end: `in` is what came from its peer.
     "role",
     "dropped",

@@ -128,7 +128,7 @@ impl Source {
 
     /// The only name that is served; `None`: any.
     pub(in crate::server) fn domain(&self) -> Option<Arc<str>> {
-        match &self.0 {
+        match &self.kind {
             Kind::Own { .. } => None,
             Kind::Automatic(fetcher) => Some(fetcher.acme.domain.as_str().into()),
         }

@@ -42,7 +42,6 @@ pub const KEYS: &[&str] = &[
     "dropped",
     // What a connection was, at its end: `in` is what came from its peer.
     "role",
-    "dropped",
     "age_ms",
     "rtt_ms",
     "frames_in",

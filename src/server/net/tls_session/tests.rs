@@ -347,7 +347,7 @@ fn a_challenge_has_a_certificate_of_its_own_and_others_notice_nothing() {
             let name = ServerName::try_from("relay").unwrap();
             let mut pair = Pair::new(tls12);
             pair.client = ClientConnection::new(Arc::new(client), name).unwrap();
-            pair.server = Session::new(Arc::clone(config)).unwrap();
+            pair.server = Session::new(Arc::clone(config), None).unwrap();
             if expected.is_some() {
                 pair.shuttle();
                 assert!(!pair.server.is_handshaking());

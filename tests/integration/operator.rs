@@ -191,7 +191,7 @@ fn a_stranger_is_closed_without_an_answer() {
         operator.serve(&server.post(), &sink).unwrap();
         SocketAddr::from((own, port))
     };
-    let (closed, opened) = (open(&["192.0.2.0/24"]), open(&[&format!("{own}/32")]));
+    let (closed, opened) = (open(&["198.51.100.0/24"]), open(&[&format!("{own}/32")]));
     thread::spawn(move || server.run());
     let dial = |metrics: SocketAddr| {
         let mut stream = TcpStream::connect(metrics).unwrap();

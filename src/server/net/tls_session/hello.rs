@@ -8,10 +8,12 @@
 
 use rustls::server::{Acceptor, ClientHello};
 
+use super::RECORD_MAX;
+
 /// The most ciphertext that is waited for. A hello that takes more is left to the session,
 /// which finds the certificate, or refuses, by itself. Those of browsers take 2 KiB with a
 /// post-quantum key share; one record takes 16 KiB (RFC 8446 §5.1).
-const HELLO_MAX: usize = 16 * 1024 + HEADER;
+const HELLO_MAX: usize = RECORD_MAX + HEADER;
 /// Of a record: its type, a version, the length of the rest.
 const HEADER: usize = 5;
 /// The type of a record of handshake messages.
@@ -63,7 +65,8 @@ fn is_partial(ciphertext: &[u8]) -> bool {
             return rest.first().is_none_or(|kind| *kind == HANDSHAKE);
         };
         let len = usize::from(u16::from_be_bytes([*high, *low]));
-        if *kind != HANDSHAKE || len == 0 {
+        // What breaks the rules, or cannot fit, is the session's to answer at once.
+        if *kind != HANDSHAKE || len == 0 || len > RECORD_MAX {
             return false;
         }
         let Some((fragment, next)) = behind.split_at_checked(len) else { return true };
@@ -74,7 +77,8 @@ fn is_partial(ciphertext: &[u8]) -> bool {
         // Its type, then its length.
         let [_, length @ ..] = head;
         let whole = length.iter().fold(0, |sum, byte| 256 * sum + usize::from(*byte));
-        if received >= head.len() + whole {
+        let is_known = received >= head.len();
+        if is_known && (received >= head.len() + whole || whole > RECORD_MAX) {
             return false;
         }
         rest = next;

@@ -95,6 +95,7 @@ fn with_domain(config: &mut Config) {
         cache: "certs".into(),
         directory: ACME_DIRECTORY.into(),
         ca: None,
+        account: None,
     };
     config.serving = Serving::Automatic { https: any, http: any, acme };
 }

@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use lexopt::Arg;
 
 pub use self::environment::Environment;
-use self::flag::Flag;
+use self::flag::{Flag, is_loopback};
 pub use self::probe::PROBE_HELP;
 use crate::config::{
     BUFFER_MEMORY_MIN, Config, DRAIN_SECONDS_MAX, FCM_ENDPOINT, LogFormat, PushWake,
@@ -102,6 +102,7 @@ pub fn parse(
         let limits = &mut config.limits;
         match flag.name.as_str() {
             "metrics-listen" => config.metrics_listen = flag.metrics_address()?,
+            "metrics-allow" => config.metrics_allow = flag.networks()?,
             "trust-x-forwarded-for" => config.forwarded.trust_x_forwarded_for = flag.is_on()?,
             "trusted-proxies" => config.forwarded.trusted_proxies = Some(flag.networks()?),
             "max-connections" => limits.connections = Some(flag.number(1..=u32::MAX as usize)?),
@@ -140,6 +141,16 @@ pub fn parse(
              or turn the rate limit off with --rate-limit-per-minute 0"
                 .into(),
         ));
+    }
+    if let Some(address) = config.metrics_listen
+        && !is_loopback(address)
+        && config.metrics_allow.is_empty()
+    {
+        return Err(Refused(format!(
+            "--metrics-listen: {address} is reachable from beyond this machine; name who may ask\n\
+             with --metrics-allow 10.0.0.0/8,…, or write 127.0.0.1:9090 or [::1]:9090,\n\
+             or --metrics-listen= for no metrics"
+        )));
     }
     config.serving = serving.into_serving(environment)?;
     config.push_wake = environment.service_account()?.map(|account| PushWake {
@@ -187,6 +198,7 @@ pub fn describe(config: &Config) -> String {
     let Config {
         serving,
         metrics_listen,
+        metrics_allow,
         limits,
         drain,
         forwarded,
@@ -196,12 +208,18 @@ pub fn describe(config: &Config) -> String {
         timeouts: _,
     } = config;
     let proxy_protocol = serving.listens().any(|(listen, _)| listen.proxy_protocol);
+    let list =
+        |networks: &[IpNet]| networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",");
+    let metrics_allow = match &metrics_allow[..] {
+        [] => "this machine".into(),
+        networks => format!("this machine,{}", list(networks)),
+    };
     let metrics_listen = metrics_listen.map_or("off".into(), |address| address.to_string());
     let connections = limits
         .connections
         .map_or("what the limit on open files leaves".into(), |limit| limit.to_string());
     let mut proxies = match (&forwarded.trusted_proxies, proxy_protocol) {
-        (Some(networks), _) => networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(","),
+        (Some(networks), _) => list(networks),
         (None, true) if !forwarded.trust_x_forwarded_for => "anyone".into(),
         (None, true) => "anyone, for X-Forwarded-For loopback and private ranges".into(),
         (None, false) => "loopback and private ranges".into(),
@@ -223,6 +241,7 @@ pub fn describe(config: &Config) -> String {
 
     let others = [
         ("metrics-listen", metrics_listen),
+        ("metrics-allow", metrics_allow),
         ("trust-x-forwarded-for", forwarded.trust_x_forwarded_for.to_string()),
         ("trusted-proxies", proxies),
         ("max-connections", connections),

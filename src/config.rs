@@ -16,8 +16,11 @@ use ipnet::IpNet;
 pub struct Config {
     /// What is served, and where.
     pub serving: Serving,
-    /// Loopback address of the metrics listener; `None` turns it off.
+    /// Address of the metrics listener, on loopback unless somebody is allowed; `None`
+    /// turns it off.
     pub metrics_listen: Option<SocketAddr>,
+    /// Which networks may ask the metrics listener, beside this machine.
+    pub metrics_allow: Vec<IpNet>,
     /// Bounds on what peers may use.
     pub limits: Limits,
     /// How long peers may take.
@@ -41,6 +44,7 @@ impl Default for Config {
         Self {
             serving: Serving::default(),
             metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
+            metrics_allow: Vec::new(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             drain: Duration::ZERO,

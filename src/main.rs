@@ -136,11 +136,14 @@ fn run(
     sink: &sink::Sink,
 ) -> io::Result<()> {
     let Prepared { config, descriptors, connections, push, source, warnings: _ } = prepared;
-    let signals = signals::Signals::install()?;
+    let on_hangup = signals::Hangup::of_this_process(source.is_some());
+    let signals = signals::Signals::install(on_hangup)?;
     let listens: Vec<_> = config.serving.listens().collect();
     let listeners = Listener::open(&listens, inherited)?;
     let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
-    let operator = config.metrics_listen.map(Operator::bind).transpose()?;
+    let operator = config.metrics_listen;
+    let operator =
+        operator.map(|address| Operator::bind(address, &config.metrics_allow)).transpose()?;
     let metrics_listen = operator.as_ref().map(Operator::local_addr).transpose()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]

@@ -4,6 +4,7 @@
 pub mod client_address;
 pub mod close;
 pub mod connection;
+pub mod fault;
 pub mod heartbeat;
 mod inbound;
 pub mod outbox;

@@ -18,6 +18,7 @@ mod invariants;
 mod keyed_hash;
 mod notice;
 mod proxied;
+pub mod refusals;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;
 mod slots;

@@ -2,7 +2,9 @@
 //! wheel over them. Knows no clock and nothing of connections.
 
 mod instant;
+mod throttle;
 mod wheel;
 
 pub use instant::Instant;
+pub use throttle::{Throttle, WARN_INTERVAL};
 pub use wheel::{TICK, Wheel};

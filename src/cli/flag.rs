@@ -89,13 +89,16 @@ impl Flag<'_> {
         if value.is_empty() {
             return Ok(None);
         }
-        match value.parse() {
-            Ok(address) if is_loopback(address) => Ok(Some(address)),
-            _ => Err(self.refuse(format_args!(
-                "{value:?} is not a loopback address;\n\
+        let address = match value.strip_prefix(':') {
+            Some(port) => format!("[::]:{port}").parse(),
+            None => value.parse(),
+        };
+        address.map(Some).map_err(|_| {
+            self.refuse(format_args!(
+                "{value:?} is not an address and a port;\n\
                  write 127.0.0.1:9090 or [::1]:9090, or --metrics-listen= for no metrics"
-            ))),
-        }
+            ))
+        })
     }
 
     pub(super) fn networks(&mut self) -> Result<Vec<IpNet>, Refused> {

@@ -236,15 +236,28 @@ fn addresses_to_listen_on() {
 }
 
 #[test]
-fn metrics_stay_on_loopback() {
+fn metrics_stay_on_loopback_unless_somebody_is_allowed() {
     for given in ["127.0.0.1:9090", "127.8.8.8:0", "[::1]:9090", "[::ffff:127.0.0.1]:9090"] {
         let config = serve(&format!("--metrics-listen {given}"));
         assert_eq!(config.metrics_listen, Some(address(given)));
     }
-    for given in [":9090", "0.0.0.0:9090", "[::]:9090", "10.0.0.1:9090", "localhost:9090", "9090"] {
+    for given in [":9090", "0.0.0.0:9090", "[::]:9090", "10.0.0.1:9090"] {
         let refused = refusal(&format!("--metrics-listen {given}"));
-        assert!(refused.contains("not a loopback address"), "{refused}");
+        assert!(refused.contains("with --metrics-allow 10.0.0.0/8"), "{refused}");
+        for line in [
+            "--metrics-listen {} --metrics-allow 10.0.0.0/8,::1",
+            "--metrics-allow 10.0.0.0/8,::1 --metrics-listen {}",
+        ] {
+            let config = serve(&line.replace("{}", given));
+            assert_eq!(config.metrics_listen.unwrap().port(), 9090, "{line}");
+            assert_eq!(config.metrics_allow.len(), 2, "{line}");
+        }
     }
+    for given in ["localhost:9090", "9090", "relay:9090", ":x"] {
+        let refused = refusal(&format!("--metrics-listen {given} --metrics-allow ::1"));
+        assert!(refused.contains("not an address and a port"), "{refused}");
+    }
+    assert!(refusal("--metrics-allow everybody").contains("not an address or a network"));
 }
 
 #[test]
@@ -644,6 +657,7 @@ fn a_description_names_what_would_run() {
         "insecure-listen 127.0.0.1:8080\n\
          proxy-protocol false\n\
          metrics-listen 127.0.0.1:9090\n\
+         metrics-allow this machine\n\
          trust-x-forwarded-for false\n\
          trusted-proxies loopback and private ranges \
          (unused without --proxy-protocol or --trust-x-forwarded-for)\n\
@@ -661,12 +675,13 @@ fn a_description_names_what_would_run() {
     let line = "--insecure-listen :1 --metrics-listen= --trust-x-forwarded-for --log-format json \
                 --trusted-proxies 10.0.0.0/8,::1 --max-connections 5 --max-connections-per-ip 6 \
                 --rate-limit-per-minute 0 --rate-limit-burst 0 --buffer-memory 1048576 \
-                --drain-seconds 7";
+                --drain-seconds 7 --metrics-allow 10.0.0.0/8";
     assert_eq!(
         describe(&serve(line)),
         "insecure-listen [::]:1\n\
          proxy-protocol false\n\
          metrics-listen off\n\
+         metrics-allow this machine,10.0.0.0/8\n\
          trust-x-forwarded-for true\n\
          trusted-proxies 10.0.0.0/8,::1/128\n\
          max-connections 5\n\

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{CertificateError, ClientConfig, ClientConnection, Error, RootCertStore, StreamOwned};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Error, RootCertStore,
+    StreamOwned,
+};
 use x509_cert::der::Decode;
 
 use super::advice::Trouble;
@@ -129,6 +132,10 @@ fn explained(error: &Error) -> Trouble {
             _ => "clients will refuse this certificate",
         },
         Error::InvalidMessage(_) => "what answers there does not speak TLS; try http:// or ws://",
+        // A relay of an older version denies access.
+        Error::AlertReceived(
+            AlertDescription::UnrecognisedName | AlertDescription::AccessDenied,
+        ) => "the relay serves another name (--domain); dial that one",
         Error::NoApplicationProtocol => "it does not offer HTTP/1.1, which WebSockets need",
         _ => return trouble,
     };

@@ -17,8 +17,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str;
 
-pub use target::Endpoint;
+pub use target::{Endpoint, is_same_host};
 
+use super::fault::{Cause, Fault};
 use super::response::Refusal;
 use crate::config::{HEAD_MAX, HEADERS_MAX};
 
@@ -83,20 +84,21 @@ impl fmt::Debug for Request<'_> {
 /// # Errors
 /// 431 beyond [`HEAD_MAX`] bytes or [`HEADERS_MAX`] fields, 400 for anything
 /// malformed and for a request with a body; as soon as the bytes show it.
-pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Refusal> {
+pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Fault> {
     let Some(len) = head_len(bytes)? else { return Ok(Head::Partial) };
     let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut storage);
-    let status = head.parse(&bytes[..len]).map_err(|_| Refusal::BadRequest)?;
+    let malformed = || Fault::malformed(bytes);
+    let status = head.parse(&bytes[..len]).map_err(|_| malformed())?;
     let (Some(method), Some(target), Some(minor_version)) = (head.method, head.path, head.version)
     else {
-        return Err(Refusal::BadRequest);
+        return Err(malformed());
     };
     // Both of us must mean the same blank line.
     if status != httparse::Status::Complete(len) {
-        return Err(Refusal::BadRequest);
+        return Err(malformed());
     }
-    let (path, authority) = target::path(target)?;
+    let (path, authority) = target::path(target).ok_or_else(malformed)?;
     let fields = head.headers.to_vec();
     let request = Request { method, path, authority, minor_version, fields };
     request.judge_host()?;
@@ -110,7 +112,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Refusal> {
 /// more than a scan each time; and strict about them, because httparse takes a
 /// bare LF for a line end and skips leading empty lines. Offences count in
 /// reading order, which makes invariant 1.
-fn head_len(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+fn head_len(bytes: &[u8]) -> Result<Option<usize>, Fault> {
     let window = &bytes[..bytes.len().min(HEAD_MAX)];
     let mut lines = 0;
     let mut rest = window;
@@ -122,14 +124,30 @@ fn head_len(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
             [b'\r', b'\n', ..] if lines > 0 => {
                 return Ok(Some(window.len() - rest.len() + 2));
             }
-            _ => return Err(Refusal::BadRequest),
+            _ => return Err(Fault::malformed(bytes)),
         }
         if lines > 1 + HEADERS_MAX {
-            return Err(Refusal::HeadTooLarge);
+            return Err(Fault::new(Refusal::HeadTooLarge, Cause::TooManyFields));
         }
         rest = &rest[end + 2..];
     }
-    if bytes.len() < HEAD_MAX { Ok(None) } else { Err(Refusal::HeadTooLarge) }
+    if bytes.len() < HEAD_MAX {
+        return Ok(None);
+    }
+    Err(Fault::new(Refusal::HeadTooLarge, Cause::HeadTooLong))
+}
+
+/// The path in what may be the beginning of a request, without its query; for the log.
+/// `None`: there is none, or it has not come whole.
+#[must_use]
+pub fn path_of(bytes: &[u8]) -> Option<&str> {
+    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next()?;
+    let mut words = str::from_utf8(line).ok()?.split(' ');
+    let (method, target) = (words.next()?, words.next()?);
+    words.next()?;
+    let is_method = !method.is_empty() && method.bytes().all(|b| b.is_ascii_uppercase());
+    let (path, _) = target::path(target).filter(|_| is_method)?;
+    (!path.is_empty()).then_some(path)
 }
 
 /// Where the first control byte other than a tab is.
@@ -176,14 +194,14 @@ impl<'a> Request<'a> {
     /// none.
     #[must_use]
     pub fn host(&self) -> Option<&'a str> {
-        let field = || self.only("host").and_then(|host| str::from_utf8(host).ok());
+        let field = || self.only("host").ok().and_then(|host| str::from_utf8(host).ok());
         self.authority.or_else(field).map(target::host)
     }
 
     /// Whether it is for this host, whatever the port (RFC 9110, 7.2).
     #[must_use]
     pub fn is_for(&self, domain: &str) -> bool {
-        self.host().is_some_and(|host| host.eq_ignore_ascii_case(domain))
+        self.host().is_some_and(|host| is_same_host(host, domain))
     }
 
     /// Whether the answer must go without its body.
@@ -196,8 +214,11 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     /// 405 for a method other than GET and HEAD.
-    pub fn read_only(&self) -> Result<(), Refusal> {
-        if matches!(self.method, "GET" | "HEAD") { Ok(()) } else { Err(Refusal::OnlyGetOrHead) }
+    pub fn read_only(&self) -> Result<(), Fault> {
+        if matches!(self.method, "GET" | "HEAD") {
+            return Ok(());
+        }
+        Err(Fault::new(Refusal::OnlyGetOrHead, Cause::Method))
     }
 
     /// The gate of the required headers.
@@ -208,7 +229,7 @@ impl<'a> Request<'a> {
     /// # Errors
     /// 400 when one is missing, empty or, the server-id, bad or repeated; 404
     /// for an endpoint that nobody upgrades.
-    pub fn identity(&self) -> Result<Identity<'a>, Refusal> {
+    pub fn identity(&self) -> Result<Identity<'a>, Fault> {
         match self.endpoint() {
             Endpoint::Server => {
                 let server_id = self.server_id()?;
@@ -224,7 +245,9 @@ impl<'a> Request<'a> {
                 let device_name = device_name.map(String::from_utf8_lossy);
                 Ok(Identity::Phone { server_id, device_name })
             }
-            Endpoint::Health | Endpoint::Ready | Endpoint::Other => Err(Refusal::NotFound),
+            Endpoint::Health | Endpoint::Ready | Endpoint::Other => {
+                Err(Fault::new(Refusal::NotFound, Cause::UnknownPath))
+            }
         }
     }
 
@@ -234,21 +257,32 @@ impl<'a> Request<'a> {
     /// In this order: 405 when not GET, 426 when not an upgrade to WebSocket or
     /// below HTTP/1.1, 400 naming version 13 for another version, 400 for a key
     /// that is not base64 of 16 bytes.
-    pub fn upgrade(&self) -> Result<&'a str, Refusal> {
+    pub fn upgrade(&self) -> Result<&'a str, Fault> {
         if self.method != "GET" {
-            return Err(Refusal::OnlyGet);
+            return Err(Fault::new(Refusal::OnlyGet, Cause::Method));
         }
-        let is_upgrade = self.has_token("upgrade", "websocket");
-        if self.minor_version < 1 || !is_upgrade || !self.has_token("connection", "upgrade") {
-            return Err(Refusal::UpgradeRequired);
+        if self.minor_version < 1 {
+            return Err(Fault::new(Refusal::UpgradeRequired, Cause::OldHttp));
         }
-        if self.only("sec-websocket-version") != Some(b"13") {
-            return Err(Refusal::WebSocketVersion);
+        // Proxies that are not told of WebSocket take both away.
+        for (name, token) in [("upgrade", "websocket"), ("connection", "upgrade")] {
+            if !self.has_token(name, token) {
+                let is_there = self.values(name).next().is_some();
+                let cause = if is_there { Cause::Invalid } else { Cause::Missing };
+                return Err(Fault::of(Refusal::UpgradeRequired, cause, name));
+            }
         }
-        self.only("sec-websocket-key")
-            .filter(|key| is_websocket_key(key))
-            .and_then(|key| str::from_utf8(key).ok())
-            .ok_or(Refusal::BadRequest)
+        const VERSION: &str = "sec-websocket-version";
+        let version = self.only(VERSION);
+        if version != Ok(b"13") {
+            let cause = version.err().unwrap_or(Cause::Invalid);
+            return Err(Fault::of(Refusal::WebSocketVersion, cause, VERSION));
+        }
+        let key = self.only("sec-websocket-key").and_then(|key| {
+            let key = Some(key).filter(|key| is_websocket_key(key));
+            key.and_then(|key| str::from_utf8(key).ok()).ok_or(Cause::Invalid)
+        });
+        key.map_err(|cause| Fault::of(Refusal::BadRequest, cause, "sec-websocket-key"))
     }
 
     /// The entries of X-Forwarded-For from right to left, the nearest hop first.
@@ -261,17 +295,22 @@ impl<'a> Request<'a> {
     }
 
     /// RFC 9112, 3.2: one valid Host, which only HTTP/1.0 may leave out.
-    fn judge_host(&self) -> Result<(), Refusal> {
+    fn judge_host(&self) -> Result<(), Fault> {
         let mut hosts = self.values("host");
-        match (hosts.next(), hosts.next()) {
-            (Some(host), None) if str::from_utf8(host).is_ok_and(target::is_authority) => Ok(()),
-            (None, _) if self.minor_version == 0 => Ok(()),
-            _ => Err(Refusal::BadRequest),
-        }
+        let cause = match (hosts.next(), hosts.next()) {
+            (Some(host), None) if str::from_utf8(host).is_ok_and(target::is_authority) => {
+                return Ok(());
+            }
+            (None, _) if self.minor_version == 0 => return Ok(()),
+            (None, _) => Cause::Missing,
+            (Some(_), None) => Cause::Invalid,
+            (Some(_), Some(_)) => Cause::Repeated,
+        };
+        Err(Fault::of(Refusal::BadRequest, cause, "host"))
     }
 
     /// No body, and no doubt about it (RFC 9112, 6.3).
-    fn judge_no_body(&self) -> Result<(), Refusal> {
+    fn judge_no_body(&self) -> Result<(), Fault> {
         let mut lengths = self.values("content-length");
         let is_empty = match (lengths.next(), lengths.next()) {
             (None, _) => true,
@@ -279,15 +318,22 @@ impl<'a> Request<'a> {
             _ => false,
         };
         let is_encoded = self.values("transfer-encoding").next().is_some();
-        if is_empty && !is_encoded { Ok(()) } else { Err(Refusal::BadRequest) }
+        let header = match (is_empty, is_encoded) {
+            (true, false) => return Ok(()),
+            (false, _) => "content-length",
+            (true, true) => "transfer-encoding",
+        };
+        Err(Fault::of(Refusal::BadRequest, Cause::Body, header))
     }
 
-    fn server_id(&self) -> Result<&'a str, Refusal> {
-        self.only("x-pyrycode-server")
-            .filter(|id| (1..=SERVER_ID_MAX).contains(&id.len()))
-            .filter(|id| id.iter().all(u8::is_ascii_graphic))
-            .and_then(|id| str::from_utf8(id).ok())
-            .ok_or(Refusal::BadRequest)
+    fn server_id(&self) -> Result<&'a str, Fault> {
+        const NAME: &str = "x-pyrycode-server";
+        let id = self.only(NAME).and_then(|id| {
+            let is_good = id.len() <= SERVER_ID_MAX && id.iter().all(u8::is_ascii_graphic);
+            let id = str::from_utf8(id).ok().filter(|_| is_good).ok_or(Cause::Invalid)?;
+            if id.is_empty() { Err(Cause::Missing) } else { Ok(id) }
+        });
+        id.map_err(|cause| Fault::of(Refusal::BadRequest, cause, NAME))
     }
 
     /// The values of a field, in order and without the space around them.
@@ -296,15 +342,20 @@ impl<'a> Request<'a> {
         self.fields.iter().filter(named).map(|field| field.value)
     }
 
-    /// The value of a field that stands there exactly once.
-    fn only(&self, name: &'static str) -> Option<&'a [u8]> {
+    /// The value of a field that stands there exactly once; else what is wrong.
+    fn only(&self, name: &'static str) -> Result<&'a [u8], Cause> {
         let mut values = self.values(name);
-        values.next().filter(|_| values.next().is_none())
+        match (values.next(), values.next()) {
+            (Some(value), None) => Ok(value),
+            (Some(_), Some(_)) => Err(Cause::Repeated),
+            (None, _) => Err(Cause::Missing),
+        }
     }
 
     /// The first value of a field, not empty.
-    fn required(&self, name: &'static str) -> Result<&'a [u8], Refusal> {
-        self.values(name).next().filter(|value| !value.is_empty()).ok_or(Refusal::BadRequest)
+    fn required(&self, name: &'static str) -> Result<&'a [u8], Fault> {
+        let value = self.values(name).next().filter(|value| !value.is_empty());
+        value.ok_or(Fault::of(Refusal::BadRequest, Cause::Missing, name))
     }
 
     /// Whether a list-valued field names `token`, in any case, in any of its lines.

@@ -7,7 +7,8 @@
 //! Invariants:
 //! 1. Every answer but the 101 says `Connection: close` and its length, so no
 //!    peer waits for more or sends another request.
-//! 2. No answer names software, and none echoes a byte of the request.
+//! 2. Every answer carries `Date`, and one that says "later" how much later.
+//! 3. No answer names software, and none echoes a byte of the request.
 
 use std::io::Write as _;
 
@@ -36,58 +37,123 @@ pub enum Refusal {
     /// 426: not a WebSocket upgrade, or below HTTP/1.1.
     UpgradeRequired,
     /// 429: too many upgrade attempts from this address.
-    TooManyRequests,
+    TooManyRequests {
+        /// Whole seconds until the next attempt is allowed.
+        retry_after: u32,
+    },
     /// 431: the head is too long or has too many fields.
     HeadTooLarge,
     /// 503: full or draining.
     Unavailable,
 }
 
-/// An answer without a body: status, then field lines beyond the usual two.
-macro_rules! empty_answer {
-    ($status:literal $(, $field:literal)*) => {
-        concat!(
-            "HTTP/1.1 ", $status, "\r\nConnection: close\r\nContent-Length: 0\r\n",
-            $($field, "\r\n",)* "\r\n"
-        ).as_bytes()
-    };
+const UNAVAILABLE: &str = "503 Service Unavailable";
+/// With every 503 (RFC 9110, 10.2.3): in 10 s a shut-down has ended, and a place may be free.
+pub const RETRY_LATER: &str = "Retry-After: 10\r\n";
+
+/// When an answer is made: the field `Date` (RFC 9110, 6.6.1), as IMF-fixdate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Date([u8; Date::LEN]);
+
+impl Date {
+    const LEN: usize = 29;
+
+    /// `text` in the form of RFC 9110, 5.6.7; `None`: it is of another length.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        text.as_bytes().try_into().ok().map(Self)
+    }
+
+    /// As it stands in the field.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl Default for Date {
+    /// Of a core that was told none.
+    fn default() -> Self {
+        Self(*b"Thu, 01 Jan 1970 00:00:00 GMT")
+    }
+}
+
+/// The status line, and the fields that every answer has but the 101.
+fn begin(status: &str, date: &Date, length: usize, out: &mut Vec<u8>) {
+    write!(
+        out,
+        "HTTP/1.1 {status}\r\nDate: {}\r\nConnection: close\r\nContent-Length: {length}\r\n",
+        date.as_str()
+    )
+    .expect("a Vec takes every write");
 }
 
 impl Refusal {
+    /// Status and reason.
+    #[must_use]
+    pub const fn status(self) -> &'static str {
+        match self {
+            Self::BadRequest | Self::WebSocketVersion => "400 Bad Request",
+            Self::Forbidden => "403 Forbidden",
+            Self::NotFound => "404 Not Found",
+            Self::OnlyGet | Self::OnlyGetOrHead => "405 Method Not Allowed",
+            Self::RequestTimeout => "408 Request Timeout",
+            Self::Misdirected => "421 Misdirected Request",
+            Self::UpgradeRequired => "426 Upgrade Required",
+            Self::TooManyRequests { .. } => "429 Too Many Requests",
+            Self::HeadTooLarge => "431 Request Header Fields Too Large",
+            Self::Unavailable => UNAVAILABLE,
+        }
+    }
+
+    /// The number of its status.
+    #[must_use]
+    pub fn code(self) -> u16 {
+        self.status()[..3].parse().expect("a status begins with its number")
+    }
+
     /// The whole answer.
     #[must_use]
-    pub const fn bytes(self) -> &'static [u8] {
-        match self {
-            Self::BadRequest => empty_answer!("400 Bad Request"),
-            Self::WebSocketVersion => {
-                empty_answer!("400 Bad Request", "Sec-WebSocket-Version: 13")
-            }
-            Self::Forbidden => empty_answer!("403 Forbidden"),
-            Self::NotFound => empty_answer!("404 Not Found"),
-            Self::OnlyGet => empty_answer!("405 Method Not Allowed", "Allow: GET"),
-            Self::OnlyGetOrHead => empty_answer!("405 Method Not Allowed", "Allow: GET, HEAD"),
-            Self::RequestTimeout => empty_answer!("408 Request Timeout"),
-            Self::Misdirected => empty_answer!("421 Misdirected Request"),
-            // RFC 9110, 7.8: who sends Upgrade must name it in Connection.
-            Self::UpgradeRequired => concat!(
-                "HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade, close\r\n",
-                "Content-Length: 0\r\nUpgrade: websocket\r\n\r\n"
+    pub fn bytes(self, date: &Date) -> Vec<u8> {
+        let mut out = Vec::with_capacity(192);
+        if self == Self::UpgradeRequired {
+            // RFC 9110, 7.8: a server that sends Upgrade must name it in Connection.
+            write!(
+                out,
+                "HTTP/1.1 {}\r\nDate: {}\r\nConnection: Upgrade, close\r\n\
+                 Content-Length: 0\r\nUpgrade: websocket\r\n\r\n",
+                self.status(),
+                date.as_str()
             )
-            .as_bytes(),
-            Self::TooManyRequests => empty_answer!("429 Too Many Requests"),
-            Self::HeadTooLarge => empty_answer!("431 Request Header Fields Too Large"),
-            Self::Unavailable => empty_answer!("503 Service Unavailable"),
+            .expect("a Vec takes every write");
+            return out;
         }
+        begin(self.status(), date, 0, &mut out);
+        let field = match self {
+            Self::WebSocketVersion => "Sec-WebSocket-Version: 13\r\n",
+            Self::OnlyGet => "Allow: GET\r\n",
+            Self::OnlyGetOrHead => "Allow: GET, HEAD\r\n",
+            Self::Unavailable => RETRY_LATER,
+            _ => "",
+        };
+        out.extend_from_slice(field.as_bytes());
+        if let Self::TooManyRequests { retry_after } = self {
+            write!(out, "Retry-After: {retry_after}\r\n").expect("a Vec takes every write");
+        }
+        out.extend_from_slice(b"\r\n");
+        out
     }
 }
 
 /// Appends the 101 (RFC 6455, 4.2.2): no subprotocol, no extension. `accept` is
 /// the digest of the peer's key, `request_id` what the log calls this
 /// connection; both are ours and visible ASCII.
-pub fn switching_protocols(accept: &str, request_id: &str, out: &mut Vec<u8>) {
+pub fn switching_protocols(accept: &str, request_id: &str, date: &Date, out: &mut Vec<u8>) {
     debug_assert!([accept, request_id].iter().all(|v| v.bytes().all(|b| b.is_ascii_graphic())));
     for part in [
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nDate: ",
+        date.as_str(),
+        "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
         "Sec-WebSocket-Accept: ",
         accept,
         "\r\nx-request-id: ",
@@ -126,17 +192,16 @@ pub enum Status {
 
 /// Appends the answer to `/healthz`; to a HEAD request the same without its
 /// body (RFC 9110, 9.3.2).
-pub fn health(health: &Health, is_head: bool, out: &mut Vec<u8>) {
-    let status = match health.status {
-        Status::Ok => "200 OK",
-        Status::Draining => "503 Service Unavailable",
+pub fn health(health: &Health, date: &Date, is_head: bool, out: &mut Vec<u8>) {
+    let (status, later) = match health.status {
+        Status::Ok => ("200 OK", ""),
+        Status::Draining => (UNAVAILABLE, RETRY_LATER),
     };
     let body = serde_json::to_vec(health).expect("a struct of numbers and strings is JSON");
+    begin(status, date, body.len(), out);
     write!(
         out,
-        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\
-         Content-Type: application/json; charset=utf-8\r\nCache-Control: no-store\r\n\r\n",
-        body.len()
+        "Content-Type: application/json; charset=utf-8\r\nCache-Control: no-store\r\n{later}\r\n"
     )
     .expect("a Vec takes every write");
     if !is_head {
@@ -146,27 +211,21 @@ pub fn health(health: &Health, is_head: bool, out: &mut Vec<u8>) {
 
 /// Appends the answer to a challenge of a certificate authority (RFC 8555 §8.3); to a
 /// HEAD request the same without its body.
-pub fn challenge(answer: &str, is_head: bool, out: &mut Vec<u8>) {
-    write!(
-        out,
-        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\
-         Content-Type: application/octet-stream\r\nCache-Control: no-store\r\n\r\n",
-        answer.len()
-    )
-    .expect("a Vec takes every write");
+pub fn challenge(answer: &str, date: &Date, is_head: bool, out: &mut Vec<u8>) {
+    begin("200 OK", date, answer.len(), out);
+    out.extend_from_slice(
+        b"Content-Type: application/octet-stream\r\nCache-Control: no-store\r\n\r\n",
+    );
     if !is_head {
         out.extend_from_slice(answer.as_bytes());
     }
 }
 
-/// The answer to `/readyz`: 200 while upgrades are accepted, else 503.
-#[must_use]
-pub const fn ready(is_ready: bool) -> &'static [u8] {
-    if is_ready {
-        empty_answer!("200 OK", "Cache-Control: no-store")
-    } else {
-        empty_answer!("503 Service Unavailable", "Cache-Control: no-store")
-    }
+/// Appends the answer to `/readyz`: 200 while upgrades are accepted, else 503.
+pub fn ready(is_ready: bool, date: &Date, out: &mut Vec<u8>) {
+    let (status, later) = if is_ready { ("200 OK", "") } else { (UNAVAILABLE, RETRY_LATER) };
+    begin(status, date, 0, out);
+    write!(out, "Cache-Control: no-store\r\n{later}\r\n").expect("a Vec takes every write");
 }
 
 #[cfg(test)]
@@ -176,10 +235,15 @@ mod tests {
     /// Status and reason, and the sorted field lines, of an answer without body.
     fn taken_apart(answer: &[u8]) -> (&str, Vec<&str>) {
         let answer = std::str::from_utf8(answer).unwrap();
+        assert!(answer.contains("\r\nDate: Sat, 28 Nov 2026 06:16:16 GMT\r\n"), "{answer}");
         let mut lines: Vec<_> = answer.strip_suffix("\r\n\r\n").unwrap().split("\r\n").collect();
         let status = lines.remove(0).strip_prefix("HTTP/1.1 ").unwrap();
         lines.sort_unstable();
         (status, lines)
+    }
+
+    fn date() -> Date {
+        Date::new("Sat, 28 Nov 2026 06:16:16 GMT").unwrap()
     }
 
     #[test]
@@ -205,22 +269,30 @@ mod tests {
                 "Connection: Upgrade, close",
                 Some("Upgrade: websocket"),
             ),
-            (Refusal::TooManyRequests, "429 Too Many Requests", CLOSE, None),
+            (
+                Refusal::TooManyRequests { retry_after: 7 },
+                "429 Too Many Requests",
+                CLOSE,
+                Some("Retry-After: 7"),
+            ),
             (Refusal::HeadTooLarge, "431 Request Header Fields Too Large", CLOSE, None),
-            (Refusal::Unavailable, "503 Service Unavailable", CLOSE, None),
+            (Refusal::Unavailable, "503 Service Unavailable", CLOSE, Some("Retry-After: 10")),
         ] {
-            let mut fields = vec![connection, "Content-Length: 0"];
+            let mut fields =
+                vec![connection, "Content-Length: 0", "Date: Sat, 28 Nov 2026 06:16:16 GMT"];
             fields.extend(extra);
             fields.sort_unstable();
-            assert_eq!(taken_apart(refusal.bytes()), (status, fields), "{refusal:?}");
+            assert_eq!(taken_apart(&refusal.bytes(&date())), (status, fields), "{refusal:?}");
+            assert!(status.starts_with(&refusal.code().to_string()));
         }
     }
 
     #[test]
     fn switching_protocols_is_appended() {
         let mut out = b"before".to_vec();
-        switching_protocols("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "client-7", &mut out);
+        switching_protocols("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "client-7", &date(), &mut out);
         let expected = "beforeHTTP/1.1 101 Switching Protocols\r\n\
+            Date: Sat, 28 Nov 2026 06:16:16 GMT\r\n\
             Upgrade: websocket\r\n\
             Connection: Upgrade\r\n\
             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
@@ -230,9 +302,9 @@ mod tests {
 
     #[test]
     fn health_to_get_and_head() {
-        for (status, line, word) in [
-            (Status::Ok, "200 OK", "ok"),
-            (Status::Draining, "503 Service Unavailable", "draining"),
+        for (status, line, word, later) in [
+            (Status::Ok, "200 OK", "ok", ""),
+            (Status::Draining, "503 Service Unavailable", "draining", "Retry-After: 10\r\n"),
         ] {
             let told = Health {
                 status,
@@ -246,13 +318,14 @@ mod tests {
                  \"connected_phones\":56,\"uptime_seconds\":789}}"
             );
             let head = format!(
-                "HTTP/1.1 {line}\r\nConnection: close\r\nContent-Length: {}\r\n\
-                 Content-Type: application/json; charset=utf-8\r\nCache-Control: no-store\r\n\r\n",
+                "HTTP/1.1 {line}\r\nDate: Sat, 28 Nov 2026 06:16:16 GMT\r\nConnection: close\r\n\
+                 Content-Length: {}\r\nContent-Type: application/json; charset=utf-8\r\n\
+                 Cache-Control: no-store\r\n{later}\r\n",
                 body.len()
             );
             let (mut to_get, mut to_head) = (Vec::new(), Vec::new());
-            health(&told, false, &mut to_get);
-            health(&told, true, &mut to_head);
+            health(&told, &date(), false, &mut to_get);
+            health(&told, &date(), true, &mut to_head);
             assert_eq!(String::from_utf8(to_head).unwrap(), head);
             assert_eq!(String::from_utf8(to_get).unwrap(), head + &body);
         }
@@ -260,8 +333,25 @@ mod tests {
 
     #[test]
     fn readiness_is_a_status_without_a_body() {
-        let fields = vec!["Cache-Control: no-store", "Connection: close", "Content-Length: 0"];
-        assert_eq!(taken_apart(ready(true)), ("200 OK", fields.clone()));
-        assert_eq!(taken_apart(ready(false)), ("503 Service Unavailable", fields));
+        for (is_ready, status, later) in
+            [(true, "200 OK", None), (false, "503 Service Unavailable", Some("Retry-After: 10"))]
+        {
+            let mut fields = vec![
+                "Cache-Control: no-store",
+                "Connection: close",
+                "Content-Length: 0",
+                "Date: Sat, 28 Nov 2026 06:16:16 GMT",
+            ];
+            fields.extend(later);
+            let mut answer = Vec::new();
+            ready(is_ready, &date(), &mut answer);
+            assert_eq!(taken_apart(&answer), (status, fields));
+        }
+    }
+
+    #[test]
+    fn a_date_has_one_length() {
+        assert_eq!(Date::new("28 Nov 2026"), None);
+        assert_eq!(Date::default().as_str(), "Thu, 01 Jan 1970 00:00:00 GMT");
     }
 }

@@ -105,8 +105,17 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
 
     /// Whether `client` may make an attempt now; if so it is counted.
     pub fn allow(&mut self, client: K, now: Instant) -> bool {
+        self.attempt(client, now).is_ok()
+    }
+
+    /// Counts an attempt of `client` if it may make one now.
+    ///
+    /// # Errors
+    ///
+    /// The time until it may, if it makes no attempt in between.
+    pub fn attempt(&mut self, client: K, now: Instant) -> Result<(), Duration> {
         if self.interval.is_zero() {
-            return true;
+            return Ok(());
         }
         if self.current.len() >= GENERATION_MAX || now.since(self.turned) >= self.refill {
             self.turn(now);
@@ -114,11 +123,12 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
         let known = self.previous.remove(&client).unwrap_or(now);
         let full_at = self.current.entry(client).or_insert(known);
         let after = (*full_at).max(now) + self.interval;
-        let is_allowed = after.since(now) <= self.refill;
-        if is_allowed {
-            *full_at = after;
+        let excess = after.since(now).saturating_sub(self.refill);
+        if !excess.is_zero() {
+            return Err(excess);
         }
-        is_allowed
+        *full_at = after;
+        Ok(())
     }
 
     /// Clients remembered, those whose bucket is full again included.

@@ -1,8 +1,8 @@
 //! Gates: from an accepted connection to a WebSocket with a role, or to a refusal.
 //!
 //! Owns the order of the gates (docs/PROTOCOL.md, "gates in order"), and what requests are
-//! compared with: host name, trusted proxies, challenge, rate limit, caps. What a header may look like is `protocol/request.rs`'s
-//! to say.
+//! compared with: host name, trusted proxies, challenge, rate limit, caps. What a header may
+//! look like is `protocol/request.rs`'s to say.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -11,16 +11,18 @@ use super::admission::{ClientKey, ConnectionCaps, RateLimiter};
 use super::closing::Verdict;
 use super::conn_id::ConnId;
 use super::connections::{Role, Stage};
+use super::refusals::Refusals;
 use super::relay::Relay;
 use super::slots::{Claim, JoinError};
 use super::stats::{Outcome, ProxyRefusal};
 use crate::config::{Config, Forwarded};
 use crate::protocol::client_address::{client_address, may_send_proxy_header};
 use crate::protocol::close::CloseCause;
+use crate::protocol::fault::{Cause, Fault};
 use crate::protocol::request::{self, Endpoint, Head, Identity, Request};
-use crate::protocol::response::{self, Health, Refusal, Status};
+use crate::protocol::response::{self, Date, Health, Refusal, Status};
 use crate::protocol::websocket;
-use crate::time::Instant;
+use crate::time::{Instant, Throttle};
 
 /// What a listener's connections are, as far as the relay has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,8 +31,8 @@ pub enum ListenerKind {
     Clients,
     /// Clients, each behind a load balancer that sends a PROXY header first.
     ProxiedClients,
-    /// Certificate authorities, which may ask for the answer to a challenge only
-    /// (RFC 8555 §8.3).
+    /// Certificate authorities, which may ask for the answer to a challenge
+    /// (RFC 8555 §8.3) and for health.
     Authorities,
     /// The same behind a load balancer that sends a PROXY header first.
     ProxiedAuthorities,
@@ -46,8 +48,10 @@ pub(super) struct Gates {
     challenge: Option<(String, String)>,
     rate: RateLimiter,
     pub(super) caps: ConnectionCaps,
-    /// When a refused PROXY header is worth a warning again.
-    pub(super) proxy_warn_at: Instant,
+    pub(super) proxy_refusals: Throttle,
+    refusals: Refusals,
+    /// Of every answer that is made now.
+    pub(super) date: Date,
     started: Instant,
 }
 
@@ -66,7 +70,9 @@ impl Gates {
             challenge: None,
             caps: ConnectionCaps::new(capacity, limits.connections_per_ip, hash_keys()),
             rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
-            proxy_warn_at: now,
+            proxy_refusals: Throttle::default(),
+            refusals: Refusals::default(),
+            date: Date::default(),
             started: now,
         }
     }
@@ -112,22 +118,41 @@ impl Relay {
             }
             Ok(Head::Complete { request, len }) => {
                 let rest = &head[len..];
-                if let Err(refusal) = self.answer(id, &request, rest, now) {
-                    self.refuse(id, refusal.bytes(), now);
+                let Some(peer) = self.client(id) else { return };
+                if let Err(fault) = self.answer(id, &request, rest, now) {
+                    let forwarded = &self.gates.forwarded;
+                    let remote = client_address(forwarded, peer, request.forwarded_for());
+                    self.refuse_request(id, fault, remote, Some(request.path()), now);
                 }
             }
-            Err(refusal) => self.refuse(id, refusal.bytes(), now),
+            Err(fault) => {
+                let Some(remote) = self.client(id) else { return };
+                self.refuse_request(id, fault, remote, request::path_of(&head), now);
+            }
         }
+    }
+
+    /// Answers a request with its refusal, which closes the connection.
+    fn refuse_request(
+        &mut self,
+        id: ConnId,
+        fault: Fault,
+        remote: IpAddr,
+        path: Option<&str>,
+        now: Instant,
+    ) {
+        self.gates.refusals.log(fault, remote, path, now);
+        self.refuse(id, &fault.refusal.bytes(&self.gates.date), now);
     }
 
     /// The request head, or the PROXY header before it, did not come in time.
     pub(super) fn refuse_late(&mut self, id: ConnId, now: Instant) {
-        match self.connections.get(id).map(|entry| entry.stage()) {
-            Some(Stage::Header | Stage::HeaderOfAuthority) => {
-                self.refuse_proxied(id, ProxyRefusal::Late, now);
-            }
-            _ => self.refuse(id, Refusal::RequestTimeout.bytes(), now),
+        let Some(entry) = self.connections.get(id) else { return };
+        if matches!(entry.stage(), Stage::Header | Stage::HeaderOfAuthority) {
+            return self.refuse_proxied(id, ProxyRefusal::Late, now);
         }
+        let fault = Fault::new(Refusal::RequestTimeout, Cause::Timeout);
+        self.refuse_request(id, fault, entry.client(), None, now);
     }
 
     fn answer(
@@ -136,55 +161,60 @@ impl Relay {
         request: &Request<'_>,
         rest: &[u8],
         now: Instant,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Fault> {
         let Some(entry) = self.connections.get(id) else { return Ok(()) };
         let (stage, peer) = (entry.stage(), entry.client());
-        if stage == Stage::Authority {
-            return self.answer_authority(id, request, now);
-        }
         match request.endpoint() {
             Endpoint::Health => {
                 request.read_only()?;
                 let mut answer = Vec::new();
-                response::health(&self.health(now), request.is_head(), &mut answer);
+                response::health(
+                    &self.health(now),
+                    &self.gates.date,
+                    request.is_head(),
+                    &mut answer,
+                );
                 self.refuse(id, &answer, now);
                 Ok(())
             }
             Endpoint::Ready => {
                 request.read_only()?;
                 let is_ready = !self.slots.is_draining() && !self.gates.caps.is_full();
-                self.refuse(id, response::ready(is_ready), now);
+                let mut answer = Vec::new();
+                response::ready(is_ready, &self.gates.date, &mut answer);
+                self.refuse(id, &answer, now);
                 Ok(())
             }
-            _ if stage != Stage::Request => Err(Refusal::Forbidden),
-            _ if self.slots.is_draining() => Err(Refusal::Unavailable),
-            Endpoint::Other => Err(Refusal::NotFound),
+            _ if stage == Stage::Authority => self.answer_authority(id, request, now),
+            _ if stage != Stage::Request => Err(Fault::new(Refusal::Forbidden, Cause::HealthOnly)),
+            _ if self.slots.is_draining() => Err(Fault::new(Refusal::Unavailable, Cause::Draining)),
+            Endpoint::Other => Err(Fault::new(Refusal::NotFound, Cause::UnknownPath)),
             endpoint @ (Endpoint::Server | Endpoint::Client) => {
                 let is_phone = endpoint == Endpoint::Client;
-                self.upgrade(id, peer, request, is_phone, rest, now).map_err(
-                    |(outcome, refusal)| {
-                        self.stats.on_upgrade(is_phone, outcome);
-                        refusal
-                    },
-                )
+                self.upgrade(id, peer, request, rest, now).map_err(|(outcome, fault)| {
+                    self.stats.on_upgrade(is_phone, outcome);
+                    fault
+                })
             }
         }
     }
 
-    /// On the port for certificate authorities there is the answer to a challenge, and
-    /// nothing else.
+    /// On the port for certificate authorities there is the answer to a challenge, beside
+    /// the health endpoints: the checker of a hosting service may reach no other port.
     fn answer_authority(
         &mut self,
         id: ConnId,
         request: &Request<'_>,
         now: Instant,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Fault> {
         let asked = request.path().strip_prefix("/.well-known/acme-challenge/");
         let challenge = self.gates.challenge.as_ref().filter(|(token, _)| asked == Some(token));
-        let Some((_, content)) = challenge else { return Err(Refusal::NotFound) };
+        let Some((_, content)) = challenge else {
+            return Err(Fault::new(Refusal::NotFound, Cause::UnknownPath));
+        };
         request.read_only()?;
         let mut answer = Vec::new();
-        response::challenge(content, request.is_head(), &mut answer);
+        response::challenge(content, &self.gates.date, request.is_head(), &mut answer);
         self.refuse(id, &answer, now);
         Ok(())
     }
@@ -195,32 +225,31 @@ impl Relay {
         id: ConnId,
         peer: IpAddr,
         request: &Request<'_>,
-        is_phone: bool,
         rest: &[u8],
         now: Instant,
-    ) -> Result<(), (Outcome, Refusal)> {
+    ) -> Result<(), (Outcome, Fault)> {
         let Gates { domain, forwarded, rate, caps, .. } = &mut self.gates;
         if domain.as_ref().is_some_and(|domain| !request.is_for(domain)) {
-            return Err((Outcome::RejectHeaders, Refusal::Misdirected));
+            let fault = Fault::of(Refusal::Misdirected, Cause::WrongHost, "host");
+            return Err((Outcome::RejectHeaders, fault));
         }
         let client = client_address(forwarded, peer, request.forwarded_for());
-        let path = if is_phone { "/v1/client" } else { "/v1/server" };
         let key = ClientKey::from(client);
-        if !rate.allow(key, now) {
-            log::warn!(remote:% = client, path; "rate_limited");
-            return Err((Outcome::RejectRateLimit, Refusal::TooManyRequests));
+        if let Err(wait) = rate.attempt(key, now) {
+            // Rounded up: an attempt a moment too early would be refused again.
+            let retry_after = wait.as_micros().div_ceil(1_000_000).max(1) as u32;
+            let refusal = Refusal::TooManyRequests { retry_after };
+            return Err((Outcome::RejectRateLimit, Fault::new(refusal, Cause::RateLimit)));
         }
         if caps.admit(key).is_err() {
-            log::warn!(remote:% = client, path; "conn_cap_reached");
-            return Err((Outcome::RejectCap, Refusal::Unavailable));
+            return Err((Outcome::RejectCap, Fault::new(Refusal::Unavailable, Cause::Cap)));
         }
-        let parsed = request
-            .identity()
-            .map_err(|refusal| (Outcome::RejectHeaders, refusal))
-            .and_then(|identity| {
-                let key = request.upgrade().map_err(|r| (Outcome::RejectHandshake, r))?;
+        let parsed = request.identity().map_err(|fault| (Outcome::RejectHeaders, fault)).and_then(
+            |identity| {
+                let key = request.upgrade().map_err(|fault| (Outcome::RejectHandshake, fault))?;
                 Ok((identity, websocket::accept_key(key)))
-            });
+            },
+        );
         let (identity, accept) = match parsed {
             Ok(parsed) => parsed,
             Err(refused) => {
@@ -230,7 +259,7 @@ impl Relay {
         };
         let request_id = self.connections.public_id(id).to_string();
         let mut answer = Vec::new();
-        response::switching_protocols(&accept, &request_id, &mut answer);
+        response::switching_protocols(&accept, &request_id, &self.gates.date, &mut answer);
         self.connections.edit(id, now, |it| it.switch_protocols(&answer, client, rest));
         match identity {
             Identity::Binary { server_id, version } => self.claim(id, server_id, &version, now),

@@ -7,8 +7,6 @@
 //! Until the header has come the client is unknown: the connection is answered nothing,
 //! not even a refusal, and nothing is counted against the balancer's address.
 
-use std::time::Duration;
-
 use super::conn_id::ConnId;
 use super::connections::Stage;
 use super::relay::Relay;
@@ -16,10 +14,6 @@ use super::stats::ProxyRefusal;
 use crate::protocol::close::CloseCause;
 use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::time::Instant;
-
-/// A balancer that is set up wrongly fails with every client, and so does a
-/// stranger at its port: one warning in this time, the others at `debug`.
-const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Relay {
     /// The PROXY header has come, or something that is no valid one.
@@ -41,12 +35,15 @@ impl Relay {
     pub(super) fn refuse_proxied(&mut self, id: ConnId, cause: ProxyRefusal, now: Instant) {
         let Some(entry) = self.connections.get(id) else { return };
         debug_assert!(matches!(entry.stage(), Stage::Header | Stage::HeaderOfAuthority));
-        let is_news = now >= self.gates.proxy_warn_at;
-        let level = if is_news { log::Level::Warn } else { log::Level::Debug };
-        log::log!(level, remote:% = entry.client(), cause = cause.label(); "proxy_header_refused");
-        if is_news {
-            self.gates.proxy_warn_at = now + WARN_INTERVAL;
-        }
+        let remote = entry.client();
+        // A balancer that is set up wrongly fails with every client, and so does a stranger
+        // at its port.
+        let admitted = self.gates.proxy_refusals.admit(now);
+        let level = if admitted.is_some() { log::Level::Warn } else { log::Level::Debug };
+        let dropped = admitted.filter(|dropped| *dropped > 0);
+        log::log!(
+            level, remote:% = remote, cause = cause.label(), dropped; "proxy_header_refused"
+        );
         self.stats.proxy_refusals[cause as usize] += 1;
         self.disconnect(id, CloseCause::Disconnected, now);
     }

@@ -23,6 +23,7 @@ use super::warnings::Warnings;
 use crate::config::Config;
 use crate::protocol::close::CloseCause;
 use crate::protocol::proxy_header::{Malformed, Proxied};
+use crate::protocol::response::Date;
 use crate::protocol::transport::TransportBuffered;
 use crate::time::Instant;
 
@@ -58,6 +59,8 @@ pub enum Input<'a> {
     Challenge(Option<(&'a str, &'a str)>),
     /// A push wake that was handed out has ended.
     WakeDone(WakeOutcome),
+    /// The time of day has moved on: what HTTP answers carry from now on.
+    Date(Date),
 }
 
 /// The relay below its sockets: many connections, and what each means to the others.
@@ -150,6 +153,7 @@ impl Relay {
                 self.close_later(told, CloseCause::Shutdown);
             }
             Input::Challenge(challenge) => self.gates.set_challenge(challenge),
+            Input::Date(date) => self.gates.date = date,
             Input::WakeDone(outcome) => {
                 self.stats.on_wake(outcome);
                 if let Some(wakes) = &mut self.wakes {
@@ -197,6 +201,13 @@ impl Relay {
     #[must_use]
     pub fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
         self.connections.get(id).map_or([&[]; 3], |entry| entry.connection().outgoing())
+    }
+
+    /// The client's address, as far as it is known: the peer's until a PROXY header or a
+    /// request head names another.
+    #[must_use]
+    pub fn client(&self, id: ConnId) -> Option<IpAddr> {
+        self.connections.get(id).map(|entry| entry.client())
     }
 
     /// Connections of any kind, lingering ones included.

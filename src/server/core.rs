@@ -39,6 +39,11 @@ pub trait Core {
     /// WebSockets, open or lingering: what a shut-down waits for.
     fn websockets(&self) -> usize;
 
+    /// The client's address as far as it is known, for the log.
+    fn client(&self, _id: ConnId) -> Option<IpAddr> {
+        None
+    }
+
     /// What metrics and status show; by default nothing.
     fn snapshot(&self) -> Snapshot {
         Snapshot::default()
@@ -76,6 +81,10 @@ impl Core for Relay {
 
     fn websockets(&self) -> usize {
         self.websockets()
+    }
+
+    fn client(&self, id: ConnId) -> Option<IpAddr> {
+        self.client(id)
     }
 
     fn snapshot(&self) -> Snapshot {

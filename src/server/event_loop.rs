@@ -18,6 +18,7 @@
 //! 6. Last, push wakes go to their own thread: nobody waits for them here.
 
 mod beside;
+mod tls_failures;
 
 use std::collections::VecDeque;
 use std::io;
@@ -35,12 +36,13 @@ use crate::server::core::Core;
 use crate::server::mailbox::{Mailbox, Post};
 use crate::server::net::listener::{Accepted, Listener, Listeners, is_exhaustion};
 use crate::server::net::socket::{Buffers, Received, Socket, Sockets};
-use crate::server::net::{tls_session, tls_stats};
+use crate::server::net::tls_stats;
 use crate::server::os::clock::Clock;
+use crate::server::os::date::DateClock;
 use crate::server::os::signals::Signals;
 use crate::server::os::systemd::Supervisor;
 use crate::server::push;
-use crate::time::Instant;
+use crate::time::{Instant, Throttle};
 
 const SIGNALS: Token = Token(usize::MAX - 1);
 const MAILBOX: Token = Token(usize::MAX - 2);
@@ -78,6 +80,9 @@ pub struct Server<C> {
     listeners: Listeners,
     /// What accepted connections speak TLS with, where that is spoken.
     tls: Option<Arc<ServerConfig>>,
+    /// The only name that is served with it; `None`: any.
+    domain: Option<Arc<str>>,
+    tls_failures: Throttle,
     tls_stats: tls_stats::Stats,
     keeper: Option<Keeper>,
     signals: Option<Signals>,
@@ -101,6 +106,7 @@ pub struct Server<C> {
     drained_by: Option<Instant>,
     /// When to say again that the loop turns.
     alive_due: Option<Instant>,
+    date: DateClock,
 }
 
 impl<C: Core> Server<C> {
@@ -125,6 +131,8 @@ impl<C: Core> Server<C> {
             poll,
             listeners,
             tls: None,
+            domain: None,
+            tls_failures: Throttle::default(),
             tls_stats: tls_stats::Stats::default(),
             keeper: None,
             signals,
@@ -141,6 +149,7 @@ impl<C: Core> Server<C> {
             accept_retry: None,
             drained_by: None,
             alive_due: None,
+            date: DateClock::default(),
         })
     }
 
@@ -184,6 +193,9 @@ impl<C: Core> Server<C> {
             log::warn!(stopped_ms = stopped.as_millis() as u64; "loop_stopped");
         }
         let now = self.clock.now();
+        if let Some(date) = self.date.turn() {
+            self.core.handle(Input::Date(date), now);
+        }
         if self.alive_due.is_some_and(|due| due <= now) {
             self.say_alive();
         }
@@ -235,7 +247,9 @@ impl<C: Core> Server<C> {
     }
 
     fn on_signal(&mut self, now: Instant) {
-        if let Some(signal) = self.signals.as_mut().and_then(Signals::take) {
+        if let Some(signal) = self.signals.as_mut().and_then(Signals::take)
+            && self.drained_by.is_none()
+        {
             log::info!(signal = signal.name(); "shutting_down");
             if let Some(supervisor) = &self.supervisor {
                 supervisor.stopping();
@@ -269,7 +283,7 @@ impl<C: Core> Server<C> {
         let Accepted { stream, peer, speaks, is_proxied } = accepted;
         let tls = match (speaks, &self.tls) {
             (Speaks::Tls, None) => return,
-            (Speaks::Tls, Some(tls)) => Some(Arc::clone(tls)),
+            (Speaks::Tls, Some(tls)) => Some((Arc::clone(tls), self.domain.clone())),
             _ => None,
         };
         let kind = match (speaks == Speaks::Challenges, is_proxied) {
@@ -352,18 +366,27 @@ impl<C: Core> Server<C> {
             }
             Ok(Received::Nothing) => 0,
             Ok(end @ (Received::End | Received::Cut)) => {
-                self.tls_stats.truncations += u64::from(matches!(end, Received::Cut));
+                let is_cut = matches!(end, Received::Cut);
+                self.tls_stats.truncations += u64::from(is_cut);
+                if is_cut {
+                    let failure = socket.tls_failure(None);
+                    self.on_tls_cut(id, failure.as_ref(), now);
+                }
                 self.core.handle(Input::End(id), now);
                 0
             }
             Err(error) => {
-                self.tls_stats.faults += u64::from(tls_session::is_fault(&error));
+                if let Some(failure) = socket.tls_failure(Some(&error)) {
+                    self.tls_stats.faults += 1;
+                    self.on_tls_failure(id, &failure, now);
+                }
                 self.core.handle(Input::Disconnected(id), now);
                 0
             }
         };
-        if socket.buffered() != buffered {
-            self.core.handle(Input::Buffered(id, socket.buffered()), now);
+        let now_buffered = self.sockets.find(id).map_or(buffered, |socket| socket.buffered());
+        if now_buffered != buffered {
+            self.core.handle(Input::Buffered(id, now_buffered), now);
         }
         count
     }

@@ -1,6 +1,7 @@
 //! The operating system: clock, signals, descriptors and systemd.
 
 pub mod clock;
+pub(in crate::server) mod date;
 pub mod descriptors;
 pub(in crate::server) mod eintr;
 pub mod memory_limit;

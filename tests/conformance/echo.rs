@@ -16,14 +16,15 @@ use std::net::{IpAddr, SocketAddr};
 use pyrycode_relay::config::{Config, Limits, Timeouts};
 use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::protocol::connection::{Connection, Expiry};
+use pyrycode_relay::protocol::fault::{Cause, Fault};
 use pyrycode_relay::protocol::heartbeat::Heartbeat;
 use pyrycode_relay::protocol::outbox_pool::OutboxPool;
 use pyrycode_relay::protocol::request::{self, Head};
-use pyrycode_relay::protocol::response::{self, Refusal};
+use pyrycode_relay::protocol::response::{self, Date, Refusal};
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind};
 use pyrycode_relay::server::net::listener::Listener;
-use pyrycode_relay::server::os::signals::Signals;
+use pyrycode_relay::server::os::signals::{Hangup, Signals};
 use pyrycode_relay::server::{Core, Server};
 use pyrycode_relay::time::{Instant, Wheel};
 use slab::Slab;
@@ -38,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let limits = Limits { message: MESSAGE_MAX, ..Limits::default() };
     let config = Config { limits, ..Config::default() };
 
-    let signals = Signals::install()?;
+    let signals = Signals::install(Hangup::Nothing)?;
     let listener = Listener::bind(address)?;
     println!("listening on {}", listener.local_addr()?);
     let echo = Echo::new(&config);
@@ -101,16 +102,19 @@ impl Echo {
         let head = [&entry.connection.take_early(), input].concat();
         let judged = match request::parse(&head) {
             Ok(Head::Partial) => return entry.connection.keep_early(head, now),
-            Ok(Head::Complete { .. }) if self.is_draining => Err(Refusal::Unavailable),
+            Ok(Head::Complete { .. }) if self.is_draining => {
+                Err(Fault::new(Refusal::Unavailable, Cause::Draining))
+            }
             Ok(Head::Complete { request, len }) => request.upgrade().map(|key| (key, len)),
-            Err(refusal) => Err(refusal),
+            Err(fault) => Err(fault),
         };
+        let date = Date::default();
         self.effects.push_back(Effect::Transmit(id));
         match judged {
             Ok((key, len)) => {
                 let mut answer = Vec::new();
                 let accept = websocket::accept_key(key);
-                response::switching_protocols(&accept, &format!("{id:?}"), &mut answer);
+                response::switching_protocols(&accept, &format!("{id:?}"), &date, &mut answer);
                 entry.connection.send_answer(&answer, now);
                 entry.is_websocket = true;
                 // The relay spreads first pings over the interval. Whole, it outlasts
@@ -118,7 +122,10 @@ impl Echo {
                 entry.connection.open(now + self.timeouts.ping_interval, now);
                 self.handle_frames(id, &head[len..], now);
             }
-            Err(refusal) => entry.connection.refuse(refusal.bytes(), now, &self.timeouts),
+            Err(fault) => {
+                let answer = fault.refusal.bytes(&date);
+                entry.connection.refuse(&answer, now, &self.timeouts);
+            }
         }
     }
 
@@ -257,7 +264,8 @@ impl Echo {
         match connection.handle_timeout(now, &self.timeouts) {
             Some(Expiry::Close(cause)) => self.close(id, cause, now),
             Some(Expiry::Head) => {
-                connection.refuse(Refusal::RequestTimeout.bytes(), now, &self.timeouts);
+                let answer = Refusal::RequestTimeout.bytes(&Date::default());
+                connection.refuse(&answer, now, &self.timeouts);
                 self.effects.push_back(Effect::Transmit(id));
                 self.settle(id);
             }
@@ -302,6 +310,7 @@ impl Core for Echo {
             | Input::Buffered(..)
             | Input::Proxied(..)
             | Input::Challenge(_)
+            | Input::Date(_)
             | Input::WakeDone(_) => {}
         }
     }

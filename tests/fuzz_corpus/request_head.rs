@@ -20,11 +20,14 @@ enum Verdict {
 fn verdict(bytes: &[u8]) -> Verdict {
     match request::parse(bytes) {
         Ok(Head::Partial) => Verdict::Partial,
-        Err(refusal) => Verdict::Refused(refusal),
+        Err(fault) => Verdict::Refused(fault.refusal),
         Ok(Head::Complete { request, len }) => Verdict::Complete {
             len,
-            identity: request.identity().map(|identity| format!("{identity:?}")),
-            upgrade: request.upgrade().map(str::to_owned),
+            identity: request
+                .identity()
+                .map(|identity| format!("{identity:?}"))
+                .map_err(|fault| fault.refusal),
+            upgrade: request.upgrade().map(str::to_owned).map_err(|fault| fault.refusal),
         },
     }
 }

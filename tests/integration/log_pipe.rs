@@ -50,7 +50,7 @@ fn no_peer_can_forge_a_line_and_no_token_is_written() {
     let head = crate::support::upgrade_head(
         "/v1/client",
         "x-pyrycode-server: none\"\\msg=forged\r\nx-pyrycode-token: hunter2-swordfish\r\n\
-         x-pyrycode-device-name: a b\" level=error msg=forged \u{85}\u{2028}\r\nuser-agent: t\r\n",
+         x-pyrycode-device-name: a b\" level=ERROR msg=forged \u{85}\u{2028}\r\nuser-agent: t\r\n",
     );
     drop(Peer::upgrade(crate::support::connect(process.relay), &head));
     let _binary = Peer::binary(process.relay, "home");

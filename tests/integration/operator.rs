@@ -1,9 +1,14 @@
 //! The metrics listener as a door: whom it answers, and that nobody holds it shut.
 
-use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Instant;
+
+use log::LevelFilter;
+use pyrycode_relay::config::LogFormat;
+use pyrycode_relay::server::admin::http::Operator;
+use pyrycode_relay::server::log::Sink;
 
 use crate::support::{Answer, PATIENCE, Process, Scrape, ask, connect, millis, run, server, watch};
 
@@ -22,6 +27,7 @@ fn only_who_asks_for_this_machine_is_answered() {
         "127.9.9.9",
         "[::1]:9090",
         "[::ffff:127.0.0.1]",
+        "localhost.",
     ] {
         assert_eq!(get(process.metrics, "/", host).status, 200, "{host}");
     }
@@ -30,7 +36,6 @@ fn only_who_asks_for_this_machine_is_answered() {
         "evil.example:9090",
         "localhost.evil.example",
         "127.0.0.1.evil.example",
-        "localhost.",
         "10.0.0.1",
         "0.0.0.0",
         "[::2]",
@@ -60,7 +65,7 @@ fn paths_and_methods() {
         ("OPTIONS /metrics HTTP/1.1\r\nHost: localhost", 405),
         ("GET /metrics/ HTTP/1.1\r\nHost: localhost", 404),
         ("GET /v1/server HTTP/1.1\r\nHost: localhost", 404),
-        ("GET /healthz HTTP/1.1\r\nHost: localhost", 404),
+        ("GET /healthz/ HTTP/1.1\r\nHost: localhost", 404),
         ("GET /../metrics HTTP/1.1\r\nHost: localhost", 404),
         ("GET metrics HTTP/1.1\r\nHost: localhost", 404),
         ("GET /metrics HTTP/1.1", 400),
@@ -155,4 +160,58 @@ fn a_metrics_address_that_is_taken_exits_1_and_says_what_to_do() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains(&format!("--metrics-listen {address}: ")), "{stderr}");
     assert!(stderr.contains("another port"), "{stderr}");
+}
+
+#[test]
+fn health_is_answered_here_as_where_peers_dial() {
+    let process = Process::start(&[]);
+    for path in ["/healthz", "/readyz"] {
+        for host in ["localhost", "10.1.2.3", "relay.example.com"] {
+            let [here, there] = [process.metrics, process.relay].map(|it| get(it, path, host));
+            assert_eq!((here.status, there.status), (200, 200), "{path} {host}");
+            let body = |answer: &Answer| answer.body.split("\"uptime").next().unwrap().to_owned();
+            assert_eq!(body(&here), body(&there), "{path}");
+        }
+        let posted = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(ask(process.metrics, &posted).status, 405);
+    }
+}
+
+#[test]
+fn a_stranger_is_closed_without_an_answer() {
+    // Every address of 127.0.0.0/8 is this machine, so what is closed is seen at another
+    // address of it: its own interface, if it has one.
+    let Some(own) = own_address() else { return };
+    let (mut server, _) = server(10, |_| {});
+    let open = |allowed: &[&str]| {
+        let allowed: Vec<_> = allowed.iter().map(|it| it.parse().unwrap()).collect();
+        let operator = Operator::bind(SocketAddr::from(([0; 4], 0)), &allowed).unwrap();
+        let port = operator.local_addr().unwrap().port();
+        let sink = Sink::start(LogFormat::Logfmt, LevelFilter::Off, std::io::sink()).unwrap();
+        operator.serve(&server.post(), &sink).unwrap();
+        SocketAddr::from((own, port))
+    };
+    let (closed, opened) = (open(&["198.51.100.0/24"]), open(&[&format!("{own}/32")]));
+    thread::spawn(move || server.run());
+    let dial = |metrics: SocketAddr| {
+        let mut stream = TcpStream::connect(metrics).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: relay\r\n\r\n");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    };
+    assert_eq!(dial(closed), "");
+    assert!(dial(opened).starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+/// An address of this machine beyond loopback: what a datagram to elsewhere would carry.
+/// Nothing is sent.
+fn own_address() -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(own) if !own.is_loopback() => Some(own),
+        _ => None,
+    }
 }

@@ -250,7 +250,7 @@ fn the_program_logs_clients_and_says_once_what_it_refuses() {
     let lines = std::iter::from_fn(|| process.next_line(PATIENCE));
     let lines: Vec<String> = lines.take_while(|line| !line.contains("server_claimed")).collect();
     let [refused] = &lines[..] else { panic!("{lines:?}") };
-    for words in ["level=warn", "msg=proxy_header_refused", "remote=127.0.0.2", "cause=untrusted"] {
+    for words in ["level=WARN", "msg=proxy_header_refused", "remote=127.0.0.2", "cause=untrusted"] {
         assert!(refused.contains(words), "{refused}");
     }
     drop((binary, last));

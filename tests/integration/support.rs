@@ -74,7 +74,7 @@ pub fn watched(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (SocketAddr
 
 /// Serves the metrics of a server.
 pub fn watch(server: &Server<Relay>) -> SocketAddr {
-    let operator = Operator::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let operator = Operator::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &[]).unwrap();
     let metrics = operator.local_addr().unwrap();
     let sink = Sink::start(LogFormat::Logfmt, LevelFilter::Off, io::sink()).unwrap();
     operator.serve(&server.post(), &sink).unwrap();

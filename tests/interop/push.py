@@ -128,7 +128,7 @@ def well_told(line, optional=frozenset()):
 
 def told(failure, outcome, number=None, says=None):
     """Asserts what a failed wake's line says: all of its `err`, or the part that `says` is."""
-    assert failure["level"].lower() == "warn", failure
+    assert failure["level"] == "WARN", failure
     well_told(failure, {"err"})
     label, _, words = failure["err"].strip('"').partition(": ")
     assert label == outcome and words, failure
@@ -314,7 +314,7 @@ def a_wake_that_is_sent_leaves_one_line():
             relay.wake(number)
             wait_until(lambda: len(relay.sent) == number + 1)
             line = relay.sent[number]
-            assert line["level"].lower() == "info", line
+            assert line["level"] == "INFO", line
             assert line["server_id"] == f"home-{number + 1}", line
             assert line["token_fp"] == fingerprint(device(number)), line
             assert line.get("fcm_message_id") == name, line

@@ -6,11 +6,13 @@ answers nothing on its own, pings included.
 
 import contextlib
 import json
+import re
 import socket
 import struct
 import threading
 import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 from harness import SOON
 
@@ -19,6 +21,18 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 # The example of RFC 6455, 1.3.
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 MASK = bytes.fromhex("37fa213d")
+
+
+def undated(answer):
+    """The answer without its one Date (RFC 9110, 6.6.1), which must be of this moment."""
+    start, found, rest = answer.partition(b"\r\nDate: ")
+    assert found, f"no Date: {answer[:300]!r}"
+    date, _, rest = rest.partition(b"\r\n")
+    imf_fixdate = rb"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
+    assert re.fullmatch(imf_fixdate, date), date
+    assert abs(parsedate_to_datetime(date.decode()).timestamp() - time.time()) < 5, date
+    assert b"\r\nDate:" not in rest, answer
+    return start + b"\r\n" + rest
 
 
 def head(role, server_id, key=KEY):

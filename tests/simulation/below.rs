@@ -84,7 +84,7 @@ fn half_records_come_out_of_the_byte_budget() {
 }
 
 #[test]
-fn the_port_for_authorities_answers_the_challenge_and_nothing_else() {
+fn the_port_for_authorities_answers_the_challenge_and_health_and_nothing_else() {
     let mut relay = Relay::new(&Config::default(), 10, [7; 32], NOW);
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n");
     let path = "/.well-known/acme-challenge/token";
@@ -95,7 +95,10 @@ fn the_port_for_authorities_answers_the_challenge_and_nothing_else() {
     let told = answer(&mut relay, true, &get(path).replace("GET", "HEAD"));
     assert!(told.contains("Content-Length: 16\r\n") && told.ends_with("\r\n\r\n"), "{told}");
     assert_eq!(status(&answer(&mut relay, true, &get(path).replace("GET", "POST"))), "405");
-    for other in ["/", "/healthz", "/readyz", "/.well-known/acme-challenge/", "/v1/server"] {
+    for health in ["/healthz", "/readyz"] {
+        assert_eq!(status(&answer(&mut relay, true, &get(health))), "200", "{health}");
+    }
+    for other in ["/", "/.well-known/acme-challenge/", "/v1/server"] {
         assert_eq!(status(&answer(&mut relay, true, &get(other))), "404", "{other}");
     }
     for near in [format!("{path}/"), format!("{path}x"), path.to_uppercase()] {
@@ -141,7 +144,7 @@ fn another_host_is_misdirected_before_it_counts_against_any_limit() {
     };
     let mut config =
         Config { serving: Serving::Automatic { https: any, http: any, acme }, ..Config::default() };
-    (config.limits.rate_per_minute, config.limits.rate_burst) = (1, 3);
+    (config.limits.rate_per_minute, config.limits.rate_burst) = (1, 6);
     let mut relay = Relay::new(&config, 0, [7; 32], NOW);
     let upgrade = request("/v1/client", &["x-pyrycode-server: home", "x-pyrycode-token: t"]);
     let host = upgrade.lines().find(|line| line.starts_with("Host:")).unwrap().to_owned();
@@ -149,17 +152,18 @@ fn another_host_is_misdirected_before_it_counts_against_any_limit() {
         let head = upgrade.replace(&host, host_line).replace("/v1/client", target);
         status(&answer(relay, false, &head)).to_owned()
     };
-    for other in ["relay.example.com", "example", "relay.example.", "[::1]:443", "relay"] {
+    for other in ["relay.example.com", "example", "relay.example..", "[::1]:443", "relay"] {
         assert_eq!(dial(&mut relay, &format!("Host: {other}"), "/v1/client"), "421", "{other}");
     }
     // The target's own host takes the place of Host.
     let target = "https://other.example/v1/client";
     assert_eq!(dial(&mut relay, "Host: relay.example", target), "421");
     // Ours, in any case and with any port, meets the next gate: here the cap.
-    for ours in ["relay.example", "RELAY.example:8443"] {
+    for ours in ["relay.example", "RELAY.example:8443", "relay.example.", "relay.Example.:443"] {
         assert_eq!(dial(&mut relay, &format!("Host: {ours}"), "/v1/client"), "503", "{ours}");
     }
-    let target = "https://relay.example:1/v1/client";
-    assert_eq!(dial(&mut relay, "Host: other.example", target), "503");
+    for target in ["https://relay.example:1/v1/client", "https://RELAY.example./v1/client"] {
+        assert_eq!(dial(&mut relay, "Host: other.example", target), "503", "{target}");
+    }
     assert_eq!(status(&answer(&mut relay, false, str::from_utf8(HEALTH).unwrap())), "200");
 }

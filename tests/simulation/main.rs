@@ -23,6 +23,7 @@ mod peer;
 mod phones;
 mod proxied;
 mod redial;
+mod refusals;
 mod replay;
 #[path = "../support/request.rs"]
 mod requests;

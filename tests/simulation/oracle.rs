@@ -193,7 +193,7 @@ impl Oracle {
                     self.reconcile(world, peer, call);
                 }
             }
-            Input::Challenge(_) | Input::WakeDone(_) => {}
+            Input::Challenge(_) | Input::Date(_) | Input::WakeDone(_) => {}
             Input::Proxied(id, _)
             | Input::Buffered(id, _)
             | Input::End(id)

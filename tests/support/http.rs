@@ -62,6 +62,10 @@ impl Answer {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
         let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
         let status = status.and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{head}"));
+        // RFC 9110, 6.6.1 and 10.2.3.
+        let date = head.lines().find_map(|line| line.strip_prefix("Date: "));
+        assert!(date.is_some_and(|date| date.len() == 29 && date.ends_with(" GMT")), "{head}");
+        assert_eq!(head.contains("\r\nRetry-After: "), [429, 503].contains(&status), "{head}");
         Self { status, head: head.into(), body: body.into() }
     }
 

@@ -133,6 +133,9 @@ fn decode_answer(bytes: &[u8]) -> Option<(Part, usize)> {
         .and_then(|rest| rest.get(..3))
         .and_then(|status| status.parse().ok())
         .unwrap_or_else(|| panic!("no status line: {head:?}"));
+    assert!(field(head, "date").is_some_and(|date| date.ends_with(" GMT")), "{head:?}");
+    let retries = field(head, "retry-after").is_some();
+    assert_eq!(retries, matches!(status, 429 | 503), "{head:?}");
     let body_len = field(head, "content-length").map_or(0, |len| len.parse().expect("a length"));
     let text = str::from_utf8(bytes.get(..head_len + body_len)?).expect("a body is UTF-8");
     if status != 101 {

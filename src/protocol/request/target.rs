@@ -6,8 +6,6 @@
 
 use std::net::Ipv6Addr;
 
-use crate::protocol::response::Refusal;
-
 /// What a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -38,25 +36,26 @@ impl Endpoint {
 
 /// The path of a request target (RFC 9112, 3.2), which alone decides, and the authority
 /// that stands before it in the absolute form. CONNECT's form and `*` have no path.
-pub(super) fn path(target: &str) -> Result<(&str, Option<&str>), Refusal> {
+/// `None`: it is malformed.
+pub(super) fn path(target: &str) -> Option<(&str, Option<&str>)> {
     if !target.is_ascii() || target.contains('#') {
-        return Err(Refusal::BadRequest);
+        return None;
     }
     let (path, authority) = if target.starts_with('/') {
         (target, None)
     } else if let Some((scheme, rest)) = target.split_once("://") {
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if !is_scheme(scheme) || !is_authority(authority) {
-            return Err(Refusal::BadRequest);
+            return None;
         }
         (path, Some(authority))
     } else if is_authority(target) {
         // `*` is a host name as far as RFC 3986 goes.
         ("", None)
     } else {
-        return Err(Refusal::BadRequest);
+        return None;
     };
-    Ok((path.split_once('?').map_or(path, |(path, _query)| path), authority))
+    Some((path.split_once('?').map_or(path, |(path, _query)| path), authority))
 }
 
 /// The host in an authority, without its port and the brackets of an IP literal.
@@ -65,6 +64,18 @@ pub(super) fn host(authority: &str) -> &str {
         Some((literal, _)) => literal,
         None => authority.split_once(':').map_or(authority, |(name, _)| name),
     }
+}
+
+/// Whether two host names are one, in whatever case, and with or without the dot that marks
+/// a fully qualified name (RFC 3986, 3.2.2).
+#[must_use]
+pub fn is_same_host(one: &str, other: &str) -> bool {
+    without_root(one).eq_ignore_ascii_case(without_root(other))
+}
+
+/// A host name without the dot of the root.
+pub(super) fn without_root(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
 }
 
 /// RFC 3986, 3.1.

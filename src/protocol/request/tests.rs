@@ -29,7 +29,7 @@ fn request(bytes: &[u8]) -> Request<'_> {
 
 /// Length of the head, `None` while it is partial.
 fn verdict(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
-    Ok(match parse(bytes)? {
+    Ok(match parse(bytes).map_err(|fault| fault.refusal)? {
         Head::Partial => None,
         Head::Complete { len, .. } => Some(len),
     })
@@ -306,7 +306,7 @@ fn health_endpoints_are_read_only() {
         ("OPTIONS", Err(Refusal::OnlyGetOrHead), false),
     ] {
         let bytes = head(&[&format!("{method} /healthz HTTP/1.1"), "Host: a"]);
-        assert_eq!(request(&bytes).read_only(), verdict, "{method}");
+        assert_eq!(request(&bytes).read_only().map_err(|it| it.refusal), verdict, "{method}");
         assert_eq!(request(&bytes).is_head(), is_head, "{method}");
     }
 }
@@ -320,7 +320,10 @@ fn required_headers() {
     let id_of = |len| format!("x-pyrycode-server: {}", "i".repeat(len));
 
     let binary = |fields: &[&str]| {
-        request(&get("/v1/server", fields)).identity().map(|identity| format!("{identity:?}"))
+        request(&get("/v1/server", fields))
+            .identity()
+            .map(|it| format!("{it:?}"))
+            .map_err(|it| it.refusal)
     };
     let expected = r#"Binary { server_id: "home-1", version: "1.0" }"#;
     for fields in [
@@ -356,7 +359,10 @@ fn required_headers() {
     }
 
     let phone = |fields: &[&str]| {
-        request(&get("/v1/client", fields)).identity().map(|identity| format!("{identity:?}"))
+        request(&get("/v1/client", fields))
+            .identity()
+            .map(|it| format!("{it:?}"))
+            .map_err(|it| it.refusal)
     };
     let expected = r#"Phone { server_id: "home-1", device_name: None }"#;
     let named = r#"Phone { server_id: "home-1", device_name: Some("Ada's \"\u{fe0f}") }"#;
@@ -381,7 +387,8 @@ fn required_headers() {
 
     for target in ["/healthz", "/readyz", "/"] {
         let bytes = get(target, &[AGENT, ID, VERSION, TOKEN]);
-        assert_eq!(request(&bytes).identity(), Err(Refusal::NotFound), "{target}");
+        let fault = request(&bytes).identity().unwrap_err();
+        assert_eq!(fault.refusal, Refusal::NotFound, "{target}");
     }
 }
 
@@ -413,7 +420,7 @@ fn the_websocket_handshake() {
     const KEY_FIELD: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
     let upgrade = |line: &str, fields: &[&str]| {
         let bytes = head(&[&[line, "Host: a"], fields].concat());
-        request(&bytes).upgrade().map(str::to_owned)
+        request(&bytes).upgrade().map(str::to_owned).map_err(|fault| fault.refusal)
     };
     let line = "GET /v1/client HTTP/1.1";
 

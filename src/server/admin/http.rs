@@ -10,27 +10,36 @@
 //! 4. With nothing to answer the threads sleep in accept(2), each with the
 //!    descriptor of its next connection in hand: when the relay has used up all
 //!    others, this is still answered.
-//! 5. Web pages elsewhere get nothing: no CORS, and a Host that is a name of
-//!    theirs, which they could make to mean loopback, is refused.
+//! 5. Web pages elsewhere get nothing: no CORS, and a Host that is a name of theirs,
+//!    which they could make to mean this listener (DNS rebinding), is refused. The health
+//!    endpoints answer to any name, as they do where peers dial.
+//! 6. Beyond loopback it answers the networks of `--metrics-allow`; everybody else is
+//!    closed without a byte.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
 use crate::config::HEAD_MAX;
-use crate::protocol::request::{self, Head, Request};
-use crate::protocol::response::Refusal;
+use crate::protocol::fault::{Cause, Fault};
+use crate::protocol::request::{self, Endpoint, Head, Request};
+use crate::protocol::response::{self, Health, RETRY_LATER, Refusal, Status};
+use crate::relay::refusals::Refusals;
 use crate::server::admin::metrics::{self, Surroundings};
 use crate::server::admin::process::Usage;
 use crate::server::log::Sink;
 use crate::server::mailbox::{Message, Post, Report};
 use crate::server::net::listener::is_exhaustion;
 use crate::server::os::clock::{monotonic, wall_time};
+use crate::server::os::date;
 use crate::server::os::eintr::uninterrupted;
+use crate::time::Throttle;
 
 /// Connections answered at a time. A browser opens one or two more than it uses.
 const THREADS: usize = 4;
@@ -50,15 +59,64 @@ const PAGE: &str = include_str!("http/status.html");
 /// A bound listener.
 #[derive(Debug)]
 pub struct Operator {
-    listener: Arc<TcpListener>,
+    door: Arc<Door>,
+}
+
+/// What all threads share.
+#[derive(Debug)]
+struct Door {
+    listener: TcpListener,
+    /// Which networks may ask beside this machine.
+    allowed: Vec<IpNet>,
+    /// Since when it answers.
+    opened: Instant,
+    log: Mutex<DoorLog>,
+}
+
+/// What was warned of, and when.
+#[derive(Debug, Default)]
+struct DoorLog {
+    requests: Refusals,
+    strangers: Throttle,
+}
+
+impl Door {
+    /// Since it was opened, on the time line of warnings.
+    fn now(&self) -> crate::time::Instant {
+        crate::time::Instant::START + monotonic().saturating_duration_since(self.opened)
+    }
+
+    /// Whether `peer` may ask. This machine always may: its health checks come from here.
+    fn admits(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        peer.is_loopback() || self.allowed.iter().any(|network| network.contains(&peer))
+    }
+
+    fn log_stranger(&self, peer: IpAddr) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = log.strangers.admit(self.now());
+        let level = if admitted.is_some() { ::log::Level::Warn } else { ::log::Level::Debug };
+        let dropped = admitted.filter(|dropped| *dropped > 0);
+        ::log::log!(
+            level, remote:% = peer.to_canonical(), cause = "not_allowed", dropped;
+            "metrics_refused"
+        );
+    }
+
+    /// The answer to a request that is refused.
+    fn refuse(&self, fault: Fault, peer: IpAddr, path: Option<&str>) -> Vec<u8> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.requests.log(fault, peer.to_canonical(), path, self.now());
+        fault.refusal.bytes(&date::now())
+    }
 }
 
 impl Operator {
-    /// Binds and listens.
+    /// Binds and listens, for this machine and the networks that are `allowed`.
     ///
     /// # Errors
     /// What the kernel says, with what to do about it.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, allowed: &[IpNet]) -> io::Result<Self> {
         let listener = TcpListener::bind(address).map_err(|error| {
             let advice = format!(
                 "--metrics-listen {address}: {error}; choose another port, or none at all \
@@ -66,7 +124,9 @@ impl Operator {
             );
             io::Error::new(error.kind(), advice)
         })?;
-        Ok(Self { listener: Arc::new(listener) })
+        let allowed = allowed.to_vec();
+        let (opened, log) = (monotonic(), Mutex::default());
+        Ok(Self { door: Arc::new(Door { listener, allowed, opened, log }) })
     }
 
     /// The address really bound.
@@ -74,7 +134,7 @@ impl Operator {
     /// # Errors
     /// None that is known for a bound socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.door.listener.local_addr()
     }
 
     /// Answers from now until the process ends.
@@ -85,7 +145,7 @@ impl Operator {
         let started = wall_time();
         for _ in 0..THREADS {
             let clerk = Clerk {
-                listener: Arc::clone(&self.listener),
+                door: Arc::clone(&self.door),
                 post: post.clone(),
                 sink: sink.clone(),
                 started,
@@ -99,7 +159,7 @@ impl Operator {
 
 /// One of the threads.
 struct Clerk {
-    listener: Arc<TcpListener>,
+    door: Arc<Door>,
     post: Post,
     sink: Sink,
     /// When the process started, since 1970.
@@ -111,9 +171,12 @@ struct Clerk {
 impl Clerk {
     fn run(mut self) {
         loop {
-            match self.listener.accept() {
-                // What goes wrong with one connection concerns nobody else.
-                Ok((stream, _)) => drop(self.serve(&stream)),
+            match self.door.listener.accept() {
+                Ok((_, peer)) if !self.door.admits(peer.ip()) => {
+                    self.door.log_stranger(peer.ip());
+                }
+                // What goes wrong with one connection concerns no other.
+                Ok((stream, peer)) => drop(self.serve(&stream, peer.ip())),
                 Err(error) if is_exhaustion(&error) => {
                     #[expect(clippy::disallowed_methods, reason = "nobody waits for this thread")]
                     thread::sleep(ACCEPT_RETRY);
@@ -123,14 +186,14 @@ impl Clerk {
         }
     }
 
-    fn serve(&mut self, stream: &TcpStream) -> io::Result<()> {
+    fn serve(&mut self, stream: &TcpStream, peer: IpAddr) -> io::Result<()> {
         let mut stream = Bounded { stream, until: monotonic() + PATIENCE };
         let mut head = Vec::new();
         let answer = loop {
             match request::parse(&head) {
-                Ok(Head::Complete { request, .. }) => break self.answer(&request),
+                Ok(Head::Complete { request, .. }) => break self.answer(&request, peer),
                 Ok(Head::Partial) => {}
-                Err(refusal) => break refusal.bytes().to_vec(),
+                Err(fault) => break self.door.refuse(fault, peer, request::path_of(&head)),
             }
             let start = head.len();
             head.resize(start + HEAD_MAX, 0);
@@ -148,28 +211,56 @@ impl Clerk {
         Ok(())
     }
 
-    fn answer(&mut self, request: &Request<'_>) -> Vec<u8> {
-        if !request.host().is_some_and(is_loopback) {
-            let body =
-                "Ask for localhost, 127.0.0.1 or [::1]: this page answers to no other name.\n";
-            return Answer::text("421 Misdirected Request", body).bytes(request);
+    fn answer(&mut self, request: &Request<'_>, peer: IpAddr) -> Vec<u8> {
+        let path = Some(request.path());
+        let is_health = matches!(request.endpoint(), Endpoint::Health | Endpoint::Ready);
+        let is_ours = |host| is_name_of_ours(host, !self.door.allowed.is_empty());
+        if !is_health && !request.host().is_some_and(is_ours) {
+            let fault = Fault::of(Refusal::Misdirected, Cause::WrongHost, "host");
+            self.door.refuse(fault, peer, path);
+            let body = "Ask for localhost or an address: this page answers to no other name.\n";
+            return Answer::text(Refusal::Misdirected.status(), body).bytes(request);
         }
-        let answer: fn(&mut Self) -> Answer = match request.path() {
-            "/metrics" => Self::metrics,
-            "/" => |_| page(),
-            _ => return Refusal::NotFound.bytes().to_vec(),
-        };
-        match request.read_only() {
-            Ok(()) => answer(self).bytes(request),
-            Err(refusal) => refusal.bytes().to_vec(),
+        if let Err(fault) = request.read_only() {
+            return self.door.refuse(fault, peer, path);
+        }
+        match (request.endpoint(), request.path()) {
+            (Endpoint::Health, _) => self.health(request),
+            (Endpoint::Ready, _) => self.ready(request),
+            (_, "/metrics") => self.metrics().bytes(request),
+            (_, "/") => page().bytes(request),
+            _ => {
+                let fault = Fault::new(Refusal::NotFound, Cause::UnknownPath);
+                self.door.refuse(fault, peer, path)
+            }
         }
     }
 
-    fn metrics(&mut self) -> Answer {
-        let Some(report) = self.report() else {
-            let body = format!("The event loop has not answered within {LOOP_PATIENCE:?}.\n");
-            return Answer::text("503 Service Unavailable", body);
+    /// As where peers dial, and a loop that is stuck is not well.
+    fn health(&mut self, request: &Request<'_>) -> Vec<u8> {
+        let Some(report) = self.report() else { return stuck().bytes(request) };
+        let health = Health {
+            status: if report.relay.is_draining { Status::Draining } else { Status::Ok },
+            version: env!("CARGO_PKG_VERSION"),
+            connected_binaries: report.relay.binaries as u64,
+            connected_phones: report.relay.phones as u64,
+            uptime_seconds: self.door.now().since(crate::time::Instant::START).as_secs(),
         };
+        let mut answer = Vec::new();
+        response::health(&health, &date::now(), request.is_head(), &mut answer);
+        answer
+    }
+
+    fn ready(&mut self, request: &Request<'_>) -> Vec<u8> {
+        let Some(Report { relay, .. }) = self.report() else { return stuck().bytes(request) };
+        let is_ready = !relay.is_draining && relay.connections < relay.connections_max;
+        let mut answer = Vec::new();
+        response::ready(is_ready, &date::now(), &mut answer);
+        answer
+    }
+
+    fn metrics(&mut self) -> Answer {
+        let Some(report) = self.report() else { return stuck() };
         let around = Surroundings {
             started: self.started,
             usage: Usage::now(),
@@ -201,10 +292,24 @@ impl Clerk {
     }
 }
 
-/// A host that can only mean this machine.
-fn is_loopback(host: &str) -> bool {
-    let literal = host.parse().map(|address: IpAddr| address.to_canonical());
-    host.eq_ignore_ascii_case("localhost") || literal.is_ok_and(|address| address.is_loopback())
+/// What is said of a loop that does not answer.
+fn stuck() -> Answer {
+    let body = format!("The event loop has not answered within {LOOP_PATIENCE:?}.\n");
+    Answer::text(Refusal::Unavailable.status(), body)
+}
+
+/// A host that no web page elsewhere can make to mean this listener: one that means this
+/// machine or, if others may ask (`is_open`), any address and any name that the public DNS
+/// does not have, as containers and private networks use them (RFC 6761, RFC 6762,
+/// RFC 8375; `internal` is reserved by ICANN).
+fn is_name_of_ours(host: &str, is_open: bool) -> bool {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return is_open || address.to_canonical().is_loopback();
+    }
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let private = [".internal", ".local", ".localhost", ".home.arpa"];
+    name == "localhost"
+        || is_open && (!name.contains('.') || private.iter().any(|it| name.ends_with(it)))
 }
 
 /// The status page. What runs in it is what stands in it: its script and its style
@@ -246,11 +351,14 @@ impl Answer {
 
     fn bytes(&self, request: &Request<'_>) -> Vec<u8> {
         let Self { status, media_type, policy, body } = self;
+        let is_later = *status == Refusal::Unavailable.status();
+        let later = if is_later { RETRY_LATER } else { "" };
         let mut bytes = format!(
-            "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: {media_type}\r\n\
-             Content-Length: {}\r\nCache-Control: no-store\r\n\
+            "HTTP/1.1 {status}\r\nDate: {}\r\n{later}Connection: close\r\n\
+             Content-Type: {media_type}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
              Content-Security-Policy: {policy}\r\nCross-Origin-Resource-Policy: same-origin\r\n\
              Referrer-Policy: no-referrer\r\nX-Content-Type-Options: nosniff\r\n\r\n",
+            date::now().as_str(),
             body.len()
         );
         if !request.is_head() {
@@ -304,12 +412,51 @@ mod tests {
     use crate::server::mailbox::Mailbox;
 
     #[test]
+    fn a_name_that_a_web_page_could_own_is_none_of_ours() {
+        for (host, here, open) in [
+            ("localhost", true, true),
+            ("LOCALHOST.", true, true),
+            ("127.0.0.1", true, true),
+            ("::1", true, true),
+            ("::ffff:127.0.0.1", true, true),
+            ("10.0.0.7", false, true),
+            ("relay", false, true),
+            ("relay.process.app.internal", false, true),
+            ("relay.monitoring.svc.cluster.local", false, true),
+            ("relay.example.com", false, false),
+            ("internal.example.com", false, false),
+            ("evil-internal", false, true),
+            ("localhost.example.com", false, false),
+        ] {
+            assert_eq!(is_name_of_ours(host, false), here, "{host}");
+            assert_eq!(is_name_of_ours(host, true), open, "{host}");
+        }
+    }
+
+    #[test]
+    fn this_machine_and_the_allowed_networks_may_ask() {
+        let allowed = ["10.0.0.0/8".parse().unwrap(), "fdaa::/16".parse().unwrap()];
+        let operator = Operator::bind("127.0.0.1:0".parse().unwrap(), &allowed).unwrap();
+        for (peer, admitted) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:10.1.2.3", true),
+            ("10.1.2.3", true),
+            ("fdaa:0:1::2", true),
+            ("192.0.2.1", false),
+            ("fdab::1", false),
+        ] {
+            assert_eq!(operator.door.admits(peer.parse().unwrap()), admitted, "{peer}");
+        }
+    }
+
+    #[test]
     fn a_stuck_loop_is_asked_once_and_its_late_answer_is_not_news() {
         let poll = Poll::new().unwrap();
         let mut mailbox = Mailbox::new(poll.registry(), Token(0)).unwrap();
         let sink = Sink::start(LogFormat::Logfmt, ::log::LevelFilter::Off, io::sink()).unwrap();
         let mut clerk = Clerk {
-            listener: Operator::bind("127.0.0.1:0".parse().unwrap()).unwrap().listener,
+            door: Operator::bind("127.0.0.1:0".parse().unwrap(), &[]).unwrap().door,
             post: mailbox.post(),
             sink,
             started: Duration::ZERO,

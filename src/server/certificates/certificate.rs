@@ -19,6 +19,7 @@ use x509_cert::time::Time;
 use super::key_file;
 use crate::config::PairFiles;
 use crate::pem;
+use crate::protocol::request::is_same_host;
 
 /// The protocol of the challenge tls-alpn-01 (RFC 8737 §6.2): nothing is spoken in it.
 pub(in crate::server) const ACME_TLS: &[u8] = b"acme-tls/1";
@@ -253,12 +254,19 @@ struct Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let is_served = self.domain.as_ref().is_none_or(|domain| {
-            hello.server_name().is_some_and(|name| name.eq_ignore_ascii_case(domain))
-        });
+        let is_served = is_served(hello.server_name(), self.domain.as_deref());
         // RFC 8737 §3: no other protocol is offered beside it.
         let is_challenge = hello.alpn().is_some_and(|protocols| protocols.eq([ACME_TLS]));
         let key = if is_challenge { &self.challenge } else { &self.key };
         key.clone().filter(|_| is_served)
+    }
+}
+
+/// Whether a handshake that asks for the name `asked` gets the certificate for `served`. One
+/// that asks for no name does: a health check by address cannot name anything (RFC 6066 §3).
+pub(in crate::server) fn is_served(asked: Option<&str>, served: Option<&str>) -> bool {
+    match (asked, served) {
+        (Some(asked), Some(served)) => is_same_host(asked, served),
+        _ => true,
     }
 }

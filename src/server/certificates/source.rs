@@ -126,6 +126,14 @@ impl Source {
         (handshakes.with(None), certified)
     }
 
+    /// The only name that is served; `None`: any.
+    pub(in crate::server) fn domain(&self) -> Option<Arc<str>> {
+        match &self.kind {
+            Kind::Own { .. } => None,
+            Kind::Automatic(fetcher) => Some(fetcher.acme.domain.as_str().into()),
+        }
+    }
+
     /// Starts the thread that posts what to serve later.
     pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
         match self.kind {

@@ -33,6 +33,7 @@ impl<C: Core> Server<C> {
     /// If there can be no thread to look after it.
     pub fn with_tls(mut self, source: Source) -> io::Result<Self> {
         let (config, certified) = source.first();
+        self.domain = source.domain();
         self.tls = Some(config);
         if let Some(certified) = certified {
             self.serve(certified);

@@ -36,9 +36,12 @@ pub const KEYS: &[&str] = &[
     "to",
     "close_code",
     "cause",
+    "header",
+    "server_name",
+    // Of a kind of warning that comes at most once a minute: those left out before it.
+    "dropped",
     // What a connection was, at its end: `in` is what came from its peer.
     "role",
-    "dropped",
     "age_ms",
     "rtt_ms",
     "frames_in",
@@ -93,13 +96,15 @@ pub(super) fn render(format: LogFormat, since_epoch: Duration, record: &Record<'
     line.text
 }
 
+/// As Go's `slog` writes a level; one that it has no name for is written as the distance
+/// from the next named level below or above it.
 fn name(level: Level) -> &'static str {
     match level {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-        Level::Trace => "trace",
+        Level::Error => "ERROR",
+        Level::Warn => "WARN",
+        Level::Info => "INFO",
+        Level::Debug => "DEBUG",
+        Level::Trace => "DEBUG-4",
     }
 }
 

@@ -180,7 +180,7 @@ fn a_closed_writer_loses_lines_without_a_spin_and_may_come_back() {
 
 #[test]
 fn a_writer_that_fails_within_a_line_never_tears_it() {
-    // `time=2024-02-29T12:34:56.789Z level=info msg=one` and a line feed.
+    // `time=2024-02-29T12:34:56.789Z level=INFO msg=one` and a line feed.
     const LINE: usize = 49;
     for taken in 0..=3 * LINE {
         let (sink, pipe) = start();

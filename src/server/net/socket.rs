@@ -16,7 +16,7 @@ use crate::config::{PROXY_HEADER_MAX, ROOM};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;
 use crate::relay::ConnId;
-use crate::server::net::tls_session::{RECORD_MAX, Session};
+use crate::server::net::tls_session::{RECORD_MAX, Session, is_fault};
 use crate::server::os::eintr::uninterrupted;
 
 /// One stream, registered once for both directions, edge-triggered.
@@ -114,16 +114,27 @@ pub(in crate::server) enum Received<'b> {
     Cut,
 }
 
+/// How TLS has failed.
+#[derive(Debug)]
+pub(in crate::server) struct TlsFailure {
+    /// What the peer asked for.
+    pub(in crate::server) server_name: Option<Box<str>>,
+    pub(in crate::server) error: String,
+    /// No plaintext had come or gone.
+    pub(in crate::server) in_handshake: bool,
+}
+
 impl Socket {
     pub(in crate::server) fn new(
         mut stream: TcpStream,
-        tls: Option<Arc<ServerConfig>>,
+        tls: Option<(Arc<ServerConfig>, Option<Arc<str>>)>,
         registry: &Registry,
         token: Token,
         owes_header: bool,
     ) -> io::Result<Self> {
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        let tls = tls.map(Session::new).transpose().map_err(io::Error::other)?;
+        let tls = tls.map(|(config, served)| Session::new(config, served));
+        let tls = tls.transpose().map_err(io::Error::other)?;
         Ok(Self {
             stream,
             generation: 0,
@@ -181,7 +192,6 @@ impl Socket {
             });
         };
         if let Some(fault) = session.fault() {
-            log::debug!(err:% = fault; "tls_failed");
             return Err(io::Error::other(fault.clone()));
         }
         if session.has_ended() {
@@ -196,8 +206,6 @@ impl Socket {
             return Ok(Received::Nothing);
         };
         if count == 0 {
-            let cause = if session.is_handshaking() { "in_handshake" } else { "truncated" };
-            log::debug!(cause; "tls_cut");
             self.is_readable = false;
             return Ok(Received::Cut);
         }
@@ -218,6 +226,21 @@ impl Socket {
             return Ok(Received::End);
         }
         Ok(Received::Bytes(&buffers.plain, count))
+    }
+
+    /// What there is to tell of TLS that failed by `error`, or of a handshake that was cut
+    /// off; `None`: it was not TLS that failed. A peer that hangs up without a byte, as
+    /// health checks of a TCP port do, has not failed.
+    pub(in crate::server) fn tls_failure(&self, error: Option<&io::Error>) -> Option<TlsFailure> {
+        let session = self.tls.as_ref()?;
+        let in_handshake = session.is_handshaking();
+        let error = match error {
+            Some(error) if is_fault(error) => error.to_string(),
+            Some(_) => return None,
+            None if !in_handshake || session.is_untouched() => return None,
+            None => "the peer hung up within the handshake".into(),
+        };
+        Some(TlsFailure { server_name: session.server_name().map(Into::into), error, in_handshake })
     }
 
     fn note_read(&mut self, count: Option<usize>, wanted: usize) {

@@ -9,6 +9,7 @@
 //!    message, and on the way out at most one record and [`OWED_MAX`].
 //! 3. What came before a fault is handed out before the fault is told.
 
+mod hello;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,8 @@ use rustls::unbuffered::{
 };
 use rustls::{Error, ServerConfig};
 
-use crate::server::certificates::certificate::ACME_TLS;
+use self::hello::Hello;
+use crate::server::certificates::certificate::{ACME_TLS, is_served};
 
 /// Whether it was TLS that failed, and not the stream below it.
 pub(in crate::server) fn is_fault(error: &io::Error) -> bool {
@@ -41,12 +43,23 @@ const OWED_MAX: usize = 64 * 1024;
 /// One TLS session, the server's end.
 pub(in crate::server) struct Session {
     inner: UnbufferedServerConnection,
+    /// `None`: the handshake is complete.
+    handshake: Option<Box<Handshake>>,
     /// Received, and no whole record yet.
     partial: Vec<u8>,
     /// Sealed, and not sent yet.
     pub(in crate::server) unsent: Vec<u8>,
     has_ended: bool,
     fault: Option<Error>,
+}
+
+/// What a session has to know until its handshake is complete.
+struct Handshake {
+    /// The only name that is served; `None`: any.
+    served: Option<Arc<str>>,
+    has_hello: bool,
+    /// The name that the peer asked for.
+    asked: Option<Box<str>>,
 }
 
 impl Debug for Session {
@@ -66,13 +79,18 @@ enum Say<'a> {
 }
 
 impl Session {
-    /// A session whose first byte has not come.
+    /// A session whose first byte has not come. `served` is the only name that a peer may
+    /// ask for; `None`: any.
     ///
     /// # Errors
     /// None that is known for a configuration that was accepted.
-    pub(in crate::server) fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
+    pub(in crate::server) fn new(
+        config: Arc<ServerConfig>,
+        served: Option<Arc<str>>,
+    ) -> Result<Self, Error> {
         Ok(Self {
             inner: UnbufferedServerConnection::new(config)?,
+            handshake: Some(Box::new(Handshake { served, has_hello: false, asked: None })),
             partial: Vec::new(),
             unsent: Vec::new(),
             has_ended: false,
@@ -83,6 +101,16 @@ impl Session {
     /// No plaintext can come or go yet.
     pub(in crate::server) fn is_handshaking(&self) -> bool {
         self.inner.is_handshaking()
+    }
+
+    /// Not a byte has come.
+    pub(in crate::server) fn is_untouched(&self) -> bool {
+        self.partial.is_empty() && self.handshake.as_ref().is_some_and(|it| !it.has_hello)
+    }
+
+    /// The name that the peer asked for in a handshake that is not complete.
+    pub(in crate::server) fn server_name(&self) -> Option<&str> {
+        self.handshake.as_ref()?.asked.as_deref()
     }
 
     /// The peer has said that it sends no more (close_notify): a FIN is no
@@ -116,7 +144,11 @@ impl Session {
     /// `plain`. What the peer is owed for it is in [`Self::unsent`].
     pub(in crate::server) fn receive(&mut self, ciphertext: &mut [u8], plain: &mut Vec<u8>) {
         let mut used = 0;
-        let result = self.run(&mut used, ciphertext, plain, Say::Nothing);
+        let result = match self.look_at_hello(ciphertext) {
+            Ok(true) => self.run(&mut used, ciphertext, plain, Say::Nothing),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
         // The alert that tells the peer. Nothing more may be handed in.
         while result.is_err() && self.inner.wants_write() {
             if let Ok(ConnectionState::EncodeTlsData(data)) =
@@ -126,7 +158,26 @@ impl Session {
             }
         }
         self.fault = result.err();
+        if !self.inner.is_handshaking() {
+            self.handshake = None;
+        }
         self.partial = if self.is_over() { Vec::new() } else { ciphertext[used..].to_vec() };
+    }
+
+    /// Before the session answers a ClientHello: whether it is complete, and names a server
+    /// that is served. rustls by itself would answer access_denied to any other name.
+    fn look_at_hello(&mut self, ciphertext: &[u8]) -> Result<bool, Error> {
+        let Some(handshake) = self.handshake.as_mut().filter(|it| !it.has_hello) else {
+            return Ok(true);
+        };
+        let Hello::Complete(asked) = hello::read(ciphertext) else { return Ok(false) };
+        handshake.has_hello = true;
+        handshake.asked = asked;
+        if is_served(handshake.asked.as_deref(), handshake.served.as_deref()) {
+            return Ok(true);
+        }
+        self.unsent.extend_from_slice(hello::UNRECOGNIZED_NAME);
+        Err(Error::General("the server name is not served here".into()))
     }
 
     /// Seals `plain`, at most [`RECORD_MAX`] bytes, into [`Self::unsent`].

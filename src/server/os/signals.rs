@@ -5,7 +5,10 @@
 //! 1. The first signal is an event: [`Signals::take`] names it.
 //! 2. The second, either one, ends the process at once with status 1, from the
 //!    handler: the loop may be stuck.
-//! 3. SIGHUP ends nothing and counts as neither.
+//! 3. SIGHUP has certificates read again where there are any. Where there are none it is
+//!    that of a terminal which closes: it asks a process that was started from one to end,
+//!    as the first SIGTERM does, and means nothing to others. It never counts as the
+//!    second: a shell and the kernel both send it.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -20,6 +23,48 @@ use signal_hook::{flag, low_level};
 /// The exit status after a second signal.
 const STATUS_IMPATIENT: i32 = 1;
 
+/// What SIGHUP asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hangup {
+    /// To read certificates again.
+    Reload,
+    /// To end.
+    End,
+    /// Nothing.
+    Nothing,
+}
+
+impl Hangup {
+    /// What it asks of this process, which has certificates if `reloads`.
+    #[must_use]
+    pub fn of_this_process(reloads: bool) -> Self {
+        // The process was started from a terminal if it has one that controls it
+        // (credentials(7)); systemd and container engines give it none. nohup(1) has it
+        // ignore the signal.
+        let has_terminal = || std::fs::File::open("/dev/tty").is_ok();
+        if reloads {
+            Self::Reload
+        } else if has_terminal() && !is_ignored() {
+            Self::End
+        } else {
+            Self::Nothing
+        }
+    }
+}
+
+/// Whether SIGHUP was ignored when the process was started; false where the kernel does
+/// not say.
+fn is_ignored() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
+}
+
+/// Whether the first bit of `SigIgn`, which is SIGHUP's, is set (proc(5)).
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (SIGHUP - 1) != 0)
+}
+
 /// A signal that asks the process to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -27,10 +72,12 @@ pub enum Signal {
     Terminate,
     /// SIGINT, from a keyboard.
     Interrupt,
+    /// SIGHUP, from a terminal that closes.
+    Hangup,
 }
 
 impl Signal {
-    const ALL: [Self; 2] = [Self::Terminate, Self::Interrupt];
+    const ALL: [Self; 3] = [Self::Terminate, Self::Interrupt, Self::Hangup];
 
     /// Its name in signal(7).
     #[must_use]
@@ -38,6 +85,7 @@ impl Signal {
         match self {
             Self::Terminate => "SIGTERM",
             Self::Interrupt => "SIGINT",
+            Self::Hangup => "SIGHUP",
         }
     }
 
@@ -45,6 +93,7 @@ impl Signal {
         match self {
             Self::Terminate => SIGTERM,
             Self::Interrupt => SIGINT,
+            Self::Hangup => SIGHUP,
         }
     }
 }
@@ -53,7 +102,7 @@ impl Signal {
 #[derive(Debug)]
 pub struct Signals {
     wakes: UnixStream,
-    /// SIGHUP has come.
+    /// SIGHUP has come and asks for certificates to be read again.
     hangup: Arc<AtomicBool>,
     /// The number of the signal that has come, 0 for none.
     pending: Arc<AtomicUsize>,
@@ -66,12 +115,12 @@ impl Signals {
     /// # Errors
     ///
     /// If there is no descriptor for the pipe or the kernel refuses a handler.
-    pub fn install() -> io::Result<Self> {
+    pub fn install(on_hangup: Hangup) -> io::Result<Self> {
         let (wakes, waker) = StdUnixStream::pair()?;
         wakes.set_nonblocking(true)?;
         let pending = Arc::new(AtomicUsize::new(0));
         let is_second = Arc::new(AtomicBool::new(false));
-        for signal in Signal::ALL {
+        for signal in [Signal::Terminate, Signal::Interrupt] {
             let number = signal.number();
             // A handler runs these in order. The exit must ask before the first
             // signal has made it true, and the byte must follow what it announces.
@@ -81,7 +130,14 @@ impl Signals {
             low_level::pipe::register(number, waker.try_clone()?)?;
         }
         let hangup = Arc::new(AtomicBool::new(false));
-        flag::register(SIGHUP, Arc::clone(&hangup))?;
+        match on_hangup {
+            Hangup::Reload => drop(flag::register(SIGHUP, Arc::clone(&hangup))?),
+            Hangup::End => {
+                flag::register_usize(SIGHUP, Arc::clone(&pending), SIGHUP as usize)?;
+            }
+            // Not the default action, which would end the process.
+            Hangup::Nothing => {}
+        }
         low_level::pipe::register(SIGHUP, waker)?;
         Ok(Self { wakes: UnixStream::from_std(wakes), hangup, pending })
     }
@@ -131,7 +187,7 @@ mod tests {
     fn child() {
         let mut poll = mio::Poll::new().unwrap();
         let mut events = mio::Events::with_capacity(4);
-        let mut signals = Signals::install().unwrap();
+        let mut signals = Signals::install(Hangup::End).unwrap();
         signals.register(poll.registry(), Token(7)).unwrap();
         poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
         assert!(events.is_empty() && signals.take().is_none());
@@ -176,6 +232,7 @@ mod tests {
             let signal = match signal {
                 Signal::Terminate => rustix::process::Signal::TERM,
                 Signal::Interrupt => rustix::process::Signal::INT,
+                Signal::Hangup => rustix::process::Signal::HUP,
             };
             kill_process(Pid::from_child(&self.child), signal).unwrap();
         }
@@ -189,13 +246,29 @@ mod tests {
     }
 
     #[test]
+    fn an_ignored_hangup_is_seen() {
+        // nohup sh -c 'grep SigIgn /proc/$$/status'
+        assert!(ignores_hangup("Name:\tsh\nSigIgn:\t0000000000000001\nSigCgt:\t0\n"));
+        assert!(ignores_hangup("SigIgn:\t0000000000001007\n"));
+        assert!(!ignores_hangup("SigIgn:\t0000000000001006\nSigCgt:\t0000000000000001\n"));
+        assert!(!ignores_hangup("") && !ignores_hangup("SigIgn:\tx\n"));
+    }
+
+    #[test]
     fn the_first_signal_wakes_the_loop_and_the_second_ends_a_stuck_process() {
         for first in Signal::ALL {
-            for second in Signal::ALL {
+            for second in [Signal::Terminate, Signal::Interrupt] {
                 let mut process = Process::start();
                 process.expect("ready");
                 process.signal(first);
                 process.expect(first.name());
+                if first == Signal::Hangup {
+                    // Nobody was impatient yet. Two of one signal may arrive as one.
+                    process.signal(first);
+                    let other = [Signal::Terminate, Signal::Interrupt];
+                    let other = other.into_iter().find(|other| *other != second).unwrap();
+                    process.signal(other);
+                }
                 process.signal(second);
                 let status = process.child.wait().unwrap();
                 assert_eq!(status.code(), Some(1), "{first:?} {second:?}");

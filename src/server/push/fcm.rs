@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn only_what_looks_like_an_enum_is_repeated() {
         let long = "A".repeat(65);
-        for word in ["", "not_found", "A B", "A\\nlevel=error", "ABc", &long, "Ü"] {
+        for word in ["", "not_found", "A B", "A\\nlevel=ERROR", "ABc", &long, "Ü"] {
             assert_eq!(refusal(word, FCM_ERROR, word), Complaint::default(), "{word}");
         }
         for body in ["[]", "{}", r#"{"error":"A"}"#, r#"{"error":{"status":1}}"#, "\u{0}", "{"] {

@@ -71,16 +71,34 @@ fn a_line_looks_like_this() {
     let record = Record::builder().level(Level::Warn).args(args).key_values(&pairs).build();
     assert_eq!(
         render(LogFormat::Logfmt, time, &record),
-        "time=2024-02-29T12:34:56.789Z level=warn msg=server_claimed server_id=home \
+        "time=2024-02-29T12:34:56.789Z level=WARN msg=server_claimed server_id=home \
          device_name=\"Ann's \\\"phone\\\"\" remote=[::1]:80 close_code=1011 connections=-1 \
          err=\"\"\n"
     );
     assert_eq!(
         render(LogFormat::Json, time, &record),
-        "{\"time\":\"2024-02-29T12:34:56.789Z\",\"level\":\"warn\",\"msg\":\"server_claimed\",\
+        "{\"time\":\"2024-02-29T12:34:56.789Z\",\"level\":\"WARN\",\"msg\":\"server_claimed\",\
          \"server_id\":\"home\",\"device_name\":\"Ann's \\\"phone\\\"\",\"remote\":\"[::1]:80\",\
          \"close_code\":1011,\"connections\":-1,\"err\":\"\"}\n"
     );
+}
+
+#[test]
+fn levels_are_spelt_as_slog_does() {
+    // log/slog, Level.String: trace is four below debug.
+    for (level, spelt) in [
+        (Level::Error, "ERROR"),
+        (Level::Warn, "WARN"),
+        (Level::Info, "INFO"),
+        (Level::Debug, "DEBUG"),
+        (Level::Trace, "DEBUG-4"),
+    ] {
+        let record = Record::builder().level(level).args(format_args!("e")).build();
+        let logfmt = render(LogFormat::Logfmt, Duration::ZERO, &record);
+        assert_eq!(logfmt, format!("time=1970-01-01T00:00:00.000Z level={spelt} msg=e\n"));
+        let json = render(LogFormat::Json, Duration::ZERO, &record);
+        assert!(json.contains(&format!("\"level\":\"{spelt}\"")), "{json}");
+    }
 }
 
 #[test]
@@ -91,7 +109,7 @@ fn no_value_forges_a_line_or_a_key() {
         ("größe…", "größe…"),
         ("two words", r#""two words""#),
         ("no\u{a0}break", "\"no\u{a0}break\""),
-        ("x level=error", r#""x level=error""#),
+        ("x level=ERROR", r#""x level=ERROR""#),
         ("a=b", r#""a=b""#),
         ("\"", r#""\"""#),
         ("\\", r#""\\""#),
@@ -195,7 +213,7 @@ fn keys_of_the_closed_list_need_no_escape_and_are_no_fixed_field() {
 #[cfg_attr(debug_assertions, should_panic(expected = "not on the closed list"))]
 fn an_unknown_key_is_a_bug_and_says_nothing() {
     let line = line(LogFormat::Logfmt, &[("token", "secret".into()), ("cause", "end".into())]);
-    assert_eq!(line, "time=1970-01-01T00:00:00.000Z level=info msg=e cause=end\n");
+    assert_eq!(line, "time=1970-01-01T00:00:00.000Z level=INFO msg=e cause=end\n");
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl Pair {
         let name = ServerName::try_from("relay").unwrap();
         Self {
             client: ClientConnection::new(client_config(root, tls12), name).unwrap(),
-            server: Session::new(config).unwrap(),
+            server: Session::new(config, None).unwrap(),
             plain: Vec::new(),
             piece: usize::MAX,
         }
@@ -239,13 +239,83 @@ fn only_the_domain_is_served_and_nothing_without_a_certificate() {
         let mut pair = Pair::new(false);
         let name = ServerName::try_from("relay").unwrap();
         pair.client = ClientConnection::new(client_config(root.clone(), false), name).unwrap();
-        pair.server = Session::new(config).unwrap();
+        pair.server = Session::new(config, None).unwrap();
         let mut hello = Vec::new();
         pair.client.write_tls(&mut hello).unwrap();
         pair.server_receives(&hello);
         assert_eq!(pair.server.fault().is_none(), works);
     }
     assert!(certificate.is_for("relay") && !certificate.is_for("relay.example"));
+}
+
+/// The alert that a client hears which asks for `asked` where `served` is served.
+fn heard_when_asking(asked: &str, served: &str, record: usize) -> Option<rustls::AlertDescription> {
+    let (certificate, root) = certificate();
+    let mut config = Arc::unwrap_or_clone(client_config(root, false));
+    // The certificate is for another name than some ask for: what matters is the alert.
+    config.enable_sni = !asked.is_empty();
+    let name = if asked.is_empty() { "relay" } else { asked };
+    let mut pair = Pair::new(false);
+    let name = ServerName::try_from(name).unwrap().to_owned();
+    pair.client = ClientConnection::new(Arc::new(config), name).unwrap();
+    let config = Handshakes::new(Some(served)).unwrap().with(Some(&certificate));
+    pair.server = Session::new(config, Some(served.into())).unwrap();
+    let mut hello = Vec::new();
+    pair.client.write_tls(&mut hello).unwrap();
+    let (header, message) = hello.split_at(5);
+    for fragment in message.chunks(record) {
+        let len = u16::try_from(fragment.len()).unwrap().to_be_bytes();
+        pair.server_receives(&[&header[..3], &len[..], fragment].concat());
+    }
+    let expected = (!asked.is_empty()).then_some(asked);
+    assert_eq!(pair.server.server_name(), expected, "{asked} in records of {record}");
+    let mut rest = &pair.server.unsent[..];
+    while !rest.is_empty() {
+        pair.client.read_tls(&mut rest).unwrap();
+        match pair.client.process_new_packets() {
+            Err(Error::AlertReceived(alert)) => return Some(alert),
+            _ => continue,
+        }
+    }
+    None
+}
+
+#[test]
+fn a_name_that_is_not_served_hears_unrecognized_name_and_no_name_is_served() {
+    use rustls::AlertDescription::UnrecognisedName;
+    for record in [16 * 1024, 100, 1] {
+        assert_eq!(heard_when_asking("other", "relay", record), Some(UnrecognisedName));
+        assert_eq!(heard_when_asking("relay", "Relay.", record), None);
+        assert_eq!(heard_when_asking("", "relay", record), None);
+    }
+}
+
+#[test]
+fn a_hello_that_is_not_complete_is_kept_and_costs_no_more_than_its_bytes() {
+    let mut pair = Pair::new(false);
+    let mut hello = Vec::new();
+    pair.client.write_tls(&mut hello).unwrap();
+    let (front, last) = hello.split_at(hello.len() - 1);
+    pair.server_receives(front);
+    assert_eq!(pair.server.partial(), front);
+    assert!(pair.server.partial.capacity() <= hello.len() && pair.server.unsent.is_empty());
+    pair.server_receives(last);
+    assert!(pair.server.partial().is_empty() && !pair.server.unsent.is_empty());
+    pair.shuttle();
+    assert!(pair.server.handshake.is_none(), "what the handshake needed is given back");
+}
+
+#[test]
+fn a_hello_without_end_is_left_to_the_session() {
+    let mut pair = Pair::new(false);
+    // One handshake message of 64 KiB in records of a byte each.
+    let mut received = 0;
+    while pair.server.fault().is_none() && received < 100_000 {
+        let byte = if received == 0 { 1 } else { 0xff };
+        pair.server_receives(&[22, 3, 1, 0, 1, byte]);
+        received += 6;
+        assert!(pair.server.partial().len() <= OWED_MAX + RECORD_MAX);
+    }
 }
 
 #[test]
@@ -277,7 +347,7 @@ fn a_challenge_has_a_certificate_of_its_own_and_others_notice_nothing() {
             let name = ServerName::try_from("relay").unwrap();
             let mut pair = Pair::new(tls12);
             pair.client = ClientConnection::new(Arc::new(client), name).unwrap();
-            pair.server = Session::new(Arc::clone(config)).unwrap();
+            pair.server = Session::new(Arc::clone(config), None).unwrap();
             if expected.is_some() {
                 pair.shuttle();
                 assert!(!pair.server.is_handshaking());
@@ -303,7 +373,7 @@ fn a_session_resumes_with_a_ticket_even_after_a_reload() {
             let name = ServerName::try_from("relay").unwrap();
             let mut pair = Pair::new(tls12);
             pair.client = ClientConnection::new(Arc::clone(&client), name).unwrap();
-            pair.server = Session::new(handshakes.with(Some(&certificate))).unwrap();
+            pair.server = Session::new(handshakes.with(Some(&certificate)), None).unwrap();
             pair.shuttle();
             pair.client.handshake_kind().unwrap()
         });

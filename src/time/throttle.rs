@@ -1,0 +1,48 @@
+//! Warnings of one kind, at most one in a while.
+//!
+//! Owns when the next one is due and how many were left out since the last. Knows neither
+//! what is warned of nor a log.
+
+use std::time::Duration;
+
+use super::Instant;
+
+/// The shortest time between two warnings of one kind.
+pub const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// One kind of warning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Throttle {
+    /// The next one is due.
+    due: Instant,
+    left_out: u64,
+}
+
+impl Throttle {
+    /// It has happened. `Some`: a warning is due, and so many were left out since the last
+    /// one; `None`: this one is left out.
+    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+        if now < self.due {
+            self.left_out += 1;
+            return None;
+        }
+        self.due = now + WARN_INTERVAL;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_a_minute_is_admitted_and_tells_of_those_before() {
+        let at = |seconds| Instant::START + Duration::from_secs(seconds);
+        let mut throttle = Throttle::default();
+        assert_eq!(throttle.admit(at(5)), Some(0), "the first");
+        assert_eq!(throttle.admit(at(5)), None);
+        assert_eq!(throttle.admit(at(64)), None);
+        assert_eq!(throttle.admit(at(65)), Some(2));
+        assert_eq!(throttle.admit(at(1000)), Some(0));
+    }
+}

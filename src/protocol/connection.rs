@@ -25,7 +25,7 @@ use super::close::CloseCause;
 use super::heartbeat::{Answer, Beat, Heartbeat};
 use super::inbound::Inbound;
 use super::outbox::Outbox;
-use super::spares::Spares;
+use super::outbox_pool::OutboxPool;
 use super::websocket::{Assembly, Codec, Incoming, Opcode};
 use crate::config::{DRAIN_MAX, Timeouts};
 use crate::time::Instant;
@@ -277,25 +277,25 @@ impl Connection {
         &mut self,
         opcode: Opcode,
         parts: &[&[u8]],
-        spares: &mut Spares,
+        pool: &mut OutboxPool,
         now: Instant,
     ) {
         if !self.is_closing() {
-            self.spare_outbox(spares, now).push_message(opcode, parts);
+            self.pooled_outbox(pool, now).push_message(opcode, parts);
         }
     }
 
     /// Queues a ping.
-    pub fn send_ping(&mut self, payload: &[u8], spares: &mut Spares, now: Instant) {
+    pub fn send_ping(&mut self, payload: &[u8], pool: &mut OutboxPool, now: Instant) {
         if !self.is_closing() {
-            self.spare_outbox(spares, now).push_ping(payload);
+            self.pooled_outbox(pool, now).push_ping(payload);
         }
     }
 
     /// Queues the answer to a peer's ping.
-    pub fn send_pong(&mut self, payload: &[u8], spares: &mut Spares, now: Instant) {
+    pub fn send_pong(&mut self, payload: &[u8], pool: &mut OutboxPool, now: Instant) {
         if !self.is_closing() {
-            self.spare_outbox(spares, now).push_pong(payload);
+            self.pooled_outbox(pool, now).push_pong(payload);
         }
     }
 
@@ -370,12 +370,12 @@ impl Connection {
     }
 
     /// The first `count` bytes of [`Self::outgoing`] were written.
-    pub fn on_written(&mut self, count: usize, spares: &mut Spares, now: Instant) {
+    pub fn on_written(&mut self, count: usize, pool: &mut OutboxPool, now: Instant) {
         if let Some(outbox) = &mut self.outbox {
             outbox.on_written(count, now);
         }
         if let Some(drained) = self.outbox.take_if(|outbox| outbox.is_empty()) {
-            spares.give(drained);
+            pool.put(drained);
         }
     }
 
@@ -469,8 +469,8 @@ impl Connection {
         self.inbound.get_or_insert_with(|| Box::new(Inbound::new(now)))
     }
 
-    fn spare_outbox(&mut self, spares: &mut Spares, now: Instant) -> &mut Outbox {
-        self.outbox.get_or_insert_with(|| spares.take(now))
+    fn pooled_outbox(&mut self, pool: &mut OutboxPool, now: Instant) -> &mut Outbox {
+        self.outbox.get_or_insert_with(|| pool.get(now))
     }
 
     /// For what happens once in a connection's life.

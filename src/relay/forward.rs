@@ -35,7 +35,7 @@ impl Relay {
         entry.traffic.sent.add(frame.len());
         let conn_id = public_id.to_string();
         let parts = envelope::wrap(&conn_id, frame);
-        entry.connection.send_message(Opcode::Text, &parts, &mut self.spares, now);
+        entry.connection.send_message(Opcode::Text, &parts, &mut self.pool, now);
         let is_high = entry.connection.backlog() > BINARY_HIGH_WATER;
         self.stats.frames_to_binary += 1;
         self.stats.bytes_to_binary += frame.len() as u64;
@@ -96,7 +96,7 @@ impl Relay {
             }
             entry.traffic.sent.add(frame.len());
             let parts = [frame.as_bytes()];
-            entry.connection.send_message(Opcode::Text, &parts, &mut self.spares, now);
+            entry.connection.send_message(Opcode::Text, &parts, &mut self.pool, now);
             if let Some(entry) = self.entry_mut(binary) {
                 entry.traffic.received.add(frame.len());
             }

@@ -132,7 +132,7 @@ impl Relay {
     fn send_ping(&mut self, id: ConnId, sequence: u32, now: Instant) {
         let payload = Heartbeat::payload(self.public_id(id).key, sequence);
         let Some(index) = self.index(id) else { return };
-        self.connections[index].connection.send_ping(&payload, &mut self.spares, now);
+        self.connections[index].connection.send_ping(&payload, &mut self.pool, now);
         self.stats.pings += 1;
         self.transmit(id);
     }

@@ -19,7 +19,7 @@ impl Relay {
         let Some(index) = self.index(id) else { return };
         let entry = &mut self.connections[index];
         let is_all = entry.connection.backlog() == count;
-        entry.connection.on_written(count, &mut self.spares, now);
+        entry.connection.on_written(count, &mut self.pool, now);
         // A pong had waited for room. The socket took everything, so no event
         // will tell that it takes more.
         let has_more = is_all && entry.connection.backlog() > 0;

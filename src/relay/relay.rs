@@ -34,7 +34,7 @@ use super::warnings::Warnings;
 use crate::config::{Config, Forwarded, ROOM, Timeouts};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Connection;
-use crate::protocol::spares::Spares;
+use crate::protocol::outbox_pool::OutboxPool;
 use crate::protocol::websocket::{Codec, Incoming};
 use crate::time::{Instant, TICK, Wheel};
 
@@ -160,7 +160,7 @@ pub struct Relay {
     /// Connections accepted so far.
     accepted: u32,
     codec: Codec,
-    pub(super) spares: Spares,
+    pub(super) pool: OutboxPool,
     pub(super) rng: StdRng,
     /// Makes the secret half of every conn_id.
     id_keys: HashKeys,
@@ -203,7 +203,7 @@ impl Relay {
             websockets: 0,
             accepted: 0,
             codec: Codec::new(limits.message),
-            spares: Spares::default(),
+            pool: OutboxPool::default(),
             id_keys: HashKeys::new(hash_keys()),
             wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             rng,
@@ -368,7 +368,7 @@ impl Relay {
             }
             Incoming::Message(message) => self.forward_to_phone(id, &message, now),
             Incoming::Ping(payload) => {
-                entry.connection.send_pong(&payload, &mut self.spares, now);
+                entry.connection.send_pong(&payload, &mut self.pool, now);
                 self.transmit(id);
             }
             Incoming::Pong(payload) => self.on_pong(id, &payload, now),

@@ -17,10 +17,10 @@ use pyrycode_relay::config::{Config, Limits, Timeouts};
 use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::protocol::connection::{Connection, Expiry};
 use pyrycode_relay::protocol::heartbeat::Heartbeat;
+use pyrycode_relay::protocol::outbox_pool::OutboxPool;
 use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::protocol::request::{self, Head};
 use pyrycode_relay::protocol::response::{self, Refusal};
-use pyrycode_relay::protocol::spares::Spares;
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
 use pyrycode_relay::relay::stats::WakeOutcome;
 use pyrycode_relay::relay::wake::Wake;
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 struct Echo {
     timeouts: Timeouts,
     codec: Codec,
-    spares: Spares,
+    pool: OutboxPool,
     connections: Connections,
     /// Deadlines by slab index.
     timers: Wheel,
@@ -89,7 +89,7 @@ impl Echo {
         Self {
             timeouts: config.timeouts.clone(),
             codec: Codec::new(config.limits.message),
-            spares: Spares::default(),
+            pool: OutboxPool::default(),
             connections: Connections(Slab::new()),
             timers: Wheel::new(Instant::START),
             effects: VecDeque::new(),
@@ -135,13 +135,13 @@ impl Echo {
                 Ok(None) => break,
                 Ok(Some(Incoming::Message(message))) => {
                     let opcode = if message.is_text() { Opcode::Text } else { Opcode::Binary };
-                    connection.send_message(opcode, &[message.bytes()], &mut self.spares, now);
+                    connection.send_message(opcode, &[message.bytes()], &mut self.pool, now);
                     connection.keep_early(input.to_vec(), now);
                     connection.pause(now);
                     break;
                 }
                 Ok(Some(Incoming::Ping(payload))) => {
-                    connection.send_pong(&payload, &mut self.spares, now);
+                    connection.send_pong(&payload, &mut self.pool, now);
                 }
                 Ok(Some(Incoming::Pong(payload))) => {
                     if let Some(sequence) = Heartbeat::sequence(id.to_bits(), &payload) {
@@ -247,7 +247,7 @@ impl Core for Echo {
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         let is_all = connection.backlog() == count;
-        connection.on_written(count, &mut self.spares, now);
+        connection.on_written(count, &mut self.pool, now);
         if connection.half_close(now, &self.timeouts) {
             self.effects.push_back(Effect::HalfClose(id));
         }
@@ -271,7 +271,7 @@ impl Core for Echo {
                 None => {}
                 Some(Expiry::Ping(sequence)) => {
                     let payload = Heartbeat::payload(id.to_bits(), sequence);
-                    connection.send_ping(&payload, &mut self.spares, now);
+                    connection.send_ping(&payload, &mut self.pool, now);
                     self.effects.push_back(Effect::Transmit(id));
                 }
                 Some(Expiry::Disconnect) => self.remove(id),

@@ -57,7 +57,7 @@ fn close_frame(code: u16, reason: &str) -> (u8, Vec<u8>) {
 struct Line {
     connection: Connection,
     codec: Codec,
-    spares: Spares,
+    pool: OutboxPool,
     wire: Vec<u8>,
 }
 
@@ -68,7 +68,7 @@ impl Line {
         Self {
             connection,
             codec: Codec::new(MESSAGE_MAX),
-            spares: Spares::default(),
+            pool: OutboxPool::default(),
             wire: Vec::new(),
         }
     }
@@ -106,13 +106,13 @@ impl Line {
     }
 
     fn say(&mut self, ms: u64, message: &str) {
-        self.connection.send_message(Opcode::Text, &[message.as_bytes()], &mut self.spares, at(ms));
+        self.connection.send_message(Opcode::Text, &[message.as_bytes()], &mut self.pool, at(ms));
     }
 
     /// The socket takes `count` bytes.
     fn write(&mut self, ms: u64, count: usize) {
         self.wire.extend(&self.connection.outgoing().concat()[..count]);
-        self.connection.on_written(count, &mut self.spares, at(ms));
+        self.connection.on_written(count, &mut self.pool, at(ms));
     }
 
     fn write_all(&mut self, ms: u64) {
@@ -163,7 +163,7 @@ fn the_memory_of_a_message_that_is_out_is_left_for_the_next() {
     line.say(1_000, "hello");
     line.write_all(1_000);
     line.assert_at_rest();
-    assert!(line.spares.take(at(2_000)).capacity() > "hello".len());
+    assert!(line.pool.get(at(2_000)).capacity() > "hello".len());
 }
 
 #[test]
@@ -205,8 +205,8 @@ fn after_each_message_it_holds_no_memory() {
 fn after_each_write_it_holds_no_memory() {
     let mut line = Line::quiet();
     line.say(1, "hello");
-    line.connection.send_ping(b"beat", &mut line.spares, at(1));
-    line.connection.send_pong(b"answer", &mut line.spares, at(1));
+    line.connection.send_ping(b"beat", &mut line.pool, at(1));
+    line.connection.send_pong(b"answer", &mut line.pool, at(1));
     let backlog = line.connection.backlog();
     assert_eq!(line.connection.held(), backlog);
     line.write(2, backlog - 1);
@@ -599,8 +599,8 @@ fn the_first_close_wins_and_nothing_follows_it() {
         line.close(2_000, CloseCause::Shutdown);
         line.connection.close(CloseCause::PeerClosed, &[3, 232], at(2_000), &TIMEOUTS);
         line.say(2_000, "too late");
-        line.connection.send_ping(b"beat", &mut line.spares, at(2_000));
-        line.connection.send_pong(b"answer", &mut line.spares, at(2_000));
+        line.connection.send_ping(b"beat", &mut line.pool, at(2_000));
+        line.connection.send_pong(b"answer", &mut line.pool, at(2_000));
         line.connection.pause(at(2_000));
         assert!(line.connection.is_reading(), "draining is not paused");
         assert_eq!(line.connection.probe(at(2_000)), None);
@@ -853,7 +853,7 @@ fn live(seed: u64) {
                 Expiry::Claim => line.connection.open(at(ms + 1), at(ms)),
                 Expiry::Ping(sequence) => {
                     pinged = sequence;
-                    line.connection.send_ping(&sequence.to_be_bytes(), &mut line.spares, at(ms));
+                    line.connection.send_ping(&sequence.to_be_bytes(), &mut line.pool, at(ms));
                 }
                 Expiry::Close(cause) => {
                     assert_eq!(closed.replace(cause), None, "{context}: closed twice");

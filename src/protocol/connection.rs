@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use self::closing::Closing;
 use super::close::CloseCause;
-use super::heartbeat::{Answer, Beat, Heartbeat};
+use super::heartbeat::{Heartbeat, HeartbeatAction, PongResult};
 use super::inbound::Inbound;
 use super::outbox::Outbox;
 use super::outbox_pool::OutboxPool;
@@ -57,7 +57,7 @@ enum State {
 
 /// What is known of an open connection when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life {
+pub struct ConnectionSummary {
     /// Since it was opened, to a hundredth of a second; after 497 days it starts
     /// over.
     pub age: Duration,
@@ -243,7 +243,7 @@ impl Connection {
     }
 
     /// A pong with this sequence number has come.
-    pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<Answer> {
+    pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<PongResult> {
         match &mut self.state {
             State::Open { heartbeat, .. } => heartbeat.on_pong(sequence, now),
             _ => None,
@@ -261,10 +261,10 @@ impl Connection {
     /// How long it has been open, and how far away its peer was at last; `None`
     /// unless it is open.
     #[must_use]
-    pub fn life(&self, now: Instant) -> Option<Life> {
+    pub fn summary(&self, now: Instant) -> Option<ConnectionSummary> {
         let State::Open { heartbeat, since } = &self.state else { return None };
         let age = Duration::from_millis(10 * u64::from(hundredths(now).wrapping_sub(*since)));
-        Some(Life { age, round_trip: heartbeat.round_trip() })
+        Some(ConnectionSummary { age, round_trip: heartbeat.round_trip() })
     }
 
     /// The handshake is done, but the slot is not its own yet.
@@ -439,8 +439,8 @@ impl Connection {
             State::Open { .. } if unfinished => Some(Expiry::Close(CloseCause::MessageTimeout)),
             State::Open { heartbeat, .. } => {
                 match heartbeat.handle_timeout(now, reading, timeouts)? {
-                    Beat::Ping(sequence) => Some(Expiry::Ping(sequence)),
-                    Beat::Dead => Some(Expiry::Close(CloseCause::HeartbeatTimeout)),
+                    HeartbeatAction::Ping(sequence) => Some(Expiry::Ping(sequence)),
+                    HeartbeatAction::Dead => Some(Expiry::Close(CloseCause::HeartbeatTimeout)),
                 }
             }
         }

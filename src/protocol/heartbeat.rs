@@ -23,7 +23,7 @@ const HELD_UP_PART: u32 = 30;
 
 /// What the heartbeat asks of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beat {
+pub enum HeartbeatAction {
     /// Send the ping with this sequence number.
     Ping(u32),
     /// The peer is dead.
@@ -32,7 +32,7 @@ pub enum Beat {
 
 /// What a matching pong showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct PongResult {
     /// Time from the newest ping to this pong, if this pong answers that ping.
     pub round_trip: Option<Duration>,
     /// A probe was outstanding and this pong, or a later one, answered it.
@@ -106,9 +106,9 @@ impl Heartbeat {
         now: Instant,
         reading: bool,
         timeouts: &Timeouts,
-    ) -> Option<Beat> {
+    ) -> Option<HeartbeatAction> {
         if reading && self.verdict_at(timeouts).is_some_and(|verdict| now >= verdict) {
-            return Some(Beat::Dead);
+            return Some(HeartbeatAction::Dead);
         }
         if now < self.next_due {
             return None;
@@ -117,7 +117,7 @@ impl Heartbeat {
             self.next_due = now;
         }
         self.next_due += timeouts.ping_interval;
-        Some(Beat::Ping(self.next_sequence(now)))
+        Some(HeartbeatAction::Ping(self.next_sequence(now)))
     }
 
     /// An extra ping now, to find out soon whether the peer lives. While one is
@@ -130,7 +130,7 @@ impl Heartbeat {
     }
 
     /// A pong with this sequence number has come. `None`: it proves nothing.
-    pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<Answer> {
+    pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<PongResult> {
         if sequence <= self.acknowledged || sequence > self.sent {
             return None;
         }
@@ -147,7 +147,7 @@ impl Heartbeat {
             self.round_trip = micros.max(1);
             Duration::from_micros(micros.into())
         });
-        Some(Answer { round_trip, answers_probe })
+        Some(PongResult { round_trip, answers_probe })
     }
 
     /// The last round trip that was measured.

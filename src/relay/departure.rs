@@ -14,7 +14,7 @@ use super::relay::{Effect, Relay, Role};
 use super::stats::Outcome;
 use super::traffic::Traffic;
 use crate::protocol::close::CloseCause;
-use crate::protocol::connection::Life;
+use crate::protocol::connection::ConnectionSummary;
 use crate::time::Instant;
 
 impl Relay {
@@ -30,12 +30,12 @@ impl Relay {
         if connection.is_closing() {
             return;
         }
-        let (was_reading, life) = (connection.is_reading(), connection.life(now));
+        let (was_reading, summary) = (connection.is_reading(), connection.summary(now));
         let early = connection.take_early();
         connection.close(cause, echo, now, &self.timeouts);
         let peers_code = echo.first_chunk().map(|code| u16::from_be_bytes(*code));
         let code = cause.frame().map(|(code, _)| code).or(peers_code);
-        self.depart(id, cause, code, life, now);
+        self.depart(id, cause, code, summary, now);
         self.handle_frames(id, &early, now);
         if !was_reading {
             self.effects.push_back(Effect::Resume(id));
@@ -57,7 +57,7 @@ impl Relay {
         id: ConnId,
         cause: CloseCause,
         code: Option<u16>,
-        life: Option<Life>,
+        summary: Option<ConnectionSummary>,
         now: Instant,
     ) {
         let Some(entry) = self.entry_mut(id) else { return };
@@ -73,8 +73,9 @@ impl Relay {
         self.stats.on_close(role == Role::Phone, cause);
         let server_id = self.registry.server_id(slot);
         let (label, close_code) = (cause.label(), code.unwrap_or(1006));
-        let age_ms = life.map(|life| life.age.as_millis() as u64);
-        let rtt_ms = life.and_then(|life| life.round_trip).map(|trip| trip.as_millis() as u64);
+        let age_ms = summary.map(|summary| summary.age.as_millis() as u64);
+        let rtt_ms =
+            summary.and_then(|summary| summary.round_trip).map(|trip| trip.as_millis() as u64);
         match role {
             Role::None => {}
             Role::Claimant => {

@@ -264,8 +264,8 @@ impl Relay {
 
     /// The socket is broken: nothing more goes in or out.
     pub fn handle_disconnected(&mut self, id: ConnId, now: Instant) {
-        let life = self.entry(id).and_then(|entry| entry.connection.life(now));
-        self.depart(id, CloseCause::Disconnected, None, life, now);
+        let summary = self.entry(id).and_then(|entry| entry.connection.summary(now));
+        self.depart(id, CloseCause::Disconnected, None, summary, now);
         self.remove(id);
         self.shed(now);
     }

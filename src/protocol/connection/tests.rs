@@ -902,21 +902,21 @@ fn a_closing_connection_that_is_shed_loses_its_input_before_its_close() {
 #[test]
 fn an_open_connection_knows_its_age_and_its_last_round_trip() {
     let mut line = Line::accepted();
-    assert_eq!(line.connection.life(at(1_000)), None, "not open yet");
+    assert_eq!(line.connection.summary(at(1_000)), None, "not open yet");
     // Two hundredths before they start over.
     let opened = 10 * (1 << 32) - 20;
     line.connection.open(at(opened + 30_000), at(opened));
-    let life = |age, round_trip: Option<u64>| {
+    let summary = |age, round_trip: Option<u64>| {
         let round_trip = round_trip.map(Duration::from_millis);
-        Some(Life { age: Duration::from_millis(age), round_trip })
+        Some(ConnectionSummary { age: Duration::from_millis(age), round_trip })
     };
-    assert_eq!(line.connection.life(at(opened + 1_239)), life(1_230, None));
+    assert_eq!(line.connection.summary(at(opened + 1_239)), summary(1_230, None));
     let due = at(opened + 30_000);
     assert_eq!(line.connection.handle_timeout(due, &TIMEOUTS), Some(Expiry::Ping(1)));
     line.connection.on_pong(1, at(opened + 30_042));
-    assert_eq!(line.connection.life(at(opened + 40_000)), life(40_000, Some(42)));
+    assert_eq!(line.connection.summary(at(opened + 40_000)), summary(40_000, Some(42)));
     line.connection.close(CloseCause::Shutdown, &[], at(opened + 50_000), &TIMEOUTS);
-    assert_eq!(line.connection.life(at(opened + 50_000)), None);
+    assert_eq!(line.connection.summary(at(opened + 50_000)), None);
 }
 
 #[test]

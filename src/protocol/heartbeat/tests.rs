@@ -42,7 +42,7 @@ impl Line {
     }
 
     /// The timers fire. Silence promises a deadline in the future.
-    fn timer(&mut self, ms: u64) -> Option<Beat> {
+    fn timer(&mut self, ms: u64) -> Option<HeartbeatAction> {
         let reading = self.paused.is_none();
         let beat = self.heartbeat.handle_timeout(at(ms), reading, &self.timeouts);
         if beat.is_none() {
@@ -55,7 +55,7 @@ impl Line {
         self.heartbeat.deadline(self.paused.is_none(), &self.timeouts)
     }
 
-    fn pong(&mut self, sequence: u32, ms: u64) -> Option<Answer> {
+    fn pong(&mut self, sequence: u32, ms: u64) -> Option<PongResult> {
         self.heartbeat.on_pong(sequence, at(ms))
     }
 
@@ -76,18 +76,20 @@ impl Line {
             let ms = deadline.as_micros() / 1000;
             assert!(self.timer(ms - 1).is_none(), "nothing is due before {ms}");
             match self.timer(ms).expect("something is due at the deadline") {
-                Beat::Ping(_) => assert!(ms < verdict, "alive at {ms}, to die at {verdict}"),
-                Beat::Dead => break assert_eq!(ms, verdict),
+                HeartbeatAction::Ping(_) => {
+                    assert!(ms < verdict, "alive at {ms}, to die at {verdict}");
+                }
+                HeartbeatAction::Dead => break assert_eq!(ms, verdict),
             }
         }
     }
 }
 
-fn round_trip(ms: u64) -> Answer {
-    Answer { round_trip: Some(millis(ms)), answers_probe: false }
+fn round_trip(ms: u64) -> PongResult {
+    PongResult { round_trip: Some(millis(ms)), answers_probe: false }
 }
 
-const LATE_BUT_VALID: Answer = Answer { round_trip: None, answers_probe: false };
+const LATE_BUT_VALID: PongResult = PongResult { round_trip: None, answers_probe: false };
 
 #[test]
 fn it_is_small() {
@@ -104,7 +106,7 @@ fn a_peer_that_answers_is_pinged_for_ever_at_a_fixed_cadence() {
         assert_eq!(line.deadline(), at(due));
         assert_eq!(line.timer(due - 1), None);
         // A timer wheel is late by up to a tick; that must not add up.
-        assert_eq!(line.timer(due + 65), Some(Beat::Ping(sequence)));
+        assert_eq!(line.timer(due + 65), Some(HeartbeatAction::Ping(sequence)));
         assert_eq!(line.timer(due + 65), None);
         assert_eq!(line.pong(sequence, due + 100), Some(round_trip(35)));
     }
@@ -115,7 +117,10 @@ fn the_first_ping_is_due_when_the_caller_says() {
     for first in [1, 29_999, 30_000] {
         let mut heartbeat = Heartbeat::new(at(first));
         assert_eq!(heartbeat.deadline(true, &STANDARD), at(first));
-        assert_eq!(heartbeat.handle_timeout(at(first), true, &STANDARD), Some(Beat::Ping(1)));
+        assert_eq!(
+            heartbeat.handle_timeout(at(first), true, &STANDARD),
+            Some(HeartbeatAction::Ping(1))
+        );
         assert_eq!(heartbeat.deadline(true, &STANDARD), at(first + 30_000));
     }
 }
@@ -125,48 +130,48 @@ fn the_first_ping_is_due_when_the_caller_says() {
 #[test]
 fn a_pong_just_before_the_deadline_is_on_time() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.timer(59_999), None);
     assert_eq!(line.pong(1, 59_999), Some(round_trip(29_999)));
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(2)));
 }
 
 #[test]
 fn a_pong_at_the_deadline_is_on_time_because_input_comes_before_timers() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.pong(1, 60_000), Some(round_trip(30_000)));
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(2)));
 }
 
 #[test]
 fn no_pong_by_the_deadline_is_death_and_no_further_ping() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.timer(59_999), None);
     assert_eq!(line.deadline(), at(60_000));
-    assert_eq!(line.timer(60_000), Some(Beat::Dead));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Dead));
 }
 
 #[test]
 fn a_pong_that_is_read_before_a_late_timer_fires_saves_the_peer() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.pong(1, 60_064), Some(round_trip(30_064)));
-    assert_eq!(line.timer(60_065), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(60_065), Some(HeartbeatAction::Ping(2)));
 }
 
 #[test]
 fn the_verdict_runs_from_when_the_ping_was_due_not_from_when_it_was_sent() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_900), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_900), Some(HeartbeatAction::Ping(1)));
     line.assert_dead_at(60_000);
 }
 
 #[test]
 fn a_peer_that_dies_right_after_a_pong_is_found_within_sixty_seconds() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.pong(1, 30_001), Some(round_trip(1)));
     line.assert_dead_at(90_000);
 }
@@ -176,11 +181,11 @@ fn nothing_but_a_pong_is_a_sign_of_life() {
     // Data, the peer's own pings and what is sent to it have no entry here:
     // between ping and verdict there is nothing else to call.
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     for ms in (30_001..60_000).step_by(7) {
         assert_eq!(line.timer(ms), None);
     }
-    assert_eq!(line.timer(60_000), Some(Beat::Dead));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Dead));
 }
 
 // Which pongs count
@@ -188,9 +193,9 @@ fn nothing_but_a_pong_is_a_sign_of_life() {
 #[test]
 fn a_late_pong_for_an_older_ping_counts_for_that_ping_only() {
     let mut line = Line::with(timeouts(30, 100));
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(2)));
-    assert_eq!(line.timer(90_000), Some(Beat::Ping(3)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(2)));
+    assert_eq!(line.timer(90_000), Some(HeartbeatAction::Ping(3)));
     assert_eq!(line.pong(1, 100_000), Some(LATE_BUT_VALID));
     line.assert_dead_at(160_000);
 }
@@ -199,7 +204,7 @@ fn a_late_pong_for_an_older_ping_counts_for_that_ping_only() {
 fn a_pong_for_the_latest_of_several_pings_answers_them_all() {
     let mut line = Line::with(timeouts(30, 100));
     for sequence in 1..=3 {
-        assert_eq!(line.timer(30_000 * u64::from(sequence)), Some(Beat::Ping(sequence)));
+        assert_eq!(line.timer(30_000 * u64::from(sequence)), Some(HeartbeatAction::Ping(sequence)));
     }
     assert_eq!(line.pong(3, 91_000), Some(round_trip(1_000)));
     assert_eq!(line.pong(1, 91_000), None);
@@ -213,8 +218,8 @@ fn pongs_that_prove_nothing() {
     let mut line = Line::with(timeouts(30, 100));
     assert_eq!(line.pong(0, 1), None, "nothing was sent");
     assert_eq!(line.pong(1, 1), None, "guessed before it was sent");
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(2)));
     for (sequence, why) in [(0, "never a number"), (3, "not sent yet"), (u32::MAX, "not sent yet")]
     {
         assert_eq!(line.pong(sequence, 60_001), None, "{sequence}: {why}");
@@ -227,13 +232,13 @@ fn pongs_that_prove_nothing() {
 #[test]
 fn repeating_an_old_pong_does_not_keep_a_peer_alive() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.pong(1, 30_100), Some(round_trip(100)));
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(2)));
     for ms in (60_000..90_000).step_by(100) {
         assert_eq!(line.pong(1, ms), None);
     }
-    assert_eq!(line.timer(90_000), Some(Beat::Dead));
+    assert_eq!(line.timer(90_000), Some(HeartbeatAction::Dead));
 }
 
 #[test]
@@ -258,7 +263,7 @@ fn a_payload_tells_its_sequence_to_the_holder_of_the_key_only() {
 fn a_probe_is_answered_by_its_own_pong() {
     let mut line = Line::new();
     assert_eq!(line.heartbeat.probe(at(1_000)), 1);
-    let answer = Answer { round_trip: Some(millis(250)), answers_probe: true };
+    let answer = PongResult { round_trip: Some(millis(250)), answers_probe: true };
     assert_eq!(line.pong(1, 1_250), Some(answer));
     assert_eq!(line.heartbeat.probe(at(2_000)), 2, "the next probe is a new ping");
 }
@@ -267,8 +272,8 @@ fn a_probe_is_answered_by_its_own_pong() {
 fn a_probe_is_answered_by_the_pong_of_a_later_ping() {
     let mut line = Line::new();
     assert_eq!(line.heartbeat.probe(at(29_000)), 1);
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(2)));
-    let answer = Answer { round_trip: Some(millis(500)), answers_probe: true };
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(2)));
+    let answer = PongResult { round_trip: Some(millis(500)), answers_probe: true };
     assert_eq!(line.pong(2, 30_500), Some(answer));
     assert_eq!(line.pong(1, 30_600), None);
 }
@@ -276,10 +281,10 @@ fn a_probe_is_answered_by_the_pong_of_a_later_ping() {
 #[test]
 fn a_probe_is_not_answered_by_the_pong_of_an_earlier_ping() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.heartbeat.probe(at(31_000)), 2);
     assert_eq!(line.pong(1, 32_000), Some(LATE_BUT_VALID));
-    let answer = Answer { round_trip: Some(millis(2_000)), answers_probe: true };
+    let answer = PongResult { round_trip: Some(millis(2_000)), answers_probe: true };
     assert_eq!(line.pong(2, 33_000), Some(answer));
 }
 
@@ -288,7 +293,7 @@ fn there_is_one_probe_at_a_time() {
     let mut line = Line::new();
     assert_eq!(line.heartbeat.probe(at(1_000)), 1);
     assert_eq!(line.heartbeat.probe(at(2_000)), 1);
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(2)));
     assert_eq!(line.heartbeat.probe(at(31_000)), 1);
     assert!(line.pong(1, 32_000).expect("was sent").answers_probe);
     assert_eq!(line.heartbeat.probe(at(33_000)), 3);
@@ -302,7 +307,7 @@ fn an_unanswered_probe_leaves_cadence_and_verdict_as_they_were() {
         while let Some(&probe) = probes.next_if(|&&ms| ms <= 30_000) {
             line.heartbeat.probe(at(probe));
         }
-        assert!(matches!(line.timer(30_000), Some(Beat::Ping(_))));
+        assert!(matches!(line.timer(30_000), Some(HeartbeatAction::Ping(_))));
         for &probe in probes {
             line.heartbeat.probe(at(probe));
         }
@@ -313,20 +318,20 @@ fn an_unanswered_probe_leaves_cadence_and_verdict_as_they_were() {
 #[test]
 fn an_answered_probe_answers_the_earlier_pings_and_leaves_the_cadence() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.heartbeat.probe(at(50_000)), 2);
     assert!(line.pong(2, 51_000).expect("was sent").answers_probe);
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(3)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(3)));
     line.assert_dead_at(90_000);
 }
 
 #[test]
 fn a_probe_that_only_its_elder_answers_is_no_ping_of_the_cadence() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.heartbeat.probe(at(31_000)), 2);
     assert_eq!(line.pong(1, 32_000), Some(LATE_BUT_VALID));
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(3)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(3)));
     line.assert_dead_at(90_000);
 }
 
@@ -339,12 +344,12 @@ fn a_peer_that_is_not_read_is_pinged_but_not_judged() {
     for sequence in 1..=10 {
         let due = 30_000 * u64::from(sequence);
         assert_eq!(line.deadline(), at(due));
-        assert_eq!(line.timer(due), Some(Beat::Ping(sequence)));
+        assert_eq!(line.timer(due), Some(HeartbeatAction::Ping(sequence)));
     }
     line.resume(310_000);
     assert_eq!(line.timer(310_000), None);
     assert_eq!(line.pong(10, 310_001), Some(round_trip(10_001)));
-    assert_eq!(line.timer(330_000), Some(Beat::Ping(11)));
+    assert_eq!(line.timer(330_000), Some(HeartbeatAction::Ping(11)));
     line.assert_dead_at(360_000);
 }
 
@@ -354,10 +359,13 @@ fn time_in_which_the_peer_was_not_read_is_credited_to_the_millisecond() {
         [(30_000, 30_001), (31_000, 43_217), (59_999, 60_000), (40_000, 99_000)]
     {
         let mut line = Line::new();
-        assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+        assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
         line.pause(paused);
         while line.deadline() <= at(resumed) {
-            assert!(matches!(line.timer(line.deadline().as_micros() / 1000), Some(Beat::Ping(_))));
+            assert!(matches!(
+                line.timer(line.deadline().as_micros() / 1000),
+                Some(HeartbeatAction::Ping(_))
+            ));
         }
         line.resume(resumed);
         line.assert_dead_at(60_000 + (resumed - paused));
@@ -370,7 +378,7 @@ fn there_is_no_credit_for_time_before_the_ping_was_due() {
     line.pause(10_000);
     line.resume(25_000);
     line.pause(26_000);
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     line.resume(31_500);
     line.assert_dead_at(61_500);
 }
@@ -378,11 +386,11 @@ fn there_is_no_credit_for_time_before_the_ping_was_due() {
 #[test]
 fn credit_ends_with_the_pong_it_was_given_for() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     line.pause(31_000);
     line.resume(51_000);
     assert_eq!(line.pong(1, 52_000), Some(round_trip(22_000)));
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(2)));
     line.assert_dead_at(90_000);
 }
 
@@ -390,14 +398,14 @@ fn credit_ends_with_the_pong_it_was_given_for() {
 fn repeated_pauses_do_not_keep_a_dead_peer_alive_for_ever() {
     // Half of the time not read: thirty seconds of reading take sixty.
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     let mut ms = 30_000;
     loop {
         line.pause(ms);
         line.resume(ms + 100);
         ms += 200;
         match line.timer(ms) {
-            Some(Beat::Dead) => break assert_eq!(ms, 90_000),
+            Some(HeartbeatAction::Dead) => break assert_eq!(ms, 90_000),
             _ => assert!(ms < 90_000, "still alive at {ms}"),
         }
     }
@@ -408,7 +416,10 @@ fn pauses_shorter_than_a_millisecond_add_up() {
     // Nine tenths of the time not read: thirty seconds of reading take three
     // hundred.
     let mut heartbeat = Heartbeat::new(at(30_000));
-    assert_eq!(heartbeat.handle_timeout(at(30_000), true, &STANDARD), Some(Beat::Ping(1)));
+    assert_eq!(
+        heartbeat.handle_timeout(at(30_000), true, &STANDARD),
+        Some(HeartbeatAction::Ping(1))
+    );
     let mut micros = 30_000_000;
     let dead_at = loop {
         let resumed = Instant::from_micros(micros + 631);
@@ -416,7 +427,7 @@ fn pauses_shorter_than_a_millisecond_add_up() {
         micros += 701;
         assert!(micros < 400_000_000, "still alive");
         let now = Instant::from_micros(micros);
-        if heartbeat.handle_timeout(now, true, &STANDARD) == Some(Beat::Dead) {
+        if heartbeat.handle_timeout(now, true, &STANDARD) == Some(HeartbeatAction::Dead) {
             break micros / 1000;
         }
     };
@@ -426,23 +437,23 @@ fn pauses_shorter_than_a_millisecond_add_up() {
 #[test]
 fn partial_acknowledgement_with_credit_is_never_judged_early() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     line.pause(40_000);
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(2)));
     line.resume(65_000);
     assert_eq!(line.pong(1, 66_000), Some(LATE_BUT_VALID));
     // Ping 2 was due at 60 s and not read for 5 s.
-    assert_ne!(line.timer(94_999), Some(Beat::Dead));
+    assert_ne!(line.timer(94_999), Some(HeartbeatAction::Dead));
     assert!(line.pong(2, 94_999).is_some());
 }
 
 #[test]
 fn a_ping_that_falls_due_while_paused_is_credited_from_then() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.pong(1, 30_010), Some(round_trip(10)));
     line.pause(50_000);
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(2)));
     line.resume(70_000);
     line.assert_dead_at(100_000);
 }
@@ -452,22 +463,22 @@ fn a_ping_that_falls_due_while_paused_is_credited_from_then() {
 #[test]
 fn after_a_stop_of_seventy_seconds_a_pong_that_waited_unread_is_on_time() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     // Stopped from 31 s to 101 s; on waking everything is read first.
     assert_eq!(line.pong(1, 101_000), Some(round_trip(71_000)));
-    assert_eq!(line.timer(101_000), Some(Beat::Ping(2)));
+    assert_eq!(line.timer(101_000), Some(HeartbeatAction::Ping(2)));
     assert_eq!(line.timer(101_000), None);
     assert_eq!(line.pong(2, 101_020), Some(round_trip(20)));
-    assert_eq!(line.timer(131_000), Some(Beat::Ping(3)));
+    assert_eq!(line.timer(131_000), Some(HeartbeatAction::Ping(3)));
     assert_eq!(line.pong(3, 131_020), Some(round_trip(20)));
-    assert_eq!(line.timer(161_000), Some(Beat::Ping(4)));
+    assert_eq!(line.timer(161_000), Some(HeartbeatAction::Ping(4)));
 }
 
 #[test]
 fn after_a_stop_of_seventy_seconds_a_peer_without_a_pong_is_dead() {
     let mut line = Line::new();
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
-    assert_eq!(line.timer(101_000), Some(Beat::Dead));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
+    assert_eq!(line.timer(101_000), Some(HeartbeatAction::Dead));
 }
 
 #[test]
@@ -475,7 +486,7 @@ fn a_ping_that_the_stop_held_up_gives_the_peer_its_full_time() {
     for stopped in [2_000, 70_000, 3 * 24 * 3600 * 1000] {
         let mut line = Line::new();
         let woken = 30_000 + stopped;
-        assert_eq!(line.timer(woken), Some(Beat::Ping(1)));
+        assert_eq!(line.timer(woken), Some(HeartbeatAction::Ping(1)));
         line.assert_dead_at(woken + 30_000);
     }
 }
@@ -484,7 +495,7 @@ fn a_ping_that_the_stop_held_up_gives_the_peer_its_full_time() {
 fn only_a_ping_late_by_more_than_a_second_was_held_up() {
     for (late, next_due) in [(1_000, 60_000), (1_001, 61_001)] {
         let mut line = Line::new();
-        assert_eq!(line.timer(30_000 + late), Some(Beat::Ping(1)));
+        assert_eq!(line.timer(30_000 + late), Some(HeartbeatAction::Ping(1)));
         assert!(line.pong(1, 30_000 + late).is_some());
         assert_eq!(line.deadline(), at(next_due), "late by {late} ms");
     }
@@ -496,7 +507,7 @@ fn a_stop_of_days_is_followed_by_one_ping_and_the_usual_cadence() {
     let mut line = Line::new();
     for sequence in 1..=5 {
         let now = DAYS + 30_000 * u64::from(sequence - 1);
-        assert_eq!(line.timer(now), Some(Beat::Ping(sequence)));
+        assert_eq!(line.timer(now), Some(HeartbeatAction::Ping(sequence)));
         assert_eq!(line.timer(now), None);
         assert_eq!(line.pong(sequence, now + 40), Some(round_trip(40)));
         assert_eq!(line.deadline(), at(now + 30_000));
@@ -510,9 +521,17 @@ fn a_held_up_ping_is_not_judged_in_the_same_breath_however_short_the_times() {
         for stopped in (0..=3_000).step_by(50) {
             let mut line = Line::with(short.clone());
             let woken = 30_000 + stopped;
-            assert_eq!(line.timer(woken), Some(Beat::Ping(1)), "stopped for {stopped} ms");
+            assert_eq!(
+                line.timer(woken),
+                Some(HeartbeatAction::Ping(1)),
+                "stopped for {stopped} ms"
+            );
             assert_eq!(line.timer(woken), None, "stopped for {stopped} ms");
-            assert_ne!(line.timer(woken + pong / 2), Some(Beat::Dead), "stopped for {stopped} ms");
+            assert_ne!(
+                line.timer(woken + pong / 2),
+                Some(HeartbeatAction::Dead),
+                "stopped for {stopped} ms"
+            );
             assert!(line.pong(1, woken + pong / 2).is_some());
         }
     }
@@ -524,18 +543,18 @@ fn a_held_up_ping_is_not_judged_in_the_same_breath_however_short_the_times() {
 fn with_a_timeout_longer_than_the_interval_several_pings_are_outstanding() {
     let mut line = Line::with(timeouts(10, 25));
     for (due, sequence) in [(30_000, 1), (40_000, 2), (50_000, 3)] {
-        assert_eq!(line.timer(due), Some(Beat::Ping(sequence)));
+        assert_eq!(line.timer(due), Some(HeartbeatAction::Ping(sequence)));
     }
     assert_eq!(line.pong(1, 54_999), Some(LATE_BUT_VALID));
     assert_eq!(line.timer(55_000), None);
-    assert_eq!(line.timer(60_000), Some(Beat::Ping(4)));
+    assert_eq!(line.timer(60_000), Some(HeartbeatAction::Ping(4)));
     line.assert_dead_at(65_000);
 }
 
 #[test]
 fn with_a_timeout_shorter_than_the_interval_the_verdict_comes_between_two_pings() {
     let mut line = Line::with(timeouts(30, 10));
-    assert_eq!(line.timer(30_000), Some(Beat::Ping(1)));
+    assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.pong(1, 39_999), Some(round_trip(9_999)));
     assert_eq!(line.deadline(), at(60_000));
     line.assert_dead_at(70_000);
@@ -575,14 +594,14 @@ impl Model {
     }
 
     /// What the timer must say, if it need not be exact.
-    fn timer(&mut self, now: Instant) -> Option<Beat> {
+    fn timer(&mut self, now: Instant) -> Option<HeartbeatAction> {
         if self.paused.is_none() && self.verdict().is_some_and(|verdict| now >= verdict) {
-            return Some(Beat::Dead);
+            return Some(HeartbeatAction::Dead);
         }
         self.ping(now)
     }
 
-    fn ping(&mut self, now: Instant) -> Option<Beat> {
+    fn ping(&mut self, now: Instant) -> Option<HeartbeatAction> {
         let late = now.as_micros().checked_sub(self.next_due.as_micros())?;
         if late >= 4_000_000 {
             if self.unanswered.iter().any(|(_, due)| due.is_some()) {
@@ -592,10 +611,10 @@ impl Model {
         }
         let due = self.next_due;
         self.next_due += self.timeouts.ping_interval;
-        Some(Beat::Ping(self.pinged(Some(due), now)))
+        Some(HeartbeatAction::Ping(self.pinged(Some(due), now)))
     }
 
-    fn pong(&mut self, sequence: u32, now: Instant) -> Option<Answer> {
+    fn pong(&mut self, sequence: u32, now: Instant) -> Option<PongResult> {
         if !self.unanswered.iter().any(|&(number, _)| number == sequence) {
             return None;
         }
@@ -608,7 +627,7 @@ impl Model {
         }
         let answers_probe = self.probe.take_if(|probe| *probe <= sequence).is_some();
         let round_trip = (sequence == self.sent).then(|| now.since(self.sent_at));
-        Some(Answer { round_trip, answers_probe })
+        Some(PongResult { round_trip, answers_probe })
     }
 }
 
@@ -689,15 +708,15 @@ fn walk(seed: u64, timeouts: &Timeouts, pauses: bool, healthy: f64) -> bool {
             let overdue = model.verdict().filter(|_| reading).filter(|&verdict| now >= verdict);
             let beat = heartbeat.handle_timeout(now, reading, timeouts);
             let expected = match overdue {
-                Some(verdict) if now < verdict + slack && beat != Some(Beat::Dead) => {
+                Some(verdict) if now < verdict + slack && beat != Some(HeartbeatAction::Dead) => {
                     model.ping(now)
                 }
                 _ => model.timer(now),
             };
             assert_eq!(beat, expected, "{context}, now {now:?}");
             match beat {
-                Some(Beat::Dead) => return true,
-                Some(Beat::Ping(_)) => {}
+                Some(HeartbeatAction::Dead) => return true,
+                Some(HeartbeatAction::Ping(_)) => {}
                 None => break,
             }
         }
@@ -725,13 +744,16 @@ fn the_last_round_trip_is_kept_and_measured_across_the_end_of_the_lower_bits() {
     let start = (1 << 32) / 1000 - 30;
     let mut heartbeat = Heartbeat::new(at(start));
     assert_eq!(heartbeat.round_trip(), None);
-    assert_eq!(heartbeat.handle_timeout(at(start), true, &STANDARD), Some(Beat::Ping(1)));
+    assert_eq!(
+        heartbeat.handle_timeout(at(start), true, &STANDARD),
+        Some(HeartbeatAction::Ping(1))
+    );
     assert_eq!(heartbeat.round_trip(), None, "not before the answer");
     let answer = heartbeat.on_pong(1, at(start + 70));
     assert_eq!(answer.and_then(|answer| answer.round_trip), Some(millis(70)));
     assert_eq!(heartbeat.round_trip(), Some(millis(70)));
     let next = start + 30_000;
-    assert_eq!(heartbeat.handle_timeout(at(next), true, &STANDARD), Some(Beat::Ping(2)));
+    assert_eq!(heartbeat.handle_timeout(at(next), true, &STANDARD), Some(HeartbeatAction::Ping(2)));
     assert_eq!(heartbeat.round_trip(), Some(millis(70)), "while the next is awaited");
     // On one machine a pong may come within the microsecond.
     heartbeat.on_pong(2, at(next));

@@ -11,4 +11,5 @@ pub mod outbox_pool;
 pub mod proxy_header;
 pub mod request;
 pub mod response;
+pub mod transport;
 pub mod websocket;

@@ -1,29 +1,34 @@
-//! Many connections: who may claim, who hears what, who is dead. No sockets.
+//! Many connections: which binary holds a slot, which peers hear what, which are dead. No
+//! sockets.
+
+#![allow(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the path of a method of `Editor` is not general over its lifetime, as `edit` asks"
+)]
 
 pub mod admission;
-mod audit;
-mod authority;
+mod closing;
 pub mod conn_id;
-mod departure;
-mod drain;
+mod connections;
+mod deadlines;
 pub mod envelope;
 mod forward;
-mod hash;
-mod liveness;
+mod gates;
+mod invariants;
+mod keyed_hash;
 mod notice;
-mod output;
 mod proxied;
-mod push_wake;
-mod registry;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;
+mod slots;
 mod snapshot;
 pub mod stats;
-mod traffic;
-mod upgrade;
+mod verdicts;
 pub mod wake;
 mod warnings;
 
 pub use conn_id::ConnId;
-pub use relay::{Effect, Relay};
+pub use connections::Effect;
+pub use gates::ListenerKind;
+pub use relay::{Input, Relay};
 pub use snapshot::Snapshot;

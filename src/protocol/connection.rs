@@ -26,6 +26,7 @@ use super::heartbeat::{Heartbeat, HeartbeatAction, PongResult};
 use super::inbound::Inbound;
 use super::outbox::Outbox;
 use super::outbox_pool::OutboxPool;
+use super::transport::TransportBuffered;
 use super::websocket::{Assembly, Codec, Incoming, Opcode};
 use crate::config::{DRAIN_MAX, Timeouts};
 use crate::time::Instant;
@@ -379,9 +380,9 @@ impl Connection {
         }
     }
 
-    /// The layer below keeps `unread` bytes that are no input yet, and `unsent` of
-    /// those that were written.
-    pub fn on_kept(&mut self, unread: usize, unsent: usize, now: Instant) {
+    /// The transport keeps so many bytes. They count as queued.
+    pub fn on_transport_buffered(&mut self, buffered: TransportBuffered, now: Instant) {
+        let TransportBuffered { unread, unsent } = buffered;
         if unread > 0 {
             self.inbound(now).below = unread;
         } else if let Some(inbound) = &mut self.inbound {

@@ -17,7 +17,7 @@ use std::mem;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::hash::HashKeys;
+use super::keyed_hash::HashKeys;
 use crate::config::{NOTSENT_LOWAT, PHONE_BACKLOG_MIN};
 use crate::time::Instant;
 

@@ -1,142 +1,241 @@
-//! Frames between a phone and its binary.
+//! Forwarding: frames between a phone and its binary, and the backpressure between them.
 //!
-//! Owns the two directions and the backpressure between them: a slow phone is
-//! closed, for its binary must not wait for it; a slow binary stops the reading
-//! of its phones, for nothing may be lost. Knows envelopes, not their syntax.
+//! Owns what each message means. A slow phone is closed, because its binary must not wait
+//! for it; a slow binary stops the reading of its phones, because nothing may be lost.
+//! Knows envelopes, not their syntax.
 
+use super::closing::Verdict;
 use super::conn_id::{ConnId, PublicId};
+use super::connections::{Editor, Role};
 use super::envelope::{self, Dropped, Envelope};
-use super::registry::SlotKey;
-use super::relay::{Relay, Role};
+use super::relay::Relay;
+use super::slots::SlotKey;
+use super::wake::{DeviceToken, Wake};
 use super::warnings::Kind;
 use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER};
 use crate::protocol::close::CloseCause;
-use crate::protocol::websocket::{Message, Opcode};
+use crate::protocol::heartbeat::PongResult;
+use crate::protocol::transport::TransportBuffered;
+use crate::protocol::websocket::{Incoming, Message};
 use crate::time::Instant;
 
-impl Relay {
-    /// A phone's message goes to its binary, in an envelope.
-    pub(super) fn forward_to_binary(&mut self, phone: ConnId, message: &Message, now: Instant) {
-        let Some(entry) = self.entry(phone) else { return };
-        let (slot, public_id) = (entry.slot, self.public_id(phone));
-        let Some(frame) = message.text().and_then(envelope::frame) else {
-            let server_id = self.registry.server_id(slot);
-            log::warn!(server_id, conn_id:% = public_id; "phone_forwarder_marshal_err");
-            return self.close(phone, CloseCause::NotJson, now);
-        };
-        let Some(binary) = self.registry.holder(slot) else {
-            return self.close(phone, CloseCause::BinaryDisconnected, now);
-        };
-        if let Some(entry) = self.entry_mut(phone) {
-            entry.traffic.received.add(frame.len());
+/// Whether input was taken for frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Taken {
+    /// It was, or there is no such connection.
+    Frames,
+    /// It belongs to a request head; nothing was done with it.
+    Head,
+}
+
+/// What the next piece of input is.
+enum Next {
+    Head,
+    Nothing,
+    Message(Message, Option<Role>, SlotKey),
+    Pong(PongResult, Option<Role>, SlotKey),
+    Close(CloseCause, Vec<u8>),
+}
+
+impl Next {
+    fn read(it: &mut Editor<'_>, input: &mut &[u8], public_id: PublicId) -> Self {
+        if it.connection().is_head() {
+            return Self::Head;
         }
-        let Some(index) = self.index(binary) else { return };
-        let entry = &mut self.connections[index];
-        entry.traffic.sent.add(frame.len());
-        let conn_id = public_id.to_string();
-        let parts = envelope::wrap(&conn_id, frame);
-        entry.connection.send_message(Opcode::Text, &parts, &mut self.pool, now);
-        let is_high = entry.connection.backlog() > BINARY_HIGH_WATER;
+        loop {
+            match it.next_incoming(input) {
+                Ok(None) => return Self::Nothing,
+                Ok(Some(Incoming::Message(message))) => {
+                    return Self::Message(message, it.role(), it.slot());
+                }
+                Ok(Some(Incoming::Ping(payload))) => it.send_pong(&payload),
+                Ok(Some(Incoming::Pong(payload))) => {
+                    if let Some(result) = it.on_pong(public_id, &payload) {
+                        return Self::Pong(result, it.role(), it.slot());
+                    }
+                }
+                Ok(Some(Incoming::Close(echo))) => {
+                    return Self::Close(CloseCause::PeerClosed, echo);
+                }
+                Err(cause) => return Self::Close(cause, Vec::new()),
+            }
+        }
+    }
+}
+
+impl Relay {
+    /// Bytes have come on a WebSocket.
+    pub(super) fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) -> Taken {
+        let public_id = self.connections.public_id(id);
+        while !input.is_empty() {
+            let read = |it: &mut Editor<'_>| Next::read(it, &mut input, public_id);
+            match self.connections.edit(id, now, read) {
+                Some(Next::Head) => return Taken::Head,
+                Some(Next::Nothing) | None => break,
+                Some(Next::Message(message, Some(Role::Phone), slot)) => {
+                    self.forward_to_binary(public_id, slot, &message, now);
+                }
+                Some(Next::Message(message, _, slot)) => {
+                    self.forward_to_phone(public_id, slot, &message, now);
+                }
+                Some(Next::Pong(result, role, slot)) => self.on_pong(result, role, slot),
+                Some(Next::Close(cause, echo)) => self.close(id, cause, &echo, now),
+            }
+        }
+        Taken::Frames
+    }
+
+    /// A phone's message goes to its binary, in an envelope.
+    fn forward_to_binary(
+        &mut self,
+        phone: PublicId,
+        slot: SlotKey,
+        message: &Message,
+        now: Instant,
+    ) {
+        let Some(frame) = message.text().and_then(envelope::frame) else {
+            let server_id = self.slots.server_id(slot);
+            log::warn!(server_id, conn_id:% = phone; "phone_forwarder_marshal_err");
+            return self.close(phone.id, CloseCause::NotJson, &[], now);
+        };
+        let Some(binary) = self.slots.holder(slot) else {
+            return self.close(phone.id, CloseCause::BinaryDisconnected, &[], now);
+        };
+        self.connections.count_received(phone.id, frame.len());
+        let backlog = self.connections.edit(binary, now, |it| {
+            let conn_id = phone.to_string();
+            it.send_frame(&envelope::wrap(&conn_id, frame), frame.len());
+            it.connection().backlog()
+        });
         self.stats.frames_to_binary += 1;
         self.stats.bytes_to_binary += frame.len() as u64;
-        self.transmit(binary);
-        self.settle(binary);
-        if is_high && self.registry.pause(slot, true) {
-            for phone in self.registry.phones(slot).to_vec() {
-                self.pause(phone, now);
+        if backlog.is_some_and(|backlog| backlog > BINARY_HIGH_WATER)
+            && self.slots.pause(slot, true)
+        {
+            for phone in self.slots.phones(slot) {
+                self.connections.edit(*phone, now, |it| it.pause());
             }
         }
     }
 
     /// A binary's envelope is opened, its frame delivered, its phone perhaps closed.
-    pub(super) fn forward_to_phone(&mut self, binary: ConnId, message: &Message, now: Instant) {
-        if let Err(cause) = self.deliver(binary, message, now) {
+    fn forward_to_phone(
+        &mut self,
+        binary: PublicId,
+        slot: SlotKey,
+        message: &Message,
+        now: Instant,
+    ) {
+        if let Err(cause) = self.deliver(binary, slot, message, now) {
             self.stats.on_dropped(cause);
-            self.warn(binary, cause, now);
+            self.warn(binary, slot, cause, now);
         }
     }
 
     /// Logs an envelope that was dropped: as a warning now and then, else at `debug`.
-    fn warn(&mut self, binary: ConnId, cause: Dropped, now: Instant) {
-        let Some(slot) = self.entry(binary).map(|entry| entry.slot) else { return };
+    fn warn(&mut self, binary: PublicId, slot: SlotKey, cause: Dropped, now: Instant) {
         let kind = Kind::from(cause);
-        let left_out = self.warnings.warn(binary, kind, now);
+        let left_out = self.warnings.warn(binary.id, kind, now);
         let level = if left_out.is_some() { log::Level::Warn } else { log::Level::Debug };
         log::log!(
-            level, server_id = self.registry.server_id(slot),
-            binary_conn_id:% = self.public_id(binary), cause = cause.label(),
-            dropped = left_out.filter(|count| *count > 0);
+            level, server_id = self.slots.server_id(slot), binary_conn_id:% = binary,
+            cause = cause.label(), dropped = left_out.filter(|count| *count > 0);
             "{}", kind.event()
         );
     }
 
-    fn deliver(&mut self, binary: ConnId, message: &Message, now: Instant) -> Result<(), Dropped> {
-        let Some(slot) = self.entry(binary).map(|entry| entry.slot) else { return Ok(()) };
-        // While its parts came in it was charged to the binary.
-        self.settle(binary);
+    fn deliver(
+        &mut self,
+        binary: PublicId,
+        slot: SlotKey,
+        message: &Message,
+        now: Instant,
+    ) -> Result<(), Dropped> {
         let text = message.text().ok_or(Dropped::NotUtf8)?;
         let (conn_id, frame, close_code) = match envelope::unwrap(text)? {
             Envelope::Deliver { conn_id, frame, close_code } => (conn_id, frame, close_code),
-            Envelope::PushWake { token } => return self.on_push_wake(binary, &token, now),
+            Envelope::PushWake { token } => return self.accept_wake(slot, &token, now),
         };
         let phone = PublicId::parse(&conn_id)
-            .filter(|public_id| *public_id == self.public_id(public_id.id))
+            .filter(|public_id| *public_id == self.connections.public_id(public_id.id))
             .ok_or(Dropped::UnknownPhone)?
             .id;
-        let entry = self
-            .index(phone)
-            .map(|index| &mut self.connections[index])
-            .filter(|entry| entry.role == Role::Phone && entry.slot == slot)
-            .ok_or(Dropped::UnknownPhone)?;
+        let is_delivered = self
+            .connections
+            .edit(phone, now, |it| {
+                if it.role() != Some(Role::Phone) || it.slot() != slot {
+                    return Err(Dropped::UnknownPhone);
+                }
+                let Some(frame) = frame else { return Ok(true) };
+                if !it.admits(frame.len()) {
+                    return Ok(false);
+                }
+                it.send_frame(&[frame.as_bytes()], frame.len());
+                Ok(true)
+            })
+            .ok_or(Dropped::UnknownPhone)??;
+        if !is_delivered {
+            self.close(phone, CloseCause::BacklogFull, &[], now);
+            return Ok(());
+        }
         if let Some(frame) = frame {
-            let (charged, backlog) = (entry.charged as usize, entry.connection.backlog());
-            if !self.budget.admits(charged, backlog, frame.len()) {
-                self.close(phone, CloseCause::BacklogFull, now);
-                return Ok(());
-            }
-            entry.traffic.sent.add(frame.len());
-            let parts = [frame.as_bytes()];
-            entry.connection.send_message(Opcode::Text, &parts, &mut self.pool, now);
-            if let Some(entry) = self.entry_mut(binary) {
-                entry.traffic.received.add(frame.len());
-            }
+            self.connections.count_received(binary.id, frame.len());
             self.stats.frames_to_phone += 1;
             self.stats.bytes_to_phone += frame.len() as u64;
-            self.transmit(phone);
-            self.settle(phone);
         }
         if let Some(code) = close_code {
-            self.close(phone, CloseCause::BinaryRequest(code), now);
+            self.close(phone, CloseCause::BinaryRequest(code), &[], now);
         }
         Ok(())
     }
 
-    /// Bytes to the connection have drained: if it is a binary that was slow,
-    /// its phones may be read again.
-    pub(super) fn on_drained(&mut self, id: ConnId, now: Instant) {
-        let Some(entry) = self.entry(id) else { return };
-        let slot = entry.slot;
-        if entry.role == Role::Binary
-            && self.registry.is_paused(slot)
-            && entry.connection.backlog() <= BINARY_LOW_WATER
+    /// A binary asks for a push wake.
+    fn accept_wake(&mut self, slot: SlotKey, token: &str, now: Instant) -> Result<(), Dropped> {
+        let Some(wakes) = &mut self.wakes else { return Err(Dropped::PushWakeOff) };
+        let server_id = self.slots.server_id(slot);
+        let wake = || Wake { device: DeviceToken::new(token), server_id: server_id.into() };
+        wakes.accept(server_id, wake, now)
+    }
+
+    /// A pong has acknowledged a ping.
+    fn on_pong(&mut self, result: PongResult, role: Option<Role>, slot: SlotKey) {
+        self.stats.pongs += 1;
+        if let Some(round_trip) = result.round_trip {
+            self.stats.round_trips.observe(round_trip);
+        }
+        if result.answers_probe && role == Some(Role::Binary) {
+            let claimants = self.slots.reject_claimants(slot);
+            self.close_later(claimants, CloseCause::ServerIdClaimed);
+        }
+    }
+
+    /// The first `count` bytes of what is outgoing were written. If a binary that was slow
+    /// has caught up by that, its phones are read again.
+    pub(super) fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
+        self.drain(id, now, |it| it.on_written(count));
+    }
+
+    /// The transport keeps so many bytes of the connection.
+    pub(super) fn handle_buffered(
+        &mut self,
+        id: ConnId,
+        buffered: TransportBuffered,
+        now: Instant,
+    ) {
+        self.drain(id, now, |it| it.on_buffered(buffered));
+    }
+
+    fn drain(&mut self, id: ConnId, now: Instant, change: impl FnOnce(&mut Editor<'_>)) {
+        let drained = self.connections.edit(id, now, |it| {
+            change(it);
+            (it.role(), it.slot(), it.connection().backlog())
+        });
+        if let Some((Some(Role::Binary), slot, backlog)) = drained
+            && backlog <= BINARY_LOW_WATER
+            && self.slots.pause(slot, false)
         {
-            self.registry.pause(slot, false);
-            self.resume_phones(slot, now);
-        }
-    }
-
-    /// Reads a phone no more until its binary has caught up.
-    pub(super) fn pause(&mut self, phone: ConnId, now: Instant) {
-        if let Some(entry) = self.entry_mut(phone) {
-            entry.connection.pause(now);
-            self.settle(phone);
-        }
-    }
-
-    /// Reads the phones of the slot again.
-    pub(super) fn resume_phones(&mut self, slot: SlotKey, now: Instant) {
-        for phone in self.registry.phones(slot).to_vec() {
-            self.resume(phone, now);
+            self.verdicts.extend(self.slots.phones(slot).iter().copied().map(Verdict::Resume));
         }
     }
 }

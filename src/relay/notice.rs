@@ -11,9 +11,8 @@
 
 use super::conn_id::PublicId;
 use super::envelope;
-use super::registry::SlotKey;
 use super::relay::Relay;
-use crate::protocol::websocket::Opcode;
+use super::slots::SlotKey;
 use crate::time::Instant;
 
 impl Relay {
@@ -29,22 +28,22 @@ impl Relay {
         code: Option<u16>,
         now: Instant,
     ) {
-        let (Some(code), Some(binary)) = (code, self.registry.holder(slot)) else { return };
-        let index = self.index(binary);
-        let Some(index) = index.filter(|index| self.connections[*index].connection.is_open())
-        else {
-            let server_id = self.registry.server_id(slot);
+        let (Some(code), Some(binary)) = (code, self.slots.holder(slot)) else { return };
+        let (conn_id, digits) = (phone.to_string(), code.to_string());
+        let is_told = self.connections.edit(binary, now, |it| {
+            let is_open = it.connection().is_open();
+            if is_open {
+                it.send_text(&envelope::notice(&conn_id, &digits));
+            }
+            is_open
+        });
+        if is_told == Some(true) {
+            self.stats.close_notices += 1;
+        } else {
+            let server_id = self.slots.server_id(slot);
             log::warn!(
                 server_id, conn_id:% = phone, close_code = code; "phone_close_notice_send_failed"
             );
-            return;
-        };
-        let (conn_id, code) = (phone.to_string(), code.to_string());
-        let parts = envelope::notice(&conn_id, &code);
-        let connection = &mut self.connections[index].connection;
-        connection.send_message(Opcode::Text, &parts, &mut self.spares, now);
-        self.stats.close_notices += 1;
-        self.transmit(binary);
-        self.settle(binary);
+        }
     }
 }

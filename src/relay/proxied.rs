@@ -1,18 +1,19 @@
-//! Who is calling when a load balancer stands in front.
+//! PROXY headers: which client a load balancer speaks for.
 //!
-//! Owns what a PROXY header, or its absence, does to a connection. What a header
-//! looks like is `protocol/proxy_header.rs`'s to say, and who may send one
+//! Owns what a PROXY header, or its absence, does to a connection. What a header looks
+//! like is `protocol/proxy_header.rs`'s to say, and which peer may send one
 //! `protocol/client_address.rs`'s.
 //!
-//! Until the header has come the connection is nobody's: it is answered nothing,
+//! Until the header has come the client is unknown: the connection is answered nothing,
 //! not even a refusal, and nothing is counted against the balancer's address.
 
 use std::time::Duration;
 
 use super::conn_id::ConnId;
-use super::relay::{Relay, Stage};
+use super::connections::Stage;
+use super::relay::Relay;
 use super::stats::ProxyRefusal;
-use crate::protocol::client_address::may_send_proxy_header;
+use crate::protocol::close::CloseCause;
 use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::time::Instant;
 
@@ -21,41 +22,32 @@ use crate::time::Instant;
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Relay {
-    /// A PROXY header is to come before anything else on this connection, which
-    /// was just accepted; nothing is handed in before [`Self::handle_proxied`].
-    /// Who may not send one is disconnected.
-    pub fn expect_proxied(&mut self, id: ConnId, now: Instant) {
-        let Some(entry) = self.entry_mut(id) else { return };
-        entry.stage = Stage::Header;
-        let peer = entry.client();
-        if !may_send_proxy_header(&self.forwarded, peer) {
-            self.refuse_proxied(id, ProxyRefusal::Untrusted, now);
-        }
-    }
-
-    /// The PROXY header has come, or what is none.
-    pub fn handle_proxied(&mut self, id: ConnId, header: Result<Proxied, Malformed>, now: Instant) {
-        let Some(entry) = self.entry_mut(id) else { return };
+    /// The PROXY header has come, or something that is no valid one.
+    pub(super) fn handle_proxied(
+        &mut self,
+        id: ConnId,
+        header: Result<Proxied, Malformed>,
+        now: Instant,
+    ) {
         match header {
-            Ok(Proxied::Client(address)) => {
-                entry.stage = Stage::Request;
-                entry.set_client(address);
+            Ok(proxied) => {
+                self.connections.edit(id, now, |it| it.on_proxied(proxied));
             }
-            Ok(Proxied::Local) => entry.stage = Stage::Balancer,
             Err(Malformed) => self.refuse_proxied(id, ProxyRefusal::Malformed, now),
         }
     }
 
-    /// Disconnects without a byte, for nobody knows who would read it.
+    /// Disconnects without a byte: it is unknown which protocol the peer speaks.
     pub(super) fn refuse_proxied(&mut self, id: ConnId, cause: ProxyRefusal, now: Instant) {
-        let Some(entry) = self.entry(id) else { return };
-        let is_news = now >= self.proxy_warn_at;
+        let Some(entry) = self.connections.get(id) else { return };
+        debug_assert!(matches!(entry.stage(), Stage::Header | Stage::HeaderOfAuthority));
+        let is_news = now >= self.gates.proxy_warn_at;
         let level = if is_news { log::Level::Warn } else { log::Level::Debug };
         log::log!(level, remote:% = entry.client(), cause = cause.label(); "proxy_header_refused");
         if is_news {
-            self.proxy_warn_at = now + WARN_INTERVAL;
+            self.gates.proxy_warn_at = now + WARN_INTERVAL;
         }
         self.stats.proxy_refusals[cause as usize] += 1;
-        self.remove(id);
+        self.disconnect(id, CloseCause::Disconnected, now);
     }
 }

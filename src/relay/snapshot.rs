@@ -31,16 +31,16 @@ impl Relay {
     /// The relay as it stands.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let (binaries, phones) = self.live();
+        let (binaries, phones) = (self.slots.binary_count(), self.slots.phone_count());
         Snapshot {
             stats: self.stats.clone(),
             binaries,
             phones,
-            connections: self.caps.live(),
-            connections_max: self.caps.total(),
-            buffered: self.budget.used(),
-            buffered_max: self.budget.limit(),
-            is_draining: self.is_draining(),
+            connections: self.gates.caps.live(),
+            connections_max: self.gates.caps.total(),
+            buffered: self.connections.buffered(),
+            buffered_max: self.connections.buffered_max(),
+            is_draining: self.slots.is_draining(),
         }
     }
 }

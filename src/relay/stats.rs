@@ -103,7 +103,7 @@ impl ProxyRefusal {
 }
 
 /// How a push wake ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WakeOutcome {
     /// FCM has taken it.
     Sent,

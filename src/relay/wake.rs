@@ -15,7 +15,7 @@ use std::hash::BuildHasher;
 
 use super::admission::RateLimiter;
 use super::envelope::Dropped;
-use super::hash::HashKeys;
+use super::keyed_hash::HashKeys;
 use crate::time::Instant;
 
 /// The most wakes between their acceptance and their outcome.

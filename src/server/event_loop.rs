@@ -13,8 +13,8 @@
 //! 4. Write: everything that the turn queued for a peer in one call; sooner
 //!    when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
 //! 5. Only then timers. One poll returns a batch only, and a socket is read only
-//!    so far, so whom a timer would close is read to the end first: no peer is
-//!    judged while its pong waits unread.
+//!    so far, so a connection that a timer would close is read to the end first: no
+//!    deadline counts while a pong waits unread.
 //! 6. Last, push wakes go to their own thread: nobody waits for them here.
 
 mod beside;
@@ -30,12 +30,12 @@ use rustls::ServerConfig;
 
 use crate::config::BUFFER_MEMORY;
 use crate::config::Speaks;
-use crate::relay::{ConnId, Effect};
+use crate::relay::{ConnId, Effect, Input, ListenerKind};
 use crate::server::certificates::renewer_handle::Keeper;
 use crate::server::core::Core;
 use crate::server::mailbox::{Mailbox, Post};
 use crate::server::net::listener::{Accepted, Listener, Listeners, is_exhaustion};
-use crate::server::net::socket::{Buffers, Input, Socket, Sockets};
+use crate::server::net::socket::{Buffers, Received, Socket, Sockets};
 use crate::server::net::{tls_session, tls_stats};
 use crate::server::os::clock::Clock;
 use crate::server::os::signals::Signals;
@@ -63,9 +63,9 @@ const BYTES_PER_PASS: usize = 1024 * 1024;
 /// Connections accepted in one turn at most, so that a storm of dialers does not
 /// keep the others waiting.
 const ACCEPTS_PER_TURN: usize = 256;
-/// Bytes read of a peer before it is judged. Far more than a pong can stand
+/// Bytes read of a peer before its deadline counts. Far more than a pong can stand
 /// behind: the kernel's receive buffer is 6 MiB at most by default (tcp(7)).
-const JUDGE_BYTES: usize = 8 * 1024 * 1024;
+const READ_TO_END_MAX: usize = 8 * 1024 * 1024;
 /// Sockets in a TLS handshake that are read in a turn. With an RSA key of 2048 bits one
 /// takes 0.7 ms, and a turn should be over within a tick: pings are due then.
 const HANDSHAKES_PER_TURN: usize = 32;
@@ -97,8 +97,8 @@ pub struct Server<C> {
     sockets: Sockets,
     /// Sockets with input that no event will announce again.
     ready: VecDeque<ConnId>,
-    /// Peers whose time seems to be up.
-    suspects: Vec<ConnId>,
+    /// Connections that are read to the end before their deadline counts.
+    expiring: Vec<ConnId>,
     buffers: Buffers,
     shutdown: Duration,
     /// When to try to accept again, while out of descriptors.
@@ -141,7 +141,7 @@ impl<C: Core> Server<C> {
             clock: Clock::start(),
             sockets: Sockets::new(),
             ready: VecDeque::new(),
-            suspects: Vec::new(),
+            expiring: Vec::new(),
             buffers: Buffers::new(BUFFER),
             shutdown,
             accept_retry: None,
@@ -200,13 +200,13 @@ impl<C: Core> Server<C> {
         self.read(now);
         self.apply_effects(now);
         if self.core.next_deadline().is_some_and(|deadline| deadline <= now) {
-            self.core.handle_timeout(now);
+            self.core.handle(Input::Timeout, now);
             self.apply_effects(now);
-            while let Some(id) = self.suspects.pop() {
-                self.judge(id, now);
+            while let Some(id) = self.expiring.pop() {
+                self.read_then_expire(id, now);
             }
         }
-        self.push();
+        self.push(now);
         Ok(())
     }
 
@@ -223,7 +223,7 @@ impl<C: Core> Server<C> {
     fn on_event(&mut self, event: &Event, now: Instant) {
         match event.token() {
             SIGNALS => self.on_signal(now),
-            MAILBOX => self.on_mail(),
+            MAILBOX => self.on_mail(now),
             Token(token @ LISTENER..=LISTENER_LAST) => self.listeners.on_ready(token - LISTENER),
             Token(bits) => {
                 let id = ConnId::from_bits(bits as u64);
@@ -247,7 +247,7 @@ impl<C: Core> Server<C> {
                 supervisor.stopping();
             }
             self.drained_by = Some(now + self.shutdown);
-            self.core.shut_down(now);
+            self.core.handle(Input::ShutDown, now);
         }
         if self.signals.as_mut().is_some_and(Signals::take_hangup)
             && let Some(keeper) = &self.keeper
@@ -278,23 +278,21 @@ impl<C: Core> Server<C> {
             (Speaks::Tls, Some(tls)) => Some(Arc::clone(tls)),
             _ => None,
         };
-        let id = self.core.handle_accept(peer.ip(), now);
-        if speaks == Speaks::Challenges {
-            self.core.confine_to_challenges(id);
-        }
+        let kind = match (speaks == Speaks::Challenges, is_proxied) {
+            (false, false) => ListenerKind::Clients,
+            (false, true) => ListenerKind::ProxiedClients,
+            (true, false) => ListenerKind::Authorities,
+            (true, true) => ListenerKind::ProxiedAuthorities,
+        };
+        let id = self.core.handle_accept(peer.ip(), kind, now);
         let token = Token(id.to_bits() as usize);
         match Socket::new(stream, tls, self.poll.registry(), token, is_proxied) {
-            Ok(socket) => {
-                self.sockets.insert(id, socket);
-                if is_proxied {
-                    self.core.expect_proxied(id, now);
-                }
-            }
+            Ok(socket) => self.sockets.insert(id, socket),
             Err(error) => {
                 if is_exhaustion(&error) {
                     self.listeners.pause(&error);
                 }
-                self.core.handle_disconnected(id, now);
+                self.core.handle(Input::Disconnected(id), now);
             }
         }
     }
@@ -331,7 +329,7 @@ impl<C: Core> Server<C> {
             socket.is_readable = false;
             socket.has_unwanted = true;
             if socket.is_read_closed {
-                self.core.handle_hangup(id, now);
+                self.core.handle(Input::Hangup(id), now);
             }
             return 0;
         }
@@ -339,49 +337,48 @@ impl<C: Core> Server<C> {
             match socket.take_header(&mut self.buffers) {
                 Ok(None) => return 0,
                 Ok(Some(header)) => {
-                    self.core.handle_proxied(id, header, now);
+                    self.core.handle(Input::Proxied(id, header), now);
                     if header.is_err() {
                         return 0;
                     }
                 }
                 Err(_) => {
-                    self.core.handle_disconnected(id, now);
+                    self.core.handle(Input::Disconnected(id), now);
                     return 0;
                 }
             }
         }
-        let kept = socket.kept();
+        let buffered = socket.buffered();
         let count = match socket.read(&mut self.buffers) {
-            Ok(Input::Some(input, count)) => {
-                if !input.is_empty() {
-                    self.core.handle_input(id, input, now);
+            Ok(Received::Bytes(bytes, count)) => {
+                if !bytes.is_empty() {
+                    self.core.handle(Input::Bytes(id, bytes), now);
                 }
                 count
             }
-            Ok(Input::Nothing) => 0,
-            Ok(end @ (Input::End | Input::Cut)) => {
-                self.tls_stats.truncations += u64::from(matches!(end, Input::Cut));
-                self.core.handle_end(id, now);
+            Ok(Received::Nothing) => 0,
+            Ok(end @ (Received::End | Received::Cut)) => {
+                self.tls_stats.truncations += u64::from(matches!(end, Received::Cut));
+                self.core.handle(Input::End(id), now);
                 0
             }
             Err(error) => {
                 self.tls_stats.faults += u64::from(tls_session::is_fault(&error));
-                self.core.handle_disconnected(id, now);
+                self.core.handle(Input::Disconnected(id), now);
                 0
             }
         };
-        if socket.kept() != kept {
-            let kept = socket.kept();
-            self.core.handle_kept(id, kept.unread, kept.unsent, now);
+        if socket.buffered() != buffered {
+            self.core.handle(Input::Buffered(id, socket.buffered()), now);
         }
         count
     }
 
-    /// Hands in all that a peer has sent, then has it judged.
-    fn judge(&mut self, id: ConnId, now: Instant) {
+    /// Hands in all that a peer has sent; only then its deadline counts.
+    fn read_then_expire(&mut self, id: ConnId, now: Instant) {
         let mut read = 0;
         while let Some(socket) = self.sockets.find(id)
-            && read < JUDGE_BYTES
+            && read < READ_TO_END_MAX
         {
             // The event may be in a batch that poll has not returned yet.
             socket.is_readable = true;
@@ -391,7 +388,7 @@ impl<C: Core> Server<C> {
             }
             self.apply_effects(now);
         }
-        self.core.judge(id, now);
+        self.core.handle(Input::ReadToEnd(id), now);
         self.apply_effects(now);
     }
 
@@ -405,7 +402,7 @@ impl<C: Core> Server<C> {
                     }
                     self.queue(id);
                 }
-                Effect::Judge(id) => self.suspects.push(id),
+                Effect::ReadThenExpire(id) => self.expiring.push(id),
                 Effect::HalfClose(id) => {
                     if let Some(socket) = self.sockets.find(id) {
                         socket.half_close(&mut self.buffers);
@@ -426,26 +423,26 @@ impl<C: Core> Server<C> {
     fn write(&mut self, id: ConnId, now: Instant) {
         while let Some(socket) = self.sockets.find(id) {
             let slices = self.core.outgoing(id);
-            let kept = socket.kept();
-            if kept.unsent == 0 && slices.iter().all(|slice| slice.is_empty()) {
+            let before = socket.buffered();
+            if before.unsent == 0 && slices.iter().all(|slice| slice.is_empty()) {
                 return;
             }
             let result = socket.write(slices, &mut self.buffers);
-            let now_kept = socket.kept();
+            let buffered = socket.buffered();
             // TLS takes one record at a time.
-            let is_cut = socket.takes_records() && now_kept.unsent == 0;
-            if now_kept != kept {
-                self.core.handle_kept(id, now_kept.unread, now_kept.unsent, now);
+            let is_cut = socket.takes_records() && buffered.unsent == 0;
+            if buffered != before {
+                self.core.handle(Input::Buffered(id, buffered), now);
             }
             match result {
                 // A short write has filled the socket: room is a new edge.
                 Ok(count) => {
-                    self.core.handle_written(id, count, now);
+                    self.core.handle(Input::Written(id, count), now);
                     if !is_cut || count == 0 {
                         return;
                     }
                 }
-                Err(_) => return self.core.handle_disconnected(id, now),
+                Err(_) => return self.core.handle(Input::Disconnected(id), now),
             }
         }
     }

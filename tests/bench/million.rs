@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
-use pyrycode_relay::relay::{ConnId, Effect, Relay};
+use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
 use pyrycode_relay::time::{Instant, TICK};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -89,8 +89,12 @@ impl Crowd {
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nUser-Agent: bench\r\n\
              x-pyrycode-server: {pair}\r\n{header}\r\n\r\n"
         );
-        let id = self.relay.handle_accept(IpAddr::V4(Ipv4Addr::LOCALHOST), self.now);
-        self.relay.handle_input(id, head.as_bytes(), self.now);
+        let id = self.relay.handle_accept(
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ListenerKind::Clients,
+            self.now,
+        );
+        self.relay.handle(Input::Bytes(id, head.as_bytes()), self.now);
         self.apply_effects();
     }
 
@@ -98,7 +102,7 @@ impl Crowd {
         let end = self.now + time;
         while let Some(due) = self.relay.next_deadline().filter(|due| *due <= end) {
             self.now = self.now.max(due);
-            self.relay.handle_timeout(self.now);
+            self.relay.handle(Input::Timeout, self.now);
             self.apply_effects();
         }
         self.now = end;
@@ -127,9 +131,9 @@ impl Crowd {
                 self.answer.extend_from_slice(&slice[2..]);
             }
         }
-        self.relay.handle_written(id, count, self.now);
+        self.relay.handle(Input::Written(id, count), self.now);
         if !self.answer.is_empty() {
-            self.relay.handle_input(id, &self.answer, self.now);
+            self.relay.handle(Input::Bytes(id, &self.answer), self.now);
         }
     }
 }

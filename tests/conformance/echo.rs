@@ -18,13 +18,10 @@ use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::protocol::connection::{Connection, Expiry};
 use pyrycode_relay::protocol::heartbeat::Heartbeat;
 use pyrycode_relay::protocol::outbox_pool::OutboxPool;
-use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::protocol::request::{self, Head};
 use pyrycode_relay::protocol::response::{self, Refusal};
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
-use pyrycode_relay::relay::stats::WakeOutcome;
-use pyrycode_relay::relay::wake::Wake;
-use pyrycode_relay::relay::{ConnId, Effect};
+use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind};
 use pyrycode_relay::server::net::listener::Listener;
 use pyrycode_relay::server::os::signals::Signals;
 use pyrycode_relay::server::{Core, Server};
@@ -200,49 +197,24 @@ impl Echo {
     }
 }
 
-impl Core for Echo {
-    fn handle_accept(&mut self, _: IpAddr, now: Instant) -> ConnId {
-        let slot = self.connections.0.vacant_entry();
-        let id = ConnId::new(slot.key() as u32, self.accepted);
-        self.accepted = self.accepted.wrapping_add(1);
-        let connection = Connection::new(now, &self.timeouts);
-        slot.insert(Entry { id, connection, is_websocket: false });
-        self.settle(id);
-        id
-    }
-
-    fn confine_to_challenges(&mut self, _: ConnId) {}
-
-    fn answer_challenge(&mut self, _: Option<(String, String)>) {}
-
-    // No balancer stands in front.
-    fn expect_proxied(&mut self, _: ConnId, _: Instant) {}
-    fn handle_proxied(&mut self, _: ConnId, _: Result<Proxied, Malformed>, _: Instant) {}
-
-    fn handle_input(&mut self, id: ConnId, input: &[u8], now: Instant) {
+impl Echo {
+    fn handle_bytes(&mut self, id: ConnId, bytes: &[u8], now: Instant) {
         let Some(entry) = self.connections.find(id) else { return };
         if entry.connection.is_head() {
-            self.handle_head(id, input, now);
+            self.handle_head(id, bytes, now);
         } else {
-            self.handle_frames(id, input, now);
+            self.handle_frames(id, bytes, now);
         }
         self.settle(id);
     }
 
-    fn handle_end(&mut self, id: ConnId, _: Instant) {
+    fn handle_end(&mut self, id: ConnId) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         connection.on_end();
         if !connection.is_closing() || connection.is_done() {
             self.remove(id);
         }
     }
-
-    fn handle_disconnected(&mut self, id: ConnId, _: Instant) {
-        self.remove(id);
-    }
-
-    // Whoever is not read is written to, and that will tell.
-    fn handle_hangup(&mut self, _: ConnId, _: Instant) {}
 
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
@@ -260,9 +232,6 @@ impl Core for Echo {
         self.remove_if_done(id);
     }
 
-    // Only TLS keeps anything.
-    fn handle_kept(&mut self, _: ConnId, _: usize, _: usize, _: Instant) {}
-
     fn handle_timeout(&mut self, now: Instant) {
         while let Some(index) = self.timers.pop_expired(now) {
             let Entry { id, connection, .. } = &mut self.connections.0[index as usize];
@@ -276,14 +245,14 @@ impl Core for Echo {
                 }
                 Some(Expiry::Disconnect) => self.remove(id),
                 Some(Expiry::Head | Expiry::Claim | Expiry::Close(_)) => {
-                    self.effects.push_back(Effect::Judge(id));
+                    self.effects.push_back(Effect::ReadThenExpire(id));
                 }
             }
             self.settle(id);
         }
     }
 
-    fn judge(&mut self, id: ConnId, now: Instant) {
+    fn expire_after_read(&mut self, id: ConnId, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         match connection.handle_timeout(now, &self.timeouts) {
             Some(Expiry::Close(cause)) => self.close(id, cause, now),
@@ -303,6 +272,37 @@ impl Core for Echo {
             entries.filter(|entry| entry.is_websocket).map(|entry| entry.id).collect();
         for id in open {
             self.close(id, CloseCause::Shutdown, now);
+        }
+    }
+}
+
+impl Core for Echo {
+    fn handle_accept(&mut self, _: IpAddr, _: ListenerKind, now: Instant) -> ConnId {
+        let slot = self.connections.0.vacant_entry();
+        let id = ConnId::new(slot.key() as u32, self.accepted);
+        self.accepted = self.accepted.wrapping_add(1);
+        let connection = Connection::new(now, &self.timeouts);
+        slot.insert(Entry { id, connection, is_websocket: false });
+        self.settle(id);
+        id
+    }
+
+    fn handle(&mut self, input: Input<'_>, now: Instant) {
+        match input {
+            Input::Bytes(id, bytes) => self.handle_bytes(id, bytes, now),
+            Input::End(id) => self.handle_end(id),
+            Input::Disconnected(id) => self.remove(id),
+            Input::Written(id, count) => self.handle_written(id, count, now),
+            Input::ReadToEnd(id) => self.expire_after_read(id, now),
+            Input::Timeout => self.handle_timeout(now),
+            Input::ShutDown => self.shut_down(now),
+            // A peer that is not read is written to, and the write will tell. The others
+            // are of TLS, of a load balancer and of push wakes, which there are none of.
+            Input::Hangup(_)
+            | Input::Buffered(..)
+            | Input::Proxied(..)
+            | Input::Challenge(_)
+            | Input::WakeDone(_) => {}
         }
     }
 
@@ -325,10 +325,4 @@ impl Core for Echo {
     fn websockets(&self) -> usize {
         self.connections.0.iter().filter(|(_, entry)| entry.is_websocket).count()
     }
-
-    fn poll_wake(&mut self) -> Option<Wake> {
-        None
-    }
-
-    fn handle_wake_done(&mut self, _: WakeOutcome) {}
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
-use pyrycode_relay::relay::ConnId;
+use pyrycode_relay::relay::{ConnId, Input};
 
 use super::bytes::Bytes;
 use super::wire;
@@ -142,12 +142,16 @@ fn stale(world: &mut World, bytes: &mut Bytes<'_>) {
     let id = gone[bytes.index(gone.len())];
     let (relay, now) = (&mut world.relay, world.now);
     let before = (relay.len(), relay.live(), relay.slots(), relay.buffered());
-    relay.handle_input(id, b"GET", now);
-    relay.handle_written(id, 1, now);
-    relay.handle_hangup(id, now);
-    relay.handle_end(id, now);
-    relay.judge(id, now);
-    relay.handle_disconnected(id, now);
+    for input in [
+        Input::Bytes(id, b"GET"),
+        Input::Written(id, 1),
+        Input::Hangup(id),
+        Input::End(id),
+        Input::ReadToEnd(id),
+        Input::Disconnected(id),
+    ] {
+        relay.handle(input, now);
+    }
     assert!(!relay.is_reading(id) && relay.outgoing(id).concat().is_empty());
     assert_eq!(relay.poll_effect(), None);
     assert_eq!((relay.len(), relay.live(), relay.slots(), relay.buffered()), before);

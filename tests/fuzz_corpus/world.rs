@@ -2,7 +2,7 @@
 //!
 //! Owns the clock and the moving of bytes, and does what the shell does: writes
 //! once for each [`Effect::Transmit`], reads only what is wanted, reads to the
-//! end before it judges. Knows nothing of what a target wants to see.
+//! end before a deadline counts. Knows nothing of what a target wants to see.
 //!
 //! Checked all the time:
 //! 1. Queued bytes stay within the budget after each call, and all that waits
@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
-use pyrycode_relay::relay::{ConnId, Effect, Relay};
+use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
 use pyrycode_relay::time::{Instant, TICK};
 
 use super::request;
@@ -98,7 +98,8 @@ impl World {
 
     /// Somebody connects and sends `bytes`; returns who it is.
     pub(crate) fn dial(&mut self, bytes: &[u8]) -> usize {
-        let id = self.relay.handle_accept(IpAddr::from([192, 0, 2, 1]), self.now);
+        let id =
+            self.relay.handle_accept(IpAddr::from([192, 0, 2, 1]), ListenerKind::Clients, self.now);
         let index = self.peers.len();
         self.by_id.insert(id.to_bits(), index);
         self.peers.push(Peer {
@@ -157,7 +158,7 @@ impl World {
         let peer = &mut self.peers[index];
         if !peer.is_gone {
             peer.has_ended = true;
-            self.relay.handle_disconnected(peer.id, self.now);
+            self.relay.handle(Input::Disconnected(peer.id), self.now);
             self.check();
         }
         self.settle();
@@ -174,7 +175,7 @@ impl World {
     /// The relay is told to end.
     pub(crate) fn shut_down(&mut self) {
         self.is_draining = true;
-        self.relay.shut_down(self.now);
+        self.relay.handle(Input::ShutDown, self.now);
         self.check();
         self.settle();
     }
@@ -210,7 +211,7 @@ impl World {
     }
 
     fn fire(&mut self) {
-        self.relay.handle_timeout(self.now);
+        self.relay.handle(Input::Timeout, self.now);
         self.check();
         self.settle();
         let next = self.relay.next_deadline();
@@ -276,14 +277,14 @@ impl World {
                     assert_eq!(peer.status == Some(101), peer.close.is_some());
                 }
             }
-            Effect::Judge(id) => {
+            Effect::ReadThenExpire(id) => {
                 if let Some(index) = find(id) {
                     self.peers[index].is_asleep = false;
                 }
                 while let Some(index) = self.by_id.get(&id.to_bits()).copied()
                     && self.read(index)
                 {}
-                self.relay.judge(id, self.now);
+                self.relay.handle(Input::ReadToEnd(id), self.now);
                 self.check();
             }
             Effect::Disconnect(id) => {
@@ -307,19 +308,19 @@ impl World {
             peer.is_asleep = true;
             let before = self.relay.len();
             if peer.has_ended {
-                self.relay.handle_hangup(peer.id, self.now);
+                self.relay.handle(Input::Hangup(peer.id), self.now);
             }
             return self.relay.len() < before;
         } else if !peer.unread.is_empty() {
             // Many bytes one by one would show nothing that few do not.
             let count = peer.piece.max(peer.unread.len() / 256).min(peer.unread.len());
             let piece: Vec<u8> = peer.unread.drain(..count).collect();
-            self.relay.handle_input(peer.id, &piece, self.now);
+            self.relay.handle(Input::Bytes(peer.id, &piece), self.now);
             self.check();
             return true;
         } else if peer.has_ended {
             peer.is_end_told = true;
-            self.relay.handle_end(peer.id, self.now);
+            self.relay.handle(Input::End(peer.id), self.now);
             return true;
         }
         false
@@ -341,7 +342,7 @@ impl World {
             hear(peer, part, self.now);
         }
         let id = peer.id;
-        self.relay.handle_written(id, count, self.now);
+        self.relay.handle(Input::Written(id, count), self.now);
         self.check();
     }
 

@@ -116,6 +116,35 @@ fn resolve(path: &[String], module: &[String]) -> Vec<String> {
     base.iter().chain(&path[ups + selfs..]).cloned().collect()
 }
 
+/// Names of the functions in `impl` blocks of `type_name` itself.
+pub(crate) fn method_names<'a>(tokens: &'a [Token], type_name: &str) -> Vec<&'a str> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < tokens.len() {
+        let is_block =
+            is(tokens, at, "impl") && is(tokens, at + 1, type_name) && is(tokens, at + 2, "{");
+        at += if is_block { 3 } else { 1 };
+        let mut depth = usize::from(is_block);
+        while depth > 0 && at < tokens.len() {
+            match &*tokens[at].text {
+                "{" => depth += 1,
+                "}" => depth -= 1,
+                "fn" if depth == 1 => found.push(&*tokens[at + 1].text),
+                _ => {}
+            }
+            at += 1;
+        }
+    }
+    found
+}
+
+/// Lines and names of the methods that are called as `self.name(`.
+pub(crate) fn calls_of_self(tokens: &[Token]) -> impl Iterator<Item = (usize, &str)> {
+    tokens.windows(4).filter_map(|four| {
+        let is_call = four[0].text == "self" && four[1].text == "." && four[3].text == "(";
+        is_call.then_some((four[2].line, &*four[2].text))
+    })
+}
+
 /// A name, a literal (its text left out) or a punctuation mark.
 #[derive(Debug)]
 pub(crate) struct Token {

@@ -127,7 +127,7 @@ fn what_is_allowed_is_not_reported() {
         ("src/relay/a.rs", "use rand::{SeedableRng, rngs::StdRng};\nuse std::io::Write;"),
         ("src/relay/a.rs", "use std::collections::HashMap;\ntype M = HashMap<u8, u8, Keys>;"),
         ("src/relay/a.rs", "fn f() { if println != 3 { write!(x, \"\"); } }"),
-        ("src/relay/relay.rs", "use slab::Slab;"),
+        ("src/relay/connections.rs", "use slab::Slab;"),
         ("src/protocol/websocket.rs", "use tungstenite::protocol::frame::FrameHeader;"),
         ("src/protocol/request.rs", "use httparse::Request;"),
         ("src/time.rs", "mod wheel;\npub use wheel::Wheel;\nuse self::wheel::*;"),

@@ -4,7 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use pyrycode_relay::config::{ACME_DIRECTORY, Acme, Config, Listen, Serving};
-use pyrycode_relay::relay::{ConnId, Effect, Relay};
+use pyrycode_relay::protocol::proxy_header::Proxied;
+use pyrycode_relay::protocol::transport::TransportBuffered;
+use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
 use pyrycode_relay::time::Instant;
 
 use crate::peer::request;
@@ -12,8 +14,8 @@ use crate::peer::request;
 const NOW: Instant = Instant::START;
 const HEALTH: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n";
 
-fn accept(relay: &mut Relay) -> ConnId {
-    relay.handle_accept(IpAddr::V4(Ipv4Addr::LOCALHOST), NOW)
+fn accept(relay: &mut Relay, kind: ListenerKind) -> ConnId {
+    relay.handle_accept(IpAddr::V4(Ipv4Addr::LOCALHOST), kind, NOW)
 }
 
 fn effects(relay: &mut Relay) -> Vec<Effect> {
@@ -22,16 +24,14 @@ fn effects(relay: &mut Relay) -> Vec<Effect> {
 
 /// What a new connection is answered, after which it must end.
 fn answer(relay: &mut Relay, confined: bool, head: &str) -> String {
-    let id = accept(relay);
-    if confined {
-        relay.confine_to_challenges(id);
-    }
-    relay.handle_input(id, head.as_bytes(), NOW);
+    let kind = if confined { ListenerKind::Authorities } else { ListenerKind::Clients };
+    let id = accept(relay, kind);
+    relay.handle(Input::Bytes(id, head.as_bytes()), NOW);
     assert_eq!(effects(relay), [Effect::Transmit(id)]);
     let answer = String::from_utf8(relay.outgoing(id).concat()).expect("text");
-    relay.handle_written(id, answer.len(), NOW);
+    relay.handle(Input::Written(id, answer.len()), NOW);
     assert_eq!(effects(relay), [Effect::HalfClose(id)]);
-    relay.handle_end(id, NOW);
+    relay.handle(Input::End(id), NOW);
     assert_eq!(effects(relay), [Effect::Disconnect(id)]);
     answer
 }
@@ -43,19 +43,19 @@ fn status(answer: &str) -> &str {
 #[test]
 fn a_half_close_waits_for_what_is_kept_below() {
     let mut relay = Relay::new(&Config::default(), 10, [7; 32], NOW);
-    let id = accept(&mut relay);
-    relay.handle_input(id, HEALTH, NOW);
+    let id = accept(&mut relay, ListenerKind::Clients);
+    relay.handle(Input::Bytes(id, HEALTH), NOW);
     assert_eq!(effects(&mut relay), [Effect::Transmit(id)]);
     let len = relay.outgoing(id).concat().len();
-    relay.handle_kept(id, 0, len + 22, NOW);
-    relay.handle_written(id, len, NOW);
+    relay.handle(Input::Buffered(id, TransportBuffered { unread: 0, unsent: len + 22 }), NOW);
+    relay.handle(Input::Written(id, len), NOW);
     assert!(relay.outgoing(id).concat().is_empty());
     for kept in [len + 22, 40, 1] {
-        relay.handle_kept(id, 0, kept, NOW);
+        relay.handle(Input::Buffered(id, TransportBuffered { unread: 0, unsent: kept }), NOW);
         assert_eq!((effects(&mut relay), relay.buffered()), (vec![], kept));
         relay.audit();
     }
-    relay.handle_kept(id, 0, 0, NOW);
+    relay.handle(Input::Buffered(id, TransportBuffered { unread: 0, unsent: 0 }), NOW);
     assert_eq!((effects(&mut relay), relay.buffered()), (vec![Effect::HalfClose(id)], 0));
     relay.audit();
 }
@@ -68,18 +68,18 @@ fn half_records_come_out_of_the_byte_budget() {
     let mut relay = Relay::new(&config, 1000, [7; 32], NOW);
     let mut gone = 0;
     for n in 1..=200 {
-        let id = accept(&mut relay);
-        relay.handle_kept(id, RECORD, 0, NOW);
+        let id = accept(&mut relay, ListenerKind::Clients);
+        relay.handle(Input::Buffered(id, TransportBuffered { unread: RECORD, unsent: 0 }), NOW);
         relay.audit();
         gone += effects(&mut relay).len();
         assert!(relay.buffered() <= 64 * RECORD);
         assert_eq!((relay.len(), gone), (n.min(64), n - n.min(64)));
     }
     // A whole record came: nothing is kept any more.
-    let id = accept(&mut relay);
-    relay.handle_kept(id, 100, 0, NOW);
+    let id = accept(&mut relay, ListenerKind::Clients);
+    relay.handle(Input::Buffered(id, TransportBuffered { unread: 100, unsent: 0 }), NOW);
     let before = relay.buffered();
-    relay.handle_kept(id, 0, 0, NOW);
+    relay.handle(Input::Buffered(id, TransportBuffered { unread: 0, unsent: 0 }), NOW);
     assert_eq!(relay.buffered(), before - 100);
 }
 
@@ -89,7 +89,7 @@ fn the_port_for_authorities_answers_the_challenge_and_nothing_else() {
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n");
     let path = "/.well-known/acme-challenge/token";
     assert_eq!(status(&answer(&mut relay, true, &get(path))), "404");
-    relay.answer_challenge(Some(("token".into(), "token.thumbprint".into())));
+    relay.handle(Input::Challenge(Some(("token", "token.thumbprint"))), NOW);
     let told = answer(&mut relay, true, &get(path));
     assert!(told.starts_with("HTTP/1.1 200 OK\r\n") && told.ends_with("\r\n\r\ntoken.thumbprint"));
     let told = answer(&mut relay, true, &get(path).replace("GET", "HEAD"));
@@ -105,9 +105,28 @@ fn the_port_for_authorities_answers_the_challenge_and_nothing_else() {
     assert_eq!(status(&answer(&mut relay, true, &upgrade)), "404");
     // Elsewhere there is no challenge, and afterwards there is none here.
     assert_eq!(status(&answer(&mut relay, false, &get(path))), "404");
-    relay.answer_challenge(None);
+    relay.handle(Input::Challenge(None), NOW);
     assert_eq!(status(&answer(&mut relay, true, &get(path))), "404");
     relay.audit();
+}
+
+/// A PROXY header in front of the port for authorities opens no other door there.
+#[test]
+fn the_port_for_authorities_answers_the_same_behind_a_load_balancer() {
+    let path = "GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: relay\r\n\r\n";
+    let upgrade = request("/v1/server", &["x-pyrycode-server: home", "x-pyrycode-version: 1"]);
+    let client = Proxied::Client(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
+    for header in [client, Proxied::Local] {
+        for (head, expected) in [(path, "200"), (&upgrade, "404")] {
+            let mut relay = Relay::new(&Config::default(), 10, [7; 32], NOW);
+            relay.handle(Input::Challenge(Some(("token", "token.thumbprint"))), NOW);
+            let id = accept(&mut relay, ListenerKind::ProxiedAuthorities);
+            relay.handle(Input::Proxied(id, Ok(header)), NOW);
+            relay.handle(Input::Bytes(id, head.as_bytes()), NOW);
+            let answer = String::from_utf8(relay.outgoing(id).concat()).expect("text");
+            assert_eq!(status(&answer), expected, "{header:?} {head}");
+        }
+    }
 }
 
 #[test]

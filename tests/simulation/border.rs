@@ -7,24 +7,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
-use pyrycode_relay::relay::{ConnId, Effect};
+use pyrycode_relay::protocol::transport::TransportBuffered;
+use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
 
 use crate::world::World;
-
-/// What the shell tells the relay of a connection or of time.
-#[derive(Clone, Copy, Debug, Hash)]
-pub(crate) enum Call<'a> {
-    ExpectProxied(ConnId),
-    Proxied(ConnId, Result<Proxied, Malformed>),
-    Input(ConnId, &'a [u8]),
-    End(ConnId),
-    Disconnected(ConnId),
-    Hangup(ConnId),
-    Written(ConnId, usize),
-    Judge(ConnId),
-    Timeout,
-    ShutDown,
-}
 
 /// Everything that crossed the border, as one number.
 #[derive(Default)]
@@ -41,32 +27,21 @@ impl Trace {
 }
 
 impl World {
-    pub(crate) fn tell(&mut self, call: Call<'_>) {
-        self.trace.note(&(self.now, call));
+    pub(crate) fn tell(&mut self, input: Input<'_>) {
+        self.trace.note(&(self.now, input));
         let now = self.now;
-        let before = self.oracle.as_ref().map(|oracle| oracle.before(self, call));
-        match call {
-            Call::ExpectProxied(id) => self.relay.expect_proxied(id, now),
-            Call::Proxied(id, header) => self.relay.handle_proxied(id, header, now),
-            Call::Input(id, bytes) => self.relay.handle_input(id, bytes, now),
-            Call::End(id) => self.relay.handle_end(id, now),
-            Call::Disconnected(id) => self.relay.handle_disconnected(id, now),
-            Call::Hangup(id) => self.relay.handle_hangup(id, now),
-            Call::Written(id, count) => self.relay.handle_written(id, count, now),
-            Call::Judge(id) => self.relay.judge(id, now),
-            Call::Timeout => self.relay.handle_timeout(now),
-            Call::ShutDown => self.relay.shut_down(now),
-        }
+        let before = self.oracle.as_ref().map(|oracle| oracle.before(self, input));
+        self.relay.handle(input, now);
         self.check();
         if let Some(mut oracle) = self.oracle.take() {
-            oracle.after(self, call, &before.expect("taken above"));
+            oracle.after(self, input, &before.expect("taken above"));
             self.oracle = Some(oracle);
         }
     }
 
-    pub(crate) fn tell_accept(&mut self, address: IpAddr) -> ConnId {
-        let id = self.relay.handle_accept(address, self.now);
-        self.trace.note(&(self.now, address, id));
+    pub(crate) fn tell_accept(&mut self, address: IpAddr, kind: ListenerKind) -> ConnId {
+        let id = self.relay.handle_accept(address, kind, self.now);
+        self.trace.note(&(self.now, address, kind, id));
         self.check();
         id
     }
@@ -91,21 +66,25 @@ impl World {
     /// What is told of a connection that is not there changes nothing (9).
     pub(crate) fn tell_stale(&mut self, id: ConnId) {
         let (relay, now) = (&mut self.relay, self.now);
-        let look = |relay: &pyrycode_relay::relay::Relay| {
+        let look = |relay: &Relay| {
             let numbers = [relay.len(), relay.websockets(), relay.slots(), relay.buffered()];
             (relay.stats().clone(), numbers, relay.live(), relay.next_deadline())
         };
         let before = look(relay);
-        relay.expect_proxied(id, now);
-        relay.handle_proxied(id, Ok(Proxied::Local), now);
-        relay.handle_proxied(id, Err(Malformed), now);
-        relay.handle_input(id, b"GET / HTTP/1.1\r\n\r\n", now);
-        relay.handle_written(id, 0, now);
-        relay.handle_written(id, 7, now);
-        relay.handle_hangup(id, now);
-        relay.handle_end(id, now);
-        relay.judge(id, now);
-        relay.handle_disconnected(id, now);
+        for input in [
+            Input::Proxied(id, Ok(Proxied::Local)),
+            Input::Proxied(id, Err(Malformed)),
+            Input::Bytes(id, b"GET / HTTP/1.1\r\n\r\n"),
+            Input::Written(id, 0),
+            Input::Written(id, 7),
+            Input::Buffered(id, TransportBuffered { unread: 1, unsent: 2 }),
+            Input::Hangup(id),
+            Input::End(id),
+            Input::ReadToEnd(id),
+            Input::Disconnected(id),
+        ] {
+            relay.handle(input, now);
+        }
         assert!(!relay.is_reading(id) && !relay.has_place(id), "(9) {id:?} is there");
         assert!(relay.outgoing(id).concat().is_empty(), "(9) {id:?} is written to");
         assert!(before == look(relay), "(9) {id:?} changed something");

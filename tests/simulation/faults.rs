@@ -61,7 +61,7 @@ impl Faults {
     }
 
     /// Whether the read before a verdict finds a reset.
-    pub(crate) fn judge(&mut self) -> bool {
+    pub(crate) fn read_to_end(&mut self) -> bool {
         self.happens(0.05)
     }
 

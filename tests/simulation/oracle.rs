@@ -16,9 +16,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pyrycode_relay::config::PHONES_PER_SERVER_MAX;
+use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::{Instant, TICK};
 
-use crate::border::Call;
 use crate::wire::{self, Decoder};
 use crate::world::{PeerId, World};
 use notices::Notices;
@@ -118,7 +118,7 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn before(&self, world: &World, call: Call<'_>) -> Before {
+    pub(crate) fn before(&self, world: &World, call: Input<'_>) -> Before {
         let relay = &world.relay;
         let stats = relay.stats();
         let closes = |cause: usize| stats.closes.iter().map(|by_cause| by_cause[cause]).sum();
@@ -133,8 +133,8 @@ impl Oracle {
         }
     }
 
-    fn backlogs(&self, world: &World, call: Call<'_>) -> Vec<(usize, usize)> {
-        let Call::Input(id, _) = call else { return Vec::new() };
+    fn backlogs(&self, world: &World, call: Input<'_>) -> Vec<(usize, usize)> {
+        let Input::Bytes(id, _) = call else { return Vec::new() };
         let Some(binary) = world.find(id) else { return Vec::new() };
         let slot = self.slots.get(&self.records[binary].server_id);
         let phones = slot.filter(|slot| slot.holder == Some(binary)).map(|slot| &slot.phones);
@@ -169,12 +169,12 @@ impl Oracle {
     }
 
     /// The relay has done what it does about `call`.
-    pub(crate) fn after(&mut self, world: &World, call: Call<'_>, before: &Before) {
-        let changes = self.before(world, Call::Timeout);
+    pub(crate) fn after(&mut self, world: &World, call: Input<'_>, before: &Before) {
+        let changes = self.before(world, Input::Timeout);
         self.is_requested = changes.binary_requests > before.binary_requests;
         self.check_verdict(world, call, before, &changes);
         self.begin_notices(world, changes.shed > before.shed);
-        if let Call::Input(id, bytes) = call
+        if let Input::Bytes(id, bytes) = call
             && let Some(peer) = world.find(id)
         {
             self.check_backlogs(world, bytes.len(), before);
@@ -185,23 +185,24 @@ impl Oracle {
             self.on_shed(world, before);
         }
         match call {
-            Call::Timeout => self.on_timeout(world),
-            Call::ShutDown => self.on_shut_down(world),
-            Call::Input(id, bytes) => {
+            Input::Timeout => self.on_timeout(world),
+            Input::ShutDown => self.on_shut_down(world),
+            Input::Bytes(id, bytes) => {
                 if let Some(peer) = world.find(id) {
                     self.on_input(world, peer, bytes.len());
                     self.reconcile(world, peer, call);
                 }
             }
-            Call::ExpectProxied(id)
-            | Call::Proxied(id, _)
-            | Call::End(id)
-            | Call::Disconnected(id)
-            | Call::Hangup(id)
-            | Call::Judge(id)
-            | Call::Written(id, _) => {
+            Input::Challenge(_) | Input::WakeDone(_) => {}
+            Input::Proxied(id, _)
+            | Input::Buffered(id, _)
+            | Input::End(id)
+            | Input::Disconnected(id)
+            | Input::Hangup(id)
+            | Input::ReadToEnd(id)
+            | Input::Written(id, _) => {
                 if let Some(peer) = world.find(id) {
-                    if matches!(call, Call::Judge(_)) && self.records[peer].head_left > 0 {
+                    if matches!(call, Input::ReadToEnd(_)) && self.records[peer].head_left > 0 {
                         // Its time for a head is over.
                         self.records[peer].wish = Wish::Nothing;
                     }
@@ -265,11 +266,11 @@ impl Oracle {
     }
 
     /// Who lost its place because of what `peer` did, and did everybody who should?
-    fn reconcile(&mut self, world: &World, peer: usize, call: Call<'_>) {
+    fn reconcile(&mut self, world: &World, peer: usize, call: Input<'_>) {
         let server_id = self.records[peer].server_id.clone();
         let Some(slot) = self.slots.get(&server_id) else { return };
         let waits_on = slot.claimants.contains(&peer) && has_place(world, peer);
-        assert!(!waits_on || !matches!(call, Call::Hangup(_)), "(5) {peer} has hung up and waits");
+        assert!(!waits_on || !matches!(call, Input::Hangup(_)), "(5) {peer} has hung up and waits");
         self.on_envelopes(world, peer);
         self.on_answer(world, peer, &server_id);
         if self.records[peer].has_place && !has_place(world, peer) {
@@ -353,7 +354,7 @@ impl Oracle {
         }
         // What it had sent while it waited is read now.
         if !has_place(world, heir) {
-            self.check_cause(world, heir, Call::Input(world.peers[heir].id, &[]));
+            self.check_cause(world, heir, Input::Bytes(world.peers[heir].id, &[]));
             self.leave(world, heir);
         }
     }

@@ -7,10 +7,9 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use pyrycode_relay::relay::{ConnId, Effect};
+use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind};
 use pyrycode_relay::time::Instant;
 
-use crate::border::Call;
 use crate::faults::Write;
 use crate::link::{End, Pipe};
 use crate::peer::{NOBODY, Peer, Sending, Through};
@@ -109,18 +108,20 @@ impl World {
             && let Some(peer) = self.backlog.pop_front()
         {
             let Peer { address, through, .. } = self.peers[peer];
-            let id = self.tell_accept(through.map_or(address, |through| through.balancer));
+            let id = match through {
+                Some(Through { balancer, .. }) => {
+                    self.tell_accept(balancer, ListenerKind::ProxiedClients)
+                }
+                None => self.tell_accept(address, ListenerKind::Clients),
+            };
             self.peers[peer].id = id;
             assert_eq!(self.by_id.insert(id.to_bits(), peer), None, "{id:?} is not unique");
             if self.faults.register() {
-                self.tell(Call::Disconnected(id));
+                self.tell(Input::Disconnected(id));
                 continue;
             }
-            if let Some(Through { header, .. }) = through {
-                self.tell(Call::ExpectProxied(id));
-                if let Some(header) = header {
-                    self.tell(Call::Proxied(id, header));
-                }
+            if let Some(Through { header: Some(header), .. }) = through {
+                self.tell(Input::Proxied(id, header));
             }
             self.queue(peer);
         }
@@ -133,18 +134,18 @@ impl World {
             return;
         }
         if peer.up.end == Some(End::Reset) {
-            return self.tell(Call::Disconnected(id));
+            return self.tell(Input::Disconnected(id));
         }
         let has_ended = peer.up.end == Some(End::Fin);
         if !self.relay.is_reading(id) {
             if has_ended {
-                self.tell(Call::Hangup(id));
+                self.tell(Input::Hangup(id));
             }
             return;
         }
         if peer.up.arrived.is_empty() {
             if has_ended && !std::mem::replace(&mut peer.end_read, true) {
-                self.tell(Call::End(id));
+                self.tell(Input::End(id));
             }
             return;
         }
@@ -155,7 +156,7 @@ impl World {
         if let Some(oracle) = &mut self.oracle {
             oracle.on_pongs(index, &pongs);
         }
-        self.tell(Call::Input(id, &input[..count]));
+        self.tell(Input::Bytes(id, &input[..count]));
         arrived.drain(..count);
         let is_more = !arrived.is_empty() || has_ended;
         self.peers[index].up.arrived = arrived;
@@ -193,7 +194,7 @@ impl World {
                 self.schedule(peer, next);
                 self.react(peer);
             }
-            Effect::Judge(id) => self.judge(id),
+            Effect::ReadThenExpire(id) => self.read_then_expire(id),
             Effect::Disconnect(id) => {
                 let peer = self.by_id.remove(&id.to_bits()).expect("(6) disconnects once");
                 self.peers[peer].on_disconnect();
@@ -204,10 +205,10 @@ impl World {
         }
     }
 
-    /// Reads a peer to the end before the relay judges it.
-    fn judge(&mut self, id: ConnId) {
+    /// Reads a peer to the end before its deadline counts.
+    fn read_then_expire(&mut self, id: ConnId) {
         if let Some(peer) = self.find(id)
-            && self.faults.judge()
+            && self.faults.read_to_end()
         {
             self.break_link(peer);
             self.read_socket(peer);
@@ -218,7 +219,7 @@ impl World {
         {
             self.read_socket(peer);
         }
-        self.tell(Call::Judge(id));
+        self.tell(Input::ReadToEnd(id));
     }
 
     pub(crate) fn find(&self, id: ConnId) -> Option<usize> {
@@ -264,7 +265,7 @@ impl World {
         self.trace.note(&(index, &bytes, is_broken, again));
         if is_broken {
             self.break_link(index);
-            return self.tell(Call::Disconnected(id));
+            return self.tell(Input::Disconnected(id));
         }
         if let Some(oracle) = &mut self.oracle {
             oracle.on_written(index, bytes.make_contiguous(), count < waiting, self.now);
@@ -278,7 +279,7 @@ impl World {
         let next = peer.down.send(bytes, wall);
         self.schedule(index, next);
         self.schedule(index, again);
-        self.tell(Call::Written(id, count));
+        self.tell(Input::Written(id, count));
         self.react(index);
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
+use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::TICK;
 
 use crate::peer::{HOME, LINK, Seen, claim, join};
@@ -106,7 +107,7 @@ fn the_binary_is_told_before_its_phones() {
     for peer in phones.iter().chain([&binary]) {
         world.stop_reading(*peer, LINK);
     }
-    world.relay.shut_down(world.now);
+    world.relay.handle(Input::ShutDown, world.now);
     let first = world.relay.poll_effect();
     let id = world.peer(binary).id;
     assert_eq!(first, Some(pyrycode_relay::relay::Effect::Transmit(id)));

@@ -1,6 +1,7 @@
 //! Push wakes: whose are taken on, and that an outcome is all that comes of one.
 
 use pyrycode_relay::config::{Config, FCM_ENDPOINT, PushWake, ServiceAccount};
+use pyrycode_relay::relay::Input;
 use pyrycode_relay::relay::envelope::Dropped;
 use pyrycode_relay::relay::stats::WakeOutcome;
 use pyrycode_relay::relay::wake::IN_FLIGHT_MAX;
@@ -34,7 +35,7 @@ fn carry_out(world: &mut World, outcome: WakeOutcome) -> Vec<String> {
         tokens.push(wake.device.reveal().to_owned());
     }
     for _ in &tokens {
-        world.relay.handle_wake_done(outcome);
+        world.relay.handle(Input::WakeDone(outcome), world.now);
     }
     world.relay.audit();
     tokens
@@ -80,7 +81,7 @@ fn a_wake_says_which_server_id_asked() {
         world.hang_up(binary);
         let wake = world.relay.poll_wake().expect("it is taken on");
         assert_eq!((&*wake.server_id, wake.device.reveal()), (server_id, "t"));
-        world.relay.handle_wake_done(WakeOutcome::Sent);
+        world.relay.handle(Input::WakeDone(WakeOutcome::Sent), world.now);
     }
     world.finish();
 }
@@ -171,14 +172,14 @@ fn so_many_are_in_flight_and_no_more_until_one_has_ended() {
     assert_eq!(handed_out, IN_FLIGHT_MAX);
     ask(&mut world, binaries[0], "one too many");
     assert!(world.relay.poll_wake().is_none());
-    world.relay.handle_wake_done(WakeOutcome::SendFailed);
+    world.relay.handle(Input::WakeDone(WakeOutcome::SendFailed), world.now);
     ask(&mut world, binaries[39], "room for one");
     ask(&mut world, binaries[38], "and not two");
     assert_eq!(world.relay.poll_wake().unwrap().device.reveal(), "room for one");
     assert!(world.relay.poll_wake().is_none());
     // A house that was full has cost no server-id a wake.
     for _ in 0..IN_FLIGHT_MAX {
-        world.relay.handle_wake_done(WakeOutcome::SendFailed);
+        world.relay.handle(Input::WakeDone(WakeOutcome::SendFailed), world.now);
     }
     for _ in 0..10 {
         ask(&mut world, binaries[38], "t");
@@ -199,6 +200,6 @@ fn the_end_of_a_wake_outlives_its_binary_and_the_shut_down() {
     assert!(world.relay.poll_wake().is_some());
     world.shut_down();
     assert_eq!(world.heard(binary), closed(1001, "shutting down"));
-    world.relay.handle_wake_done(WakeOutcome::Sent);
+    world.relay.handle(Input::WakeDone(WakeOutcome::Sent), world.now);
     assert_eq!(counted(&world, WakeOutcome::Sent), 2);
 }

@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use pyrycode_relay::config::Config;
 use pyrycode_relay::protocol::proxy_header::Proxied;
-use pyrycode_relay::relay::Relay;
+use pyrycode_relay::relay::{Input, Relay};
 use pyrycode_relay::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::border::{Call, Trace};
+use crate::border::Trace;
 use crate::faults::Faults;
 use crate::link::Pipe;
 use crate::oracle::Oracle;
@@ -411,7 +411,7 @@ impl World {
     }
 
     fn fire(&mut self) {
-        self.tell(Call::Timeout);
+        self.tell(Input::Timeout);
         let next = self.relay.next_deadline();
         assert!(next.is_none_or(|next| next > self.now), "(8) due again at once");
         self.settle();
@@ -423,7 +423,7 @@ impl World {
     }
 
     pub(crate) fn shut_down(&mut self) {
-        self.tell(Call::ShutDown);
+        self.tell(Input::ShutDown);
         self.settle();
     }
 

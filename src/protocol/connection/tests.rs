@@ -923,13 +923,13 @@ fn an_open_connection_knows_its_age_and_its_last_round_trip() {
 fn who_takes_nothing_of_a_handshake_is_out_of_time_for_its_head() {
     let timeouts = Timeouts { write: Duration::from_millis(400), ..TIMEOUTS };
     let mut connection = Connection::new(at(0), &timeouts);
-    connection.on_kept(0, 3000, at(100));
+    connection.on_transport_buffered(TransportBuffered { unread: 0, unsent: 3000 }, at(100));
     assert_eq!(connection.held(), 3000);
     assert_eq!(connection.deadline(&timeouts), at(500));
-    connection.on_kept(70, 2000, at(300));
+    connection.on_transport_buffered(TransportBuffered { unread: 70, unsent: 2000 }, at(300));
     assert_eq!((connection.held(), connection.deadline(&timeouts)), (2070, at(700)));
     assert_eq!(connection.handle_timeout(at(699), &timeouts), None);
     assert_eq!(connection.handle_timeout(at(700), &timeouts), Some(Expiry::Head));
-    connection.on_kept(0, 0, at(710));
+    connection.on_transport_buffered(TransportBuffered::default(), at(710));
     assert_eq!((connection.held(), connection.deadline(&timeouts)), (0, at(5000)));
 }

@@ -7,12 +7,14 @@
 use std::io;
 
 use super::{Core, Server};
+use crate::relay::Input;
 use crate::server::certificates::Certified;
 use crate::server::certificates::source::Source;
 use crate::server::mailbox::{Challenge, Message, Report};
 use crate::server::os::clock::wall_time;
 use crate::server::os::systemd::Supervisor;
 use crate::server::push::{self, Push};
+use crate::time::Instant;
 
 impl<C: Core> Server<C> {
     /// Has `push` carry out the wakes that the core hands out.
@@ -62,7 +64,7 @@ impl<C: Core> Server<C> {
         }
     }
 
-    pub(super) fn on_mail(&mut self) {
+    pub(super) fn on_mail(&mut self, now: Instant) {
         while let Some(message) = self.mailbox.take() {
             match message {
                 Message::Report(reply) => {
@@ -71,14 +73,14 @@ impl<C: Core> Server<C> {
                     // Whoever asked may have given up.
                     let _ = reply.try_send(report);
                 }
-                Message::WakeDone(outcome) => self.core.handle_wake_done(outcome),
+                Message::WakeDone(outcome) => self.core.handle(Input::WakeDone(outcome), now),
                 Message::Certificate(Some(certified)) => {
                     self.tls_stats.reloads += 1;
                     self.serve(certified);
                 }
                 Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
                 Message::Challenge { challenge, taken } => {
-                    self.answer(challenge);
+                    self.answer(challenge, now);
                     // Whoever waits may have given up.
                     let _ = taken.try_send(());
                 }
@@ -86,26 +88,28 @@ impl<C: Core> Server<C> {
         }
     }
 
-    fn answer(&mut self, challenge: Challenge) {
+    fn answer(&mut self, challenge: Challenge, now: Instant) {
         match challenge {
-            Challenge::Http(token, answer) => self.core.answer_challenge(Some((token, answer))),
+            Challenge::Http(token, answer) => {
+                self.core.handle(Input::Challenge(Some((&token, &answer))), now);
+            }
             Challenge::Tls(config) => self.tls = Some(config),
             Challenge::None(config) => {
                 self.tls = Some(config);
-                self.core.answer_challenge(None);
+                self.core.handle(Input::Challenge(None), now);
             }
         }
     }
 
     /// Hands wakes on; each is answered by mail, sooner or later.
-    pub(super) fn push(&mut self) {
+    pub(super) fn push(&mut self, now: Instant) {
         while let Some(wake) = self.core.poll_wake() {
             let refused = match &self.push {
                 Some(handle) => handle.hand_over(wake).err(),
                 None => Some(wake),
             };
             if let Some(wake) = refused {
-                self.core.handle_wake_done(push::not_handed_over(&wake));
+                self.core.handle(Input::WakeDone(push::not_handed_over(&wake)), now);
             }
         }
     }

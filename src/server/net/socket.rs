@@ -14,6 +14,7 @@ use rustls::ServerConfig;
 
 use crate::config::{PROXY_HEADER_MAX, ROOM};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
+use crate::protocol::transport::TransportBuffered;
 use crate::relay::ConnId;
 use crate::server::net::tls_session::{RECORD_MAX, Session};
 use crate::server::os::eintr::uninterrupted;
@@ -100,10 +101,10 @@ impl Sockets {
 }
 
 /// What a read found.
-pub(in crate::server) enum Input<'b> {
+pub(in crate::server) enum Received<'b> {
     /// The peer's next bytes, perhaps none yet, out of so many that were read;
     /// [`Socket::is_readable`] says whether more may wait.
-    Some(&'b [u8], usize),
+    Bytes(&'b [u8], usize),
     /// Nothing now.
     Nothing,
     /// The peer has sent its last byte.
@@ -111,15 +112,6 @@ pub(in crate::server) enum Input<'b> {
     /// The stream has ended, and TLS had not said that it would: who knows what is
     /// missing, and whose doing it is (RFC 8446 §6.1).
     Cut,
-}
-
-/// Bytes that a socket keeps because they can go nowhere yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::server) struct Kept {
-    /// On their way in.
-    pub(in crate::server) unread: usize,
-    /// On their way out.
-    pub(in crate::server) unsent: usize,
 }
 
 impl Socket {
@@ -178,14 +170,14 @@ impl Socket {
     pub(in crate::server) fn read<'b>(
         &mut self,
         buffers: &'b mut Buffers,
-    ) -> io::Result<Input<'b>> {
+    ) -> io::Result<Received<'b>> {
         let Some(session) = &mut self.tls else {
             let count = read(&mut self.stream, &mut buffers.received)?;
             self.note_read(count, buffers.received.len());
             return Ok(match count {
-                Some(0) => Input::End,
-                Some(count) => Input::Some(&buffers.received[..count], count),
-                None => Input::Nothing,
+                Some(0) => Received::End,
+                Some(count) => Received::Bytes(&buffers.received[..count], count),
+                None => Received::Nothing,
             });
         };
         if let Some(fault) = session.fault() {
@@ -194,20 +186,20 @@ impl Socket {
         }
         if session.has_ended() {
             self.is_readable = false;
-            return Ok(Input::End);
+            return Ok(Received::End);
         }
         let partial = session.partial().len();
         let (front, room) = buffers.received.split_at_mut(partial);
         let (count, wanted) = (read(&mut self.stream, room)?, room.len());
         let Some(count) = count else {
             self.note_read(None, wanted);
-            return Ok(Input::Nothing);
+            return Ok(Received::Nothing);
         };
         if count == 0 {
             let cause = if session.is_handshaking() { "in_handshake" } else { "truncated" };
             log::debug!(cause; "tls_cut");
             self.is_readable = false;
-            return Ok(Input::Cut);
+            return Ok(Received::Cut);
         }
         front.copy_from_slice(session.partial());
         buffers.plain.clear();
@@ -223,9 +215,9 @@ impl Socket {
         if is_challenge {
             log::debug!("challenge_answered");
             self.half_close(buffers);
-            return Ok(Input::End);
+            return Ok(Received::End);
         }
-        Ok(Input::Some(&buffers.plain, count))
+        Ok(Received::Bytes(&buffers.plain, count))
     }
 
     fn note_read(&mut self, count: Option<usize>, wanted: usize) {
@@ -268,9 +260,9 @@ impl Socket {
         self.tls.is_some()
     }
 
-    /// What it keeps. All of it is bounded by [`Session`].
-    pub(in crate::server) fn kept(&self) -> Kept {
-        self.tls.as_ref().map_or(Kept::default(), |session| Kept {
+    /// What TLS keeps. All of it is bounded by [`Session`].
+    pub(in crate::server) fn buffered(&self) -> TransportBuffered {
+        self.tls.as_ref().map_or(TransportBuffered::default(), |session| TransportBuffered {
             unread: session.partial().len(),
             unsent: session.unsent.len(),
         })

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use pyrycode_relay::config::{MESSAGE_MAX, PHONE_BACKLOG_MIN};
+use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::{Instant, TICK};
 
 use super::notices::ASKED;
 use super::{Before, Oracle, Wish, has_place};
-use crate::border::Call;
 use crate::wire::{self, Part};
 use crate::world::{PeerId, World};
 
@@ -194,14 +194,14 @@ impl Oracle {
     pub(super) fn check_verdict(
         &mut self,
         world: &World,
-        call: Call<'_>,
+        call: Input<'_>,
         before: &Before,
         after: &Before,
     ) {
         if after.heartbeat_timeouts == before.heartbeat_timeouts {
             return;
         }
-        let Call::Judge(id) = call else { panic!("(3) a verdict outside judge: {call:?}") };
+        let Input::ReadToEnd(id) = call else { panic!("(3) a verdict on unread input: {call:?}") };
         let peer = world.find(id).expect("its socket is there");
         assert_eq!(after.heartbeat_timeouts, before.heartbeat_timeouts + 1, "(3) two verdicts");
         assert!(self.records[peer].has_place, "(3) {peer} had no place");
@@ -257,16 +257,16 @@ impl Oracle {
     }
 
     /// Why this peer lost its place in a call about itself.
-    pub(super) fn check_cause(&mut self, world: &World, peer: usize, call: Call<'_>) {
+    pub(super) fn check_cause(&mut self, world: &World, peer: usize, call: Input<'_>) {
         let Some(words) = self.last_words(world, peer) else {
-            let is_cut = matches!(call, Call::End(_) | Call::Disconnected(_) | Call::Hangup(_));
+            let is_cut = matches!(call, Input::End(_) | Input::Disconnected(_) | Input::Hangup(_));
             let is_cut = is_cut || self.is_shedding;
             return assert!(is_cut, "(4) {peer} is gone without a close after {call:?}");
         };
         let record = &self.records[peer];
         let (actor, pings) = (&world.peers[peer], &record.pings);
-        let is_input = matches!(call, Call::Input(..));
-        let is_verdict = matches!(call, Call::Judge(_));
+        let is_input = matches!(call, Input::Bytes(..));
+        let is_verdict = matches!(call, Input::ReadToEnd(_));
         let is_right = match (words.0, words.1.as_str()) {
             // Its own close comes back.
             (1000, "bye") => is_input && actor.sent_close,

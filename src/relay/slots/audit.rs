@@ -1,14 +1,14 @@
-//! The registry as an audit sees it.
+//! The slots as [`Relay::audit`](crate::relay::Relay::audit) sees them.
 //!
-//! Owns the check of its own counts, and a view of each slot for
-//! [`Relay::audit`](crate::relay::Relay::audit) to compare with connections.
+//! Owns the check that counts, tables and timers agree with the slots, and a view of each
+//! slot to compare with connections.
 
 use std::hash::BuildHasher;
 
-use super::{Holder, Registry, SlotKey};
+use super::{Holder, SlotKey, Slots};
 use crate::config::PHONES_PER_SERVER_MAX;
 use crate::relay::conn_id::ConnId;
-use crate::time::Instant;
+use crate::time::TICK;
 
 /// One slot that exists.
 pub(in crate::relay) struct SlotView<'a> {
@@ -16,34 +16,38 @@ pub(in crate::relay) struct SlotView<'a> {
     pub(in crate::relay) holder: Option<ConnId>,
     pub(in crate::relay) phones: &'a [ConnId],
     pub(in crate::relay) claimants: &'a [ConnId],
-    /// When the probe or the grace ends.
-    pub(in crate::relay) until: Instant,
+    pub(in crate::relay) is_paused: bool,
 }
 
-impl Registry {
-    /// Every slot, after a check that the registry agrees with itself.
+impl Slots {
+    /// Every slot, after a check that they agree with themselves.
     pub(in crate::relay) fn audit(&self) -> Vec<SlotView<'_>> {
         let views: Vec<SlotView<'_>> = self
             .by_server_id
             .iter()
             .map(|index| {
                 let (slot, probe) = (&self.slots[*index as usize], self.probes.get(index));
-                let (holder, until) = match slot.holder {
-                    Holder::Binary(holder) => (Some(holder), probe.map(|probe| probe.until)),
-                    Holder::Grace(until) => (None, Some(until)),
+                let holder = match slot.holder {
+                    Holder::Binary(holder) => Some(holder),
+                    Holder::Grace(until) => {
+                        let (due, armed) =
+                            (until.max(self.graces.reached()), self.graces.armed(*index));
+                        assert!(armed.is_some_and(|at| at <= due + TICK), "A4: grace of {index}");
+                        None
+                    }
                 };
                 SlotView {
                     key: SlotKey(*index),
                     holder,
                     phones: &slot.phones,
                     claimants: probe.map_or(&[], |probe| &probe.claimants),
-                    until: until.unwrap_or_default(),
+                    is_paused: slot.paused,
                 }
             })
             .collect();
         let held = views.iter().filter(|view| view.holder.is_some()).count();
         let phones: usize = views.iter().map(|view| view.phones.len()).sum();
-        assert_eq!((self.binaries, self.phones), (held, phones), "A3: counts of the registry");
+        assert_eq!((self.binaries, self.phones), (held, phones), "A3: counts of the slots");
         assert_eq!(self.slots.len(), views.len() + self.free.len(), "A4: a slot is lost");
         let probed = views.iter().filter(|view| !view.claimants.is_empty()).count();
         assert_eq!(self.probes.len(), probed, "A4: claimants wait on slots that exist");

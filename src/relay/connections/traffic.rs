@@ -1,12 +1,11 @@
-//! What one connection has carried.
+//! Traffic counters of one connection, for the log line at its end.
 //!
-//! Owns the counters that every connection has for the line at its end, in as
-//! little memory as will do.
+//! Owns frames and bytes in either direction, packed into 16 bytes.
 
 /// Frames and their bytes, one way, in one word: every connection has two. Both
-/// numbers stand still at the most they can say, 67 million frames and 256 GiB.
+/// numbers saturate, at 67 million frames and 256 GiB.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Flow(u64);
+pub(in crate::relay) struct Flow(u64);
 
 impl Flow {
     const BYTE_BITS: u32 = 38;
@@ -14,26 +13,26 @@ impl Flow {
     const FRAMES_MAX: u64 = u64::MAX >> Self::BYTE_BITS;
 
     /// Counts a frame.
-    pub(super) fn add(&mut self, bytes: usize) {
+    pub(in crate::relay) fn add(&mut self, bytes: usize) {
         let frames = (self.frames() + 1).min(Self::FRAMES_MAX);
         let bytes = (self.bytes() + bytes as u64).min(Self::BYTES_MAX);
         self.0 = frames << Self::BYTE_BITS | bytes;
     }
 
-    pub(super) fn frames(self) -> u64 {
+    pub(in crate::relay) fn frames(self) -> u64 {
         self.0 >> Self::BYTE_BITS
     }
 
-    pub(super) fn bytes(self) -> u64 {
+    pub(in crate::relay) fn bytes(self) -> u64 {
         self.0 & Self::BYTES_MAX
     }
 }
 
 /// What was forwarded of a connection and to it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Traffic {
-    pub(super) received: Flow,
-    pub(super) sent: Flow,
+pub(in crate::relay) struct Traffic {
+    pub(in crate::relay) received: Flow,
+    pub(in crate::relay) sent: Flow,
 }
 
 #[cfg(test)]

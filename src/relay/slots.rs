@@ -1,14 +1,19 @@
-//! Server-id → slot: who holds it, who waits for it, which phones are on it.
+//! Slots: which binary holds a server-id, which claimants wait for it, and which phones
+//! are on it.
 //!
-//! Owns claims, grace and takeover as bookkeeping. Does no IO, reads no time
-//! and closes nothing: each call returns the connections that its caller has to
-//! tell.
+//! Owns claims, grace, takeover and the order of a shut-down, with their timers. Does no
+//! IO and closes nothing: each call returns, in an outcome with a name, the connections
+//! that its caller has to tell. Knows connections by name only.
 //!
 //! 1. A slot exists exactly while a binary holds it or its grace runs.
-//! 2. Claimants wait only on a slot that is held.
-//! 3. A phone is on at most one slot; a slot has at most
-//!    [`PHONES_PER_SERVER_MAX`] of them.
-//! 4. What a connection that is no longer the holder does changes nothing.
+//! 2. A slot in grace is in the wheel of graces. As in every wheel, an entry is a
+//!    candidate: the slot knows whether its grace is over.
+//! 3. Claimants wait only on a slot that is held.
+//! 4. A phone is on at most one slot; a slot has at most [`PHONES_PER_SERVER_MAX`] of
+//!    them.
+//! 5. What a connection that is no longer the holder does changes nothing.
+//! 6. In a shut-down no connection is admitted and no claimant waits, so no slot changes
+//!    hands and no key of one is used anew.
 
 pub(super) mod audit;
 
@@ -16,21 +21,24 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::mem;
+use std::time::Duration;
 
 use hashbrown::HashTable;
+use rand::RngExt;
+use rand::rngs::StdRng;
 
 use super::conn_id::ConnId;
-use super::hash::HashKeys;
-use crate::config::{PHONES_PER_SERVER_MAX, ROOM};
-use crate::time::Instant;
+use super::keyed_hash::HashKeys;
+use crate::config::{Config, PHONES_PER_SERVER_MAX, ROOM, Timeouts};
+use crate::time::{Instant, Wheel};
 
 /// Index of a slot; meaningful while the slot exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlotKey(pub(super) u32);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SlotKey(u32);
 
 /// Every slot.
 #[derive(Debug)]
-pub(super) struct Registry {
+pub(super) struct Slots {
     /// Slot indices by server-id; the id itself is stored once, in the slot.
     by_server_id: HashTable<u32>,
     hash: HashKeys,
@@ -42,6 +50,14 @@ pub(super) struct Registry {
     /// Slots that are held.
     binaries: usize,
     phones: usize,
+    /// Ends of grace by slot index.
+    graces: Wheel,
+    /// When the next members of a slot are told of the shut-down, by slot index; `None`:
+    /// there is no shut-down.
+    drain: Option<Wheel>,
+    /// How long it takes to tell every binary of a shut-down.
+    drain_time: Duration,
+    timeouts: Timeouts,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +84,7 @@ impl Default for Holder {
     }
 }
 
-/// Who waits for the holder of a slot to answer.
+/// The claimants that wait for the holder of a slot to answer.
 #[derive(Debug)]
 struct Probe {
     /// In order of arrival.
@@ -92,7 +108,7 @@ pub(super) enum Claim {
 
 /// A claimant has become the holder.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Succession {
+pub(super) struct Takeover {
     /// The new holder.
     pub(super) holder: ConnId,
     /// Claimants that came too late.
@@ -101,15 +117,15 @@ pub(super) struct Succession {
     pub(super) phones: Vec<ConnId>,
 }
 
-/// What a holder leaves behind.
+/// What becomes of a slot that a binary releases.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Departure {
-    /// It was not the holder.
+pub(super) enum Release {
+    /// The binary was not the holder.
     NotHolder,
     /// The slot is kept for it for a while.
     Grace,
     /// A claimant was waiting.
-    Succeeded(Succession),
+    TakenOver(Takeover),
 }
 
 /// Why a phone cannot join.
@@ -121,8 +137,18 @@ pub(super) enum JoinError {
     AtCap,
 }
 
-impl Registry {
-    pub(super) fn new(hash: HashKeys) -> Self {
+/// What the time of a slot has come for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Its grace is over. These phones are to be closed, then it is to be
+    /// [freed](Slots::free).
+    GraceOver(SlotKey, Vec<ConnId>),
+    /// These are to be told of the shut-down.
+    ShutDown(Vec<ConnId>),
+}
+
+impl Slots {
+    pub(super) fn new(config: &Config, hash: HashKeys, now: Instant) -> Self {
         Self {
             by_server_id: HashTable::new(),
             probes: HashMap::with_hasher(hash),
@@ -131,11 +157,15 @@ impl Registry {
             free: Vec::new(),
             binaries: 0,
             phones: 0,
+            graces: Wheel::with_room(ROOM, now),
+            drain: None,
+            drain_time: config.drain,
+            timeouts: config.timeouts.clone(),
         }
     }
 
-    /// A binary claims `server_id`; a probe that this starts ends at `probe_until`.
-    pub(super) fn claim(&mut self, server_id: &str, binary: ConnId, probe_until: Instant) -> Claim {
+    /// A binary claims `server_id`.
+    pub(super) fn claim(&mut self, server_id: &str, binary: ConnId, now: Instant) -> Claim {
         let Some(key) = self.find(server_id) else {
             self.binaries += 1;
             return Claim::Granted(self.insert(server_id, binary));
@@ -146,43 +176,38 @@ impl Registry {
             self.binaries += 1;
             return Claim::Reclaimed(key, self.take_phones(key));
         };
-        let unprobed = || Probe { claimants: Vec::new(), until: probe_until };
+        let until = now + self.timeouts.probe;
+        let unprobed = || Probe { claimants: Vec::new(), until };
         let probe = self.probes.entry(key.0).or_insert_with(unprobed);
         let is_first = probe.claimants.is_empty();
         probe.claimants.push(binary);
         Claim::Waits { slot: key, holder, until: probe.until, is_first }
     }
 
-    /// A binary has left; if it held the slot, the slot is in grace until
-    /// `grace_until` or goes to the first claimant.
-    pub(super) fn leave(
-        &mut self,
-        key: SlotKey,
-        binary: ConnId,
-        grace_until: Instant,
-    ) -> Departure {
+    /// A binary has left; if it held the slot, the slot is in grace from now on or goes
+    /// to the first claimant.
+    pub(super) fn release(&mut self, key: SlotKey, binary: ConnId, now: Instant) -> Release {
         if self.holder(key) != Some(binary) {
-            return Departure::NotHolder;
+            return Release::NotHolder;
         }
-        self.slot_mut(key).paused = false;
-        match self.succeed(key) {
-            Some(succession) => Departure::Succeeded(succession),
-            None => {
-                self.slot_mut(key).holder = Holder::Grace(grace_until);
-                self.binaries -= 1;
-                Departure::Grace
-            }
+        if let Some(takeover) = self.hand_on(key) {
+            return Release::TakenOver(takeover);
         }
+        let until = now + self.timeouts.grace;
+        let slot = self.slot_mut(key);
+        (slot.holder, slot.paused) = (Holder::Grace(until), false);
+        self.binaries -= 1;
+        self.graces.arm(key.0, until);
+        Release::Grace
     }
 
-    /// If a probe of the holder has run out by `now`, the first claimant takes
-    /// its place.
-    pub(super) fn depose(&mut self, key: SlotKey, now: Instant) -> Option<Succession> {
+    /// If a probe of the holder has run out by `now`, the first claimant takes the slot
+    /// over.
+    pub(super) fn take_over(&mut self, key: SlotKey, now: Instant) -> Option<Takeover> {
         if self.probes.get(&key.0).is_none_or(|probe| now < probe.until) {
             return None;
         }
-        self.slot_mut(key).paused = false;
-        self.succeed(key)
+        self.hand_on(key)
     }
 
     /// The holder answered the probe: these claimants are refused.
@@ -191,7 +216,7 @@ impl Registry {
     }
 
     /// A claimant does not wait any longer.
-    pub(super) fn withdraw(&mut self, key: SlotKey, claimant: ConnId) {
+    pub(super) fn remove_claimant(&mut self, key: SlotKey, claimant: ConnId) {
         if let Entry::Occupied(mut probe) = self.probes.entry(key.0) {
             probe.get_mut().claimants.retain(|waiting| *waiting != claimant);
             if probe.get().claimants.is_empty() {
@@ -216,38 +241,85 @@ impl Registry {
     }
 
     /// A phone has left.
-    pub(super) fn part(&mut self, key: SlotKey, phone: ConnId) {
+    pub(super) fn remove_phone(&mut self, key: SlotKey, phone: ConnId) {
         let slot = self.slot_mut(key);
         let mut phones = mem::take(&mut slot.phones).into_vec();
         let before = phones.len();
         phones.retain(|registered| *registered != phone);
-        let parted = before - phones.len();
+        let removed = before - phones.len();
         slot.phones = phones.into_boxed_slice();
-        self.phones -= parted;
+        self.phones -= removed;
     }
 
-    /// If the slot is in grace and that ends at or before `now`, gives the
-    /// phones to close, after which the caller frees it. `Err`: when to ask
-    /// again, or `None` if the slot is not in grace.
-    pub(super) fn end_grace(
-        &mut self,
-        key: SlotKey,
-        now: Instant,
-    ) -> Result<Vec<ConnId>, Option<Instant>> {
-        let slot = self.slot(key);
-        match slot.holder {
-            Holder::Grace(until) if !slot.server_id.is_empty() => {
-                if until > now {
-                    Err(Some(until))
-                } else {
-                    Ok(self.take_phones(key))
-                }
+    // Time
+
+    /// When [`Self::pop_due`] has something to give next.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let drain = self.drain.as_ref().and_then(Wheel::next_expiry);
+        self.graces.next_expiry().into_iter().chain(drain).min()
+    }
+
+    /// What is due by `now`, one slot at a call. Call until `None`.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Due> {
+        if let Some(key) = self.drain.as_mut().and_then(|drain| drain.pop_expired(now)) {
+            return Some(Due::ShutDown(self.shut_down(SlotKey(key), now)));
+        }
+        while let Some(key) = self.graces.pop_expired(now).map(SlotKey) {
+            let Holder::Grace(until) = self.slot(key).holder else { continue };
+            // Grace of an earlier holder, or of a slot that is free by now.
+            if self.slot(key).server_id.is_empty() {
+                continue;
             }
-            _ => Err(None),
+            if until <= now {
+                return Some(Due::GraceOver(key, self.take_phones(key)));
+            }
+            self.graces.arm(key.0, until);
+        }
+        None
+    }
+
+    /// Begins a shut-down: binaries are told at random times within the drain, their
+    /// phones a moment later, so that they find the binary at its new home. Returns the
+    /// connections that are told at once.
+    pub(super) fn start_drain(&mut self, rng: &mut StdRng, now: Instant) -> Vec<ConnId> {
+        self.drain = Some(Wheel::new(now));
+        let mut told: Vec<ConnId> =
+            self.probes.drain().flat_map(|(_, probe)| probe.claimants).collect();
+        let keys: Vec<SlotKey> = self.by_server_id.iter().map(|key| SlotKey(*key)).collect();
+        for key in keys {
+            let offset = rng.random_range(0..=self.drain_time.as_micros() as u64);
+            let at = now + Duration::from_micros(offset);
+            if self.holder(key).is_none() {
+                self.tell_at(key, at + self.timeouts.phones_after);
+            } else if self.drain_time.is_zero() {
+                told.append(&mut self.shut_down(key, now));
+            } else {
+                self.tell_at(key, at);
+            }
+        }
+        told
+    }
+
+    /// Whether a shut-down has begun.
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain.is_some()
+    }
+
+    /// Whom a shut-down of the slot has to be told now: its binary, or if that has left,
+    /// its phones.
+    fn shut_down(&mut self, key: SlotKey, now: Instant) -> Vec<ConnId> {
+        let Some(binary) = self.holder(key) else { return self.phones(key).to_vec() };
+        self.tell_at(key, now + self.timeouts.phones_after);
+        vec![binary]
+    }
+
+    fn tell_at(&mut self, key: SlotKey, at: Instant) {
+        if let Some(drain) = &mut self.drain {
+            drain.arm(key.0, at);
         }
     }
 
-    /// Forgets a slot that nobody is on any more.
+    /// Forgets a slot whose grace is over and whose phones are closed.
     pub(super) fn free(&mut self, key: SlotKey) {
         let slot = mem::take(self.slot_mut(key));
         debug_assert!(matches!(slot.holder, Holder::Grace(_)) && slot.phones.is_empty());
@@ -258,7 +330,7 @@ impl Registry {
         }
     }
 
-    /// Who holds the slot; `None` in grace.
+    /// The binary that holds the slot; `None` in grace.
     pub(super) fn holder(&self, key: SlotKey) -> Option<ConnId> {
         match self.slot(key).holder {
             Holder::Binary(holder) => Some(holder),
@@ -279,11 +351,6 @@ impl Registry {
     /// Notes whether phones of the slot are read; returns whether that is new.
     pub(super) fn pause(&mut self, key: SlotKey, paused: bool) -> bool {
         mem::replace(&mut self.slot_mut(key).paused, paused) != paused
-    }
-
-    /// Every slot, held or in grace.
-    pub(super) fn keys(&self) -> Vec<SlotKey> {
-        self.by_server_id.iter().map(|index| SlotKey(*index)).collect()
     }
 
     /// The slot's name.
@@ -327,12 +394,12 @@ impl Registry {
     }
 
     /// The first claimant, if any, becomes the holder.
-    fn succeed(&mut self, key: SlotKey) -> Option<Succession> {
+    fn hand_on(&mut self, key: SlotKey) -> Option<Takeover> {
         let mut claimants = self.reject_claimants(key).into_iter();
         let holder = claimants.next()?;
-        self.slot_mut(key).holder = Holder::Binary(holder);
-        let phones = self.take_phones(key);
-        Some(Succession { holder, rejected: claimants.collect(), phones })
+        let slot = self.slot_mut(key);
+        (slot.holder, slot.paused) = (Holder::Binary(holder), false);
+        Some(Takeover { holder, rejected: claimants.collect(), phones: self.take_phones(key) })
     }
 
     fn take_phones(&mut self, key: SlotKey) -> Vec<ConnId> {

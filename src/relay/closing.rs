@@ -1,0 +1,135 @@
+//! Closing: how a connection ends, and what its end means for its slot and the caps.
+//!
+//! Owns the end of a connection in the books: log line, metrics, caps and slot. A
+//! connection gives up its place before its close frame is written, whatever its socket
+//! still does. What the end means for other connections is left behind as verdicts, in
+//! order, for [`Relay::carry_out`](super::Relay) to apply: nothing here closes a second
+//! connection, so nothing recurs.
+
+use super::admission::ClientKey;
+use super::conn_id::ConnId;
+use super::connections::{Ended, Role};
+use super::relay::Relay;
+use super::slots::{Release, SlotKey, Takeover};
+use super::stats::Outcome;
+use crate::protocol::close::CloseCause;
+use crate::time::Instant;
+
+/// What a change of a slot means for one connection of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is closed.
+    Close(ConnId, CloseCause),
+    /// A claimant has become the holder of the slot.
+    Open(ConnId, SlotKey),
+    /// The holder of a slot is pinged, because a claimant waits for it.
+    Probe(ConnId),
+    /// Its binary is not slow any more, or away: the phone is read again.
+    Resume(ConnId),
+}
+
+impl Relay {
+    /// Closes a WebSocket. Its slot and its place are free at once; the first cause wins.
+    /// `echo` is the payload of the peer's own close.
+    pub(super) fn close(&mut self, id: ConnId, cause: CloseCause, echo: &[u8], now: Instant) {
+        let ended = self.connections.edit(id, now, |it| it.close(cause, echo)).flatten();
+        let Some(ended) = ended else { return };
+        let peers_code = echo.first_chunk().map(|code| u16::from_be_bytes(*code));
+        let code = cause.frame().map(|(code, _)| code).or(peers_code);
+        self.on_ended(id, &ended, cause, code, now);
+    }
+
+    /// Drops a connection of which nothing more goes in or out.
+    pub(super) fn disconnect(&mut self, id: ConnId, cause: CloseCause, now: Instant) {
+        if let Some(ended) = self.connections.disconnect(id, now) {
+            self.on_ended(id, &ended, cause, None, now);
+        }
+    }
+
+    /// Answers a request with something other than a WebSocket.
+    pub(super) fn refuse(&mut self, id: ConnId, answer: &[u8], now: Instant) {
+        self.connections.edit(id, now, |it| it.refuse(answer));
+    }
+
+    /// Takes a connection that has ended out of the caps and off its slot.
+    fn on_ended(
+        &mut self,
+        id: ConnId,
+        ended: &Ended,
+        cause: CloseCause,
+        code: Option<u16>,
+        now: Instant,
+    ) {
+        let Ended { role, slot, client, .. } = *ended;
+        self.gates.caps.release(ClientKey::from(client));
+        self.warnings.forget(id);
+        self.stats.on_close(role == Role::Phone, cause);
+        self.log_end(id, ended, cause, code);
+        match role {
+            Role::Claimant => {
+                self.stats.on_upgrade(false, Outcome::Reject409);
+                self.slots.remove_claimant(slot, id);
+            }
+            Role::Phone => {
+                self.slots.remove_phone(slot, id);
+                let public_id = self.connections.public_id(id);
+                self.notify(slot, public_id, cause.notice(code), now);
+            }
+            Role::Binary => match self.slots.release(slot, id, now) {
+                Release::NotHolder => {}
+                Release::Grace => {
+                    self.verdicts
+                        .extend(self.slots.phones(slot).iter().copied().map(Verdict::Resume));
+                }
+                Release::TakenOver(takeover) => self.on_takeover(slot, takeover),
+            },
+        }
+    }
+
+    fn log_end(&self, id: ConnId, ended: &Ended, cause: CloseCause, code: Option<u16>) {
+        let Ended { role, slot, client, traffic, summary } = ended;
+        let (server_id, public_id) = (self.slots.server_id(*slot), self.connections.public_id(id));
+        let (cause, close_code) = (cause.label(), code.unwrap_or(1006));
+        let age_ms = summary.map(|summary| summary.age.as_millis() as u64);
+        let round_trip = summary.and_then(|summary| summary.round_trip);
+        let rtt_ms = round_trip.map(|round_trip| round_trip.as_millis() as u64);
+        let (received, sent) = (traffic.received, traffic.sent);
+        match role {
+            Role::Claimant => log::info!(
+                server_id, binary_conn_id:% = public_id, remote:% = client, cause;
+                "server_id_conflict"
+            ),
+            Role::Phone => log::info!(
+                server_id, conn_id:% = public_id, cause, close_code, role = "phone", age_ms, rtt_ms,
+                frames_in = received.frames(), bytes_in = received.bytes(),
+                frames_out = sent.frames(), bytes_out = sent.bytes();
+                "phone_unregistered"
+            ),
+            Role::Binary => log::info!(
+                server_id, binary_conn_id:% = public_id, cause, close_code, role = "binary",
+                age_ms, rtt_ms, frames_in = received.frames(), bytes_in = received.bytes(),
+                frames_out = sent.frames(), bytes_out = sent.bytes();
+                "server_released"
+            ),
+        }
+    }
+
+    /// A claimant has taken the slot over.
+    pub(super) fn on_takeover(&mut self, slot: SlotKey, takeover: Takeover) {
+        let Takeover { holder, rejected, phones } = takeover;
+        if let Some(entry) = self.connections.get(holder) {
+            log::info!(
+                server_id = self.slots.server_id(slot), remote:% = entry.client();
+                "server_id_takeover"
+            );
+        }
+        self.close_later(phones, CloseCause::BinaryReclaimed);
+        self.verdicts.push_back(Verdict::Open(holder, slot));
+        self.close_later(rejected, CloseCause::ServerIdClaimed);
+    }
+
+    /// Leaves a close behind for each of these.
+    pub(super) fn close_later(&mut self, ids: impl IntoIterator<Item = ConnId>, cause: CloseCause) {
+        self.verdicts.extend(ids.into_iter().map(|id| Verdict::Close(id, cause)));
+    }
+}

@@ -1,0 +1,76 @@
+//! The invariants of [`Connections`], as a check.
+//!
+//! Owns the comparison of slab, wheel, budget, ranking and effects. Nothing relies on it.
+
+use super::{Connections, Effect, Entry};
+use crate::relay::admission::is_holder;
+use crate::relay::conn_id::ConnId;
+use crate::time::TICK;
+
+impl Connections {
+    /// Every connection, after a check of A1, A7, A8 and A9
+    /// ([`Relay::audit`](crate::relay::Relay::audit)).
+    pub(in crate::relay) fn audit(&self) -> Vec<(ConnId, &Entry)> {
+        let entries: Vec<(ConnId, &Entry)> = self
+            .slab
+            .iter()
+            .map(|(index, entry)| (ConnId::new(index as u32, entry.generation()), entry))
+            .collect();
+        let (mut charged, mut ranked, mut holders, mut websockets) = (0, 0, 0, 0);
+        for (id, entry) in &entries {
+            self.audit_entry(*id, entry);
+            let held = entry.connection.held();
+            charged += held;
+            ranked += usize::from(held > 0);
+            holders += usize::from(is_holder(held));
+            websockets += usize::from(entry.stage.is_websocket());
+        }
+        let shared = &self.shared;
+        assert_eq!(shared.timers.len(), self.slab.len(), "A1: wheel and slab");
+        assert_eq!(shared.budget.used(), charged, "A7: the sum of what is held");
+        assert!(!shared.budget.is_exceeded(), "A7: {charged} bytes");
+        assert_eq!(shared.ranking.len(), ranked, "A7: connections that hold a byte");
+        assert_eq!(shared.budget.holders(), holders, "A7: connections that share the budget");
+        assert_eq!(shared.websockets, websockets, "A8");
+        self.audit_effects(&entries);
+        entries
+    }
+
+    fn audit_entry(&self, id: ConnId, entry: &Entry) {
+        let (shared, key) = (&self.shared, id.index() as u32);
+        // Of a deadline that has passed the next tick is soon enough.
+        let due = entry.connection.deadline(&shared.timeouts).max(shared.timers.reached());
+        let armed = shared.timers.armed(key);
+        assert!(armed.is_some_and(|at| at <= due + TICK), "A1: {id:?} at {armed:?} for {due:?}");
+        let held = entry.connection.held();
+        assert!(held == 0 || shared.ranking.has(key, held, entry.place), "A7: {id:?}: {held}");
+    }
+
+    fn audit_effects(&self, entries: &[(ConnId, &Entry)]) {
+        let parts = |effect: &Effect| match *effect {
+            Effect::Transmit(id) => (id, 0),
+            Effect::Resume(id) => (id, 1),
+            Effect::HalfClose(id) => (id, 2),
+            Effect::ReadThenExpire(id) => (id, 3),
+            Effect::Disconnect(id) => (id, 4),
+        };
+        // By connection and kind, and in the order of the queue.
+        let queued = self.shared.effects.iter().enumerate();
+        let mut effects: Vec<_> =
+            queued.map(|(at, effect)| (parts(effect).0.to_bits(), parts(effect).1, at)).collect();
+        effects.sort_unstable();
+        for two in effects.windows(2) {
+            assert_ne!((two[0].0, two[0].1), (two[1].0, two[1].1), "A9: {two:?} are the same");
+        }
+        for of_one in effects.chunk_by(|one, other| one.0 == other.0) {
+            let id = ConnId::from_bits(of_one[0].0);
+            let (_, kind, at) = of_one[of_one.len() - 1];
+            let is_going = kind == 4 && of_one.iter().all(|(_, _, other)| *other <= at);
+            assert_eq!(self.get(id).is_none(), is_going, "A9: {id:?} {of_one:?}");
+        }
+        for (id, entry) in entries {
+            let is_queued = effects.binary_search_by_key(&(id.to_bits(), 0), |e| (e.0, e.1));
+            assert_eq!(entry.is_transmit_queued, is_queued.is_ok(), "A9: transmit of {id:?}");
+        }
+    }
+}

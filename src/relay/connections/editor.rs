@@ -1,0 +1,283 @@
+//! The one hand on a connection: everything that may be done to it.
+//!
+//! Owns a connection for the length of one [`Connections::edit`], and asks the shell to
+//! write or read as the change calls for. Decides nothing.
+//!
+//! [`Connections::edit`]: super::Connections::edit
+
+use std::net::IpAddr;
+use std::ops::Deref;
+
+use super::entry::{Ended, Entry, Role, Stage};
+use super::{Effect, Shared};
+use crate::protocol::close::CloseCause;
+use crate::protocol::connection::Expiry;
+use crate::protocol::heartbeat::{Heartbeat, PongResult};
+use crate::protocol::proxy_header::Proxied;
+use crate::protocol::transport::TransportBuffered;
+use crate::protocol::websocket::{Incoming, Opcode};
+use crate::relay::conn_id::{ConnId, PublicId};
+use crate::relay::slots::SlotKey;
+use crate::time::Instant;
+
+/// One connection, to change.
+pub(in crate::relay) struct Editor<'a> {
+    id: ConnId,
+    now: Instant,
+    entry: &'a mut Entry,
+    shared: &'a mut Shared,
+}
+
+impl Deref for Editor<'_> {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        self.entry
+    }
+}
+
+impl<'a> Editor<'a> {
+    pub(super) fn new(
+        id: ConnId,
+        now: Instant,
+        entry: &'a mut Entry,
+        shared: &'a mut Shared,
+    ) -> Self {
+        Self { id, now, entry, shared }
+    }
+
+    // Input
+
+    /// The next message or control frame in `input`; `None`: `input` is used up.
+    pub(in crate::relay) fn next_incoming(
+        &mut self,
+        input: &mut &[u8],
+    ) -> Result<Option<Incoming>, CloseCause> {
+        let Shared { codec, timeouts, .. } = &mut *self.shared;
+        self.entry.connection.next_incoming(input, codec, self.now, timeouts)
+    }
+
+    /// Keeps input for later: of an unfinished head, or behind a complete one.
+    pub(in crate::relay) fn keep_early(&mut self, bytes: Vec<u8>) {
+        self.entry.connection.keep_early(bytes, self.now);
+    }
+
+    /// Takes what was kept.
+    pub(in crate::relay) fn take_early(&mut self) -> Vec<u8> {
+        self.entry.connection.take_early()
+    }
+
+    /// The peer has sent its last byte.
+    pub(in crate::relay) fn on_end(&mut self) {
+        self.entry.connection.on_end();
+    }
+
+    /// What a pong with this payload showed; `None`: nothing.
+    pub(in crate::relay) fn on_pong(
+        &mut self,
+        public_id: PublicId,
+        payload: &[u8],
+    ) -> Option<PongResult> {
+        let sequence = Heartbeat::sequence(public_id.key, payload)?;
+        self.entry.connection.on_pong(sequence, self.now)
+    }
+
+    /// Reads it no more, so that TCP pushes back to the peer.
+    pub(in crate::relay) fn pause(&mut self) {
+        self.entry.connection.pause(self.now);
+    }
+
+    /// Reads it again, if it had been paused.
+    pub(in crate::relay) fn resume(&mut self) {
+        if self.entry.connection.resume(self.now, &self.shared.timeouts) {
+            self.shared.effects.push_back(Effect::Resume(self.id));
+        }
+    }
+
+    // Output
+
+    /// Whether the byte budget admits that `more` bytes are queued to it.
+    pub(in crate::relay) fn admits(&self, more: usize) -> bool {
+        let connection = &self.entry.connection;
+        self.shared.budget.admits(connection.held(), connection.backlog(), more)
+    }
+
+    /// Queues one text message made of `parts`, which carries a frame of `len` bytes.
+    pub(in crate::relay) fn send_frame(&mut self, parts: &[&[u8]], len: usize) {
+        self.entry.traffic.sent.add(len);
+        self.send_text(parts);
+    }
+
+    /// Queues one text message made of `parts`, which carries no frame.
+    pub(in crate::relay) fn send_text(&mut self, parts: &[&[u8]]) {
+        let pool = &mut self.shared.pool;
+        self.entry.connection.send_message(Opcode::Text, parts, pool, self.now);
+        self.transmit();
+    }
+
+    /// Queues a ping.
+    pub(in crate::relay) fn send_ping(&mut self, public_id: PublicId, sequence: u32) {
+        let payload = Heartbeat::payload(public_id.key, sequence);
+        self.entry.connection.send_ping(&payload, &mut self.shared.pool, self.now);
+        self.transmit();
+    }
+
+    /// Queues the answer to a peer's ping.
+    pub(in crate::relay) fn send_pong(&mut self, payload: &[u8]) {
+        self.entry.connection.send_pong(payload, &mut self.shared.pool, self.now);
+        self.transmit();
+    }
+
+    /// Queues the 101: from now on it is a WebSocket of `client`. `rest` followed the head.
+    pub(in crate::relay) fn switch_protocols(
+        &mut self,
+        answer: &[u8],
+        client: IpAddr,
+        rest: &[u8],
+    ) {
+        self.entry.set_client(client);
+        self.entry.stage = Stage::WebSocket;
+        self.shared.websockets += 1;
+        self.entry.connection.send_answer(answer, self.now);
+        if !rest.is_empty() {
+            self.entry.connection.keep_early(rest.to_vec(), self.now);
+        }
+        self.transmit();
+    }
+
+    /// Queues an HTTP answer after which the connection ends.
+    pub(in crate::relay) fn refuse(&mut self, answer: &[u8]) {
+        self.entry.connection.refuse(answer, self.now, &self.shared.timeouts);
+        self.transmit();
+    }
+
+    /// The first `count` bytes of what is outgoing were written.
+    pub(in crate::relay) fn on_written(&mut self, count: usize) {
+        let connection = &mut self.entry.connection;
+        let is_all = connection.backlog() == count;
+        connection.on_written(count, &mut self.shared.pool, self.now);
+        // A pong had waited for room. The socket took everything, so no event
+        // will tell that it takes more.
+        if is_all && connection.backlog() > 0 {
+            self.transmit();
+        }
+    }
+
+    /// The transport keeps so many bytes.
+    pub(in crate::relay) fn on_buffered(&mut self, buffered: TransportBuffered) {
+        self.entry.connection.on_transport_buffered(buffered, self.now);
+    }
+
+    /// Asks the shell to write.
+    fn transmit(&mut self) {
+        if !std::mem::replace(&mut self.entry.is_transmit_queued, true) {
+            self.shared.effects.push_back(Effect::Transmit(self.id));
+        }
+    }
+
+    // Stage
+
+    /// The PROXY header has come.
+    pub(in crate::relay) fn on_proxied(&mut self, proxied: Proxied) {
+        self.entry.stage = match (self.entry.stage, proxied) {
+            (Stage::HeaderOfAuthority, _) => Stage::Authority,
+            (_, Proxied::Client(_)) => Stage::Request,
+            (_, Proxied::Local) => Stage::Balancer,
+        };
+        if let Proxied::Client(client) = proxied {
+            self.entry.set_client(client);
+        }
+    }
+
+    /// It has to wait until `until` for the slot to become its own.
+    pub(in crate::relay) fn wait(&mut self, slot: SlotKey, until: Instant) {
+        self.entry.stage = Stage::Member(Role::Claimant);
+        self.entry.slot = slot;
+        self.entry.connection.wait(until);
+    }
+
+    /// It is a member of the slot from now on, read and pinged, first at `first_ping`.
+    /// Returns what it had sent before.
+    pub(in crate::relay) fn open(
+        &mut self,
+        role: Role,
+        slot: SlotKey,
+        first_ping: Instant,
+    ) -> Vec<u8> {
+        let early = self.entry.connection.take_early();
+        // What waited was not read.
+        if self.entry.role() == Some(Role::Claimant) {
+            self.shared.effects.push_back(Effect::Resume(self.id));
+        }
+        self.entry.stage = Stage::Member(role);
+        self.entry.slot = slot;
+        self.entry.connection.open(first_ping, self.now);
+        early
+    }
+
+    /// An extra ping now, to find out soon whether the peer lives. Returns its sequence
+    /// number; `None` unless the connection is open.
+    pub(in crate::relay) fn probe(&mut self) -> Option<u32> {
+        self.entry.connection.probe(self.now)
+    }
+
+    // End
+
+    /// Closes a WebSocket; the first cause wins. Returns what it was, if it had a role.
+    pub(in crate::relay) fn close(&mut self, cause: CloseCause, echo: &[u8]) -> Option<Ended> {
+        if self.entry.connection.is_closing() {
+            return None;
+        }
+        let ended = self.end();
+        let connection = &mut self.entry.connection;
+        let was_reading = connection.is_reading();
+        let early = connection.take_early();
+        connection.close(cause, echo, self.now, &self.shared.timeouts);
+        if !early.is_empty() {
+            // Of what it had sent only its own close frame counts now. A closing
+            // connection gives nothing.
+            let given = self.next_incoming(&mut early.as_slice());
+            debug_assert_eq!(given, Ok(None));
+        }
+        if !was_reading {
+            self.shared.effects.push_back(Effect::Resume(self.id));
+        }
+        self.transmit();
+        ended
+    }
+
+    /// Gives up the place. Returns what it was, if it had one.
+    pub(super) fn end(&mut self) -> Option<Ended> {
+        let role = self.entry.role()?;
+        self.entry.stage = Stage::WebSocket;
+        Some(Ended {
+            role,
+            slot: self.entry.slot,
+            client: self.entry.client(),
+            traffic: self.entry.traffic,
+            summary: self.entry.connection.summary(self.now),
+        })
+    }
+
+    /// Closing already: gives up bytes that it holds. `false`: there are none to give up.
+    pub(in crate::relay) fn shed(&mut self) -> bool {
+        let has_shed = self.entry.connection.shed(self.now, &self.shared.timeouts);
+        if has_shed {
+            self.transmit();
+        }
+        has_shed
+    }
+
+    /// Has the shell read it to the end before its deadline counts.
+    pub(in crate::relay) fn read_then_expire(&mut self) {
+        if !std::mem::replace(&mut self.entry.is_expiry_queued, true) {
+            self.shared.effects.push_back(Effect::ReadThenExpire(self.id));
+        }
+    }
+
+    /// It was read to the end: what its deadline asks for, if that has still passed.
+    pub(in crate::relay) fn expire_after_read(&mut self) -> Option<Expiry> {
+        self.entry.is_expiry_queued = false;
+        self.entry.connection.handle_timeout(self.now, &self.shared.timeouts)
+    }
+}

@@ -1,0 +1,311 @@
+//! Gates: from an accepted connection to a WebSocket with a role, or to a refusal.
+//!
+//! Owns the order of the gates (docs/PROTOCOL.md, "gates in order"), and what requests are
+//! compared with: host name, trusted proxies, challenge, rate limit, caps. What a header may look like is `protocol/request.rs`'s
+//! to say.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use super::admission::{ClientKey, ConnectionCaps, RateLimiter};
+use super::closing::Verdict;
+use super::conn_id::ConnId;
+use super::connections::{Role, Stage};
+use super::relay::Relay;
+use super::slots::{Claim, JoinError};
+use super::stats::{Outcome, ProxyRefusal};
+use crate::config::{Config, Forwarded};
+use crate::protocol::client_address::{client_address, may_send_proxy_header};
+use crate::protocol::close::CloseCause;
+use crate::protocol::request::{self, Endpoint, Head, Identity, Request};
+use crate::protocol::response::{self, Health, Refusal, Status};
+use crate::protocol::websocket;
+use crate::time::Instant;
+
+/// What a listener's connections are, as far as the relay has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ListenerKind {
+    /// Clients.
+    Clients,
+    /// Clients, each behind a load balancer that sends a PROXY header first.
+    ProxiedClients,
+    /// Certificate authorities, which may ask for the answer to a challenge only
+    /// (RFC 8555 §8.3).
+    Authorities,
+    /// The same behind a load balancer that sends a PROXY header first.
+    ProxiedAuthorities,
+}
+
+/// What requests are compared with.
+#[derive(Debug)]
+pub(super) struct Gates {
+    forwarded: Forwarded,
+    /// The only host name that is served.
+    domain: Option<String>,
+    /// The token that a certificate authority asks for, and the answer.
+    challenge: Option<(String, String)>,
+    rate: RateLimiter,
+    pub(super) caps: ConnectionCaps,
+    /// When a refused PROXY header is worth a warning again.
+    pub(super) proxy_warn_at: Instant,
+    started: Instant,
+}
+
+impl Gates {
+    /// Admits `capacity` WebSockets. `hash_keys` must give what is unpredictable to peers.
+    pub(super) fn new(
+        config: &Config,
+        capacity: usize,
+        mut hash_keys: impl FnMut() -> [u64; 2],
+        now: Instant,
+    ) -> Self {
+        let limits = &config.limits;
+        Self {
+            forwarded: config.forwarded.clone(),
+            domain: config.serving.domain().map(str::to_owned),
+            challenge: None,
+            caps: ConnectionCaps::new(capacity, limits.connections_per_ip, hash_keys()),
+            rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
+            proxy_warn_at: now,
+            started: now,
+        }
+    }
+
+    /// What to answer a certificate authority (RFC 8555 §8.3): the token that it asks
+    /// for, and the answer. The one before is forgotten.
+    pub(super) fn set_challenge(&mut self, challenge: Option<(&str, &str)>) {
+        self.challenge = challenge.map(|(token, answer)| (token.into(), answer.into()));
+    }
+}
+
+impl Relay {
+    /// A connection from `peer` was accepted.
+    pub(super) fn enter(&mut self, peer: IpAddr, kind: ListenerKind, now: Instant) -> ConnId {
+        let stage = match kind {
+            ListenerKind::Clients => Stage::Request,
+            ListenerKind::ProxiedClients => Stage::Header,
+            ListenerKind::Authorities => Stage::Authority,
+            ListenerKind::ProxiedAuthorities => Stage::HeaderOfAuthority,
+        };
+        let id = self.connections.insert(peer, stage, now);
+        let owes_header =
+            matches!(kind, ListenerKind::ProxiedClients | ListenerKind::ProxiedAuthorities);
+        // At once, whatever a stranger would send.
+        if owes_header && !may_send_proxy_header(&self.gates.forwarded, peer) {
+            self.refuse_proxied(id, ProxyRefusal::Untrusted, now);
+        }
+        id
+    }
+
+    /// More bytes of a request head have come.
+    pub(super) fn handle_head(&mut self, id: ConnId, input: &[u8], now: Instant) {
+        let Some(early) = self.connections.edit(id, now, |it| it.take_early()) else { return };
+        let mut head: Cow<'_, [u8]> = Cow::Owned(early);
+        if head.is_empty() {
+            head = Cow::Borrowed(input);
+        } else {
+            head.to_mut().extend_from_slice(input);
+        }
+        match request::parse(&head) {
+            Ok(Head::Partial) => {
+                self.connections.edit(id, now, |it| it.keep_early(head.into_owned()));
+            }
+            Ok(Head::Complete { request, len }) => {
+                let rest = &head[len..];
+                if let Err(refusal) = self.answer(id, &request, rest, now) {
+                    self.refuse(id, refusal.bytes(), now);
+                }
+            }
+            Err(refusal) => self.refuse(id, refusal.bytes(), now),
+        }
+    }
+
+    /// The request head, or the PROXY header before it, did not come in time.
+    pub(super) fn refuse_late(&mut self, id: ConnId, now: Instant) {
+        match self.connections.get(id).map(|entry| entry.stage()) {
+            Some(Stage::Header | Stage::HeaderOfAuthority) => {
+                self.refuse_proxied(id, ProxyRefusal::Late, now);
+            }
+            _ => self.refuse(id, Refusal::RequestTimeout.bytes(), now),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        id: ConnId,
+        request: &Request<'_>,
+        rest: &[u8],
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let Some(entry) = self.connections.get(id) else { return Ok(()) };
+        let (stage, peer) = (entry.stage(), entry.client());
+        if stage == Stage::Authority {
+            return self.answer_authority(id, request, now);
+        }
+        match request.endpoint() {
+            Endpoint::Health => {
+                request.read_only()?;
+                let mut answer = Vec::new();
+                response::health(&self.health(now), request.is_head(), &mut answer);
+                self.refuse(id, &answer, now);
+                Ok(())
+            }
+            Endpoint::Ready => {
+                request.read_only()?;
+                let is_ready = !self.slots.is_draining() && !self.gates.caps.is_full();
+                self.refuse(id, response::ready(is_ready), now);
+                Ok(())
+            }
+            _ if stage != Stage::Request => Err(Refusal::Forbidden),
+            _ if self.slots.is_draining() => Err(Refusal::Unavailable),
+            Endpoint::Other => Err(Refusal::NotFound),
+            endpoint @ (Endpoint::Server | Endpoint::Client) => {
+                let is_phone = endpoint == Endpoint::Client;
+                self.upgrade(id, peer, request, is_phone, rest, now).map_err(
+                    |(outcome, refusal)| {
+                        self.stats.on_upgrade(is_phone, outcome);
+                        refusal
+                    },
+                )
+            }
+        }
+    }
+
+    /// On the port for certificate authorities there is the answer to a challenge, and
+    /// nothing else.
+    fn answer_authority(
+        &mut self,
+        id: ConnId,
+        request: &Request<'_>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let asked = request.path().strip_prefix("/.well-known/acme-challenge/");
+        let challenge = self.gates.challenge.as_ref().filter(|(token, _)| asked == Some(token));
+        let Some((_, content)) = challenge else { return Err(Refusal::NotFound) };
+        request.read_only()?;
+        let mut answer = Vec::new();
+        response::challenge(content, request.is_head(), &mut answer);
+        self.refuse(id, &answer, now);
+        Ok(())
+    }
+
+    /// The gates in their order; behind the last one stands a WebSocket.
+    fn upgrade(
+        &mut self,
+        id: ConnId,
+        peer: IpAddr,
+        request: &Request<'_>,
+        is_phone: bool,
+        rest: &[u8],
+        now: Instant,
+    ) -> Result<(), (Outcome, Refusal)> {
+        let Gates { domain, forwarded, rate, caps, .. } = &mut self.gates;
+        if domain.as_ref().is_some_and(|domain| !request.is_for(domain)) {
+            return Err((Outcome::RejectHeaders, Refusal::Misdirected));
+        }
+        let client = client_address(forwarded, peer, request.forwarded_for());
+        let path = if is_phone { "/v1/client" } else { "/v1/server" };
+        let key = ClientKey::from(client);
+        if !rate.allow(key, now) {
+            log::warn!(remote:% = client, path; "rate_limited");
+            return Err((Outcome::RejectRateLimit, Refusal::TooManyRequests));
+        }
+        if caps.admit(key).is_err() {
+            log::warn!(remote:% = client, path; "conn_cap_reached");
+            return Err((Outcome::RejectCap, Refusal::Unavailable));
+        }
+        let parsed = request
+            .identity()
+            .map_err(|refusal| (Outcome::RejectHeaders, refusal))
+            .and_then(|identity| {
+                let key = request.upgrade().map_err(|r| (Outcome::RejectHandshake, r))?;
+                Ok((identity, websocket::accept_key(key)))
+            });
+        let (identity, accept) = match parsed {
+            Ok(parsed) => parsed,
+            Err(refused) => {
+                self.gates.caps.release(key);
+                return Err(refused);
+            }
+        };
+        let request_id = self.connections.public_id(id).to_string();
+        let mut answer = Vec::new();
+        response::switching_protocols(&accept, &request_id, &mut answer);
+        self.connections.edit(id, now, |it| it.switch_protocols(&answer, client, rest));
+        match identity {
+            Identity::Binary { server_id, version } => self.claim(id, server_id, &version, now),
+            Identity::Phone { server_id, device_name } => {
+                self.join(id, client, server_id, device_name.as_deref(), now);
+            }
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, id: ConnId, server_id: &str, version: &str, now: Instant) {
+        match self.slots.claim(server_id, id, now) {
+            Claim::Granted(slot) => self.open_binary(id, slot, Some(version), now),
+            Claim::Reclaimed(slot, phones) => {
+                for phone in phones {
+                    self.close(phone, CloseCause::BinaryReclaimed, &[], now);
+                }
+                self.open_binary(id, slot, Some(version), now);
+            }
+            Claim::Waits { slot, holder, until, is_first } => {
+                self.connections.edit(id, now, |it| it.wait(slot, until));
+                if is_first {
+                    self.verdicts.push_back(Verdict::Probe(holder));
+                }
+            }
+        }
+    }
+
+    fn join(
+        &mut self,
+        id: ConnId,
+        remote: IpAddr,
+        server_id: &str,
+        device_name: Option<&str>,
+        now: Instant,
+    ) {
+        let public_id = self.connections.public_id(id);
+        let slot = match self.slots.join(server_id, id) {
+            Ok(slot) => slot,
+            Err(error) => {
+                let (cause, outcome, event) = match error {
+                    JoinError::NoServer => {
+                        (CloseCause::NoSuchServer, Outcome::Reject404, "phone_register_no_server")
+                    }
+                    JoinError::AtCap => {
+                        (CloseCause::TooManyPhones, Outcome::Reject429, "phone_register_at_cap")
+                    }
+                };
+                log::info!(server_id, conn_id:% = public_id, remote:% = remote; "{event}");
+                self.gates.caps.release(ClientKey::from(remote));
+                self.stats.on_upgrade(true, outcome);
+                self.stats.on_close(true, cause);
+                return self.close(id, cause, &[], now);
+            }
+        };
+        log::info!(
+            server_id, conn_id:% = public_id, remote:% = remote, device_name;
+            "phone_registered"
+        );
+        self.stats.on_upgrade(true, Outcome::Accept);
+        let first_ping = self.first_ping(now);
+        let early = self.connections.edit(id, now, |it| it.open(Role::Phone, slot, first_ping));
+        let _ = self.handle_frames(id, &early.unwrap_or_default(), now);
+        if self.slots.is_paused(slot) {
+            self.connections.edit(id, now, |it| it.pause());
+        }
+    }
+
+    fn health(&self, now: Instant) -> Health {
+        Health {
+            status: if self.slots.is_draining() { Status::Draining } else { Status::Ok },
+            version: env!("CARGO_PKG_VERSION"),
+            connected_binaries: self.slots.binary_count() as u64,
+            connected_phones: self.slots.phone_count() as u64,
+            uptime_seconds: now.since(self.gates.started).as_secs(),
+        }
+    }
+}

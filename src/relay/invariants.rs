@@ -1,0 +1,106 @@
+//! Invariants: whether the parts of the relay agree.
+//!
+//! Owns what connections, slots, caps and push wakes have to agree on, as one check, for
+//! simulations and fuzzing to call between any two calls. Changes nothing; nothing in the
+//! relay relies on it, and what is not called costs nothing.
+
+use super::admission::ClientKey;
+use super::conn_id::ConnId;
+use super::connections::{Entry, Role, Stage};
+use super::relay::Relay;
+use super::slots::audit::SlotView;
+use super::wake::{IN_FLIGHT_MAX, Wakes};
+use crate::config::BINARY_LOW_WATER;
+
+impl Relay {
+    /// Whether the connection has a place: a binary, a phone, or a claimant that
+    /// waits to become a binary.
+    #[must_use]
+    pub fn has_place(&self, id: ConnId) -> bool {
+        self.connections.get(id).is_some_and(|entry| entry.role().is_some())
+    }
+
+    /// Checks every invariant.
+    ///
+    /// # Panics
+    /// Names the first of these that does not hold:
+    /// - A1. A connection is in the slab ⇔ it is in the wheel, which fires within
+    ///   a tick of its deadline.
+    /// - A2. What a connection is to its slot fits the state it is in; one that is not
+    ///   upgraded, or closing, is nothing.
+    /// - A3. Slots and connections name each other: the holder, the phones and the
+    ///   claimants of a slot have the role and the slot, each once, and no other
+    ///   connection has a role.
+    /// - A4. A slot is held or its grace is in the wheel; only a held one has
+    ///   claimants or is paused.
+    /// - A5. The phones of a slot are not read ⇔ its binary is slow.
+    /// - A6. The caps count the connections with a role, each under its client.
+    /// - A7. The budget is the sum of what connections hold, and is kept; the ranking
+    ///   knows each connection that holds a byte.
+    /// - A8. WebSockets are counted.
+    /// - A9. Of each kind there is one effect per connection at most, and none for
+    ///   one that is gone but on the way to its disconnect.
+    /// - A10. No more push wakes are in flight than may be, those not yet handed out
+    ///   among them.
+    /// - A11. No verdict waits.
+    pub fn audit(&self) {
+        let mut clients = Vec::new();
+        for (id, entry) in self.connections.audit() {
+            self.audit_entry(id, entry);
+            if entry.role().is_some() {
+                clients.push(ClientKey::from(entry.client()));
+            }
+        }
+        assert!(self.gates.caps.agrees(&clients), "A6: {:?} of {}", self.gates.caps, clients.len());
+        let members = self.audit_slots();
+        assert_eq!(members, clients.len(), "A3: members of slots and connections with a role");
+        let (in_flight, accepted) = self.wakes.as_ref().map_or((0, 0), Wakes::counts);
+        assert!(accepted <= in_flight && in_flight <= IN_FLIGHT_MAX, "A10: {in_flight}");
+        assert!(self.verdicts.is_empty(), "A11: {:?}", self.verdicts);
+    }
+
+    fn audit_entry(&self, id: ConnId, entry: &Entry) {
+        let connection = entry.connection();
+        let is_reading = connection.is_reading();
+        let fits = match entry.stage() {
+            Stage::WebSocket => connection.is_closing(),
+            Stage::Member(Role::Claimant) => !is_reading && !connection.is_open(),
+            Stage::Member(Role::Binary) => is_reading && connection.is_open(),
+            Stage::Member(Role::Phone) => connection.is_open(),
+            _ => connection.is_head() || connection.is_closing(),
+        };
+        assert!(fits, "A2: {id:?} {entry:?}");
+        if entry.role() == Some(Role::Phone) {
+            assert_eq!(is_reading, !self.slots.is_paused(entry.slot()), "A5: {id:?}");
+        }
+    }
+
+    /// Returns how many connections are on slots.
+    fn audit_slots(&self) -> usize {
+        let mut members = 0;
+        for SlotView { key, holder, phones, claimants, is_paused } in self.slots.audit() {
+            let lists = [
+                (Role::Binary, holder.as_slice()),
+                (Role::Phone, phones),
+                (Role::Claimant, claimants),
+            ];
+            for (role, ids) in lists {
+                for (place, id) in ids.iter().enumerate() {
+                    let entry = self.connections.get(*id);
+                    let fits = entry.map(|entry| (entry.role(), entry.slot()));
+                    assert_eq!(fits, Some((Some(role), key)), "A3: {id:?} on {key:?}");
+                    assert!(!ids[..place].contains(id), "A3: {id:?} twice on {key:?}");
+                }
+                members += ids.len();
+            }
+            if let Some(holder) = holder {
+                let entry = self.connections.get(holder);
+                let backlog = entry.map_or(0, |entry| entry.connection().backlog());
+                assert!(!is_paused || backlog > BINARY_LOW_WATER, "A5: {holder:?} is not slow");
+            } else {
+                assert!(claimants.is_empty() && !is_paused, "A4: {key:?} is not held");
+            }
+        }
+        members
+    }
+}

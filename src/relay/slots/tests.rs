@@ -1,0 +1,344 @@
+//! The slots edge by edge, then at random against a model with strings.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+use crate::time::TICK;
+
+const MICRO: Duration = Duration::from_micros(1);
+const SEEDS: [u64; 8] = [1, 2, 3, 5, 8, 13, 21, 0xC0FFEE];
+
+/// Grace is 30 s and a probe 10 s.
+fn slots() -> Slots {
+    Slots::new(&Config::default(), HashKeys::new([1, 2]), Instant::START)
+}
+
+fn id(number: u32) -> ConnId {
+    ConnId::new(number, number)
+}
+
+fn at(seconds: u64) -> Instant {
+    Instant::START + Duration::from_secs(seconds)
+}
+
+fn granted(slots: &mut Slots, server_id: &str, binary: u32) -> SlotKey {
+    match slots.claim(server_id, id(binary), at(0)) {
+        Claim::Granted(key) => key,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn waits(slot: SlotKey, holder: u32, until: u64, is_first: bool) -> Claim {
+    Claim::Waits { slot, holder: id(holder), until: at(until), is_first }
+}
+
+fn takeover(holder: u32, rejected: &[u32], phones: &[u32]) -> Takeover {
+    let ids = |numbers: &[u32]| numbers.iter().copied().map(id).collect();
+    Takeover { holder: id(holder), rejected: ids(rejected), phones: ids(phones) }
+}
+
+#[test]
+fn a_free_server_id_is_granted_and_found_by_its_exact_name() {
+    let mut slots = slots();
+    let home = granted(&mut slots, "home", 1);
+    let office = granted(&mut slots, "Home", 2);
+    assert_ne!(home, office);
+    assert_eq!((slots.server_id(home), slots.holder(home)), ("home", Some(id(1))));
+    assert_eq!(slots.join("home", id(3)), Ok(home));
+    assert_eq!(slots.join("Home", id(4)), Ok(office));
+    assert_eq!(slots.join("hom", id(5)), Err(JoinError::NoServer));
+    assert_eq!((slots.len(), slots.binary_count(), slots.phone_count()), (2, 2, 2));
+}
+
+#[test]
+fn a_claim_in_grace_gets_the_slot_and_the_phones_of_before() {
+    let mut slots = slots();
+    let key = granted(&mut slots, "home", 1);
+    slots.join("home", id(2)).unwrap();
+    assert_eq!(slots.release(key, id(1), at(0)), Release::Grace);
+    assert_eq!((slots.len(), slots.binary_count(), slots.holder(key)), (1, 0, None));
+    slots.join("home", id(3)).unwrap();
+    let claim = slots.claim("home", id(4), at(1));
+    assert_eq!(claim, Claim::Reclaimed(key, vec![id(2), id(3)]));
+    assert_eq!((slots.phones(key), slots.phone_count()), (&[][..], 0));
+    assert_eq!(slots.pop_due(at(99)), None);
+}
+
+#[test]
+fn grace_ends_at_its_time_and_not_before() {
+    let mut slots = slots();
+    let key = granted(&mut slots, "home", 1);
+    slots.join("home", id(2)).unwrap();
+    assert_eq!(slots.pop_due(at(1)), None, "held");
+    slots.release(key, id(1), at(1));
+    assert_eq!(slots.pop_due(at(31) - MICRO), None);
+    // A later grace of the same slot is not ended by the time of the earlier one.
+    slots.claim("home", id(3), at(10));
+    slots.release(key, id(3), at(11));
+    slots.join("home", id(4)).unwrap();
+    assert_eq!(slots.pop_due(at(31) + TICK), None);
+    assert_eq!(slots.pop_due(at(41) - MICRO), None);
+    assert_eq!(slots.next_deadline().map(|next| next < at(41) + TICK), Some(true));
+    assert_eq!(slots.pop_due(at(41) + TICK), Some(Due::GraceOver(key, vec![id(4)])));
+    slots.free(key);
+    assert_eq!((slots.len(), slots.phone_count()), (0, 0));
+    assert_eq!(slots.join("home", id(5)), Err(JoinError::NoServer));
+    assert_eq!(slots.pop_due(at(99)), None, "free");
+    // Its index may serve another server-id, of which it knows nothing.
+    let next = granted(&mut slots, "office", 6);
+    assert_eq!((next, slots.server_id(next)), (key, "office"));
+    assert_eq!(slots.pop_due(at(199)), None);
+}
+
+#[test]
+fn claimants_share_the_probe_of_the_first() {
+    let mut slots = slots();
+    let key = granted(&mut slots, "home", 1);
+    assert_eq!(slots.claim("home", id(2), at(0)), waits(key, 1, 10, true));
+    assert_eq!(slots.claim("home", id(3), at(5)), waits(key, 1, 10, false));
+    assert_eq!(slots.reject_claimants(key), [id(2), id(3)]);
+    assert_eq!(slots.reject_claimants(key), []);
+    assert_eq!(slots.holder(key), Some(id(1)));
+    // The next one starts a new probe.
+    assert_eq!(slots.claim("home", id(4), at(10)), waits(key, 1, 20, true));
+    slots.remove_claimant(key, id(4));
+    assert_eq!(slots.claim("home", id(5), at(20)), waits(key, 1, 30, true));
+}
+
+#[test]
+fn the_first_claimant_that_still_waits_takes_over() {
+    for is_probed in [true, false] {
+        let mut slots = slots();
+        let key = granted(&mut slots, "home", 1);
+        for claimant in 2..=5 {
+            slots.claim("home", id(claimant), at(0));
+        }
+        slots.join("home", id(9)).unwrap();
+        slots.remove_claimant(key, id(2));
+        slots.remove_claimant(key, id(4));
+        slots.pause(key, true);
+        let expected = takeover(3, &[5], &[9]);
+        if is_probed {
+            assert_eq!(slots.take_over(key, at(9)), None, "the probe is still out");
+            assert_eq!(slots.take_over(key, at(10)), Some(expected));
+        } else {
+            assert_eq!(slots.release(key, id(1), at(40)), Release::TakenOver(expected));
+        }
+        assert_eq!((slots.holder(key), slots.is_paused(key)), (Some(id(3)), false));
+        assert_eq!((slots.binary_count(), slots.phone_count()), (1, 0));
+        // The old one's own departure changes nothing, the new one's does.
+        slots.join("home", id(10)).unwrap();
+        assert_eq!(slots.release(key, id(1), at(50)), Release::NotHolder);
+        assert_eq!((slots.holder(key), slots.phones(key)), (Some(id(3)), &[id(10)][..]));
+        assert_eq!(slots.release(key, id(3), at(60)), Release::Grace);
+        assert_eq!(slots.pop_due(at(90) - MICRO), None);
+        assert_eq!(slots.pop_due(at(90) + TICK), Some(Due::GraceOver(key, vec![id(10)])));
+    }
+}
+
+#[test]
+fn no_slot_is_taken_over_without_a_claimant_or_in_grace() {
+    let mut slots = slots();
+    let key = granted(&mut slots, "home", 1);
+    assert_eq!(slots.take_over(key, at(99)), None);
+    assert_eq!(slots.holder(key), Some(id(1)));
+    slots.release(key, id(1), at(0));
+    assert_eq!(slots.take_over(key, at(99)), None);
+    assert_eq!(slots.release(key, id(1), at(99)), Release::NotHolder, "it has left already");
+    assert_eq!(slots.pop_due(at(30) + TICK), Some(Due::GraceOver(key, vec![])));
+}
+
+#[test]
+fn a_slot_has_16_phones_and_removes_only_its_own() {
+    let mut slots = slots();
+    let key = granted(&mut slots, "home", 1);
+    for phone in 0..16 {
+        assert_eq!(slots.join("home", id(100 + phone)), Ok(key));
+    }
+    for _ in 0..2 {
+        assert_eq!(slots.join("home", id(200)), Err(JoinError::AtCap));
+        // A stranger parts: nothing happens.
+        slots.remove_phone(key, id(200));
+        assert_eq!((slots.phones(key).len(), slots.phone_count()), (16, 16));
+    }
+    slots.remove_phone(key, id(107));
+    slots.remove_phone(key, id(107));
+    assert_eq!((slots.phones(key).len(), slots.phone_count()), (15, 15));
+    assert_eq!(slots.join("home", id(200)), Ok(key));
+}
+
+#[test]
+fn pausing_says_whether_it_is_new_and_ends_with_its_binary() {
+    let mut slots = slots();
+    let key = granted(&mut slots, "home", 1);
+    assert!(!slots.is_paused(key) && !slots.pause(key, false));
+    assert!(slots.pause(key, true) && !slots.pause(key, true));
+    slots.release(key, id(1), at(30));
+    assert!(!slots.is_paused(key));
+}
+
+/// The same in the words of the contract.
+#[derive(Debug, Default)]
+struct Model {
+    slots: HashMap<String, ModelSlot>,
+}
+
+#[derive(Debug, Default)]
+struct ModelSlot {
+    holder: Option<ConnId>,
+    claimants: Vec<ConnId>,
+    phones: Vec<ConnId>,
+    until: Instant,
+}
+
+impl ModelSlot {
+    fn hand_on(&mut self) -> Option<Takeover> {
+        if self.claimants.is_empty() {
+            return None;
+        }
+        let holder = self.claimants.remove(0);
+        self.holder = Some(holder);
+        let (rejected, phones) = (mem::take(&mut self.claimants), mem::take(&mut self.phones));
+        Some(Takeover { holder, rejected, phones })
+    }
+}
+
+/// The first tick of a wheel that is not before `at`.
+fn tick(at: Instant) -> Instant {
+    let tick = TICK.as_micros() as u64;
+    Instant::from_micros(at.as_micros().div_ceil(tick) * tick)
+}
+
+/// Random operations on a few server-ids. Replay a failure with the seed it names.
+fn run(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut slots = slots();
+    let mut model = Model::default();
+    // Where the registry says that a server-id is.
+    let mut keys: HashMap<String, SlotKey> = HashMap::new();
+    let mut next = 0;
+    for step in 0..5_000 {
+        let now = at(step);
+        let server_id = format!("id{}", rng.random_range(0..6));
+        let context = format!("seed {seed}, step {step}, {server_id}");
+        next += 1;
+        let new = id(next);
+        let key = keys.get(&server_id).copied();
+        match rng.random_range(0..8) {
+            0 | 1 => {
+                let until = now + Duration::from_secs(10);
+                let claim = slots.claim(&server_id, new, now);
+                let slot = model.slots.entry(server_id.clone());
+                let is_new = matches!(slot, Entry::Vacant(_));
+                let slot = slot.or_default();
+                let expected = if let Some(holder) = slot.holder {
+                    let is_first = slot.claimants.is_empty();
+                    if is_first {
+                        slot.until = until;
+                    }
+                    slot.claimants.push(new);
+                    let key = key.expect("held");
+                    Claim::Waits { slot: key, holder, until: slot.until, is_first }
+                } else {
+                    slot.holder = Some(new);
+                    match (&claim, is_new) {
+                        (Claim::Granted(key), true) => {
+                            assert!(!keys.values().any(|used| used == key), "{context}");
+                            keys.insert(server_id.clone(), *key);
+                            Claim::Granted(*key)
+                        }
+                        _ => Claim::Reclaimed(key.expect("known"), mem::take(&mut slot.phones)),
+                    }
+                };
+                assert_eq!(claim, expected, "{context}");
+            }
+            2 | 3 => {
+                let joined = slots.join(&server_id, new);
+                let expected = match model.slots.get_mut(&server_id) {
+                    None => Err(JoinError::NoServer),
+                    Some(slot) if slot.phones.len() == 16 => Err(JoinError::AtCap),
+                    Some(slot) => {
+                        slot.phones.push(new);
+                        Ok(keys[&server_id])
+                    }
+                };
+                assert_eq!(joined, expected, "{context}");
+            }
+            4 => {
+                let Some((key, slot)) = key.zip(model.slots.get_mut(&server_id)) else { continue };
+                // One of its phones, claimants or holders, or a stranger.
+                let phone = slot.phones.get(rng.random_range(0..16)).copied().unwrap_or(new);
+                slots.remove_phone(key, phone);
+                slot.phones.retain(|known| *known != phone);
+                let claimant = slot.claimants.get(rng.random_range(0..4)).copied().unwrap_or(new);
+                slots.remove_claimant(key, claimant);
+                slot.claimants.retain(|known| *known != claimant);
+            }
+            5 => {
+                let Some((key, slot)) = key.zip(model.slots.get_mut(&server_id)) else { continue };
+                let is_holder = rng.random_bool(0.8);
+                let who = slot.holder.filter(|_| is_holder).unwrap_or(new);
+                let until = now + Duration::from_secs(30);
+                let expected = if slot.holder != Some(who) {
+                    Release::NotHolder
+                } else if let Some(takeover) = slot.hand_on() {
+                    Release::TakenOver(takeover)
+                } else {
+                    (slot.holder, slot.until) = (None, until);
+                    Release::Grace
+                };
+                assert_eq!(slots.release(key, who, now), expected, "{context}");
+            }
+            6 => {
+                let Some((key, slot)) = key.zip(model.slots.get_mut(&server_id)) else { continue };
+                if rng.random_bool(0.5) {
+                    let is_over = slot.holder.is_some() && slot.until <= now;
+                    let expected = is_over.then(|| slot.hand_on()).flatten();
+                    assert_eq!(slots.take_over(key, now), expected, "{context}");
+                } else {
+                    let expected = mem::take(&mut slot.claimants);
+                    assert_eq!(slots.reject_claimants(key), expected, "{context}");
+                }
+            }
+            _ => {
+                let is_over = |slot: &ModelSlot| slot.holder.is_none() && tick(slot.until) <= now;
+                while let Some(due) = slots.pop_due(now) {
+                    let Due::GraceOver(key, phones) = due else { panic!("{context}: {due:?}") };
+                    let (server_id, _) = keys.iter().find(|(_, known)| **known == key).unwrap();
+                    let server_id = server_id.clone();
+                    let slot = model.slots.remove(&server_id).expect("exists");
+                    // A timer may find it before the tick at which it must.
+                    assert!(slot.holder.is_none() && slot.until <= now, "{context}: {slot:?}");
+                    assert_eq!(phones, slot.phones, "{context}");
+                    slots.free(key);
+                    keys.remove(&server_id);
+                }
+                assert!(!model.slots.values().any(is_over), "{context}");
+            }
+        }
+        let expected = model.slots.values();
+        assert_eq!(slots.len(), expected.len(), "{context}");
+        let held = expected.clone().filter(|slot| slot.holder.is_some()).count();
+        assert_eq!(slots.binary_count(), held, "{context}");
+        let phones: usize = expected.map(|slot| slot.phones.len()).sum();
+        assert_eq!(slots.phone_count(), phones, "{context}");
+        for (server_id, slot) in &model.slots {
+            let key = keys[server_id];
+            assert_eq!(slots.server_id(key), server_id, "{context}");
+            assert_eq!(slots.holder(key), slot.holder, "{context}");
+            assert_eq!(slots.phones(key), slot.phones, "{context}");
+            assert!(slot.holder.is_some() || slot.claimants.is_empty(), "{context}");
+        }
+    }
+}
+
+#[test]
+fn it_does_what_the_model_does() {
+    for seed in SEEDS {
+        run(seed);
+    }
+}

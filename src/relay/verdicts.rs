@@ -1,0 +1,86 @@
+//! Verdicts: what others hear of a change, one after another.
+//!
+//! Owns the loop that applies verdicts and then sheds what the byte budget cannot hold.
+//! Every call from the shell ends with it. Applying a verdict may leave new ones behind;
+//! they queue up, so a chain of closes of any length takes no stack.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::closing::Verdict;
+use super::conn_id::ConnId;
+use super::connections::{Editor, Role};
+use super::relay::Relay;
+use super::slots::SlotKey;
+use super::stats::Outcome;
+use crate::protocol::close::CloseCause;
+use crate::time::Instant;
+
+impl Relay {
+    /// Applies all verdicts, and closes connections until what is queued fits the budget.
+    pub(super) fn carry_out(&mut self, now: Instant) {
+        loop {
+            while let Some(verdict) = self.verdicts.pop_front() {
+                match verdict {
+                    Verdict::Close(id, cause) => self.close(id, cause, &[], now),
+                    // Its version was seen when it asked, and is not kept for the wait.
+                    Verdict::Open(id, slot) => self.open_binary(id, slot, None, now),
+                    Verdict::Probe(holder) => self.probe(holder, now),
+                    Verdict::Resume(phone) => {
+                        self.connections.edit(phone, now, |it| it.resume());
+                    }
+                }
+            }
+            let Some(largest) = self.connections.largest_if_over_budget() else { return };
+            self.shed(largest, now);
+        }
+    }
+
+    /// Takes memory from a connection: an open one is closed, a closing one loses the
+    /// messages ahead of its close, and one that can be told nothing, or nothing more, its
+    /// socket.
+    fn shed(&mut self, id: ConnId, now: Instant) {
+        const CAUSE: CloseCause = CloseCause::OutOfBufferMemory;
+        let shed = self.connections.edit(id, now, |it| it.role().is_some() || it.shed());
+        match shed {
+            Some(true) => self.close(id, CAUSE, &[], now),
+            _ => self.disconnect(id, CAUSE, now),
+        }
+    }
+
+    fn probe(&mut self, holder: ConnId, now: Instant) {
+        let public_id = self.connections.public_id(holder);
+        let pinged = self
+            .connections
+            .edit(holder, now, |it| it.probe().map(|sequence| it.send_ping(public_id, sequence)));
+        self.stats.pings += u64::from(pinged.flatten().is_some());
+    }
+
+    /// The connection gets the slot: it is read and pinged from now on.
+    pub(super) fn open_binary(
+        &mut self,
+        id: ConnId,
+        slot: SlotKey,
+        binary_version: Option<&str>,
+        now: Instant,
+    ) {
+        let first_ping = self.first_ping(now);
+        let open = |it: &mut Editor<'_>| (it.open(Role::Binary, slot, first_ping), it.client());
+        let Some((early, remote)) = self.connections.edit(id, now, open) else { return };
+        log::info!(
+            server_id = self.slots.server_id(slot),
+            binary_conn_id:% = self.connections.public_id(id), remote:% = remote, binary_version;
+            "server_claimed"
+        );
+        self.stats.on_upgrade(false, Outcome::Accept);
+        let _ = self.handle_frames(id, &early, now);
+    }
+
+    /// When a connection that opens now is pinged first: at a random time within one
+    /// interval, so that peers which came together are not pinged together.
+    pub(super) fn first_ping(&mut self, now: Instant) -> Instant {
+        let interval = self.connections.timeouts().ping_interval.as_micros() as u64;
+        now + Duration::from_micros(self.rng.random_range(1..=interval))
+    }
+}

@@ -28,8 +28,7 @@ use mio::event::Event;
 use mio::{Events, Poll, Token};
 use rustls::ServerConfig;
 
-use crate::config::BUFFER_MEMORY;
-use crate::config::Speaks;
+use crate::config::{BUFFER_MEMORY, READ_SIZE, Speaks};
 use crate::relay::{ConnId, Effect, Input, ListenerKind};
 use crate::server::certificates::renewer_handle::Keeper;
 use crate::server::core::Core;
@@ -53,11 +52,6 @@ const LISTENER_LAST: usize = usize::MAX - 16;
 
 /// Events that one poll returns at most.
 const EVENTS: usize = 1024;
-/// The shared receive buffer: what one socket may be read in a turn. Eight messages
-/// of 16 KiB in one read cost a seventh less than in three; but a flood of the
-/// smallest frames keeps everybody else waiting for as long as a buffer of them
-/// takes, some 5 ms, so it is not larger. Only what is used of it is resident.
-const BUFFER: usize = 144 * 1024;
 /// Bytes read before what they caused is written.
 const BYTES_PER_PASS: usize = 1024 * 1024;
 /// Connections accepted in one turn at most, so that a storm of dialers does not
@@ -75,7 +69,7 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 // What a pass queues: an envelope around a one-byte frame is eight times as long
 // as the frame was on the wire.
-const _: () = assert!(8 * (BYTES_PER_PASS + BUFFER) < BUFFER_MEMORY);
+const _: () = assert!(8 * (BYTES_PER_PASS + READ_SIZE) < BUFFER_MEMORY);
 
 /// A core (the relay) on bound listeners, ready to run.
 #[derive(Debug)]
@@ -142,7 +136,7 @@ impl<C: Core> Server<C> {
             sockets: Sockets::new(),
             ready: VecDeque::new(),
             expiring: Vec::new(),
-            buffers: Buffers::new(BUFFER),
+            buffers: Buffers::new(READ_SIZE),
             shutdown,
             accept_retry: None,
             drained_by: None,

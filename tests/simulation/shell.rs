@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 
+use pyrycode_relay::config::READ_SIZE;
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind};
 use pyrycode_relay::time::Instant;
 
@@ -15,8 +16,6 @@ use crate::link::{End, Pipe};
 use crate::peer::{NOBODY, Peer, Sending, Through};
 use crate::world::{PeerId, World};
 
-/// Bytes that one read hands in at most, as in the event loop.
-const READ: usize = 64 * 1024;
 /// Rounds without time passing that no honest exchange needs.
 const LIVELOCK: usize = 100_000;
 
@@ -151,7 +150,7 @@ impl World {
         }
         let mut arrived: VecDeque<u8> = std::mem::take(&mut peer.up.arrived);
         let (input, _) = arrived.as_slices();
-        let count = self.faults.read(input.len().min(READ));
+        let count = self.faults.read(input.len().min(READ_SIZE));
         let pongs = peer.hand_in(count);
         if let Some(oracle) = &mut self.oracle {
             oracle.on_pongs(index, &pongs);

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
-use pyrycode_relay::relay::{ConnId, Input};
+use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
+use pyrycode_relay::relay::{ConnId, Input, ListenerKind};
 
 use super::bytes::Bytes;
 use super::wire;
@@ -35,7 +36,7 @@ pub(crate) fn run(data: &[u8]) {
 
 /// One thing that one peer does, or time.
 fn step(world: &mut World, bytes: &mut Bytes<'_>) {
-    let (choice, who) = (bytes.byte() % 20, bytes.byte());
+    let (choice, who) = (bytes.byte() % 22, bytes.byte());
     if choice < 5 {
         if world.peers.len() < PEERS_MAX {
             dial(world, bytes, choice, who);
@@ -83,6 +84,8 @@ fn step(world: &mut World, bytes: &mut Bytes<'_>) {
             world.peers[index].is_honest = false;
             world.peers[index].answers_pings ^= true;
         }
+        20 => world.buffer(index, size(bytes), size(bytes)),
+        21 => world.buffer(index, 0, 0),
         _ => match who {
             0..8 => world.shut_down(),
             8..128 => stale(world, bytes),
@@ -111,7 +114,19 @@ fn dial(world: &mut World, bytes: &mut Bytes<'_>, choice: u8, who: u8) {
     if who & 0x40 != 0 {
         request.truncate(request.len() / 2);
     }
-    let index = world.dial(&request);
+    let index = match bytes.byte() {
+        byte @ 224.. => {
+            let kinds = [ListenerKind::ProxiedClients, ListenerKind::ProxiedAuthorities];
+            let header = [
+                Some(Ok(Proxied::Client([192, 0, 2, who].into()))),
+                Some(Ok(Proxied::Local)),
+                Some(Err(Malformed)),
+                None,
+            ][usize::from(byte % 4)];
+            world.dial_through(kinds[usize::from(byte / 4 % 2)], header, &request)
+        }
+        _ => world.dial(&request),
+    };
     let peer = &mut world.peers[index];
     peer.answers_pings = who & 0x80 != 0;
     peer.is_honest = behind == 0 && who & 0x40 == 0;

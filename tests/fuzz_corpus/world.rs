@@ -17,17 +17,17 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pyrycode_relay::config::Config;
+use pyrycode_relay::config::{Config, READ_SIZE};
+use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
+use pyrycode_relay::protocol::transport::TransportBuffered;
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
 use pyrycode_relay::time::{Instant, TICK};
 
 use super::request;
 use super::wire::{self, Decoder, Part};
 
-/// What the shell reads at once at most.
-const READ_MAX: usize = 64 * 1024;
 /// What the network holds of one peer.
-const UNREAD_MAX: usize = 1024 * 1024;
+const UNREAD_SIZE: usize = 1024 * 1024;
 
 /// One connection from the outside.
 pub(crate) struct Peer {
@@ -47,6 +47,8 @@ pub(crate) struct Peer {
     is_half_closed: bool,
     /// Its socket is gone, whoever began.
     pub(crate) is_gone: bool,
+    /// TLS kept bytes of it at some time.
+    has_buffered: bool,
     decoder: Decoder,
     pub(crate) answers_pings: bool,
     /// Whatever it was told to do, it can neither be too slow nor break rules.
@@ -96,10 +98,32 @@ impl World {
 
     // What peers do
 
-    /// Somebody connects and sends `bytes`; returns who it is.
+    /// A peer connects and sends `bytes`; returns its index.
     pub(crate) fn dial(&mut self, bytes: &[u8]) -> usize {
-        let id =
-            self.relay.handle_accept(IpAddr::from([192, 0, 2, 1]), ListenerKind::Clients, self.now);
+        let index = self.accept(ListenerKind::Clients, bytes);
+        self.settle();
+        index
+    }
+
+    /// The same behind a load balancer, whose PROXY header is `header`, if it comes.
+    /// Before the header no byte is read.
+    pub(crate) fn dial_through(
+        &mut self,
+        kind: ListenerKind,
+        header: Option<Result<Proxied, Malformed>>,
+        bytes: &[u8],
+    ) -> usize {
+        let index = self.accept(kind, if header.is_some() { bytes } else { b"" });
+        if let Some(header) = header {
+            self.relay.handle(Input::Proxied(self.peers[index].id, header), self.now);
+            self.check();
+        }
+        self.settle();
+        index
+    }
+
+    fn accept(&mut self, kind: ListenerKind, bytes: &[u8]) -> usize {
+        let id = self.relay.handle_accept(IpAddr::from([192, 0, 2, 1]), kind, self.now);
         let index = self.peers.len();
         self.by_id.insert(id.to_bits(), index);
         self.peers.push(Peer {
@@ -107,7 +131,7 @@ impl World {
             is_phone: bytes.starts_with(b"GET /v1/client "),
             unread: bytes.to_vec(),
             is_asleep: false,
-            piece: READ_MAX,
+            piece: READ_SIZE,
             room: usize::MAX,
             has_ended: false,
             is_end_told: false,
@@ -121,17 +145,30 @@ impl World {
             conn_id: String::new(),
             texts: 0,
             close: None,
+            has_buffered: false,
             silent_since: self.now,
         });
         self.check();
-        self.settle();
         index
+    }
+
+    /// TLS keeps so many bytes of the connection, received and to be sent.
+    pub(crate) fn buffer(&mut self, index: usize, unread: usize, unsent: usize) {
+        let peer = &mut self.peers[index];
+        if !peer.is_gone {
+            peer.is_honest &= unread + unsent == 0;
+            peer.has_buffered |= unread + unsent > 0;
+            let buffered = TransportBuffered { unread, unsent };
+            self.relay.handle(Input::Buffered(peer.id, buffered), self.now);
+            self.check();
+        }
+        self.settle();
     }
 
     /// The peer sends; nothing, if it has hung up or too much waits already.
     pub(crate) fn send(&mut self, index: usize, bytes: &[u8]) {
         let peer = &mut self.peers[index];
-        if !peer.has_ended && !peer.is_gone && peer.unread.len() < UNREAD_MAX {
+        if !peer.has_ended && !peer.is_gone && peer.unread.len() < UNREAD_SIZE {
             peer.unread.extend_from_slice(bytes);
             peer.is_asleep = false;
         }
@@ -291,7 +328,10 @@ impl World {
                 let index = self.by_id.remove(&id.to_bits()).expect("dropped once");
                 let peer = &mut self.peers[index];
                 peer.is_gone = true;
-                if peer.status == Some(101) && !peer.has_ended && peer.room == usize::MAX {
+                // Bytes that TLS keeps cannot be shed but with the connection, and then
+                // there is no time for a close frame.
+                let is_told = !peer.has_ended && peer.room == usize::MAX && !peer.has_buffered;
+                if peer.status == Some(101) && is_told {
                     assert!(peer.close.is_some(), "dropped without a close frame");
                 }
             }
@@ -369,6 +409,7 @@ impl World {
 
     fn leave(&mut self) {
         for index in 0..self.peers.len() {
+            self.buffer(index, 0, 0);
             self.make_room(index, usize::MAX);
             self.end(index);
         }

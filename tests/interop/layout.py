@@ -2,7 +2,10 @@
 
 `layout.py PROGRAM`, a static one. The last stage of the Dockerfile is read; its
 files, and no others, are laid out, and its command runs there in a chroot, as its
-user, which can write nowhere. Needs root (else exit status 77).
+user, which can write nowhere, with its environment and in a network of its own, whose
+ports are free. Its health check is run as an engine would run it, for every way in
+which the relay listens, and so is the health check of `deploy/fly/fly.toml`. Needs root
+(else exit status 77).
 """
 
 import atexit
@@ -15,19 +18,25 @@ import stat
 import subprocess
 import sys
 import tempfile
+import tomllib
 
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from harness import SOON, Relay, main
+from harness import DIRECT, SOON, Relay, main, spawn, wait_until
+from tls import Pair
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+DEPLOY = os.path.join(HERE, "../../deploy")
+# Set where this runs in a network of its own.
+ENCLOSED = "LAYOUT_ENCLOSED"
+PROBE_URL = "PYRYCODE_RELAY_PROBE_URL"
 CHROOT = shutil.which("chroot", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
 def last_stage():
     """Instructions of the stage that becomes the image, by their names."""
-    with open(os.path.join(HERE, "../../deploy/docker/Dockerfile")) as dockerfile:
+    with open(os.path.join(DEPLOY, "docker/Dockerfile")) as dockerfile:
         text = re.sub(r"^#.*\n", "", dockerfile.read(), flags=re.MULTILINE).replace("\\\n", " ")
     stage = re.split(r"^FROM ", text, flags=re.MULTILINE)[-1].splitlines()
     assert stage[0] == "scratch", stage[0]
@@ -74,8 +83,29 @@ class Image:
         (rest,) = self.instructions[name]
         return rest
 
-    def enter(self, command):
-        return ["env", "-i", CHROOT, f"--userspec={self.user}", self.root, *command]
+    def enter(self, command, variables=()):
+        variables = [*self.instructions.get("ENV", []), *variables]
+        return ["env", "-i", *variables, CHROOT, f"--userspec={self.user}", self.root, *command]
+
+    def health_check(self, *variables):
+        """Runs it once: its exit status."""
+        command = json.loads(self.only("HEALTHCHECK").partition("CMD ")[2])
+        done = subprocess.run(self.enter(command, variables), capture_output=True, timeout=SOON)
+        assert done.returncode in (0, 1), done
+        return done.returncode
+
+    def run(self, flags, *variables):
+        """Starts the relay as `docker run IMAGE FLAGS` does."""
+        command = [*json.loads(self.only("ENTRYPOINT")), *flags]
+        return spawn(self.enter(command, variables), stderr=subprocess.DEVNULL)
+
+    def put(self, path, source):
+        """A file that an engine would mount, readable by the user alone."""
+        at = self.root + path
+        os.makedirs(os.path.dirname(at), exist_ok=True)
+        shutil.copy(source, at)
+        os.chown(at, *map(int, self.user.split(":")))
+        os.chmod(at, 0o400)
 
     def script(self):
         """A program that runs the image's command and takes flags after that."""
@@ -119,25 +149,101 @@ def it_serves_as_its_user_from_a_root_with_nothing_else(relay):
     assert relay.exit_status() == 0
 
 
-def its_health_check_knows_health_from_death(relay):
-    command = json.loads(IMAGE.only("HEALTHCHECK").partition("CMD ")[2])
-    here = [word.replace("127.0.0.1:8080", relay.url) for word in command]
-    assert here != command, command
-    healthy = subprocess.run(IMAGE.enter(here), capture_output=True, text=True, timeout=SOON)
-    assert healthy.returncode == 0, healthy
-    relay.signal()
-    assert relay.exit_status() == 0
-    dead = subprocess.run(IMAGE.enter(here), capture_output=True, text=True, timeout=SOON)
-    assert dead.returncode != 0, dead
+def health_follows_the_relay(image, flags, *variables, meanwhile=lambda: None):
+    assert image.health_check(*variables) == 1, "healthy before it was started"
+    relay = image.run(flags, *variables)
+    def is_healthy():
+        assert relay.poll() is None, f"{flags}: exit status {relay.returncode}"
+        return image.health_check(*variables) == 0
+    try:
+        wait_until(is_healthy, complaint=f"{flags}: not healthy")
+        meanwhile()
+        relay.terminate()
+        assert relay.wait(SOON + 2) == 0, flags
+    finally:
+        relay.kill()
+        relay.wait()
+    assert image.health_check(*variables) == 1, f"{flags}: healthy although it has ended"
+
+
+def its_health_check_works_as_it_comes():
+    health_follows_the_relay(IMAGE, json.loads(IMAGE.only("CMD")))
+
+
+def its_health_check_works_behind_proxy_headers():
+    flags = ["--insecure-listen", ":8080", "--proxy-protocol", "--trusted-proxies", "10.0.0.0/8"]
+    health_follows_the_relay(IMAGE, flags)
+
+
+def its_health_check_works_with_ones_own_certificate():
+    image = Image(PROGRAM)
+    with Pair() as pair:
+        image.put("/tls/chain.pem", pair.certificate)
+        image.put("/tls/key.pem", pair.key)
+    files = ["--tls-cert", "/tls/chain.pem", "--tls-key", "/tls/key.pem"]
+    health_follows_the_relay(image, [*files, "--https-listen", ":8443"])
+
+
+def its_health_check_works_on_other_ports():
+    flags = ["--insecure-listen", ":8081", "--metrics-listen", "127.0.0.1:9191"]
+    health_follows_the_relay(IMAGE, flags, f"{PROBE_URL}=http://127.0.0.1:9191")
+    # Without metrics the listener for peers is asked.
+    flags = ["--insecure-listen", ":8081", "--metrics-listen="]
+    health_follows_the_relay(IMAGE, flags, f"{PROBE_URL}=http://127.0.0.1:8081")
+
+
+def fly_runs_it_and_reaches_its_health_check():
+    with open(os.path.join(DEPLOY, "fly/fly.toml"), "rb") as file:
+        fly = tomllib.load(file)
+    assert fly["deploy"]["strategy"] == "rolling", fly["deploy"]
+    challenges, tls = fly["services"]
+    (check,) = challenges["http_checks"]
+    assert check["grace_period"] == "30s", check
+    ports = [(at["port"], service["internal_port"]) for service in (challenges, tls)
+             for at in service["ports"]]
+    assert ports == [(80, 8080), (443, 8443)], ports
+    assert tls["ports"][0]["handlers"] == ["proxy_proto"], tls
+    # Nothing is behind this directory: the relay must be healthy without a certificate.
+    flags = [*shlex.split(fly["processes"]["app"]), "--acme-directory", "https://127.0.0.1:1/"]
+    variables = [f"{name}={value}" for name, value in fly["env"].items()]
+    image = Image(PROGRAM)
+    # Fly mounts a volume with this mode at every start of the machine.
+    (mount,) = fly["mounts"]
+    os.chmod(image.root + mount["destination"], 0o755)
+
+    def checker():
+        url = f"http://127.0.0.1:{challenges['internal_port']}{check['path']}"
+        with DIRECT.open(url, timeout=SOON) as answer:
+            assert answer.status == 200, answer.status
+            assert json.load(answer)["status"] == "ok"
+
+    for _ in range(2):
+        health_follows_the_relay(
+            image, flags, "FLY_APP_NAME=relay", *variables, meanwhile=checker)
+
+
+def enclose():
+    """Runs this script in a network of its own, which has nothing but loopback."""
+    if os.environ.get(ENCLOSED) is None:
+        up = 'ip link set lo up && exec "$@"'
+        command = ["unshare", "--net", "sh", "-c", up, "sh", sys.executable, *sys.argv]
+        os.execvpe("unshare", command, os.environ | {ENCLOSED: "1"})
 
 
 if __name__ == "__main__":
     if os.geteuid() != 0:
         print("layout: chroot needs root")
         sys.exit(77)
-    IMAGE = Image(sys.argv[1])
+    enclose()
+    PROGRAM = sys.argv[1]
+    IMAGE = Image(PROGRAM)
     sys.argv[1] = IMAGE.script()
+    # One at a time: they use the ports that the image and Fly's file name.
     main([
         it_serves_as_its_user_from_a_root_with_nothing_else,
-        its_health_check_knows_health_from_death,
-    ])
+        its_health_check_works_as_it_comes,
+        its_health_check_works_behind_proxy_headers,
+        its_health_check_works_with_ones_own_certificate,
+        its_health_check_works_on_other_ports,
+        fly_runs_it_and_reaches_its_health_check,
+    ], at_once=1)

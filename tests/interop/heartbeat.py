@@ -19,7 +19,8 @@ import time
 
 from harness import LATE, SOON, main, spawn, wait_until
 from rawpeer import (
-    CLOSE, CONTINUATION, PING, PONG, TEXT, Honest, close_frame, envelope, frame, pair, upgrade,
+    CLOSE, CONTINUATION, PING, PONG, TEXT, Honest, close_frame, envelope, frame, notice, pair,
+    upgrade,
 )
 from websockets_peers import dial, for_phone, next_message
 
@@ -445,7 +446,9 @@ def a_message_takes_too_long(relay):
                 pass
             assert found.close == (1008, "message timeout")
             assert on_time(started, MESSAGE, time.monotonic())
-    assert honest.is_alive() and not honest.messages
+    assert honest.is_alive()
+    told = sorted(notice(peer, 1008) for peer in (phone, pieces))
+    wait_until(lambda: sorted(honest.messages) == told, complaint=lambda: honest.messages)
 
 
 if __name__ == "__main__":

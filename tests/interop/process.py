@@ -9,7 +9,8 @@ import time
 
 from harness import LATE, SOON, Relay, main, wait_until
 from rawpeer import (
-    TEXT, Honest, RawPeer, close_frame, envelope, frame, head, pair, undated, upgrade)
+    TEXT, Honest, RawPeer, close_frame, envelope, frame, head, notice, pair, undated, upgrade,
+)
 
 UNAVAILABLE = (b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n"
                b"Retry-After: 10\r\n\r\n")
@@ -140,6 +141,7 @@ def who_is_closing_already_hears_nothing_more(relay):
     relay.wait_connected(1, 0)
     relay.signal()
     assert phone.read_only_close() == (1007, "frame is not valid JSON")
+    assert binary.read_message() == notice(phone, 1007)
     assert binary.read_only_close() == (1001, "shutting down")
 
 

@@ -118,7 +118,9 @@ impl Relay {
             }
             Ok(Head::Complete { request, len }) => {
                 let rest = &head[len..];
-                let Some(peer) = self.client(id) else { return };
+                let Some(peer) = self.connections.get(id).map(|entry| entry.client()) else {
+                    return;
+                };
                 if let Err(fault) = self.answer(id, &request, rest, now) {
                     let forwarded = &self.gates.forwarded;
                     let remote = client_address(forwarded, peer, request.forwarded_for());
@@ -126,7 +128,9 @@ impl Relay {
                 }
             }
             Err(fault) => {
-                let Some(remote) = self.client(id) else { return };
+                let Some(remote) = self.connections.get(id).map(|entry| entry.client()) else {
+                    return;
+                };
                 self.refuse_request(id, fault, remote, request::path_of(&head), now);
             }
         }

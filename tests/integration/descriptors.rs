@@ -54,7 +54,7 @@ fn fewer_connections_than_asked_for_are_warned_of_and_fewer_than_two_refused() {
     let process = Process::start_with_descriptors(100, &["--max-connections=5000"]);
     assert!(process.listening.contains(" connections=36 "), "{}", process.listening);
     let warning = process.warnings.concat();
-    assert!(warning.contains("level=warn msg=max_connections_lowered"), "{warning}");
+    assert!(warning.contains("level=WARN msg=max_connections_lowered"), "{warning}");
     assert!(warning.contains(TEXT), "{warning}");
 
     let output = run_with_descriptors(100, &["--check-config", "--max-connections=5000"]);

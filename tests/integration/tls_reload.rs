@@ -149,7 +149,7 @@ fn a_pair_that_no_client_accepts_takes_no_ones_place() {
         pair.put(&certificate, &key);
         process.signal(Signal::HUP);
         let line = process.expect_line("certificate_");
-        assert!(line.contains("level=warn msg=certificate_refused"), "{line}");
+        assert!(line.contains("level=WARN msg=certificate_refused"), "{line}");
         assert!(line.contains(why) && line.contains("chain.pem: "), "{line}");
         assert!(is_trusted(process.relay, &client));
     }
@@ -168,7 +168,7 @@ fn a_pair_that_no_client_accepts_is_warned_of_at_start() {
         assert!(stderr.contains("warning: --tls-cert ") && stderr.contains(why), "{stderr}");
         let process = Process::start_talkative(&pair.flags());
         let line = process.warnings.concat();
-        assert!(line.contains("level=warn msg=certificate_unacceptable"), "{line}");
+        assert!(line.contains("level=WARN msg=certificate_unacceptable"), "{line}");
         assert!(line.contains(why), "{line}");
     }
 }

@@ -4,10 +4,11 @@ import fcntl
 import os
 import signal
 import struct
+import subprocess
 import termios
 import time
 
-from harness import LATE, SOON, Relay, main, wait_until
+from harness import LATE, SOON, Relay, main, program, wait_until
 from rawpeer import (
     TEXT, Honest, RawPeer, close_frame, envelope, frame, head, notice, pair, undated, upgrade,
 )
@@ -196,10 +197,44 @@ def no_log_line_can_be_forged(relay):
             line.replace('x\\" level=ERROR', "")), line
 
 
+def exit_codes_hold_whatever_the_streams_are():
+    """As shells and disks have it: a reader that leaves, a full disk, no stream at all."""
+    def status(line):
+        script = f'{line}; echo "${{PIPESTATUS[0]}}" >&3'
+        read, write = os.pipe()
+        subprocess.run(["bash", "-c", f"exec 3>&{write}; {script}", program()], pass_fds=[write],
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL, timeout=SOON)
+        os.close(write)
+        with open(read) as pipe:
+            return int(pipe.read())
+    for flags in ("--help", "--version", "--check-config", "probe --help"):
+        for line, expected in [("| true", 0), (">/dev/full", 1), (">&- 2>&-", 0),
+                               (">/dev/full 2>/dev/full", 1)]:
+            assert status(f'"$0" {flags} {line}') == expected, (flags, line)
+    for line in ("", ">/dev/full 2>/dev/full", ">&- 2>&-", "2>&1 | true"):
+        assert status(f'"$0" --nope {line}') == 2, line
+
+
+def production_takes_one_capability_only():
+    assert os.geteuid() == 0, "needs root, to be another user"
+    def check(capability):
+        drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        if capability:
+            drop += [f"--inh-caps=+{capability}", f"--ambient-caps=+{capability}"]
+        return subprocess.run([*drop, program(), "--check-config"], capture_output=True,
+                              timeout=SOON, env={"PYRYCODE_RELAY_PRODUCTION": "1"})
+    for capability in (None, "net_bind_service"):
+        assert check(capability).returncode == 0, check(capability)
+    refused = check("net_raw")
+    assert refused.returncode == 2 and b"CAP_NET_RAW; keep" in refused.stderr, refused
+
+
 if __name__ == "__main__":
     main([
         an_idle_relay_never_wakes, a_stuck_log_delays_nobody, sigterm_and_sigint_drain,
         a_shut_down_ends_whatever_peers_do, who_is_closing_already_hears_nothing_more,
         what_was_queued_comes_before_the_shut_down, a_second_signal_ends_at_once,
-        no_log_line_can_be_forged,
+        no_log_line_can_be_forged, exit_codes_hold_whatever_the_streams_are,
+        production_takes_one_capability_only,
     ])

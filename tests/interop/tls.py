@@ -13,7 +13,7 @@ import xml.etree.ElementTree
 
 import websockets
 
-from harness import SOON, Relay, main
+from harness import SOON, Relay, main, program
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -207,9 +207,141 @@ def what_sslscan_says():
         assert all(found.get("vulnerable") == "0" for found in test.iter("heartbleed"))
 
 
+def run_openssl(*command, **options):
+    return subprocess.run(["openssl", *command], check=True, capture_output=True, **options).stdout
+
+
+def write(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+    os.chmod(path, 0o600)
+    return path
+
+
+def check(*flags, before=(), **variables):
+    """What --check-config makes of these flags: its exit status and what it complains of."""
+    done = subprocess.run(
+        [*before, program(), "--check-config", *flags], capture_output=True, timeout=SOON,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYRYCODE_")} | variables)
+    return done.returncode, done.stderr.decode()
+
+
+class Signed:
+    """An authority, a certificate for localhost that it has signed, and its key."""
+
+    def __init__(self, directory):
+        at = lambda name: os.path.join(directory, name)
+        key = ["-newkey", "rsa:2048", "-nodes"]
+        run_openssl("req", "-x509", *key, "-keyout", at("ca.key"), "-out", at("ca.pem"),
+                    "-days", "30", "-subj", "/CN=An authority")
+        run_openssl("req", *key, "-keyout", at("key.pem"), "-out", at("leaf.csr"),
+                    "-subj", "/CN=localhost")
+        run_openssl("x509", "-req", "-in", at("leaf.csr"), "-CA", at("ca.pem"), "-CAkey", at("ca.key"),
+                    "-CAcreateserial", "-days", "30", "-out", at("leaf.pem"), "-extfile",
+                    write(at("extensions"), b"subjectAltName=DNS:localhost\n"))
+        os.chmod(at("key.pem"), 0o600)
+        self.at, self.key_path = at, at("key.pem")
+        self.ca, self.leaf, self.key = (
+            open(at(name), "rb").read() for name in ("ca.pem", "leaf.pem", "key.pem"))
+
+    def check(self, chain, key=None):
+        key_path = write(self.at("other.key"), key) if key is not None else self.key_path
+        return check("--tls-cert", write(self.at("chain.pem"), chain), "--tls-key", key_path)
+
+
+def files_that_openssl_makes():
+    with tempfile.TemporaryDirectory() as directory:
+        made = Signed(directory)
+        ca, leaf, key, at = made.ca, made.leaf, made.key, made.at
+        trusted = run_openssl("x509", "-in", at("ca.pem"), "-trustout")
+        p12 = run_openssl("pkcs12", "-export", "-in", at("leaf.pem"), "-inkey", at("key.pem"),
+                          "-passout", "pass:")
+        utf16 = leaf.decode().encode("utf-16")
+        bom = b"\xef\xbb\xbf"
+        line = leaf.count(b"\n") + 1
+        for chain in [leaf + ca, bom + leaf + bom + ca, (leaf + ca).replace(b"\n", b"\r\n"),
+                      run_openssl("x509", "-in", at("leaf.pem"), "-text") + ca + key]:
+            assert made.check(chain) == (0, ""), chain
+        for chain, words in [
+                (leaf + trusted, f"line {line}: TRUSTED CERTIFICATE is a format of OpenSSL's own"),
+                (leaf.rstrip() + ca, f"line {line - 1}: two blocks are glued together"),
+                (ca + leaf, "the leaf must come first; the key fits the 2nd certificate (line "),
+                (leaf + ca[:200], f"line {line}: the block that begins here is cut off"),
+                (run_openssl("x509", "-in", at("leaf.pem"), "-outform", "der"), "is DER, not PEM"),
+                (p12, "is PKCS#12, not PEM"), (utf16, "is text in UTF-16"), (ca, "is not the key of")]:
+            status, said = made.check(chain)
+            assert status == 2 and words in said and said.count("\n") <= 3, (status, said)
+        locked = run_openssl("pkey", "-aes256", "-passout", "pass:x", "-in", at("key.pem"))
+        old = run_openssl("rsa", "-aes256", "-traditional", "-passout", "pass:x", "-in", at("key.pem"))
+        der = run_openssl("pkey", "-outform", "der", "-in", at("key.pem"))
+        for other, words in [(locked, "line 1: the key is encrypted"), (der, "is DER, not PEM"),
+                             (old, "line 1: the key is encrypted"), (key + key, "more than one"),
+                             (leaf, "no PRIVATE KEY block")]:
+            status, said = made.check(leaf, other)
+            assert status == 2 and words in said and said.count("\n") <= 3, (status, said)
+        # The same reader is behind every file of authorities.
+        authority = write(at("trusted.pem"), ca + trusted)
+        words = "TRUSTED CERTIFICATE is a format of OpenSSL's own"
+        status, said = check("--domain", "relay.example", "--cert-cache", at("cache"),
+                             "--acme-ca", authority)
+        assert status == 2 and words in said, said
+        assert not os.path.exists(at("cache")), "a check never writes"
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            url = "https://127.0.0.1:{}".format(server.getsockname()[1])
+            probe = subprocess.run([program(), "probe", "--ca", authority, url],
+                                   capture_output=True, timeout=SOON)
+        assert probe.returncode == 1 and words in (probe.stdout + probe.stderr).decode(), probe
+
+
+def the_whole_chain_is_served():
+    """Two files with a byte order mark, joined."""
+    with tempfile.TemporaryDirectory() as directory:
+        made = Signed(directory)
+        bom = b"\xef\xbb\xbf"
+        chain = write(made.at("chain.pem"), bom + made.leaf + bom + made.ca)
+        with Relay("--tls-cert", chain, "--tls-key", made.key_path) as relay:
+            said = openssl(relay, "-showcerts", "-CAfile", made.at("ca.pem"), "-verify_return_error")
+            assert said.stdout.count(b"BEGIN CERTIFICATE") == 2, said
+            assert b"Verify return code: 0 (ok)" in said.stdout, said
+
+
+def keys_that_the_system_protects():
+    """The layouts of Debian, Kubernetes, systemd and Docker, for a relay without privileges."""
+    assert os.geteuid() == 0, "needs root, to be another user"
+    user = 65534
+    drop = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    with Pair() as pair:
+        os.chmod(pair.directory.name, 0o755)
+
+        def layout(owner, group, mode, before=drop, **variables):
+            os.chown(pair.key, owner, group)
+            os.chmod(pair.key, mode)
+            return check(*pair.flags, before=before, **variables)
+
+        for owner, group, mode in [(user, user, 0o600), (user, user, 0o400), (0, user, 0o640),
+                                   (0, user, 0o440)]:
+            assert layout(owner, group, mode) == (0, ""), (owner, group, oct(mode))
+        for owner, group, mode, words in [
+                (0, 0, 0o444, "others than root and its group may use this key (mode 0444)"),
+                (0, user, 0o660, "chmod 640"), (user, user, 0o640, "chmod 600"),
+                (1, user, 0o640, "uid 1 owns this key"), (0, 0, 0o600, "LoadCredential=")]:
+            status, said = layout(owner, group, mode)
+            assert status == 2 and words in said and said.count("\n") <= 3, (status, said)
+        credentials = {"CREDENTIALS_DIRECTORY": pair.directory.name}
+        assert layout(0, 0, 0o444, **credentials) == (0, "")
+        assert layout(0, 0, 0o444, CREDENTIALS_DIRECTORY="/run/credentials/other")[0] == 2
+        # In a namespace of its own, where the mount is read-only.
+        mount = ["unshare", "--mount", "sh", "-c",
+                 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"',
+                 pair.directory.name]
+        status, said = layout(0, 0, 0o444, before=[*mount, *drop])
+        assert status == 0 and "warning: --tls-key" in said and "mode 0400" in said, (status, said)
+
+
 if __name__ == "__main__":
     main([
         websockets_and_ssl, both_versions_and_no_older_ones, sessions_resume,
         openssl_takes_the_chain_whatever_form_the_key_has, openssl_may_not_renegotiate,
-        curl_by_name_and_the_wrong_name, node_ws, what_sslscan_says,
+        curl_by_name_and_the_wrong_name, node_ws, what_sslscan_says, files_that_openssl_makes,
+        the_whole_chain_is_served, keys_that_the_system_protects,
     ], at_once=4)

@@ -26,6 +26,7 @@ const ORDER: &[&str] = &[
     "forward",
     "verdicts",
     "proxied",
+    "refusals",
     "gates",
     "deadlines",
     "snapshot",

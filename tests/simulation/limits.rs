@@ -141,19 +141,41 @@ fn one_client_may_have_so_many() {
     world.finish();
 }
 
+/// The status that a phone gets which claims to come from `forwarded`.
+fn attempt(world: &mut World, from: &str, forwarded: &str) -> u16 {
+    let forwarded = format!("x-forwarded-for: {forwarded}");
+    let fields = ["x-pyrycode-server: home", "x-pyrycode-token: t", &forwarded];
+    status(world, from, &request("/v1/client", &fields))
+}
+
+/// A machine in a private network forges the header, through the proxy, which appends the
+/// address it sees, and past it. It escapes the rate limit unless the proxy is named.
+#[test]
+fn a_client_in_a_private_network_cannot_forge_past_named_proxies() {
+    let proxy = vec!["127.0.0.1/32".parse().unwrap()];
+    for (trusted_proxies, expected) in [(Some(proxy), 429), (None, 101)] {
+        let mut config = Config::default();
+        (config.limits.rate_per_minute, config.limits.rate_burst) = (1, 1);
+        config.forwarded = Forwarded { trust_x_forwarded_for: true, trusted_proxies };
+        let mut world = World::with(config, 1_000, 1);
+        assert_eq!(attempt(&mut world, "127.0.0.1", "203.0.113.1, 192.168.1.7"), 101);
+        for n in 2..20 {
+            let forged = format!("203.0.113.{n}");
+            let through = format!("{forged}, 192.168.1.7");
+            assert_eq!(attempt(&mut world, "127.0.0.1", &through), expected, "{forged}");
+        }
+        for n in 20..40 {
+            let forged = format!("203.0.113.{n}");
+            assert_eq!(attempt(&mut world, "192.168.1.7", &forged), expected, "{forged}");
+        }
+        // A client from outside has a limit of its own.
+        assert_eq!(attempt(&mut world, "127.0.0.1", "198.51.100.1"), 101);
+        world.finish();
+    }
+}
+
 #[test]
 fn x_forwarded_for_names_the_client_only_when_trusted() {
-    let attempt = |world: &mut World, from: &str, forwarded: &str| {
-        let head = request(
-            "/v1/client",
-            &[
-                "x-pyrycode-server: home",
-                "x-pyrycode-token: t",
-                &format!("x-forwarded-for: {forwarded}"),
-            ],
-        );
-        status(world, from, &head)
-    };
     let mut world = rate_limited(1, 1);
     for expected in [101, 429] {
         assert_eq!(attempt(&mut world, "10.0.0.1", &format!("203.0.113.{expected}")), expected);

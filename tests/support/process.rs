@@ -99,7 +99,7 @@ impl Process {
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let (mut line, mut warnings) = (String::new(), Vec::new());
         while !line.contains("msg=listening") && !line.contains("\"msg\":\"listening\"") {
-            if line.contains("warn") {
+            if line.contains("level=WARN") || line.contains("\"level\":\"WARN\"") {
                 warnings.push(line.clone());
             }
             line.clear();

@@ -513,6 +513,10 @@ def an_authority_for_customers_gets_the_account_bound():
             wait_says(relay, "certificate_served")
             serial(relay, authority.trust())
             assert key not in "".join(relay.log)
+        os.chmod(hmac, 0o644)
+        said = refusal(*flags)
+        assert "others than" in said and f"chmod 600 {hmac}" in said, said
+        os.chmod(hmac, 0o600)
         with open(hmac, "w") as file:
             file.write("HMAC key: " + key)
         said = refusal(*flags)

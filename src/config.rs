@@ -152,6 +152,8 @@ pub struct ExternalAccount {
     pub kid: String,
     /// `--acme-eab-hmac-file`: the key, base64url.
     pub hmac_file: PathBuf,
+    /// Where systemd hands keys over (`$CREDENTIALS_DIRECTORY`), if it does.
+    pub credentials: Option<PathBuf>,
 }
 
 /// Let's Encrypt, the default of `--acme-directory`.

@@ -95,7 +95,7 @@ impl Flags {
                     cache: self.cert_cache.map_or_else(|| default_cache(environment), Ok)?,
                     directory: self.acme_directory.unwrap_or_else(|| ACME_DIRECTORY.into()),
                     ca: self.acme_ca,
-                    account: external_account(self.eab_kid, self.eab_hmac_file)?,
+                    account: external_account(self.eab_kid, self.eab_hmac_file, environment)?,
                 },
             }),
             (None, None, None, None) => match (self.https_listen, of_domain) {
@@ -124,10 +124,14 @@ impl Flags {
 fn external_account(
     kid: Option<String>,
     hmac_file: Option<PathBuf>,
+    environment: &Environment<'_>,
 ) -> Result<Option<ExternalAccount>, Refused> {
     match (kid, hmac_file) {
         (None, None) => Ok(None),
-        (Some(kid), Some(hmac_file)) => Ok(Some(ExternalAccount { kid, hmac_file })),
+        (Some(kid), Some(hmac_file)) => {
+            let credentials = environment.credentials_directory();
+            Ok(Some(ExternalAccount { kid, hmac_file, credentials }))
+        }
         (Some(_), None) => Err(needs("acme-eab-kid", "--acme-eab-hmac-file with it")),
         (None, Some(_)) => Err(needs("acme-eab-hmac-file", "--acme-eab-kid with it")),
     }

@@ -816,6 +816,7 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
                     account: Some(ExternalAccount {
                         kid: "customer/7".into(),
                         hmac_file: "hmac".into(),
+                        credentials: None,
                     }),
                     ..acme
                 },

@@ -199,7 +199,9 @@ def dial(relay, context, role, **headers):
 
 async def exchange(binary, phone):
     await phone.send('{"up":1}')
-    envelope = json.loads(await binary.recv())
+    # A phone that left before is told of by a close notice.
+    while "frame" not in (envelope := json.loads(await binary.recv())):
+        pass
     assert envelope["frame"] == {"up": 1}
     await binary.send(json.dumps({"conn_id": envelope["conn_id"], "frame": [2]}))
     assert await phone.recv() == "[2]"
@@ -511,6 +513,10 @@ def an_authority_for_customers_gets_the_account_bound():
             wait_says(relay, "certificate_served")
             serial(relay, authority.trust())
             assert key not in "".join(relay.log)
+        os.chmod(hmac, 0o644)
+        said = refusal(*flags)
+        assert "others than" in said and f"chmod 600 {hmac}" in said, said
+        os.chmod(hmac, 0o600)
         with open(hmac, "w") as file:
             file.write("HMAC key: " + key)
         said = refusal(*flags)

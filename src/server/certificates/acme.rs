@@ -65,9 +65,6 @@ impl Fetcher {
     /// If there is no cache directory and none can be made, or no thread.
     pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
         self.cache.create()?;
-        if let Err(why) = self.cache.check_writable() {
-            log::warn!(domain = self.acme.domain, err = why; "cert_cache_not_writable");
-        }
         let (nudges, asked) = mpsc::sync_channel(1);
         let schedule = Schedule::new(self.certificate.as_ref().map(validity));
         let renewal = Renewal { fetcher: self, asked, post, schedule, order: None };

@@ -92,11 +92,21 @@ impl Source {
         cache.check().map_err(unusable)?;
         let certificate =
             cache.certificate(wall_time()).map_err(|error| unusable(error.to_string()))?;
+        let mut warnings = Vec::new();
         let binding = acme.account.as_ref().map(Binding::read).transpose();
         let binding = binding.map_err(|why| Unusable(format!("--acme-eab-hmac-file: {why}")))?;
-        if certificate.is_none() {
+        let binding = binding.map(|(binding, warning)| {
+            let text = warning.map(|what| format!("--acme-eab-hmac-file: {what}"));
+            warnings.extend(text.map(|text| Warning { event: "key_too_open", text }));
+            binding
+        });
+        if let Err(why) = cache.check_writable() {
+            let refused = unusable(why);
             // What would be issued would be lost.
-            cache.check_writable().map_err(unusable)?;
+            if certificate.is_none() {
+                return Err(refused);
+            }
+            warnings.push(Warning { event: "cert_cache_not_writable", text: refused.0 });
         }
         let kind = Kind::Automatic(Fetcher {
             binding,
@@ -106,7 +116,7 @@ impl Source {
             handshakes: handshakes(Some(&acme.domain))?,
             certificate,
         });
-        Ok(Self { kind, warnings: Vec::new() })
+        Ok(Self { kind, warnings })
     }
 
     /// What the operator should see to, though it serves.

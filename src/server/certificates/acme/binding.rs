@@ -4,13 +4,13 @@
 //! Owns the operator's key, which is in no log and no text. Makes no call.
 
 use std::fmt;
-use std::fs;
 
 use data_encoding::BASE64URL_NOPAD;
 use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::config::ExternalAccount;
+use crate::server::certificates::key_file;
 
 /// What the authority gave the operator.
 #[derive(Clone)]
@@ -26,20 +26,24 @@ impl fmt::Debug for Binding {
 }
 
 impl Binding {
-    /// Reads the key's file.
+    /// Reads the key's file; with it what the operator should see to about the file.
     ///
     /// # Errors
     /// What is wrong with it; nothing of its content.
-    pub(in crate::server) fn read(account: &ExternalAccount) -> Result<Self, String> {
+    pub(in crate::server) fn read(
+        account: &ExternalAccount,
+    ) -> Result<(Self, Option<String>), String> {
         let path = account.hmac_file.display();
-        let text = fs::read(&account.hmac_file).map_err(|error| format!("{path}: {error}"))?;
-        let key = decode(&text).ok_or_else(|| {
+        let file = key_file::read(&account.hmac_file, account.credentials.as_deref())
+            .map_err(|why| format!("{path}: {why}"))?;
+        let key = decode(&file.content).ok_or_else(|| {
             format!(
                 "{path}: is not an HMAC key in base64url; write what the authority shows as the\n\
                  HMAC key, and nothing else, into the file"
             )
         })?;
-        Ok(Self { kid: account.kid.clone(), key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        Ok((Self { kid: account.kid.clone(), key }, file.warning))
     }
 
     /// The member `externalAccountBinding` of a request to `url` for a new account with

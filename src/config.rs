@@ -87,12 +87,12 @@ impl Default for Serving {
 
 impl Serving {
     /// Every address to listen on, and what is spoken there; where peers dial first.
-    pub fn listens(&self) -> impl Iterator<Item = (Listen, Speaks)> {
+    pub fn listens(&self) -> impl Iterator<Item = (Listen, ListenerProtocol)> {
         let (main, other) = match self {
-            Self::Plain(listen) => ((*listen, Speaks::Plain), None),
-            Self::Own { https, .. } => ((*https, Speaks::Tls), None),
+            Self::Plain(listen) => ((*listen, ListenerProtocol::Plain), None),
+            Self::Own { https, .. } => ((*https, ListenerProtocol::Tls), None),
             Self::Automatic { https, http, .. } => {
-                ((*https, Speaks::Tls), Some((*http, Speaks::Challenges)))
+                ((*https, ListenerProtocol::Tls), Some((*http, ListenerProtocol::Challenges)))
             }
         };
         std::iter::once(main).chain(other)
@@ -110,7 +110,7 @@ impl Serving {
 
 /// What is spoken on an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Speaks {
+pub enum ListenerProtocol {
     /// HTTP and WebSocket as they are.
     Plain,
     /// The same through TLS.

@@ -10,10 +10,10 @@ use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::Config;
 use pyrycode_relay::probe::{self, Plan, Style};
 use pyrycode_relay::relay::Relay;
-use pyrycode_relay::server::admin::http::Operator;
+use pyrycode_relay::server::admin::http::AdminListener;
 use pyrycode_relay::server::certificates::source::Source;
 use pyrycode_relay::server::fitting::{Fitted, Warning};
-use pyrycode_relay::server::os::systemd::{self, Wishes};
+use pyrycode_relay::server::os::systemd::{self, NotifyConfig};
 use pyrycode_relay::server::push::Push;
 use pyrycode_relay::server::{
     Server, log as sink,
@@ -101,7 +101,7 @@ impl Prepared {
 
 fn serve(prepared: Prepared) -> ExitCode {
     let variables = |name: &str| std::env::var_os(name);
-    let wishes = match Wishes::read(&variables, std::process::id()) {
+    let wishes = match NotifyConfig::read(&variables, std::process::id()) {
         Ok(wishes) => wishes,
         Err(malformed) => return refuse(malformed),
     };
@@ -132,7 +132,7 @@ fn serve(prepared: Prepared) -> ExitCode {
 fn run(
     prepared: Prepared,
     inherited: Vec<TcpListener>,
-    wishes: &Wishes,
+    wishes: &NotifyConfig,
     sink: &sink::Sink,
 ) -> io::Result<()> {
     let Prepared { config, descriptors, connections, push, source, warnings: _ } = prepared;
@@ -143,19 +143,19 @@ fn run(
     let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let operator = config.metrics_listen;
     let operator =
-        operator.map(|address| Operator::bind(address, &config.metrics_allow)).transpose()?;
-    let metrics_listen = operator.as_ref().map(Operator::local_addr).transpose()?;
+        operator.map(|address| AdminListener::bind(address, &config.metrics_allow)).transpose()?;
+    let metrics_listen = operator.as_ref().map(AdminListener::local_addr).transpose()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(&config, connections, seed, Instant::START);
     let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
     // Where nobody listens for it, the relay serves all the same.
-    let supervisor = wishes.connect().unwrap_or_else(|error| {
+    let notifier = wishes.connect().unwrap_or_else(|error| {
         log::warn!(err:% = error; "notify_failed");
         None
     });
-    let mut server = server.with_push(push)?.with_supervisor(supervisor);
+    let mut server = server.with_push(push)?.with_supervisor(notifier);
     if let Some(source) = source {
         server = server.with_tls(source)?;
     }

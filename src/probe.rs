@@ -8,11 +8,11 @@
 //! 2. A step that others stand on ends the examination when it fails.
 //! 3. It opens four WebSockets at most, for the relay limits the rate of upgrades.
 
-mod advice;
 mod clock;
-mod figures;
+mod diagnosis;
 mod health;
 mod peer;
+mod percentiles;
 mod report;
 mod stream;
 mod target;
@@ -28,9 +28,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use self::advice::Trouble;
-use self::figures::Figures;
+use self::diagnosis::Diagnosis;
 use self::peer::{Heard, Peer, Role};
+use self::percentiles::Figures;
 use self::report::{Finding, Report, millis};
 use self::stream::{Stream, Timed};
 use self::tls::Trust;
@@ -173,7 +173,7 @@ fn find_way<'a>(plan: &'a Plan, report: &mut Report<'_>) -> Option<(Way<'a>, Str
 }
 
 impl Way<'_> {
-    fn open(&self) -> Result<Stream, Trouble> {
+    fn open(&self) -> Result<Stream, Diagnosis> {
         let timeout = self.plan.timeout;
         let (socket, _) = stream::dial(&[self.address], timeout)?;
         let deadline = clock::now() + timeout;
@@ -183,7 +183,7 @@ impl Way<'_> {
         })
     }
 
-    fn upgrade(&self, role: Role, server_id: &str) -> Result<Peer, Trouble> {
+    fn upgrade(&self, role: Role, server_id: &str) -> Result<Peer, Diagnosis> {
         let mut stream = self.open()?;
         stream.set_deadline(clock::now() + self.plan.timeout);
         Peer::upgrade(stream, &self.plan.target, AGENT, role, server_id, self.plan.timeout)
@@ -200,7 +200,7 @@ struct Envelope<'a> {
 }
 
 /// A frame from the phone arrives at the binary, and under which conn_id.
-fn headers(binary: &mut Peer, phone: &mut Peer) -> Result<(String, Finding), Trouble> {
+fn headers(binary: &mut Peer, phone: &mut Peer) -> Result<(String, Finding), Diagnosis> {
     phone.say(small(0))?;
     let text = binary.hear_text()?;
     let conn_id = envelope(&text)?.conn_id.into_owned();
@@ -218,7 +218,7 @@ fn headers(binary: &mut Peer, phone: &mut Peer) -> Result<(String, Finding), Tro
     Ok((conn_id.clone(), finding.with("conn_id", conn_id)))
 }
 
-fn up(phone: &mut Peer, binary: &mut Peer, frame: &str) -> Result<Duration, Trouble> {
+fn up(phone: &mut Peer, binary: &mut Peer, frame: &str) -> Result<Duration, Diagnosis> {
     let began = clock::now();
     phone.say(frame.to_owned())?;
     let text = binary.hear_text()?;
@@ -231,7 +231,7 @@ fn down(
     phone: &mut Peer,
     conn_id: &str,
     frame: &str,
-) -> Result<Duration, Trouble> {
+) -> Result<Duration, Diagnosis> {
     let envelope = format!("{{\"conn_id\":{conn_id:?},\"frame\":{frame}}}");
     let began = clock::now();
     binary.say(envelope)?;
@@ -240,22 +240,22 @@ fn down(
     if text == frame { Ok(took) } else { Err(changed()) }
 }
 
-fn envelope(text: &str) -> Result<Envelope<'_>, Trouble> {
+fn envelope(text: &str) -> Result<Envelope<'_>, Diagnosis> {
     serde_json::from_str(text).map_err(|error| {
-        Trouble::new(format!("what the binary got is no envelope: {error}"))
+        Diagnosis::new(format!("what the binary got is no envelope: {error}"))
             .advise("something else than a relay answers there")
     })
 }
 
-fn changed() -> Trouble {
-    Trouble::new("a frame arrived changed, or another one did")
+fn changed() -> Diagnosis {
+    Diagnosis::new("a frame arrived changed, or another one did")
         .advise("something in between rewrites messages, or mixes connections up")
 }
 
 /// One way of many small frames.
-fn summed_up(times: Vec<Duration>) -> Result<((), Finding), Trouble> {
+fn summed_up(times: Vec<Duration>) -> Result<((), Finding), Diagnosis> {
     let Some(Figures { count, median, p99, max }) = Figures::of(times) else {
-        return Err(Trouble::new("no frame was sent"));
+        return Err(Diagnosis::new("no frame was sent"));
     };
     let [median, p99, max] = [median, p99, max].map(millis);
     let found = format!("{count} frames: median {median:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
@@ -267,7 +267,7 @@ fn summed_up(times: Vec<Duration>) -> Result<((), Finding), Trouble> {
     Ok(((), finding))
 }
 
-fn large(binary: &mut Peer, phone: &mut Peer, conn_id: &str) -> Result<((), Finding), Trouble> {
+fn large(binary: &mut Peer, phone: &mut Peer, conn_id: &str) -> Result<((), Finding), Diagnosis> {
     let frame = format!("\"{}\"", "x".repeat(LARGE - 2));
     let up = millis(up(phone, binary, &frame)?);
     let down = millis(down(binary, phone, conn_id, &frame)?);
@@ -276,7 +276,7 @@ fn large(binary: &mut Peer, phone: &mut Peer, conn_id: &str) -> Result<((), Find
     Ok(((), Finding::new(found).with("to_binary_ms", up).with("to_phone_ms", down)))
 }
 
-fn unknown_id(way: &Way<'_>) -> Result<((), Finding), Trouble> {
+fn unknown_id(way: &Way<'_>) -> Result<((), Finding), Diagnosis> {
     let mut phone = way.upgrade(Role::Phone, &server_id())?;
     let (code, reason) = phone.hear_close()?;
     expect(code, &reason)?;
@@ -284,9 +284,9 @@ fn unknown_id(way: &Way<'_>) -> Result<((), Finding), Trouble> {
 }
 
 /// The binary goes; its phone is kept for it, and closed when it speaks to nobody.
-fn leaving(binary: &mut Peer, phone: &mut Peer) -> Result<((), Finding), Trouble> {
+fn leaving(binary: &mut Peer, phone: &mut Peer) -> Result<((), Finding), Diagnosis> {
     if let Some(code @ 1001..) = binary.leave()? {
-        return Err(Trouble::new(format!("the binary's close was answered {code}")));
+        return Err(Diagnosis::new(format!("the binary's close was answered {code}")));
     }
     let until = clock::now() + QUIET;
     loop {
@@ -294,8 +294,8 @@ fn leaving(binary: &mut Peer, phone: &mut Peer) -> Result<((), Finding), Trouble
             Heard::Nothing => break,
             Heard::Ping | Heard::Pong => {}
             heard => {
-                let Trouble { found, .. } = heard.trouble(QUIET);
-                return Err(Trouble::new(format!("the phone was not left in peace: {found}"))
+                let Diagnosis { found, .. } = heard.trouble(QUIET);
+                return Err(Diagnosis::new(format!("the phone was not left in peace: {found}"))
                     .advise("the relay keeps phones for 30 s after their binary has left"));
             }
         }
@@ -306,12 +306,12 @@ fn leaving(binary: &mut Peer, phone: &mut Peer) -> Result<((), Finding), Trouble
     Ok(((), Finding::new(format!("the phone was kept; then {NO_BINARY} {reason}"))))
 }
 
-fn expect(code: Option<u16>, reason: &str) -> Result<(), Trouble> {
+fn expect(code: Option<u16>, reason: &str) -> Result<(), Diagnosis> {
     if code == Some(NO_BINARY) {
         return Ok(());
     }
     let code = code.map_or("no code".into(), |code| code.to_string());
-    Err(Trouble::new(format!("closed with {code} {reason} instead of {NO_BINARY}"))
+    Err(Diagnosis::new(format!("closed with {code} {reason} instead of {NO_BINARY}"))
         .advise("a proxy in between closes in the relay's place, or this is another relay"))
 }
 

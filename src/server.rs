@@ -15,4 +15,4 @@ pub mod push;
 
 pub use core::Core;
 pub use event_loop::Server;
-pub use mailbox::{Message, Post};
+pub use mailbox::{LoopHandle, Message};

@@ -2,7 +2,7 @@
 //!
 //! Owns what a stream that cannot be written means for the exit code. `println!` and its
 //! kin panic on such a stream, which ends the program by SIGABRT: nothing else in `src/`
-//! may use them (tests/layers.rs).
+//! may use them (tests/architecture.rs).
 
 use std::fmt::Display;
 use std::io::{self, Write};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::advice::{self, Trouble};
+use super::diagnosis::{self, Diagnosis};
 use super::stream::Stream;
 
 /// The most of an answer that is read.
@@ -27,7 +27,7 @@ pub(super) fn ask(
     authority: &str,
     agent: &str,
     timeout: Duration,
-) -> Result<Health, Trouble> {
+) -> Result<Health, Diagnosis> {
     // The answer to HTTP/1.0 is in no chunks and ends with the connection
     // (RFC 9112, 6.1), whatever stands in between.
     let request =
@@ -43,16 +43,16 @@ pub(super) fn ask(
     understand(&answer)
 }
 
-fn understand(answer: &[u8]) -> Result<Health, Trouble> {
+fn understand(answer: &[u8]) -> Result<Health, Diagnosis> {
     let mut fields = [httparse::EMPTY_HEADER; 128];
     let mut head = httparse::Response::new(&mut fields);
     let body = match head.parse(answer) {
         Ok(httparse::Status::Complete(end)) => &answer[end..],
         _ if answer.is_empty() => {
-            return Err(advice::cut_off("the connection was closed"));
+            return Err(diagnosis::cut_off("the connection was closed"));
         }
         _ => {
-            return Err(Trouble::new("the answer to /healthz is no HTTP")
+            return Err(Diagnosis::new("the answer to /healthz is no HTTP")
                 .advise("another protocol is spoken there: try https:// for http://"));
         }
     };
@@ -60,12 +60,12 @@ fn understand(answer: &[u8]) -> Result<Health, Trouble> {
     match (head.code.unwrap_or_default(), health) {
         (200, Some(health)) if health.status == "ok" => Ok(health),
         (503, Some(health)) => {
-            Err(Trouble::new(format!("the relay says that it is {:?}", health.status))
+            Err(Diagnosis::new(format!("the relay says that it is {:?}", health.status))
                 .advise("it is shutting down, and takes no new connections"))
         }
-        (200, _) => Err(Trouble::new("/healthz answers 200, but not as a relay does")
+        (200, _) => Err(Diagnosis::new("/healthz answers 200, but not as a relay does")
             .advise("something else answers in the relay's place: see what listens there")),
-        (status, _) => Err(advice::unwell(status)),
+        (status, _) => Err(diagnosis::unwell(status)),
     }
 }
 

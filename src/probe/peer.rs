@@ -14,8 +14,8 @@ use tungstenite::protocol::WebSocketConfig;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{ClientRequestBuilder, Error, Message, WebSocket};
 
-use super::advice::{self, Trouble};
 use super::clock;
+use super::diagnosis::{self, Diagnosis};
 use super::stream::{End, Stream};
 use super::target::Target;
 
@@ -45,22 +45,22 @@ pub(super) enum Heard {
 
 impl Heard {
     /// Why it is not what should have come.
-    pub(super) fn trouble(&self, timeout: Duration) -> Trouble {
+    pub(super) fn trouble(&self, timeout: Duration) -> Diagnosis {
         match self {
             Self::Text(_) | Self::Ping | Self::Pong => {
-                Trouble::new("a message that was not expected")
+                Diagnosis::new("a message that was not expected")
             }
             Self::Close(code, reason) => {
                 let code_words = code.map_or("no code".into(), |code| code.to_string());
-                let trouble = Trouble::new(format!("closed with {code_words} {reason}"));
-                match code.and_then(advice::close_code) {
+                let trouble = Diagnosis::new(format!("closed with {code_words} {reason}"));
+                match code.and_then(diagnosis::close_code) {
                     Some(words) => trouble.advise(words),
                     None => trouble,
                 }
             }
-            Self::End(end) => Trouble::new(end.words()),
+            Self::End(end) => Diagnosis::new(end.words()),
             Self::Nothing => {
-                Trouble::new(format!("nothing came within {} s", timeout.as_secs_f64()))
+                Diagnosis::new(format!("nothing came within {} s", timeout.as_secs_f64()))
             }
         }
     }
@@ -83,7 +83,7 @@ impl Peer {
         role: Role,
         server_id: &str,
         timeout: Duration,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Self, Diagnosis> {
         let (path, needed) = match role {
             Role::Binary => ("/v1/server", ("x-pyrycode-version", "probe")),
             Role::Phone => ("/v1/client", ("x-pyrycode-token", "probe")),
@@ -91,7 +91,7 @@ impl Peer {
         // The scheme stays here: only host and path go out.
         let uri: Uri = format!("ws://{}{path}", target.authority())
             .parse()
-            .map_err(|_| Trouble::new("no URL can be made of the address"))?;
+            .map_err(|_| Diagnosis::new("no URL can be made of the address"))?;
         let request = ClientRequestBuilder::new(uri)
             .with_header("User-Agent", agent)
             .with_header("x-pyrycode-server", server_id)
@@ -107,32 +107,32 @@ impl Peer {
                     .map(|id| String::from_utf8_lossy(id.as_bytes()).escape_debug().to_string());
                 Ok(Self { socket, request_id: id, timeout })
             }
-            Err(HandshakeError::Interrupted(_)) => Err(advice::silence(timeout)),
+            Err(HandshakeError::Interrupted(_)) => Err(diagnosis::silence(timeout)),
             Err(HandshakeError::Failure(error)) => Err(explained(error)),
         }
     }
 
     /// Sends one text message.
-    pub(super) fn say(&mut self, text: String) -> Result<(), Trouble> {
+    pub(super) fn say(&mut self, text: String) -> Result<(), Diagnosis> {
         self.send(Message::text(text))
     }
 
-    fn send(&mut self, message: Message) -> Result<(), Trouble> {
+    fn send(&mut self, message: Message) -> Result<(), Diagnosis> {
         self.socket.get_mut().set_deadline(clock::now() + self.timeout);
         self.socket.send(message).map_err(|error| {
             let end = self.socket.get_mut().end();
             let why = end.map_or_else(|| error.to_string(), |end| end.words().into());
-            Trouble::new(format!("could not send: {why}"))
+            Diagnosis::new(format!("could not send: {why}"))
         })
     }
 
     /// Sends a ping.
-    pub(super) fn ping(&mut self) -> Result<(), Trouble> {
+    pub(super) fn ping(&mut self) -> Result<(), Diagnosis> {
         self.send(Message::Ping("probe".into()))
     }
 
     /// What comes next, until `deadline`; a ping is answered.
-    pub(super) fn hear(&mut self, deadline: Instant) -> Result<Heard, Trouble> {
+    pub(super) fn hear(&mut self, deadline: Instant) -> Result<Heard, Diagnosis> {
         loop {
             self.socket.get_mut().set_deadline(deadline);
             let error = match self.socket.read() {
@@ -160,13 +160,13 @@ impl Peer {
             return match self.socket.get_mut().end() {
                 Some(end) => Ok(Heard::End(end)),
                 None if matches!(error, Error::ConnectionClosed) => Ok(Heard::End(End::Fin)),
-                None => Err(Trouble::new(format!("no WebSocket frame: {error}"))),
+                None => Err(Diagnosis::new(format!("no WebSocket frame: {error}"))),
             };
         }
     }
 
     /// The next text, within the timeout.
-    pub(super) fn hear_text(&mut self) -> Result<String, Trouble> {
+    pub(super) fn hear_text(&mut self) -> Result<String, Diagnosis> {
         let deadline = clock::now() + self.timeout;
         loop {
             match self.hear(deadline)? {
@@ -178,7 +178,7 @@ impl Peer {
     }
 
     /// The next close frame: its code and its reason. Within the timeout.
-    pub(super) fn hear_close(&mut self) -> Result<(Option<u16>, String), Trouble> {
+    pub(super) fn hear_close(&mut self) -> Result<(Option<u16>, String), Diagnosis> {
         let deadline = clock::now() + self.timeout;
         loop {
             match self.hear(deadline)? {
@@ -190,7 +190,7 @@ impl Peer {
     }
 
     /// Says goodbye and waits for the answer, for which there is a close code.
-    pub(super) fn leave(&mut self) -> Result<Option<u16>, Trouble> {
+    pub(super) fn leave(&mut self) -> Result<Option<u16>, Diagnosis> {
         self.socket.get_mut().set_deadline(clock::now() + self.timeout);
         let frame =
             tungstenite::protocol::CloseFrame { code: CloseCode::Normal, reason: "".into() };
@@ -199,23 +199,23 @@ impl Peer {
     }
 }
 
-fn explained(error: Error) -> Trouble {
+fn explained(error: Error) -> Diagnosis {
     match error {
         Error::Http(answer) => {
             let location = answer.headers().get("location").and_then(|it| it.to_str().ok());
-            advice::refused_upgrade(answer.status().as_u16(), location)
+            diagnosis::refused_upgrade(answer.status().as_u16(), location)
         }
         Error::Protocol(ProtocolError::HandshakeIncomplete) => {
-            advice::cut_off("the connection was closed")
+            diagnosis::cut_off("the connection was closed")
         }
-        Error::Io(error) => advice::cut_off(&error.to_string()),
+        Error::Io(error) => diagnosis::cut_off(&error.to_string()),
         Error::Protocol(
             ProtocolError::MissingUpgradeWebSocketHeader
             | ProtocolError::MissingConnectionUpgradeHeader
             | ProtocolError::SecWebSocketAcceptKeyMismatch,
-        ) => Trouble::new(format!("the 101 is not one: {error}"))
+        ) => Diagnosis::new(format!("the 101 is not one: {error}"))
             .advise("a proxy in between rewrites the handshake, or answers it without the relay"),
-        error => Trouble::new(format!("the upgrade was answered, but not well: {error}"))
+        error => Diagnosis::new(format!("the upgrade was answered, but not well: {error}"))
             .advise("no relay answers so: see what stands in between, and what listens there"),
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::advice::Trouble;
 use super::clock;
+use super::diagnosis::Diagnosis;
 
 /// How to print.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,7 +95,7 @@ impl<'a> Report<'a> {
     pub(super) fn step<T>(
         &mut self,
         name: &'static str,
-        step: impl FnOnce(&mut Self) -> Result<(T, Finding), Trouble>,
+        step: impl FnOnce(&mut Self) -> Result<(T, Finding), Diagnosis>,
     ) -> Option<T> {
         self.progress(name, "…");
         let began = clock::now();
@@ -106,7 +106,7 @@ impl<'a> Report<'a> {
                 let outcome = if warning.is_some() { Outcome::Warning } else { Outcome::Ok };
                 (Some(given), Step { name, outcome, ms, found, advice: warning, figures })
             }
-            Err(Trouble { found, advice }) => {
+            Err(Diagnosis { found, advice }) => {
                 let figures = Map::new();
                 (None, Step { name, outcome: Outcome::Failed, ms, found, advice, figures })
             }
@@ -223,7 +223,7 @@ mod tests {
         let mut report = Report::new(&mut out, form, style);
         report.step("one", |_| Ok(((), Finding::new("fine").with("days", 3))));
         report.step("two", |_| Ok(((), Finding::new("so-so").warn("see to it"))));
-        report.step("three", |_| Err::<((), _), _>(Trouble::new("bad").advise("mend it")));
+        report.step("three", |_| Err::<((), _), _>(Diagnosis::new("bad").advise("mend it")));
         let is_well = report.end("http://relay");
         (is_well, String::from_utf8(out).unwrap())
     }
@@ -248,7 +248,7 @@ mod tests {
     fn nobody_else_writes_to_the_terminal() {
         let mut out = Vec::new();
         let mut report = Report::new(&mut out, Form::Lines, Style::default());
-        let bad = || Trouble::new("\x1b[2J\r\n").advise("\u{9b}2J");
+        let bad = || Diagnosis::new("\x1b[2J\r\n").advise("\u{9b}2J");
         report.step("one", |_| Err::<((), _), _>(bad()));
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text.lines().count(), 2, "{text:?}");

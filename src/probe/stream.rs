@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 
 use rustls::{ClientConnection, StreamOwned};
 
-use super::advice::{self, Trouble};
 use super::clock;
+use super::diagnosis::{self, Diagnosis};
 
 /// All addresses of a host, in the resolver's order.
 pub(super) fn resolve(
     host: &str,
     port: u16,
     timeout: Duration,
-) -> Result<Vec<SocketAddr>, Trouble> {
+) -> Result<Vec<SocketAddr>, Diagnosis> {
     // The resolver has times of its own and takes none: it is left behind.
     let (sender, answer) = mpsc::sync_channel(1);
     let asked = (host.to_owned(), port);
@@ -32,14 +32,14 @@ pub(super) fn resolve(
     thread::Builder::new()
         .name("resolve".into())
         .spawn(ask)
-        .map_err(|error| Trouble::new(format!("cannot start a thread: {error}")))?;
+        .map_err(|error| Diagnosis::new(format!("cannot start a thread: {error}")))?;
     let trouble = match answer.recv_timeout(timeout) {
         Ok(Ok(addresses)) if !addresses.is_empty() => return Ok(addresses),
         Ok(Ok(_)) => format!("{host:?} has no address"),
         Ok(Err(error)) => format!("{host:?}: {error}"),
         Err(_) => format!("no answer about {host:?} within {} s", timeout.as_secs_f64()),
     };
-    Err(Trouble::new(trouble)
+    Err(Diagnosis::new(trouble)
         .advise("see that the name is spelt well and in DNS, and that this machine can ask DNS"))
 }
 
@@ -47,8 +47,8 @@ pub(super) fn resolve(
 pub(super) fn dial(
     addresses: &[SocketAddr],
     timeout: Duration,
-) -> Result<(TcpStream, SocketAddr), Trouble> {
-    let mut trouble = Trouble::new("no address to dial");
+) -> Result<(TcpStream, SocketAddr), Diagnosis> {
+    let mut trouble = Diagnosis::new("no address to dial");
     for &address in addresses {
         match TcpStream::connect_timeout(&address, timeout) {
             Ok(stream) => {
@@ -57,16 +57,17 @@ pub(super) fn dial(
                 return Ok((stream, address));
             }
             Err(error) => {
-                trouble = Trouble::new(format!("{address}: {error}")).advise(match error.kind() {
-                    ErrorKind::ConnectionRefused => {
-                        "nobody listens there: see that the relay (or its proxy) runs, and on \
+                trouble =
+                    Diagnosis::new(format!("{address}: {error}")).advise(match error.kind() {
+                        ErrorKind::ConnectionRefused => {
+                            "nobody listens there: see that the relay (or its proxy) runs, and on \
                          which address and port (`listening` in its log)"
-                    }
-                    ErrorKind::TimedOut | ErrorKind::WouldBlock => {
-                        "no answer at all: a firewall, or a wrong address"
-                    }
-                    _ => "see the network between here and there",
-                });
+                        }
+                        ErrorKind::TimedOut | ErrorKind::WouldBlock => {
+                            "no answer at all: a firewall, or a wrong address"
+                        }
+                        _ => "see the network between here and there",
+                    });
             }
         }
     }
@@ -176,11 +177,11 @@ impl Stream {
     }
 
     /// Why a call failed, if it was no deadline: the end that was seen, or `error`.
-    pub(super) fn failure(&mut self, error: &io::Error, timeout: Duration) -> Trouble {
+    pub(super) fn failure(&mut self, error: &io::Error, timeout: Duration) -> Diagnosis {
         match (self.end(), error.kind()) {
-            (Some(end), _) => advice::cut_off(end.words()),
-            (None, ErrorKind::WouldBlock) => advice::silence(timeout),
-            _ => Trouble::new(error.to_string()),
+            (Some(end), _) => diagnosis::cut_off(end.words()),
+            (None, ErrorKind::WouldBlock) => diagnosis::silence(timeout),
+            _ => Diagnosis::new(error.to_string()),
         }
     }
 }

@@ -15,8 +15,8 @@ use rustls::{
 };
 use x509_cert::der::Decode;
 
-use super::advice::Trouble;
 use super::clock;
+use super::diagnosis::Diagnosis;
 use super::stream::{Stream, Timed};
 use crate::pem::{self, NumberedCertificate};
 
@@ -35,12 +35,13 @@ pub(super) struct Trust {
 
 impl Trust {
     /// Those that browsers trust, or those of `ca` alone.
-    pub(super) fn new(host: &str, ca: Option<&Path>) -> Result<Self, Trouble> {
+    pub(super) fn new(host: &str, ca: Option<&Path>) -> Result<Self, Diagnosis> {
         let mut roots = RootCertStore::empty();
         match ca {
             None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
             Some(path) => {
-                let refuse = |why: String| Trouble::new(format!("--ca {}: {why}", path.display()));
+                let refuse =
+                    |why: String| Diagnosis::new(format!("--ca {}: {why}", path.display()));
                 let file = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
                 for NumberedCertificate { line, der } in pem::certificates(&file).map_err(refuse)? {
                     roots.add(der).map_err(|error| refuse(format!("line {line}: {error}")))?;
@@ -50,13 +51,13 @@ impl Trust {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| Trouble::new(error.to_string()))?
+            .map_err(|error| Diagnosis::new(error.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
         // A proxy that was not asked may choose HTTP/2, in which no upgrade is.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| Trouble::new(format!("{host:?} is no name that TLS could check")))?;
+            .map_err(|_| Diagnosis::new(format!("{host:?} is no name that TLS could check")))?;
         Ok(Self { config: Arc::new(config), name })
     }
 
@@ -66,9 +67,9 @@ impl Trust {
         socket: TcpStream,
         deadline: Instant,
         timeout: Duration,
-    ) -> Result<Session, Trouble> {
+    ) -> Result<Session, Diagnosis> {
         let connection = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
-            .map_err(|error| Trouble::new(error.to_string()))?;
+            .map_err(|error| Diagnosis::new(error.to_string()))?;
         let mut session = StreamOwned::new(connection, Timed::new(socket, deadline));
         let result = session.conn.complete_io(&mut session.sock);
         let version = session.conn.protocol_version().and_then(|it| it.as_str());
@@ -111,8 +112,8 @@ fn days_to_expiry(leaf: &CertificateDer<'_>) -> Option<u64> {
     Some(not_after.saturating_sub(clock::wall_time()).as_secs() / DAY)
 }
 
-fn explained(error: &Error) -> Trouble {
-    let trouble = Trouble::new(error.to_string());
+fn explained(error: &Error) -> Diagnosis {
+    let trouble = Diagnosis::new(error.to_string());
     let advice = match error {
         Error::InvalidCertificate(why) => match why {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {

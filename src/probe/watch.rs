@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use super::advice::Trouble;
 use super::clock;
+use super::diagnosis::Diagnosis;
 use super::peer::{Heard, Peer};
 use super::report::{Finding, Report, millis};
 
@@ -25,7 +25,7 @@ pub(super) fn watch(
     peer: &mut Peer,
     time: Duration,
     timeout: Duration,
-) -> Result<((), Finding), Trouble> {
+) -> Result<((), Finding), Diagnosis> {
     let began = clock::now();
     let (mut last, mut longest, mut pings) = (began, Duration::ZERO, 0);
     loop {
@@ -50,7 +50,7 @@ pub(super) fn watch(
                 pings += 1;
             }
             Heard::Text(_) => {
-                return Err(Trouble::new("a message to a binary that has no phone"));
+                return Err(Diagnosis::new("a message to a binary that has no phone"));
             }
             heard @ (Heard::Close(..) | Heard::End(_)) => {
                 return Err(cut(&heard, clock::now() - last, timeout));
@@ -65,10 +65,10 @@ pub(super) fn watch(
     Ok(((), Finding::new(found).with("pings", pings).with("longest_silence_ms", millis(longest))))
 }
 
-fn cut(heard: &Heard, silence: Duration, timeout: Duration) -> Trouble {
-    let Trouble { found, advice } = heard.trouble(timeout);
+fn cut(heard: &Heard, silence: Duration, timeout: Duration) -> Diagnosis {
+    let Diagnosis { found, advice } = heard.trouble(timeout);
     let seconds = silence.as_secs_f64();
-    let trouble = Trouble::new(format!("cut after {seconds:.1} s of silence: {found}"));
+    let trouble = Diagnosis::new(format!("cut after {seconds:.1} s of silence: {found}"));
     // A close frame with a code of the relay's says why itself.
     trouble.advise(advice.unwrap_or_else(|| {
         format!(
@@ -81,8 +81,8 @@ fn cut(heard: &Heard, silence: Duration, timeout: Duration) -> Trouble {
 }
 
 /// No ping came: is the path dead, or the relay?
-fn unheard(peer: &mut Peer, timeout: Duration) -> Result<Trouble, Trouble> {
-    let trouble = |found: &str, advice: &str| Ok(Trouble::new(found).advise(advice));
+fn unheard(peer: &mut Peer, timeout: Duration) -> Result<Diagnosis, Diagnosis> {
+    let trouble = |found: &str, advice: &str| Ok(Diagnosis::new(found).advise(advice));
     peer.ping()?;
     match peer.hear(clock::now() + timeout)? {
         Heard::Ping | Heard::Pong => trouble(

@@ -2,7 +2,7 @@
 //!
 //! Owns the parts and hands each input to the one that knows it. Decides nothing itself.
 //! The files that implement it depend on each other in one direction: closing, forward,
-//! verdicts, proxied, gates, deadlines, relay. `tests/layers.rs` checks that.
+//! verdicts, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;

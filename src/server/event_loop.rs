@@ -29,18 +29,18 @@ use mio::event::Event;
 use mio::{Events, Poll, Token};
 use rustls::ServerConfig;
 
-use crate::config::{BUFFER_MEMORY, READ_SIZE, Speaks};
+use crate::config::{BUFFER_MEMORY, ListenerProtocol, READ_SIZE};
 use crate::relay::{ConnId, Effect, Input, ListenerKind};
-use crate::server::certificates::renewer_handle::Keeper;
+use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::core::Core;
-use crate::server::mailbox::{Mailbox, Post};
+use crate::server::mailbox::{LoopHandle, Mailbox};
 use crate::server::net::listener::{Accepted, Listener, Listeners, is_exhaustion};
 use crate::server::net::socket::{Buffers, Received, Socket, Sockets};
 use crate::server::net::tls_stats;
 use crate::server::os::clock::Clock;
 use crate::server::os::date::DateClock;
 use crate::server::os::signals::Signals;
-use crate::server::os::systemd::Supervisor;
+use crate::server::os::systemd::Notifier;
 use crate::server::push;
 use crate::time::{Instant, Throttle};
 
@@ -84,13 +84,13 @@ pub struct Server<C> {
     domain: Option<Arc<str>>,
     tls_failures: Throttle,
     tls_stats: tls_stats::Stats,
-    keeper: Option<Keeper>,
+    renewer: Option<RenewerHandle>,
     signals: Option<Signals>,
     mailbox: Mailbox,
     /// Where push wakes are carried out; `None`: nowhere.
     push: Option<push::Handle>,
     /// Who is told how the loop fares; `None`: nobody.
-    supervisor: Option<Supervisor>,
+    notifier: Option<Notifier>,
     core: C,
     clock: Clock,
     sockets: Sockets,
@@ -105,7 +105,7 @@ pub struct Server<C> {
     /// When a shut-down ends at the latest.
     drained_by: Option<Instant>,
     /// When to say again that the loop turns.
-    alive_due: Option<Instant>,
+    watchdog_due: Option<Instant>,
     date: DateClock,
 }
 
@@ -134,11 +134,11 @@ impl<C: Core> Server<C> {
             domain: None,
             tls_failures: Throttle::default(),
             tls_stats: tls_stats::Stats::default(),
-            keeper: None,
+            renewer: None,
             signals,
             mailbox,
             push: None,
-            supervisor: None,
+            notifier: None,
             core,
             clock: Clock::start(),
             sockets: Sockets::new(),
@@ -148,14 +148,14 @@ impl<C: Core> Server<C> {
             shutdown,
             accept_retry: None,
             drained_by: None,
-            alive_due: None,
+            watchdog_due: None,
             date: DateClock::default(),
         })
     }
 
     /// Where other threads may write to the loop.
     #[must_use]
-    pub fn post(&self) -> Post {
+    pub fn post(&self) -> LoopHandle {
         self.mailbox.post()
     }
 
@@ -166,10 +166,10 @@ impl<C: Core> Server<C> {
     /// If the poll fails.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
-        if let Some(supervisor) = &self.supervisor {
-            supervisor.ready();
+        if let Some(notifier) = &self.notifier {
+            notifier.ready();
         }
-        self.say_alive();
+        self.notify_watchdog();
         while !self.is_finished() {
             self.turn(&mut events)?;
         }
@@ -196,8 +196,8 @@ impl<C: Core> Server<C> {
         if let Some(date) = self.date.turn() {
             self.core.handle(Input::Date(date), now);
         }
-        if self.alive_due.is_some_and(|due| due <= now) {
-            self.say_alive();
+        if self.watchdog_due.is_some_and(|due| due <= now) {
+            self.notify_watchdog();
         }
         for event in &*events {
             self.on_event(event, now);
@@ -221,7 +221,8 @@ impl<C: Core> Server<C> {
         if !self.ready.is_empty() || self.listeners.wants_accept() {
             return Some(Duration::ZERO);
         }
-        let next = [self.core.next_deadline(), self.drained_by, self.accept_retry, self.alive_due];
+        let next =
+            [self.core.next_deadline(), self.drained_by, self.accept_retry, self.watchdog_due];
         let next = next.into_iter().flatten().min()?;
         Some(next.since(self.clock.now()))
     }
@@ -251,16 +252,16 @@ impl<C: Core> Server<C> {
             && self.drained_by.is_none()
         {
             log::info!(signal = signal.name(); "shutting_down");
-            if let Some(supervisor) = &self.supervisor {
-                supervisor.stopping();
+            if let Some(notifier) = &self.notifier {
+                notifier.stopping();
             }
             self.drained_by = Some(now + self.shutdown);
             self.core.handle(Input::ShutDown, now);
         }
         if self.signals.as_mut().is_some_and(Signals::take_hangup)
-            && let Some(keeper) = &self.keeper
+            && let Some(renewer) = &self.renewer
         {
-            keeper.nudge();
+            renewer.renew_now();
         }
     }
 
@@ -282,11 +283,11 @@ impl<C: Core> Server<C> {
     fn on_accepted(&mut self, accepted: Accepted, now: Instant) {
         let Accepted { stream, peer, speaks, is_proxied } = accepted;
         let tls = match (speaks, &self.tls) {
-            (Speaks::Tls, None) => return,
-            (Speaks::Tls, Some(tls)) => Some((Arc::clone(tls), self.domain.clone())),
+            (ListenerProtocol::Tls, None) => return,
+            (ListenerProtocol::Tls, Some(tls)) => Some((Arc::clone(tls), self.domain.clone())),
             _ => None,
         };
-        let kind = match (speaks == Speaks::Challenges, is_proxied) {
+        let kind = match (speaks == ListenerProtocol::Challenges, is_proxied) {
             (false, false) => ListenerKind::Clients,
             (false, true) => ListenerKind::ProxiedClients,
             (true, false) => ListenerKind::Authorities,

@@ -58,12 +58,12 @@ pub enum Challenge {
 
 /// Another thread's end. Clones speak to the same loop.
 #[derive(Clone, Debug)]
-pub struct Post {
+pub struct LoopHandle {
     sender: Sender<Message>,
     waker: Arc<Waker>,
 }
 
-impl Post {
+impl LoopHandle {
     /// Puts a message into the mailbox and wakes the loop.
     pub fn send(&self, message: Message) {
         // A loop that has ended takes nothing more, and soon the process ends.
@@ -77,7 +77,7 @@ impl Post {
 #[derive(Debug)]
 pub(super) struct Mailbox {
     messages: Receiver<Message>,
-    post: Post,
+    post: LoopHandle,
 }
 
 impl Mailbox {
@@ -88,10 +88,10 @@ impl Mailbox {
     pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
         let (sender, messages) = mpsc::channel();
         let waker = Arc::new(Waker::new(registry, token)?);
-        Ok(Self { messages, post: Post { sender, waker } })
+        Ok(Self { messages, post: LoopHandle { sender, waker } })
     }
 
-    pub(super) fn post(&self) -> Post {
+    pub(super) fn post(&self) -> LoopHandle {
         self.post.clone()
     }
 

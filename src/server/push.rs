@@ -11,7 +11,7 @@
 //! 2. Each wake is answered by one outcome and leaves one line in the log.
 //! 3. Nothing of a device token, an access token, the credentials or a server's
 //!    words is in a log line or an error, but FCM's two enum fields
-//!    ([`fcm::Complaint`]) and its name for a message, all of a checked form.
+//!    ([`fcm::FcmError`]) and its name for a message, all of a checked form.
 //! 4. While FCM wants no calls there are none: wakes are dropped, and say so.
 //! 5. A thread that is still calling does not keep the process from ending.
 
@@ -41,7 +41,7 @@ use self::tokens::Tokens;
 use crate::config::PushWake;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
-use crate::server::mailbox::{Message, Post};
+use crate::server::mailbox::{LoopHandle, Message};
 use crate::server::os::clock::monotonic;
 
 /// The longest that one call takes, looking the name up and reading the reply
@@ -93,7 +93,7 @@ impl Push {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub(super) fn start(self, post: Post) -> io::Result<Handle> {
+    pub(super) fn start(self, post: LoopHandle) -> io::Result<Handle> {
         let (queue, wakes) = mpsc::channel();
         let in_flight = Arc::<InFlight>::default();
         let handle = Handle { queue, in_flight: Arc::clone(&in_flight) };
@@ -106,7 +106,7 @@ impl Push {
     }
 
     /// Carries a wake out on a thread of its own.
-    fn call(&self, wake: Wake, in_flight: &Arc<InFlight>, post: &Post) {
+    fn call(&self, wake: Wake, in_flight: &Arc<InFlight>, post: &LoopHandle) {
         let wake = Arc::new(wake);
         let Some(number) = in_flight.begin(&wake, monotonic()) else { return };
         let (flights, sender) = (Arc::clone(in_flight), post.clone());

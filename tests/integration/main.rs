@@ -13,13 +13,13 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 mod claims;
+mod close_log;
 mod closing;
 mod command_line;
 mod descriptors;
-mod ends;
-mod enemy;
 mod forwarder_log;
 mod heartbeat;
+mod hostile_peers;
 mod limits;
 mod log_pipe;
 mod metrics;
@@ -32,6 +32,6 @@ mod slow_peers;
 mod support;
 mod systemd;
 mod tls;
-mod tls_enemy;
+mod tls_hostile_peers;
 mod tls_reload;
 mod wire;

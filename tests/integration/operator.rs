@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use log::LevelFilter;
 use pyrycode_relay::config::LogFormat;
-use pyrycode_relay::server::admin::http::Operator;
+use pyrycode_relay::server::admin::http::AdminListener;
 use pyrycode_relay::server::log::Sink;
 
 use crate::support::{Answer, PATIENCE, Process, Scrape, ask, connect, millis, run, server, watch};
@@ -185,7 +185,7 @@ fn a_stranger_is_closed_without_an_answer() {
     let (mut server, _) = server(10, |_| {});
     let open = |allowed: &[&str]| {
         let allowed: Vec<_> = allowed.iter().map(|it| it.parse().unwrap()).collect();
-        let operator = Operator::bind(SocketAddr::from(([0; 4], 0)), &allowed).unwrap();
+        let operator = AdminListener::bind(SocketAddr::from(([0; 4], 0)), &allowed).unwrap();
         let port = operator.local_addr().unwrap().port();
         let sink = Sink::start(LogFormat::Logfmt, LevelFilter::Off, std::io::sink()).unwrap();
         operator.serve(&server.post(), &sink).unwrap();

@@ -24,7 +24,7 @@ use log::LevelFilter;
 use pyrycode_relay::config::{Config, LogFormat, Serving, Timeouts};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::Server;
-use pyrycode_relay::server::admin::http::Operator;
+use pyrycode_relay::server::admin::http::AdminListener;
 use pyrycode_relay::server::certificates::source::Source;
 use pyrycode_relay::server::log::Sink;
 use pyrycode_relay::server::net::listener::Listener;
@@ -74,7 +74,7 @@ pub fn watched(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (SocketAddr
 
 /// Serves the metrics of a server.
 pub fn watch(server: &Server<Relay>) -> SocketAddr {
-    let operator = Operator::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &[]).unwrap();
+    let operator = AdminListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &[]).unwrap();
     let metrics = operator.local_addr().unwrap();
     let sink = Sink::start(LogFormat::Logfmt, LevelFilter::Off, io::sink()).unwrap();
     operator.serve(&server.post(), &sink).unwrap();

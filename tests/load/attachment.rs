@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use crate::figures::{self, Latencies, mib, seconds};
+use crate::percentiles::{self, Latencies, mib, seconds};
 use crate::support::{
     Peer, Process, connect_reading_little, eventually, noise, phone_head, round_trip,
 };
@@ -44,17 +44,17 @@ pub fn at_a_third_of_the_speed() {
             during.push(round_trip(&mut binary, &mut sibling, n));
         }
     }
-    figures::record("sent in", seconds(began.elapsed()));
+    percentiles::record("sent in", seconds(began.elapsed()));
     let mut phone = reader.join().unwrap();
-    figures::record("read in", seconds(began.elapsed()));
+    percentiles::record("read in", seconds(began.elapsed()));
     for peer in [&mut phone, &mut sibling, &mut binary] {
         peer.expect_alive();
     }
-    figures::record("siblings' round trips before", &before);
-    figures::record("siblings' round trips during", &during);
+    percentiles::record("siblings' round trips before", &before);
+    percentiles::record("siblings' round trips during", &during);
     during.expect_flat(&before);
     let grown = process.memory().1.saturating_sub(at_start);
-    figures::record("relay: memory, highest above the start", mib(grown));
+    percentiles::record("relay: memory, highest above the start", mib(grown));
     eventually("its memory is given back", || {
         process.memory().0 < at_start + (FRAMES * LEN / 4) as u64
     });

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::figures::{self, mib, seconds, share};
+use crate::percentiles::{self, mib, seconds, share};
 use crate::support::{
     Opcode, Peer, Process, binary_head, connect_reading_little, content, envelope, eventually,
     frame, pause, phone_head,
@@ -111,7 +111,7 @@ pub fn to_a_slow_phone() {
     let (mut binary, ahead_most) = writer.join().unwrap();
     binary.expect_alive();
     phone.expect_alive();
-    figures::record("sender ahead of the phone, at most", mib(ahead_most as u64));
+    percentiles::record("sender ahead of the phone, at most", mib(ahead_most as u64));
     assert!(ahead_most > WINDOW / 2, "the phone was not slow: {ahead_most}");
     record(&process, at_start, began);
 }
@@ -119,8 +119,8 @@ pub fn to_a_slow_phone() {
 fn record(process: &Process, at_start: u64, began: Instant) {
     let took = began.elapsed();
     let grown = process.memory().1.saturating_sub(at_start);
-    figures::record("took", seconds(took));
-    figures::record("relay: processor", share(process.processor_time(), took));
-    figures::record("relay: memory, highest above the start", mib(grown));
+    percentiles::record("took", seconds(took));
+    percentiles::record("relay: processor", share(process.processor_time(), took));
+    percentiles::record("relay: memory, highest above the start", mib(grown));
     assert!(grown < BUDGET, "{grown} bytes more than at the start");
 }

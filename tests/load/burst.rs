@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Instant;
 
-use crate::figures::{self, seconds};
+use crate::percentiles::{self, seconds};
 use crate::support::{
     Opcode, Peer, Process, binary_head, connect_from, envelope, frame, healthz, noise, phone_head,
     source,
@@ -34,8 +34,8 @@ pub fn at_connect() {
     let took = began.elapsed();
     peers.iter_mut().for_each(Peer::expect_alive);
     assert_eq!(healthz(relay), (HOUSEHOLDS as u64, HOUSEHOLDS as u64));
-    figures::record("took", seconds(took));
-    figures::record("frames", HOUSEHOLDS * FRAMES * 2);
+    percentiles::record("took", seconds(took));
+    percentiles::record("frames", HOUSEHOLDS * FRAMES * 2);
 }
 
 /// The frames of one end in one piece.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Instant;
 
-use crate::figures::{self, mib, seconds};
+use crate::percentiles::{self, mib, seconds};
 use crate::support::{
     Peer, Process, binary_head, connect_from, eventually, healthz, phone_head, round_trip,
     settled_descriptors, source,
@@ -41,15 +41,15 @@ pub fn an_hour() {
         })
         .collect();
     let (took, used) = (began.elapsed(), process.processor_time());
-    figures::record("took", seconds(took));
+    percentiles::record("took", seconds(took));
     let each = used * 10_000 / (3 * HOUSEHOLDS * ROUNDS) as u64;
-    figures::record("relay: processor for each connection", format!("{each} µs"));
-    figures::record("relay: memory at the start", mib(at_start));
+    percentiles::record("relay: processor for each connection", format!("{each} µs"));
+    percentiles::record("relay: memory at the start", mib(at_start));
     let list: Vec<String> = memory.iter().map(|bytes| mib(*bytes)).collect();
-    figures::record("relay: memory after each round", list.join(", ").replace(" MiB,", ""));
+    percentiles::record("relay: memory after each round", list.join(", ").replace(" MiB,", ""));
     let what = format!("{descriptors} descriptors as at the start");
     eventually(&what, || process.descriptors() == descriptors);
-    figures::record("relay: descriptors at the start and now", descriptors);
+    percentiles::record("relay: descriptors at the start and now", descriptors);
     let (warm, last) = (memory[WARM - 1], memory[ROUNDS - 1]);
     assert!(last <= warm + warm / 10 + (1 << 20), "{last} bytes and before that {warm}");
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::figures::{self, Latencies, share};
+use crate::percentiles::{self, Latencies, share};
 use crate::support::{
     Opcode, PATIENCE, Peer, Process, envelope, first_frame, frame, pause, round_trip,
 };
@@ -37,7 +37,7 @@ fn flood(kind: Opcode) {
             (binary, Peer::phone(process.relay, &format!("quiet-{n}")))
         })
         .collect();
-    figures::record("round trips alone", rounds(&mut pairs));
+    percentiles::record("round trips alone", rounds(&mut pairs));
 
     let mut binary = Peer::binary(process.relay, "flooded");
     let mut phone = Peer::phone(process.relay, "flooded");
@@ -46,15 +46,15 @@ fn flood(kind: Opcode) {
     let is_over = Arc::new(AtomicBool::new(false));
     let writer = send_numbers(&phone, kind, &is_over);
     let (began, before) = (Instant::now(), process.processor_time());
-    figures::record("round trips beside the flooder", rounds(&mut pairs));
+    percentiles::record("round trips beside the flooder", rounds(&mut pairs));
     let (took, used) = (began.elapsed(), process.processor_time() - before);
 
     is_over.store(true, Ordering::Relaxed);
     let sent = writer.join().unwrap();
     let heard = reader.join().unwrap();
-    figures::record("flooder: frames a second", u128::from(sent) * 1000 / took.as_millis());
-    figures::record("flooder: answers or deliveries", format!("{heard} of {sent}"));
-    figures::record("relay: processor meanwhile", share(used, took));
+    percentiles::record("flooder: frames a second", u128::from(sent) * 1000 / took.as_millis());
+    percentiles::record("flooder: answers or deliveries", format!("{heard} of {sent}"));
+    percentiles::record("relay: processor meanwhile", share(used, took));
     // Of pongs only the latest is owed (RFC 6455 §5.5.3).
     assert!(heard == sent || (kind == Opcode::Ping && heard <= sent), "{heard} of {sent}");
     binary.expect_alive();

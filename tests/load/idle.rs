@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::thread;
 use std::time::Duration;
 
-use crate::figures::record;
+use crate::percentiles::record;
 use crate::support::{Pair, Peer, Process, binary_head, connect_from, source, through_tls};
 
 const COUNT: usize = 10_000;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::figures::{self, Latencies, share};
+use crate::percentiles::{self, Latencies, share};
 use crate::support::{Heard, Opcode, PATIENCE, Peer, Process, envelope, frame, round_trip};
 
 /// Envelopes to nobody. Each is dropped with a line: together many times what the
@@ -27,23 +27,23 @@ pub fn nobody_reads_stderr() {
     let burst = frame(Opcode::Text, true, envelope("nobody", "1").as_bytes()).repeat(BURST);
     (0..DROPPED / BURST).for_each(|_| binary.send_raw(&burst));
     binary.expect_alive();
-    figures::record(
+    percentiles::record(
         "relay: processor for 50,000 lines",
         share(process.processor_time() - used, began.elapsed()),
     );
     (0..500).for_each(|n| during.push(round_trip(&mut binary, &mut phone, n)));
-    figures::record("round trips before", &before);
-    figures::record("round trips with stderr stuck", &during);
+    percentiles::record("round trips before", &before);
+    percentiles::record("round trips with stderr stuck", &during);
     during.expect_flat(&before);
 
     let (pinged, waited) = hear_pings(&mut others, 5);
-    figures::record("pings heard", format!("{pinged} of {OTHERS} peers in {waited:.1?}"));
+    percentiles::record("pings heard", format!("{pinged} of {OTHERS} peers in {waited:.1?}"));
     // They are answered, and the relay answers theirs.
     others.iter_mut().for_each(Peer::expect_alive);
 
     process.read_on();
     let (written, lost) = count_lines(&process, 1 + OTHERS + 1 + DROPPED);
-    figures::record("lines written, and lost", format!("{written}, {lost}"));
+    percentiles::record("lines written, and lost", format!("{written}, {lost}"));
     assert!(lost > DROPPED / 2, "stderr was not stuck");
 }
 

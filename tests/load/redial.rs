@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::crowd::{self, Tally};
-use crate::figures::{self, mib, seconds};
+use crate::percentiles::{self, mib, seconds};
 use crate::support::{PATIENCE, Process, eventually, healthz, settled_descriptors};
 
 const CLIENTS: usize = 20_000;
@@ -26,7 +26,7 @@ pub fn all_at_once() {
         println!("  NOTE: the hard limit of RLIMIT_NOFILE leaves room for {room} of {CLIENTS}");
     }
     let pairs = room.min(CLIENTS) / 2 / CROWDS * CROWDS;
-    figures::record("clients", 2 * pairs);
+    percentiles::record("clients", 2 * pairs);
     let descriptors = settled_descriptors(&process);
     let (at_start, _) = process.memory();
 
@@ -35,7 +35,7 @@ pub fn all_at_once() {
         (0..CROWDS).map(|n| Crowd::start(relay, n, pairs / CROWDS)).collect();
     let first = let_in("first", &process, &mut crowds, pairs, began);
     let per_client = first.saturating_sub(at_start) / (2 * pairs as u64);
-    figures::record("first: memory for each client", format!("{per_client} bytes"));
+    percentiles::record("first: memory for each client", format!("{per_client} bytes"));
 
     began = Instant::now();
     crowds.iter_mut().for_each(|crowd| crowd.order(crowd::REDIAL));
@@ -51,7 +51,7 @@ pub fn all_at_once() {
     eventually("everybody is gone", || healthz(relay) == (0, 0));
     let what = format!("{descriptors} descriptors as at the start");
     eventually(&what, || process.descriptors() == descriptors);
-    figures::record("gone: memory", mib(process.memory().0));
+    percentiles::record("gone: memory", mib(process.memory().0));
 }
 
 /// Waits until every pair is done; what the relay then has of memory.
@@ -82,14 +82,17 @@ fn let_in(
     let used = process.processor_time() - used;
     let each = used * 10_000 / answered;
     let (memory, _) = process.memory();
-    figures::record(&format!("{when}: all in after"), seconds(took));
-    figures::record(&format!("{when}: upgrades answered"), answered);
-    figures::record(&format!("{when}: of these 503, and closed 4404"), format!("{full}, {absent}"));
-    figures::record(
+    percentiles::record(&format!("{when}: all in after"), seconds(took));
+    percentiles::record(&format!("{when}: upgrades answered"), answered);
+    percentiles::record(
+        &format!("{when}: of these 503, and closed 4404"),
+        format!("{full}, {absent}"),
+    );
+    percentiles::record(
         &format!("{when}: relay: processor"),
         format!("{}, {each} µs for each", seconds(Duration::from_millis(10 * used))),
     );
-    figures::record(&format!("{when}: relay: memory"), mib(memory));
+    percentiles::record(&format!("{when}: relay: memory"), mib(memory));
     // Only who comes back before the relay has seen it go may find no room.
     assert!(full == 0 || when == "reset", "{full} found no room");
     memory

@@ -6,7 +6,7 @@
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::figures::{self, Latencies, seconds};
+use crate::percentiles::{self, Latencies, seconds};
 use crate::support::{
     Heard, Peer, Process, connect_reading_little, content, eventually, healthz, pause, phone_head,
     round_trip,
@@ -106,8 +106,8 @@ pub fn beyond_the_backlog() {
     let during = home.until_shed(true);
     let (told, heard) = (home.told, hear_the_rest(stuck, ROUNDS, "phone backlog full"));
     assert!(heard < told - ROUNDS, "{heard} of {told}");
-    figures::record("unread when shed", format!("{} messages of {LEN} bytes", told - ROUNDS));
-    figures::record("of these it found when it read on", heard);
+    percentiles::record("unread when shed", format!("{} messages of {LEN} bytes", told - ROUNDS));
+    percentiles::record("of these it found when it read on", heard);
     let after = home.phase(true, true);
     record(home, [before, during, after]);
 }
@@ -119,17 +119,17 @@ pub fn out_of_time() {
     (0..30).for_each(|_| home.tell_stuck());
     let began = Instant::now();
     let during = home.until_shed(false);
-    figures::record("shed after", seconds(began.elapsed()));
+    percentiles::record("shed after", seconds(began.elapsed()));
     let heard = hear_the_rest(stuck, 0, "write timeout");
     assert!(heard < home.told, "{heard}");
-    figures::record("of 30 it found when it read on", heard);
+    percentiles::record("of 30 it found when it read on", heard);
     let after = home.phase(false, true);
     record(home, [before, during, after]);
 }
 
 fn record(mut home: Household, times: [Latencies; 3]) {
     for (phase, times) in ["before", "during", "after"].iter().zip(&times) {
-        figures::record(&format!("siblings' round trips {phase}"), times);
+        percentiles::record(&format!("siblings' round trips {phase}"), times);
     }
     home.expect_alive();
     let [before, during, after] = times;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::figures::{self, Latencies, share};
+use crate::percentiles::{self, Latencies, share};
 use crate::support::{
     Answer, Peer, Process, connect, eventually, healthz, pause, round_trip, settled_descriptors,
 };
@@ -72,7 +72,7 @@ fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies))
             pause(PACE);
         }
         let (time, used) = (began.elapsed(), process.processor_time() - used);
-        figures::record("relay: processor while out of descriptors", share(used, time));
+        percentiles::record("relay: processor while out of descriptors", share(used, time));
         assert!(u128::from(used) < time.as_millis() / 50, "{used} hundredths in {time:?}");
 
         for dialer in &mut dialers {
@@ -83,7 +83,7 @@ fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies))
         let answers = dialers.into_iter().map(|mut dialer| Answer::read(&mut dialer).status);
         let answers: Vec<u16> = answers.collect();
         let [served, late] = [200, 408].map(|code| answers.iter().filter(|&&c| c == code).count());
-        figures::record("dialers served, and too late to ask", format!("{served}, {late}"));
+        percentiles::record("dialers served, and too late to ask", format!("{served}, {late}"));
         assert_eq!(served + late, DIALERS, "{answers:?}");
         assert!(served > 0, "nobody");
         eventually("all who left are gone", || process.descriptors() == before);
@@ -91,6 +91,6 @@ fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies))
         let more: Vec<String> = more.filter(|line| line.contains("accept_")).collect();
         assert!(more.is_empty(), "said again: {more:?}");
     }
-    figures::record("live ones' round trips alone", &alone);
-    figures::record("live ones' round trips meanwhile", &beside);
+    percentiles::record("live ones' round trips alone", &alone);
+    percentiles::record("live ones' round trips meanwhile", &beside);
 }

@@ -7,6 +7,7 @@
 
 mod below;
 mod border;
+mod chaos;
 mod claims;
 mod closes;
 mod crowd;
@@ -30,7 +31,6 @@ mod requests;
 mod shell;
 mod shut_down;
 mod slow_peers;
-mod storm;
 mod takeover;
 mod wakes;
 #[path = "../support/wire.rs"]

@@ -3,10 +3,10 @@
 //! Owns who holds which server-id, who waits for it and which phones are on it,
 //! told by what went in and never by what the relay thinks; and of every
 //! connection which pings it has not answered. After each call the relay has to
-//! agree. Knows nothing of messages but the close notices: [`crate::storm`] follows
+//! agree. Knows nothing of messages but the close notices: [`crate::chaos`] follows
 //! the others.
 //!
-//! The numbers in its messages are those of [`crate::storm`].
+//! The numbers in its messages are those of [`crate::chaos`].
 
 mod notices;
 mod verdict;

@@ -3,7 +3,7 @@
 //! - `PYRYCODE_SIM_SEED=n` runs seed n and no other;
 //! - `PYRYCODE_SIM_SEEDS=n` runs so many seeds where a sweep is made, from
 //!   `PYRYCODE_SIM_FIRST=n` on, and says how much was simulated;
-//! - `PYRYCODE_SIM_PEERS=n` is how many peers the crowded storm has;
+//! - `PYRYCODE_SIM_PEERS=n` is how many peers the crowded chaos has;
 //! - `PYRYCODE_SIM_MINUTES=n` is how much virtual time the long run takes.
 
 use std::fmt;

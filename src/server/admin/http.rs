@@ -1,7 +1,7 @@
 //! The listener for whoever operates the relay: `/metrics` and the status page.
 //!
 //! Owns a few threads that answer plain HTTP on loopback, one request a
-//! connection. Must not touch the loop's state: it asks by [`Post`] and waits.
+//! connection. Must not touch the loop's state: it asks by [`LoopHandle`] and waits.
 //!
 //! 1. Nobody here can slow the loop: a question costs it a copy of a kilobyte.
 //! 2. A loop that does not answer is itself news: 503 says so.
@@ -34,11 +34,11 @@ use crate::relay::refusals::Refusals;
 use crate::server::admin::metrics::{self, Surroundings};
 use crate::server::admin::process::Usage;
 use crate::server::log::Sink;
-use crate::server::mailbox::{Message, Post, Report};
+use crate::server::mailbox::{LoopHandle, Message, Report};
 use crate::server::net::listener::is_exhaustion;
 use crate::server::os::clock::{monotonic, wall_time};
 use crate::server::os::date;
-use crate::server::os::eintr::uninterrupted;
+use crate::server::os::eintr::retry_eintr;
 use crate::time::Throttle;
 
 /// Connections answered at a time. A browser opens one or two more than it uses.
@@ -58,7 +58,7 @@ const PAGE: &str = include_str!("http/status.html");
 
 /// A bound listener.
 #[derive(Debug)]
-pub struct Operator {
+pub struct AdminListener {
     door: Arc<Door>,
 }
 
@@ -111,7 +111,7 @@ impl Door {
     }
 }
 
-impl Operator {
+impl AdminListener {
     /// Binds and listens, for this machine and the networks that are `allowed`.
     ///
     /// # Errors
@@ -141,10 +141,10 @@ impl Operator {
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub fn serve(self, post: &Post, sink: &Sink) -> io::Result<()> {
+    pub fn serve(self, post: &LoopHandle, sink: &Sink) -> io::Result<()> {
         let started = wall_time();
         for _ in 0..THREADS {
-            let clerk = Clerk {
+            let clerk = AdminWorker {
                 door: Arc::clone(&self.door),
                 post: post.clone(),
                 sink: sink.clone(),
@@ -158,9 +158,9 @@ impl Operator {
 }
 
 /// One of the threads.
-struct Clerk {
+struct AdminWorker {
     door: Arc<Door>,
-    post: Post,
+    post: LoopHandle,
     sink: Sink,
     /// When the process started, since 1970.
     started: Duration,
@@ -168,7 +168,7 @@ struct Clerk {
     unanswered: Option<Receiver<Report>>,
 }
 
-impl Clerk {
+impl AdminWorker {
     fn run(mut self) {
         loop {
             match self.door.listener.accept() {
@@ -385,7 +385,7 @@ impl Bounded<'_> {
 
 impl Read for Bounded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        uninterrupted(|| {
+        retry_eintr(|| {
             self.stream.set_read_timeout(self.left()?)?;
             self.stream.read(buffer)
         })
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn this_machine_and_the_allowed_networks_may_ask() {
         let allowed = ["10.0.0.0/8".parse().unwrap(), "fdaa::/16".parse().unwrap()];
-        let operator = Operator::bind("127.0.0.1:0".parse().unwrap(), &allowed).unwrap();
+        let operator = AdminListener::bind("127.0.0.1:0".parse().unwrap(), &allowed).unwrap();
         for (peer, admitted) in [
             ("127.0.0.1", true),
             ("::1", true),
@@ -455,8 +455,8 @@ mod tests {
         let poll = Poll::new().unwrap();
         let mut mailbox = Mailbox::new(poll.registry(), Token(0)).unwrap();
         let sink = Sink::start(LogFormat::Logfmt, ::log::LevelFilter::Off, io::sink()).unwrap();
-        let mut clerk = Clerk {
-            door: Operator::bind("127.0.0.1:0".parse().unwrap(), &[]).unwrap().door,
+        let mut clerk = AdminWorker {
+            door: AdminListener::bind("127.0.0.1:0".parse().unwrap(), &[]).unwrap().door,
             post: mailbox.post(),
             sink,
             started: Duration::ZERO,

@@ -29,7 +29,7 @@ use std::time::Duration;
 pub(in crate::server) use self::binding::Binding;
 use self::cache::Cache;
 use self::challenge::Method;
-use self::client::{Account, Caller, Directory, Trouble};
+use self::client::{Account, AcmeError, Caller, Directory};
 use self::key::AccountKey;
 use self::order::{Answer, Order, Stopped, World};
 use self::renewal_info::{Window, certificate_id};
@@ -37,8 +37,8 @@ use self::schedule::{Schedule, Step};
 use crate::config::Acme;
 use crate::server::certificates::Certified;
 use crate::server::certificates::certificate::{Certificate, Handshakes};
-use crate::server::certificates::renewer_handle::Keeper;
-use crate::server::mailbox::{Challenge, Message, Post};
+use crate::server::certificates::renewer_handle::RenewerHandle;
+use crate::server::mailbox::{Challenge, LoopHandle, Message};
 use crate::server::os::clock::wall_time;
 
 /// The loop takes its mail at once, unless it has ended.
@@ -59,17 +59,17 @@ pub(in crate::server) struct Fetcher {
 }
 
 impl Fetcher {
-    /// Starts the thread, which ends with the [`Keeper`].
+    /// Starts the thread, which ends with the [`RenewerHandle`].
     ///
     /// # Errors
     /// If there is no cache directory and none can be made, or no thread.
-    pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
+    pub(in crate::server) fn start(self, post: LoopHandle) -> io::Result<RenewerHandle> {
         self.cache.create()?;
         let (nudges, asked) = mpsc::sync_channel(1);
         let schedule = Schedule::new(self.certificate.as_ref().map(validity));
         let renewal = Renewal { fetcher: self, asked, post, schedule, order: None };
         thread::Builder::new().name("acme".into()).spawn(move || renewal.run())?;
-        Ok(Keeper::new(nudges))
+        Ok(RenewerHandle::new(nudges))
     }
 }
 
@@ -77,7 +77,7 @@ impl Fetcher {
 struct Renewal {
     fetcher: Fetcher,
     asked: Receiver<()>,
-    post: Post,
+    post: LoopHandle,
     schedule: Schedule,
     /// One that is under way.
     order: Option<Order>,
@@ -88,7 +88,7 @@ impl Renewal {
         loop {
             match self.schedule.step(wall_time()) {
                 Step::Wait(time) => match self.asked.recv_timeout(time) {
-                    Ok(()) => self.schedule.nudge(),
+                    Ok(()) => self.schedule.renew_now(),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 },
@@ -123,7 +123,7 @@ impl Renewal {
                 self.schedule.on_window(window, reply.retry_after(), now, random());
             }
             Ok(None) => self.schedule.on_no_windows(now),
-            Err(Trouble { words, retry_after, .. }) => {
+            Err(AcmeError { words, retry_after, .. }) => {
                 log::debug!(domain = acme.domain, err = words; "renewal_window_unknown");
                 self.schedule.on_unanswered(retry_after, now);
             }
@@ -154,8 +154,8 @@ impl Renewal {
         self.post.send(Message::Certificate(Some(certified)));
     }
 
-    fn on_trouble(&mut self, trouble: &Trouble) {
-        let Trouble { words, failure, retry_after, .. } = trouble;
+    fn on_trouble(&mut self, trouble: &AcmeError) {
+        let AcmeError { words, failure, retry_after, .. } = trouble;
         let pause = self.schedule.on_failure(*failure, *retry_after, wall_time(), random());
         log::warn!(
             domain = self.fetcher.acme.domain, err = words, retry_in_s = pause.as_secs();
@@ -164,10 +164,10 @@ impl Renewal {
         self.post.send(Message::Certificate(None));
     }
 
-    fn fetch(&mut self) -> Result<Certificate, Trouble> {
+    fn fetch(&mut self) -> Result<Certificate, AcmeError> {
         let Self { fetcher, order: under_way, asked, post, .. } = self;
         let Fetcher { acme, cache, caller, .. } = &*fetcher;
-        cache.try_write().map_err(Trouble::refused)?;
+        cache.try_write().map_err(AcmeError::refused)?;
         let account_key = account_key(cache)?;
         let directory = Directory::read(caller, &acme.directory)?;
         let binding = fetcher.binding.as_ref();
@@ -192,7 +192,7 @@ impl Renewal {
                     log::info!(domain = acme.domain; "certificate_ordered");
                     Order::place(&mut account, &acme.domain, method, replaces.as_deref(), now)?
                 }
-                (None, None) => return Err(Trouble::refused(failed.join("; "))),
+                (None, None) => return Err(AcmeError::refused(failed.join("; "))),
             };
             match order.finish(&mut account, &mut world) {
                 Ok(chain) => return fetcher.take(&order, &chain),
@@ -213,12 +213,12 @@ impl Renewal {
 
 impl Fetcher {
     /// Takes what was issued for an order: it is checked and kept.
-    fn take(&self, order: &Order, chain: &[u8]) -> Result<Certificate, Trouble> {
+    fn take(&self, order: &Order, chain: &[u8]) -> Result<Certificate, AcmeError> {
         let key = order.key.serialize_pem();
         let certificate = Certificate::from_pem(chain, key.as_bytes())
-            .map_err(|flaw| Trouble::refused(format_args!("what was issued: {flaw:?}")))?;
+            .map_err(|flaw| AcmeError::refused(format_args!("what was issued: {flaw:?}")))?;
         if !certificate.is_for(&self.acme.domain) {
-            return Err(Trouble::refused("what was issued is for another name"));
+            return Err(AcmeError::refused("what was issued is for another name"));
         }
         let kept = self.cache.keep_certificate(&key, chain).and_then(|()| {
             if order.is_shown { self.cache.keep_challenge(order.method) } else { Ok(()) }
@@ -233,25 +233,25 @@ impl Fetcher {
 
 /// The account's key, made if there is none. One that cannot be kept is not used: every
 /// start would be another account.
-fn account_key(cache: &Cache) -> Result<AccountKey, Trouble> {
-    if let Some((name, pem)) = cache.account().map_err(Trouble::refused)? {
+fn account_key(cache: &Cache) -> Result<AccountKey, AcmeError> {
+    if let Some((name, pem)) = cache.account().map_err(AcmeError::refused)? {
         if let Some(key) = AccountKey::from_pem(&pem) {
             return Ok(key);
         }
-        let aside = cache.put_aside(&name).map_err(Trouble::refused)?;
+        let aside = cache.put_aside(&name).map_err(AcmeError::refused)?;
         log::warn!(path:% = aside.display(), err = "is not a P-256 key"; "account_key_put_aside");
         // There may be one under another name.
         return account_key(cache);
     }
-    let pem = AccountKey::generate().map_err(Trouble::refused)?;
-    cache.keep_account(&pem).map_err(Trouble::refused)?;
-    AccountKey::from_pem(pem.as_bytes()).ok_or_else(|| Trouble::refused("no account key"))
+    let pem = AccountKey::generate().map_err(AcmeError::refused)?;
+    cache.keep_account(&pem).map_err(AcmeError::refused)?;
+    AccountKey::from_pem(pem.as_bytes()).ok_or_else(|| AcmeError::refused("no account key"))
 }
 
 /// What an order waits in and is heard through.
 struct Surroundings<'a> {
     asked: &'a Receiver<()>,
-    post: &'a Post,
+    post: &'a LoopHandle,
     domain: &'a str,
     handshakes: &'a Handshakes,
     certificate: Option<&'a Certificate>,

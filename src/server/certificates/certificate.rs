@@ -78,8 +78,8 @@ pub fn read_pair(files: &PairFiles) -> Result<Pair, BadPair> {
         .map_err(|why| BadPair::key(files, why))?;
     let chain = fs::read(&files.certificate).map_err(|error| BadPair::certificate(files, error))?;
     let certificate = Certificate::from_pem(&chain, &key.content).map_err(|flaw| match flaw {
-        Flaw::Certificate(what) => BadPair::certificate(files, what),
-        Flaw::Key(what) => BadPair::key(files, what),
+        CertificateError::Certificate(what) => BadPair::certificate(files, what),
+        CertificateError::Key(what) => BadPair::key(files, what),
     })?;
     let warning = key.warning.map(|what| BadPair::key(files, what).0);
     Ok(Pair { certificate, warning })
@@ -87,7 +87,7 @@ pub fn read_pair(files: &PairFiles) -> Result<Pair, BadPair> {
 
 /// Whose fault it is that PEM is no pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Flaw {
+pub enum CertificateError {
     /// The chain's.
     Certificate(String),
     /// The key's.
@@ -99,11 +99,12 @@ impl Certificate {
     ///
     /// # Errors
     /// What is wrong with which.
-    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, Flaw> {
-        let chain = pem::certificates(chain).map_err(Flaw::Certificate)?;
-        let key = pem::key(key).map_err(Flaw::Key)?;
-        let leaf = x509_cert::Certificate::from_der(&chain[0].der)
-            .map_err(|error| Flaw::Certificate(format!("no X.509 certificate: {error}")))?;
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
+        let chain = pem::certificates(chain).map_err(CertificateError::Certificate)?;
+        let key = pem::key(key).map_err(CertificateError::Key)?;
+        let leaf = x509_cert::Certificate::from_der(&chain[0].der).map_err(|error| {
+            CertificateError::Certificate(format!("no X.509 certificate: {error}"))
+        })?;
         let leaf = leaf.tbs_certificate();
         let [not_before, not_after] =
             [leaf.validity().not_before, leaf.validity().not_after].map(Time::to_unix_duration);
@@ -116,15 +117,15 @@ impl Certificate {
             Err(rustls::Error::InconsistentKeys(_)) => {
                 let mut later = chain.iter().enumerate().skip(1);
                 match later.find(|(_, it)| with(vec![it.der.clone()]).is_ok()) {
-                    None => Err(Flaw::Key("is not the key of the certificate".into())),
-                    Some((index, it)) => Err(Flaw::Certificate(format!(
+                    None => Err(CertificateError::Key("is not the key of the certificate".into())),
+                    Some((index, it)) => Err(CertificateError::Certificate(format!(
                         "the leaf must come first; the key fits the {} certificate (line {})",
                         ordinal(index + 1),
                         it.line
                     ))),
                 }
             }
-            Err(error) => Err(Flaw::Key(format!("cannot be used: {error}"))),
+            Err(error) => Err(CertificateError::Key(format!("cannot be used: {error}"))),
         }
     }
 

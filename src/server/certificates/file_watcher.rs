@@ -18,8 +18,8 @@ use std::time::Duration;
 use crate::config::PairFiles;
 use crate::server::certificates::Certified;
 use crate::server::certificates::certificate::{BadPair, Certificate, Handshakes, read_pair};
-use crate::server::certificates::renewer_handle::Keeper;
-use crate::server::mailbox::{Message, Post};
+use crate::server::certificates::renewer_handle::RenewerHandle;
+use crate::server::mailbox::{LoopHandle, Message};
 use crate::server::os::clock::wall_time;
 
 /// Between two looks. A change is served within two of them.
@@ -52,7 +52,7 @@ fn stamp(path: &Path) -> Stamp {
 }
 
 /// Watches `files`, which looked like `seen` before they were first read, and posts
-/// what they hold when it has changed, until the [`Keeper`] is dropped.
+/// what they hold when it has changed, until the [`RenewerHandle`] is dropped.
 ///
 /// # Errors
 /// If there can be no more threads.
@@ -60,12 +60,12 @@ pub(super) fn start(
     files: PairFiles,
     seen: Stamps,
     handshakes: Handshakes,
-    post: Post,
-) -> io::Result<Keeper> {
+    post: LoopHandle,
+) -> io::Result<RenewerHandle> {
     let (nudges, asked) = mpsc::sync_channel(1);
     let watcher = Watcher { files, handshakes, read: seen, last: seen, retry_at: None };
     thread::Builder::new().name("tls-files".into()).spawn(move || watcher.run(&asked, &post))?;
-    Ok(Keeper::new(nudges))
+    Ok(RenewerHandle::new(nudges))
 }
 
 struct Watcher {
@@ -80,7 +80,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn run(mut self, asked: &Receiver<()>, post: &Post) {
+    fn run(mut self, asked: &Receiver<()>, post: &LoopHandle) {
         loop {
             let is_asked = match asked.recv_timeout(LOOK_INTERVAL) {
                 Ok(()) => true,

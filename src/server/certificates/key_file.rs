@@ -38,7 +38,8 @@ pub(super) fn read(path: &Path, credentials: Option<&Path>) -> Result<KeyFile, S
     let metadata = file.metadata().map_err(explain)?;
     let mut warning = None;
     if !credentials.is_some_and(|directory| lies_in(path, directory))
-        && let Some(Flaw { what, remedy }) = flaw(metadata.mode() & 0o7777, metadata.uid(), uid)
+        && let Some(CertificateError { what, remedy }) =
+            flaw(metadata.mode() & 0o7777, metadata.uid(), uid)
     {
         let is_read_only =
             fstatvfs(&file).is_ok_and(|it| it.f_flag.contains(StatVfsMountFlags::RDONLY));
@@ -60,16 +61,16 @@ fn lies_in(path: &Path, directory: &Path) -> bool {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Flaw {
+struct CertificateError {
     what: String,
     /// A command, but for the path at its end.
     remedy: String,
 }
 
 /// What is wrong with a key file of this mode and owner for a relay that runs as `uid`.
-fn flaw(mode: u32, owner: u32, uid: u32) -> Option<Flaw> {
+fn flaw(mode: u32, owner: u32, uid: u32) -> Option<CertificateError> {
     if owner != uid && owner != 0 {
-        return Some(Flaw {
+        return Some(CertificateError {
             what: format!("uid {owner} owns this key, not the relay's user or root"),
             remedy: format!("chown {uid}"),
         });
@@ -78,7 +79,7 @@ fn flaw(mode: u32, owner: u32, uid: u32) -> Option<Flaw> {
         0 => (0o027, "others than root and its group may use this key"),
         _ => (0o077, "others than its owner may use this key"),
     };
-    (mode & others != 0).then(|| Flaw {
+    (mode & others != 0).then(|| CertificateError {
         what: format!("{mode_wanted} (mode {mode:04o})"),
         remedy: if owner == 0 && uid != 0 { "chmod 640" } else { "chmod 600" }.into(),
     })

@@ -16,9 +16,9 @@ use crate::server::certificates::acme::client::Caller;
 use crate::server::certificates::acme::{Binding, Fetcher};
 use crate::server::certificates::certificate::{Certificate, Handshakes, Pair, read_pair};
 use crate::server::certificates::file_watcher::{self, Stamps};
-use crate::server::certificates::renewer_handle::Keeper;
+use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::fitting::Warning;
-use crate::server::mailbox::Post;
+use crate::server::mailbox::LoopHandle;
 use crate::server::os::clock::wall_time;
 
 /// Why TLS cannot be had as configured: one to three lines for the operator.
@@ -145,7 +145,7 @@ impl Source {
     }
 
     /// Starts the thread that posts what to serve later.
-    pub(in crate::server) fn start(self, post: Post) -> io::Result<Keeper> {
+    pub(in crate::server) fn start(self, post: LoopHandle) -> io::Result<RenewerHandle> {
         match self.kind {
             Kind::Own { handshakes, files, seen, .. } => {
                 file_watcher::start(files, seen, handshakes, post)

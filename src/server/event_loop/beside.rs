@@ -1,7 +1,7 @@
 //! What works beside the loop, and what passes between the two.
 //!
 //! Owns the hand-over, in both directions: push wakes and reports go out, outcomes,
-//! certificates and challenges come in by mail, and a supervisor hears that the loop
+//! certificates and challenges come in by mail, and a notifier hears that the loop
 //! turns. Nothing here waits for anybody.
 
 use std::io;
@@ -12,7 +12,7 @@ use crate::server::certificates::Certified;
 use crate::server::certificates::source::Source;
 use crate::server::mailbox::{Challenge, Message, Report};
 use crate::server::os::clock::wall_time;
-use crate::server::os::systemd::Supervisor;
+use crate::server::os::systemd::Notifier;
 use crate::server::push::{self, Push};
 use crate::time::Instant;
 
@@ -26,7 +26,7 @@ impl<C: Core> Server<C> {
         Ok(self)
     }
 
-    /// Has listeners that [speak](crate::config::Speaks) TLS serve the certificate from `source`, and
+    /// Has listeners that [speak](crate::config::ListenerProtocol) TLS serve the certificate from `source`, and
     /// what becomes of it, on SIGHUP at the latest.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl<C: Core> Server<C> {
         if let Some(certified) = certified {
             self.serve(certified);
         }
-        self.keeper = Some(source.start(self.post())?);
+        self.renewer = Some(source.start(self.post())?);
         Ok(self)
     }
 
@@ -48,20 +48,20 @@ impl<C: Core> Server<C> {
         self.tls = Some(certified.config);
     }
 
-    /// Tells `supervisor` how the loop fares.
+    /// Tells `notifier` how the loop fares.
     #[must_use]
-    pub fn with_supervisor(self, supervisor: Option<Supervisor>) -> Self {
-        Self { supervisor, ..self }
+    pub fn with_supervisor(self, notifier: Option<Notifier>) -> Self {
+        Self { notifier, ..self }
     }
 
     /// Says that the loop turns, if somebody watches. A loop that is stuck says
     /// nothing, and is restarted.
-    pub(super) fn say_alive(&mut self) {
-        if let Some(supervisor) = &self.supervisor
-            && let Some(interval) = supervisor.watchdog
+    pub(super) fn notify_watchdog(&mut self) {
+        if let Some(notifier) = &self.notifier
+            && let Some(interval) = notifier.watchdog
         {
-            supervisor.alive();
-            self.alive_due = Some(self.clock.now() + interval);
+            notifier.alive();
+            self.watchdog_due = Some(self.clock.now() + interval);
         }
     }
 

@@ -11,7 +11,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::{Listen, NOTSENT_LOWAT, Speaks};
+use crate::config::{Listen, ListenerProtocol, NOTSENT_LOWAT};
 
 /// Connections that may wait to be accepted; the kernel caps it at `somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -20,7 +20,7 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug)]
 pub struct Listener {
     inner: TcpListener,
-    speaks: Speaks,
+    speaks: ListenerProtocol,
     /// Connections may wait that no event will announce again.
     is_ready: bool,
     is_proxied: bool,
@@ -44,12 +44,12 @@ impl Listener {
             result => result?,
         };
         let inner = TcpListener::from_std(socket.into());
-        Ok(Self { inner, speaks: Speaks::Plain, is_ready: false, is_proxied: false })
+        Ok(Self { inner, speaks: ListenerProtocol::Plain, is_ready: false, is_proxied: false })
     }
 
     /// The same, with what is spoken on what it accepts; plain if nothing is said.
     #[must_use]
-    pub fn speaking(self, speaks: Speaks) -> Self {
+    pub fn speaking(self, speaks: ListenerProtocol) -> Self {
         Self { speaks, ..self }
     }
 
@@ -60,7 +60,7 @@ impl Listener {
     /// Those of [`Self::bind`]. Of an inherited socket: that it does not listen, is
     /// for no configured address, or is open to more than the configured one.
     pub fn open(
-        listens: &[(Listen, Speaks)],
+        listens: &[(Listen, ListenerProtocol)],
         inherited: Vec<std::net::TcpListener>,
     ) -> io::Result<Vec<Self>> {
         let mut unserved = listens.to_vec();
@@ -95,7 +95,7 @@ impl Listener {
         Ok(listeners)
     }
 
-    fn serving(self, (listen, speaks): &(Listen, Speaks)) -> Self {
+    fn serving(self, (listen, speaks): &(Listen, ListenerProtocol)) -> Self {
         self.speaking(*speaks).proxied(listen.proxy_protocol)
     }
 
@@ -111,7 +111,7 @@ impl Listener {
         prepare(&options)?;
         socket.set_nonblocking(true)?;
         let inner = TcpListener::from_std(socket);
-        Ok(Self { inner, speaks: Speaks::Plain, is_ready: false, is_proxied: false })
+        Ok(Self { inner, speaks: ListenerProtocol::Plain, is_ready: false, is_proxied: false })
     }
 
     /// The same, where every connection opens with a PROXY header if `is_proxied`.
@@ -145,7 +145,7 @@ pub(in crate::server) struct Listeners {
 pub(in crate::server) struct Accepted {
     pub(in crate::server) stream: TcpStream,
     pub(in crate::server) peer: SocketAddr,
-    pub(in crate::server) speaks: Speaks,
+    pub(in crate::server) speaks: ListenerProtocol,
     /// It opens with a PROXY header.
     pub(in crate::server) is_proxied: bool,
 }
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn inherited_sockets_take_the_place_of_what_is_configured() {
         let socket = |address: &str| std::net::TcpListener::bind(address).unwrap();
-        let plain = |listen| (listen, Speaks::Plain);
+        let plain = |listen| (listen, ListenerProtocol::Plain);
         let listen = |address: &str| plain(Listen::at(address.parse().unwrap()));
         let (one, other) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
         let addresses = [one.local_addr().unwrap(), other.local_addr().unwrap()];
@@ -305,7 +305,7 @@ mod tests {
         let listens = [listen("127.0.0.1:0"), plain(Listen::at(address))];
         let listeners = Listener::open(&listens, vec![one]).unwrap();
         assert_eq!(listeners.len(), 2);
-        let refused = |listens: &[(Listen, Speaks)], address: &str| {
+        let refused = |listens: &[(Listen, ListenerProtocol)], address: &str| {
             Listener::open(listens, vec![socket(address)]).unwrap_err().to_string()
         };
         assert!(refused(&listens, "127.0.0.1:0").contains("no flag names the port"));

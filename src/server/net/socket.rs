@@ -17,7 +17,7 @@ use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;
 use crate::relay::ConnId;
 use crate::server::net::tls_session::{RECORD_MAX, Session, is_fault};
-use crate::server::os::eintr::uninterrupted;
+use crate::server::os::eintr::retry_eintr;
 
 /// One stream, registered once for both directions, edge-triggered.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ impl Socket {
         buffers: &mut Buffers,
     ) -> io::Result<Option<Result<Proxied, Malformed>>> {
         let buffer = &mut buffers.received[..PROXY_HEADER_MAX];
-        let seen = match uninterrupted(|| self.stream.peek(buffer)) {
+        let seen = match retry_eintr(|| self.stream.peek(buffer)) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
             result => result?,
@@ -334,7 +334,7 @@ impl Socket {
 
 /// Reads once; `None`: nothing now.
 fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    match uninterrupted(|| stream.read(buffer)) {
+    match retry_eintr(|| stream.read(buffer)) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
         result => result.map(Some),
     }
@@ -342,7 +342,7 @@ fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> 
 
 /// Writes the slices in one call; returns how many bytes the kernel took.
 fn write(stream: &mut TcpStream, slices: [&[u8]; 3]) -> io::Result<usize> {
-    let written = uninterrupted(|| match slices {
+    let written = retry_eintr(|| match slices {
         // send(2) takes less than writev(2), and it is nearly always one.
         [[], [], only] | [[], only, []] | [only, [], []] => stream.write(only),
         _ => stream.write_vectored(&slices.map(IoSlice::new)),

@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind};
 
 /// Calls until no signal has come between.
-pub(in crate::server) fn uninterrupted(
+pub(in crate::server) fn retry_eintr(
     mut call: impl FnMut() -> io::Result<usize>,
 ) -> io::Result<usize> {
     loop {

@@ -32,14 +32,14 @@ impl Display for Malformed {
 
 /// What systemd wants to be told, and where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct NotifyConfig {
     /// `NOTIFY_SOCKET`; `None`: nothing.
     socket: Option<OsString>,
     /// `WATCHDOG_USEC`, if it is for this process.
     watchdog: Option<Duration>,
 }
 
-impl Wishes {
+impl NotifyConfig {
     /// Reads the environment, as process `pid`.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl Wishes {
     ///
     /// # Errors
     /// If there is no such socket.
-    pub fn connect(&self) -> io::Result<Option<Supervisor>> {
+    pub fn connect(&self) -> io::Result<Option<Notifier>> {
         let Some(name) = &self.socket else { return Ok(None) };
         let socket = UnixDatagram::unbound()?;
         match name.as_bytes() {
@@ -78,20 +78,20 @@ impl Wishes {
             }
             path => socket.connect(OsStr::from_bytes(path))?,
         }
-        Ok(Some(Supervisor { socket, watchdog: self.watchdog.map(|time| time / 2) }))
+        Ok(Some(Notifier { socket, watchdog: self.watchdog.map(|time| time / 2) }))
     }
 }
 
 /// systemd, as who is told.
 #[derive(Debug)]
-pub struct Supervisor {
+pub struct Notifier {
     socket: UnixDatagram,
     /// How often to say that the loop turns: twice in the time that it gives us
     /// (`sd_watchdog_enabled(3)`).
     pub(in crate::server) watchdog: Option<Duration>,
 }
 
-impl Supervisor {
+impl Notifier {
     /// The loop runs.
     pub(in crate::server) fn ready(&self) {
         // This word is waited for, so it may wait; no other may.
@@ -135,11 +135,11 @@ pub fn inherited(variables: &dyn Fn(&str) -> Option<OsString>) -> io::Result<Vec
 mod tests {
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Wishes, Malformed> {
+    fn read(variables: &[(&str, &str)]) -> Result<NotifyConfig, Malformed> {
         let find = |name: &str| {
             variables.iter().find(|(it, _)| *it == name).map(|(_, value)| value.into())
         };
-        Wishes::read(&find, 7)
+        NotifyConfig::read(&find, 7)
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
             let refused = read(&[(name, value)]).unwrap_err();
             assert_eq!(refused, Malformed(name), "{value:?}");
         }
-        assert_eq!(read(&[]), Ok(Wishes::default()));
-        assert!(Wishes::default().connect().unwrap().is_none());
+        assert_eq!(read(&[]), Ok(NotifyConfig::default()));
+        assert!(NotifyConfig::default().connect().unwrap().is_none());
     }
 }

@@ -28,24 +28,24 @@ const STACK: usize = 512 * 1024;
 /// Looks names up on threads of their own, for getaddrinfo(3) knows no deadline.
 /// ureq's resolver does the same, but ends the process when there is no thread, and
 /// starts ever more while a name server is silent.
-pub(in crate::server) struct Lookup {
+pub(in crate::server) struct DnsResolver {
     /// One for each thread that is looking, which may outlive its call.
     places: Places,
 }
 
-impl Lookup {
+impl DnsResolver {
     pub(super) fn new(places: Places) -> Self {
         Self { places }
     }
 }
 
-impl fmt::Debug for Lookup {
+impl fmt::Debug for DnsResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lookup(..)")
+        f.write_str("DnsResolver(..)")
     }
 }
 
-impl Resolver for Lookup {
+impl Resolver for DnsResolver {
     fn resolve(
         &self,
         uri: &Uri,
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn lookup(places: &Places, within: Duration) -> Result<ResolvedSocketAddrs, Error> {
-        let lookup = Lookup::new(places.clone());
+        let lookup = DnsResolver::new(places.clone());
         let timeout =
             NextTimeout { after: within.into(), reason: Timeout::Global, ..NextTimeout::default() };
         lookup.resolve(&Uri::from_static("https://127.0.0.1:8443/x"), &Config::default(), timeout)

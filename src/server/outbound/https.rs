@@ -19,7 +19,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 use ureq::unversioned::transport::{Connector, RustlsConnector};
 
-use super::dns::{LOOKUPS_MAX, Lookup};
+use super::dns::{DnsResolver, LOOKUPS_MAX};
 use super::places::Places;
 use super::stream::Dialer;
 use crate::pem::{self, NumberedCertificate};
@@ -56,7 +56,7 @@ pub(in crate::server) fn config(ca: Option<&Path>) -> Result<ConfigBuilder<Agent
 /// What makes the calls; the configuration must bound the time of a whole call.
 pub(in crate::server) fn agent(config: Config) -> Agent {
     debug_assert!(config.timeouts().global.is_some(), "a call without a deadline");
-    Agent::with_parts(config, connector(), Lookup::new(Places::new(LOOKUPS_MAX)))
+    Agent::with_parts(config, connector(), DnsResolver::new(Places::new(LOOKUPS_MAX)))
 }
 
 fn connector() -> impl Connector {

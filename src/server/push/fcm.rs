@@ -68,7 +68,7 @@ pub(super) fn message_name(body: &[u8]) -> Option<String> {
 /// What FCM says is wrong, in its two enums: words of a form that can carry
 /// neither a token nor a line feed.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Complaint {
+pub(super) struct FcmError {
     /// `google.rpc.Code`.
     pub(super) status: Option<String>,
     /// `google.firebase.fcm.v1.ErrorCode`.
@@ -76,12 +76,12 @@ pub(super) struct Complaint {
 }
 
 /// What of a reply's body may be repeated.
-pub(super) fn complaint(body: &[u8]) -> Complaint {
+pub(super) fn complaint(body: &[u8]) -> FcmError {
     let reply: Value = serde_json::from_slice(body).unwrap_or_default();
     let error = &reply["error"];
     let mut details = error["details"].as_array().into_iter().flatten();
     let detail = details.find(|detail| detail["@type"] == FCM_ERROR);
-    Complaint {
+    FcmError {
         status: enum_word(&error["status"]),
         error_code: detail.and_then(|detail| enum_word(&detail["errorCode"])),
     }
@@ -96,7 +96,7 @@ fn enum_word(value: &Value) -> Option<String> {
 }
 
 /// What a refusal comes to, whatever its HTTP status.
-pub(super) fn outcome(complaint: &Complaint) -> WakeOutcome {
+pub(super) fn outcome(complaint: &FcmError) -> WakeOutcome {
     match complaint.error_code.as_deref() {
         Some("UNREGISTERED") => WakeOutcome::Unregistered,
         _ => WakeOutcome::SendFailed,
@@ -113,7 +113,7 @@ pub(super) fn pause(status: u16, retry_after: Option<Duration>) -> Option<Durati
 mod tests {
     use super::*;
 
-    fn refusal(status: &str, kind: &str, code: &str) -> Complaint {
+    fn refusal(status: &str, kind: &str, code: &str) -> FcmError {
         let body = format!(
             r#"{{"error":{{"code":404,"message":"Requested entity was not found.","status":"{status}",
             "details":[{{"@type":"type.googleapis.com/google.rpc.Help","errorCode":5}},
@@ -163,10 +163,10 @@ mod tests {
     fn only_what_looks_like_an_enum_is_repeated() {
         let long = "A".repeat(65);
         for word in ["", "not_found", "A B", "A\\nlevel=ERROR", "ABc", &long, "Ü"] {
-            assert_eq!(refusal(word, FCM_ERROR, word), Complaint::default(), "{word}");
+            assert_eq!(refusal(word, FCM_ERROR, word), FcmError::default(), "{word}");
         }
         for body in ["[]", "{}", r#"{"error":"A"}"#, r#"{"error":{"status":1}}"#, "\u{0}", "{"] {
-            assert_eq!(complaint(body.as_bytes()), Complaint::default(), "{body}");
+            assert_eq!(complaint(body.as_bytes()), FcmError::default(), "{body}");
         }
         let longest = "A_9".repeat(21) + "Z";
         let complaint = refusal(&longest, FCM_ERROR, "QUOTA_2");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
 
-use super::fcm::Complaint;
+use super::fcm::FcmError;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::{DeviceToken, Wake};
 use crate::server::log::duration::GoDuration;
@@ -44,7 +44,7 @@ impl Report {
     pub(super) fn refused(
         outcome: WakeOutcome,
         status: u16,
-        complaint: &Complaint,
+        complaint: &FcmError,
         pause: Option<Duration>,
     ) -> Self {
         let mut words = format!("FCM answered status {status}");
@@ -127,7 +127,7 @@ mod tests {
             words(Report::failed(outcome, failure)),
             "the token endpoint refused, status 400"
         );
-        let complaint = Complaint {
+        let complaint = FcmError {
             status: Some("RESOURCE_EXHAUSTED".into()),
             error_code: Some("QUOTA_EXCEEDED".into()),
         };
@@ -136,7 +136,7 @@ mod tests {
             "FCM answered status 429 RESOURCE_EXHAUSTED QUOTA_EXCEEDED; no wakes for 60 s"
         );
         assert_eq!(
-            words(Report::refused(outcome, 404, &Complaint::default(), None)),
+            words(Report::refused(outcome, 404, &FcmError::default(), None)),
             "FCM answered status 404"
         );
         assert_eq!(

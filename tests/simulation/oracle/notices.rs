@@ -10,7 +10,7 @@ use pyrycode_relay::relay::conn_id::PublicId;
 use super::{Before, Oracle, has_place};
 use crate::world::World;
 
-/// What the storm's binaries close a phone with.
+/// What the chaos's binaries close a phone with.
 pub(super) const ASKED: u16 = 4321;
 
 #[derive(Default)]

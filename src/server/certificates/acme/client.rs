@@ -27,7 +27,7 @@ const PROBLEM: &str = "urn:ietf:params:acme:error:";
 
 /// What went wrong, in words for the operator, and what that means for the next time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub(super) struct AcmeError {
     pub(super) words: String,
     pub(super) failure: Failure,
     /// When to come back, if the authority says so.
@@ -36,7 +36,7 @@ pub(super) struct Trouble {
     pub(super) problem: Option<String>,
 }
 
-impl Trouble {
+impl AcmeError {
     fn new(words: String, failure: Failure) -> Self {
         Self { words, failure, retry_after: None, problem: None }
     }
@@ -77,17 +77,17 @@ impl Reply {
     }
 
     /// The problem (RFC 7807) that it tells of, or that it is no reply to us at all.
-    fn trouble(&self) -> Trouble {
+    fn trouble(&self) -> AcmeError {
         let trouble = match self.json() {
             Value::Object(problem) if (400..500).contains(&self.status) => {
                 let problem = Value::Object(problem);
                 let kind = problem["type"].as_str().and_then(|it| it.strip_prefix(PROBLEM));
-                let trouble = Trouble::refused(describe(&problem));
-                Trouble { problem: kind.map(str::to_owned), ..trouble }
+                let trouble = AcmeError::refused(describe(&problem));
+                AcmeError { problem: kind.map(str::to_owned), ..trouble }
             }
-            _ => Trouble::unreachable(format!("status {}", self.status)),
+            _ => AcmeError::unreachable(format!("status {}", self.status)),
         };
-        Trouble { retry_after: self.retry_after(), ..trouble }
+        AcmeError { retry_after: self.retry_after(), ..trouble }
     }
 }
 
@@ -112,11 +112,11 @@ pub(super) struct Directory {
 
 impl Directory {
     /// Reads it at `url`.
-    pub(super) fn read(caller: &Caller, url: &str) -> Result<Self, Trouble> {
+    pub(super) fn read(caller: &Caller, url: &str) -> Result<Self, AcmeError> {
         let directory = caller.get(url)?.json();
         let url = |name: &str| match directory[name].as_str() {
             Some(url) => Ok(url.to_owned()),
-            None => Err(Trouble::unreachable(format!("no {name} in the directory"))),
+            None => Err(AcmeError::unreachable(format!("no {name} in the directory"))),
         };
         Ok(Self {
             new_nonce: url("newNonce")?,
@@ -145,17 +145,17 @@ impl<'a> Account<'a> {
         key: &'a AccountKey,
         directory: Directory,
         binding: Option<&Binding>,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Self, AcmeError> {
         let mut account = Self { caller, key, directory, url: String::new(), nonce: None };
         let reply = account.sign_in_or_up(binding)?;
         let Some(url) = reply.header("location") else {
-            return Err(Trouble::unreachable("the account has no URL"));
+            return Err(AcmeError::unreachable("the account has no URL"));
         };
         account.url = url.to_owned();
         Ok(account)
     }
 
-    fn sign_in_or_up(&mut self, binding: Option<&Binding>) -> Result<Reply, Trouble> {
+    fn sign_in_or_up(&mut self, binding: Option<&Binding>) -> Result<Reply, AcmeError> {
         let url = self.directory.new_account.clone();
         let mut terms = json!({ "termsOfServiceAgreed": true });
         if binding.is_none() && !self.directory.needs_binding {
@@ -169,7 +169,7 @@ impl<'a> Account<'a> {
             result => return result,
         }
         let Some(binding) = binding else {
-            return Err(Trouble::refused(
+            return Err(AcmeError::refused(
                 "the authority has accounts for its customers only: \
                  give --acme-eab-kid and --acme-eab-hmac-file",
             ));
@@ -179,7 +179,7 @@ impl<'a> Account<'a> {
     }
 
     /// A signed request; its reply is a success.
-    pub(super) fn post(&mut self, url: &str, payload: Option<&Value>) -> Result<Reply, Trouble> {
+    pub(super) fn post(&mut self, url: &str, payload: Option<&Value>) -> Result<Reply, AcmeError> {
         let mut trouble = None;
         for _ in 0..NONCES_MAX {
             let nonce = match self.nonce.take() {
@@ -203,7 +203,7 @@ impl<'a> Account<'a> {
                 break;
             }
         }
-        Err(trouble.unwrap_or_else(|| Trouble::unreachable("no nonce is taken")))
+        Err(trouble.unwrap_or_else(|| AcmeError::unreachable("no nonce is taken")))
     }
 }
 
@@ -219,31 +219,31 @@ impl Caller {
     }
 
     /// Anybody's request; its reply is a success.
-    pub(super) fn get(&self, url: &str) -> Result<Reply, Trouble> {
-        let reply = self.0.get(url).call().map_err(Trouble::unreachable).and_then(read)?;
+    pub(super) fn get(&self, url: &str) -> Result<Reply, AcmeError> {
+        let reply = self.0.get(url).call().map_err(AcmeError::unreachable).and_then(read)?;
         if reply.status == 200 { Ok(reply) } else { Err(reply.trouble()) }
     }
 
-    fn nonce(&self, url: &str) -> Result<String, Trouble> {
-        let reply = self.0.head(url).call().map_err(Trouble::unreachable).and_then(read)?;
+    fn nonce(&self, url: &str) -> Result<String, AcmeError> {
+        let reply = self.0.head(url).call().map_err(AcmeError::unreachable).and_then(read)?;
         match reply.header("replay-nonce") {
             Some(nonce) => Ok(nonce.to_owned()),
-            None => Err(Trouble {
+            None => Err(AcmeError {
                 retry_after: reply.retry_after(),
-                ..Trouble::unreachable("no nonce")
+                ..AcmeError::unreachable("no nonce")
             }),
         }
     }
 
-    fn post(&self, url: &str, body: &str) -> Result<Reply, Trouble> {
+    fn post(&self, url: &str, body: &str) -> Result<Reply, AcmeError> {
         let request = self.0.post(url).header("content-type", "application/jose+json");
-        request.send(body).map_err(Trouble::unreachable).and_then(read)
+        request.send(body).map_err(AcmeError::unreachable).and_then(read)
     }
 }
 
-fn read(response: http::Response<ureq::Body>) -> Result<Reply, Trouble> {
+fn read(response: http::Response<ureq::Body>) -> Result<Reply, AcmeError> {
     let (head, mut body) = response.into_parts();
-    let body = body.with_config().limit(REPLY_MAX).read_to_vec().map_err(Trouble::unreachable)?;
+    let body = body.with_config().limit(REPLY_MAX).read_to_vec().map_err(AcmeError::unreachable)?;
     Ok(Reply { status: head.status.as_u16(), headers: head.headers, body })
 }
 
@@ -251,7 +251,7 @@ fn read(response: http::Response<ureq::Body>) -> Result<Reply, Trouble> {
 mod tests {
     use super::*;
 
-    fn reply(status: u16, body: &str) -> Trouble {
+    fn reply(status: u16, body: &str) -> AcmeError {
         let mut headers = HeaderMap::new();
         headers.insert("retry-after", "7".parse().unwrap());
         Reply { status, headers, body: body.into() }.trouble()

@@ -11,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use serde_json::{Value, json};
 
 use super::challenge::{self, Method, is_token};
-use super::client::{Account, Reply, Trouble, describe};
+use super::client::{Account, AcmeError, Reply, describe};
 use super::schedule::Failure;
 
 /// Between two looks at what the authority works on, unless it says otherwise: the first
@@ -43,21 +43,21 @@ pub(super) enum Answer {
 #[derive(Debug)]
 pub(super) enum Stopped {
     /// The order is worth going on with.
-    Kept(Trouble),
+    Kept(AcmeError),
     /// It is over; another may do better, with another challenge if this one failed.
-    Over { trouble: Trouble, is_challenge: bool },
+    Over { trouble: AcmeError, is_challenge: bool },
 }
 
-fn over(trouble: Trouble) -> Stopped {
+fn over(trouble: AcmeError) -> Stopped {
     Stopped::Over { trouble, is_challenge: false }
 }
 
 /// A lost connection or a busy authority does not end an order; a no does.
-fn kept_or_over(trouble: Trouble) -> Stopped {
+fn kept_or_over(trouble: AcmeError) -> Stopped {
     if is_final(&trouble) { over(trouble) } else { Stopped::Kept(trouble) }
 }
 
-fn is_final(trouble: &Trouble) -> bool {
+fn is_final(trouble: &AcmeError) -> bool {
     trouble.failure == Failure::Refused
         && !matches!(trouble.problem.as_deref(), Some("rateLimited" | "badNonce"))
 }
@@ -85,8 +85,8 @@ impl Order {
         method: Method,
         replaces: Option<&str>,
         now: Duration,
-    ) -> Result<Self, Trouble> {
-        let key = KeyPair::generate().map_err(Trouble::refused)?;
+    ) -> Result<Self, AcmeError> {
+        let key = KeyPair::generate().map_err(AcmeError::refused)?;
         let order = |replaces: Option<&str>| {
             let mut order = json!({ "identifiers": [{ "type": "dns", "value": domain }] });
             if let Some(replaces) = replaces {
@@ -112,7 +112,7 @@ impl Order {
                 is_shown: false,
                 placed_at: now,
             }),
-            None => Err(Trouble::unreachable("the order has no URL")),
+            None => Err(AcmeError::unreachable("the order has no URL")),
         }
     }
 
@@ -146,11 +146,11 @@ impl Order {
                 "pending" | "processing" => {}
                 "valid" => {
                     let Some(url) = order["certificate"].as_str() else {
-                        return Err(over(Trouble::unreachable("the order has no certificate")));
+                        return Err(over(AcmeError::unreachable("the order has no certificate")));
                     };
                     return Ok(account.post(url, None).map_err(kept_or_over)?.body);
                 }
-                status => return Err(over(Trouble::refused(problem(&order, status)))),
+                status => return Err(over(AcmeError::refused(problem(&order, status)))),
             }
             polls.wait(&reply, world)?;
             reply = self.look(account)?;
@@ -163,11 +163,11 @@ impl Order {
 
     fn finalize(&self, account: &mut Account<'_>, order: &Value) -> Result<Reply, Stopped> {
         let Some(url) = order["finalize"].as_str() else {
-            return Err(over(Trouble::unreachable("the order cannot be finalized")));
+            return Err(over(AcmeError::unreachable("the order cannot be finalized")));
         };
         let request = rcgen::CertificateParams::new([self.domain.clone()])
             .and_then(|params| params.serialize_request(&self.key))
-            .map_err(|error| over(Trouble::refused(error)))?;
+            .map_err(|error| over(AcmeError::refused(error)))?;
         let request = data_encoding::BASE64URL_NOPAD.encode(request.der());
         account.post(url, Some(&json!({ "csr": request }))).map_err(kept_or_over)
     }
@@ -209,7 +209,7 @@ impl Order {
                 }
                 "pending" | "processing" => polls.wait(&reply, world)?,
                 status => {
-                    let trouble = Trouble::refused(format!(
+                    let trouble = AcmeError::refused(format!(
                         "{}: {}",
                         self.method.name(),
                         problem(&authorization, status)
@@ -235,7 +235,7 @@ impl Order {
         });
         let Some((method, token, url, status)) = found else {
             let words = "the authority offers neither tls-alpn-01 nor http-01";
-            return Err(over(Trouble::refused(words)));
+            return Err(over(AcmeError::refused(words)));
         };
         self.method = method;
         let authorization = account.key.authorization(token);
@@ -243,7 +243,7 @@ impl Order {
             Method::Http => Answer::Http { token: token.to_owned(), authorization },
             Method::TlsAlpn => {
                 let key = challenge::certificate(&self.domain, &authorization);
-                Answer::Tls(key.map_err(|error| over(Trouble::refused(error)))?)
+                Answer::Tls(key.map_err(|error| over(AcmeError::refused(error)))?)
             }
         }));
         self.is_shown = true;
@@ -279,13 +279,13 @@ impl Polls {
         let asked = reply.retry_after();
         let pause = self.pause(asked, world.now());
         let Some(pause) = pause else {
-            let trouble = Trouble::unreachable("the authority has not come to an end yet");
-            return Err(Stopped::Kept(Trouble { retry_after: asked, ..trouble }));
+            let trouble = AcmeError::unreachable("the authority has not come to an end yet");
+            return Err(Stopped::Kept(AcmeError { retry_after: asked, ..trouble }));
         };
         if world.wait(pause) {
             Ok(())
         } else {
-            Err(Stopped::Kept(Trouble::unreachable("the program ends")))
+            Err(Stopped::Kept(AcmeError::unreachable("the program ends")))
         }
     }
 
@@ -321,11 +321,13 @@ mod tests {
 
     #[test]
     fn what_does_not_end_an_order_keeps_it() {
-        let limited = Trouble { problem: Some("rateLimited".into()), ..Trouble::refused("later") };
-        for trouble in [limited, Trouble::unreachable("status 503")] {
+        let limited =
+            AcmeError { problem: Some("rateLimited".into()), ..AcmeError::refused("later") };
+        for trouble in [limited, AcmeError::unreachable("status 503")] {
             assert!(matches!(kept_or_over(trouble), Stopped::Kept(_)));
         }
-        let gone = Trouble { problem: Some("malformed".into()), ..Trouble::refused("no order") };
+        let gone =
+            AcmeError { problem: Some("malformed".into()), ..AcmeError::refused("no order") };
         assert_eq!(gone.failure, Failure::Refused);
         assert!(matches!(kept_or_over(gone), Stopped::Over { is_challenge: false, .. }));
     }

@@ -96,7 +96,7 @@ impl Schedule {
     }
 
     /// The operator wants what is due to be done now.
-    pub(super) fn nudge(&mut self) {
+    pub(super) fn renew_now(&mut self) {
         (self.ask_at, self.order_from) = (Duration::ZERO, Duration::ZERO);
     }
 
@@ -263,7 +263,7 @@ mod tests {
         let mut schedule = asked(Some((1, 2)), 120 * DAY);
         schedule.on_failure(Failure::Refused, None, now, 0);
         assert!(matches!(schedule.step(now), Step::Wait(_)));
-        schedule.nudge();
+        schedule.renew_now();
         assert_eq!(schedule.step(now), Step::Ask);
         schedule.on_no_windows(now);
         schedule.on_window(Some(Window { start: seconds(1), end: seconds(2) }), None, now, 0);

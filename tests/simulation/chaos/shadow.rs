@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use pyrycode_relay::relay::conn_id::PublicId;
 
-use super::Storm;
+use super::Chaos;
 use super::kinds::Kind;
 use crate::peer::{Peer, Seen, Sending};
 use crate::world::{PeerId, secs};
@@ -50,7 +50,7 @@ impl Shadow {
     }
 }
 
-impl Storm {
+impl Chaos {
     pub(super) fn listen(&mut self) {
         for index in 0..self.shadows.len() {
             let peer = PeerId(index);
@@ -131,7 +131,7 @@ impl Storm {
         shadow.received_from = Some(sender);
     }
 
-    /// The storm is over: whoever lives reads, and nothing is missing.
+    /// The chaos is over: whoever lives reads, and nothing is missing.
     pub(super) fn calm_down(&mut self) {
         self.world.heal();
         for index in 0..self.shadows.len() {
@@ -145,8 +145,8 @@ impl Storm {
         if let Some(oracle) = &self.world.oracle {
             oracle.no_notice_is_missing();
         }
-        let is_open = |storm: &Self, peer: PeerId| {
-            let peer = storm.world.peer(peer);
+        let is_open = |chaos: &Self, peer: PeerId| {
+            let peer = chaos.world.peer(peer);
             !peer.has_ended() && peer.sending == Sending::Open && peer.is_upgraded()
         };
         let mut complete = 0;

@@ -1,4 +1,4 @@
-"""Dead peers found over real cables, at the real times (docs/PROTOCOL.md).
+"""Dead peers found over real links, at the real times (docs/PROTOCOL.md).
 
 Every way to die, in every state, as phone and as binary, all at once on one
 relay: each is released in time, for the right cause, and its place is free at
@@ -259,7 +259,7 @@ def die(relay, victim, fault, state, sender, to):
     state.after(sender, to)
     earliest, latest = state.found
     released, cause = relay.wait_released(victim.conn_id, cut + latest + SOON - time.monotonic())
-    print(f"cables {victim.name}: {cause} {released - cut:.2f} s behind the cut", flush=True)
+    print(f"network_faults {victim.name}: {cause} {released - cut:.2f} s behind the cut", flush=True)
     assert cause == state.cause and began + earliest <= released <= cut + latest
     return released
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use rand::RngExt;
 
-use super::{Shadow, Storm};
+use super::{Chaos, Shadow};
 use crate::peer::{self, Habits, Sending};
 use crate::wire;
 use crate::world::PeerId;
@@ -41,7 +41,7 @@ const KINDS: [(Kind, u32); 8] = [
     (Kind::Firehose, 8),
 ];
 
-impl Storm {
+impl Chaos {
     pub(super) fn kind(&mut self) -> Kind {
         let sum = KINDS.iter().map(|(_, weight)| weight).sum();
         let mut number = self.rng.random_range(0..sum);

@@ -7,15 +7,15 @@
 //! however it is written: `use` groups and aliases, `self`, `super`, globs, and
 //! in expressions.
 
-#[path = "layers/documents.rs"]
+#[path = "architecture/documents.rs"]
 mod documents;
-#[path = "layers/log_keys.rs"]
+#[path = "architecture/log_keys.rs"]
 mod log_keys;
-#[path = "layers/relay_order.rs"]
+#[path = "architecture/relay_order.rs"]
 mod relay_order;
-#[path = "layers/source.rs"]
+#[path = "architecture/source.rs"]
 mod source;
-#[path = "layers/tests.rs"]
+#[path = "architecture/tests.rs"]
 mod tests;
 
 use std::fmt::Write as _;

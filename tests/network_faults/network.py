@@ -1,4 +1,4 @@
-"""Machines made of network namespaces, on one switch, and the cables between.
+"""Machines made of network namespaces, on one switch, and the links between.
 
 The process that calls `build_switch` moves to a namespace of its own, with the
 switch in it. Each `Cable` ends in a namespace of its own, entered thread by

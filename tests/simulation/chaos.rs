@@ -4,7 +4,7 @@
 //! Checked at every step, by these numbers:
 //! 1. A message is delivered to its server-id and nobody else, once, in order and
 //!    byte for byte, without a gap before it; and, where both ends are still open
-//!    when the storm is over, at all. ([`shadow`])
+//!    when the chaos is over, at all. ([`shadow`])
 //! 2. Who does not answer has lost its place 60 s and a tick after the last ping
 //!    that it did answer, and the time in which the relay stood still or did not
 //!    read it. ([`crate::oracle`])
@@ -44,7 +44,7 @@ use crate::world::{PeerId, World};
 use kinds::Kind;
 use shadow::Shadow;
 
-/// What is done at random in one storm.
+/// What is done at random in one chaos.
 const STEPS: usize = 400;
 
 /// One thing that happens.
@@ -66,7 +66,7 @@ enum Action {
 }
 
 /// One world, and what is known of everybody in it.
-struct Storm {
+struct Chaos {
     world: World,
     rng: StdRng,
     replay: Replay,
@@ -87,7 +87,7 @@ struct Storm {
     is_late: bool,
 }
 
-/// What came of a storm.
+/// What came of a chaos.
 #[derive(Debug, Default)]
 struct Outcome {
     /// Of all that crossed the border.
@@ -99,7 +99,7 @@ struct Outcome {
     verdicts: u64,
 }
 
-impl Storm {
+impl Chaos {
     /// The weather depends on the seed.
     fn new(seed: u64, capacity: usize, test: &'static str) -> Self {
         let mut config = Config::default();
@@ -263,7 +263,7 @@ impl Outcome {
 fn sweep(seeds: &[u64], capacity: usize, steps: usize, test: &'static str) -> Outcome {
     let mut sum = Outcome::default();
     for (done, seed) in seeds.iter().enumerate() {
-        let outcome = Storm::new(*seed, capacity, test).run(steps);
+        let outcome = Chaos::new(*seed, capacity, test).run(steps);
         sum.add(&outcome);
         if setting("PYRYCODE_SIM_SEED").is_some() {
             println!("seed {seed}: {outcome:?}");
@@ -277,14 +277,14 @@ fn sweep(seeds: &[u64], capacity: usize, steps: usize, test: &'static str) -> Ou
     sum
 }
 
-/// Seeds of small storms that found something.
+/// Seeds of small chaos runs that found something.
 const REGRESSIONS: [u64; 4] = [217_266, 240_783, 242_091, 266_358];
 
 #[test]
 fn small_storms() {
     let seeds = seeds(40, &REGRESSIONS);
-    let sum = sweep(&seeds, 60, STEPS, "storm::small_storms");
-    // That storms are not all noise; a single one may be.
+    let sum = sweep(&seeds, 60, STEPS, "chaos::small_storms");
+    // That chaos runs are not all noise; a single one may be.
     let count = seeds.len();
     let is_lively = sum.delivered > 30 * count && sum.received > 15 * count;
     let is_rough = sum.verdicts > 2 * count as u64 && sum.takeovers > 0;
@@ -292,16 +292,16 @@ fn small_storms() {
 }
 
 #[test]
-fn a_crowded_storm() {
+fn a_crowded_chaos_run() {
     let peers = setting("PYRYCODE_SIM_PEERS").unwrap_or(500) as usize;
     let count = setting("PYRYCODE_SIM_SEEDS").map_or(4, |count| count.div_ceil(100));
     let seeds: Vec<u64> = seeds(count, &[]).into_iter().take(count as usize).collect();
-    sweep(&seeds, peers, 6 * peers, "storm::a_crowded_storm");
+    sweep(&seeds, peers, 6 * peers, "chaos::a_crowded_chaos_run");
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let hash = |seed| Storm::new(seed, 60, "storm::the_same").run(STEPS).hash;
+    let hash = |seed| Chaos::new(seed, 60, "chaos::the_same").run(STEPS).hash;
     let seed = seeds(1, &[])[0];
     assert_eq!(hash(seed), hash(seed), "(11)");
     assert_ne!(hash(seed), hash(seed + 1), "(11)");

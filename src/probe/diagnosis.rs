@@ -6,14 +6,14 @@ use std::time::Duration;
 
 /// What was found instead of what should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub(super) struct Diagnosis {
     /// What was seen.
     pub(super) found: String,
     /// What is behind it, most likely, and what to do.
     pub(super) advice: Option<String>,
 }
 
-impl Trouble {
+impl Diagnosis {
     pub(super) fn new(found: impl Into<String>) -> Self {
         Self { found: found.into(), advice: None }
     }
@@ -24,8 +24,8 @@ impl Trouble {
 }
 
 /// No answer came.
-pub(super) fn silence(timeout: Duration) -> Trouble {
-    Trouble::new(format!("no answer within {} s", timeout.as_secs_f64())).advise(
+pub(super) fn silence(timeout: Duration) -> Diagnosis {
+    Diagnosis::new(format!("no answer within {} s", timeout.as_secs_f64())).advise(
         "something accepts connections there but does not serve them: a relay that is stuck, \
          another protocol (TLS where plain is spoken, or the reverse; a PROXY header that is \
          waited for), or a proxy whose relay does not answer",
@@ -33,16 +33,16 @@ pub(super) fn silence(timeout: Duration) -> Trouble {
 }
 
 /// The connection ended where an answer should have come.
-pub(super) fn cut_off(how: &str) -> Trouble {
-    Trouble::new(format!("{how} instead of an answer")).advise(
+pub(super) fn cut_off(how: &str) -> Diagnosis {
+    Diagnosis::new(format!("{how} instead of an answer")).advise(
         "another protocol is spoken there (TLS where plain is, or the reverse), the relay \
          expects a PROXY header, or a firewall resets what it does not know",
     )
 }
 
 /// An upgrade was answered with another status than 101.
-pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Trouble {
-    let trouble = Trouble::new(format!("the upgrade was answered {status}"));
+pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Diagnosis {
+    let trouble = Diagnosis::new(format!("the upgrade was answered {status}"));
     let redirected;
     let advice = match status {
         200..=299 | 426 => {
@@ -92,8 +92,8 @@ pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Trouble {
 }
 
 /// `/healthz` was answered with another status than 200.
-pub(super) fn unwell(status: u16) -> Trouble {
-    let trouble = Trouble::new(format!("/healthz answers {status}"));
+pub(super) fn unwell(status: u16) -> Diagnosis {
+    let trouble = Diagnosis::new(format!("/healthz answers {status}"));
     match status {
         502..=504 => trouble.advise(
             "a proxy in between does not reach the relay: see that it runs, and that the proxy \

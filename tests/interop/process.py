@@ -9,7 +9,8 @@ import termios
 import time
 
 from harness import LATE, SOON, Relay, main, program, wait_until
-from rawpeer import TEXT, Honest, RawPeer, close_frame, envelope, frame, head, pair, upgrade
+from rawpeer import (
+    TEXT, Honest, RawPeer, close_frame, envelope, frame, head, notice, pair, upgrade)
 
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
@@ -139,6 +140,7 @@ def who_is_closing_already_hears_nothing_more(relay):
     relay.wait_connected(1, 0)
     relay.signal()
     assert phone.read_only_close() == (1007, "frame is not valid JSON")
+    assert binary.read_message() == notice(phone, 1007)
     assert binary.read_only_close() == (1001, "shutting down")
 
 

@@ -160,7 +160,7 @@ fn run(
         server = server.with_tls(source)?;
     }
     if let Some(operator) = operator {
-        operator.serve(&server.post(), sink)?;
+        operator.serve(&server.handle(), sink)?;
     }
     let metrics_listen = metrics_listen.map(|address| address.to_string());
     for listen in bound {

@@ -31,7 +31,7 @@ use serde_json::value::RawValue;
 use self::diagnosis::Diagnosis;
 use self::peer::{Heard, Peer, Role};
 use self::percentiles::Figures;
-use self::report::{Finding, Report, millis};
+use self::report::{Finding, ProbeReport, millis};
 use self::stream::{Stream, Timed};
 use self::tls::Trust;
 
@@ -70,7 +70,7 @@ pub struct Plan {
 
 /// Examines and reports to `out`: whether all is well.
 pub fn run(plan: &Plan, out: &mut dyn Write, style: Style) -> bool {
-    let mut report = Report::new(out, plan.form, style);
+    let mut report = ProbeReport::new(out, plan.form, style);
     // Where it ended is in the report.
     let _ = examine(plan, &mut report);
     report.end(&plan.target.to_string())
@@ -83,7 +83,7 @@ struct Way<'a> {
     trust: Option<Trust>,
 }
 
-fn examine(plan: &Plan, report: &mut Report<'_>) -> Option<()> {
+fn examine(plan: &Plan, report: &mut ProbeReport<'_>) -> Option<()> {
     let (way, mut stream) = find_way(plan, report)?;
     let (timeout, target) = (plan.timeout, &plan.target);
     let health = report.step("health", |_| {
@@ -139,7 +139,7 @@ fn examine(plan: &Plan, report: &mut Report<'_>) -> Option<()> {
     Some(())
 }
 
-fn find_way<'a>(plan: &'a Plan, report: &mut Report<'_>) -> Option<(Way<'a>, Stream)> {
+fn find_way<'a>(plan: &'a Plan, report: &mut ProbeReport<'_>) -> Option<(Way<'a>, Stream)> {
     let (target, timeout) = (&plan.target, plan.timeout);
     let addresses = report.step("resolve", |_| {
         let addresses = stream::resolve(&target.host, target.port, timeout)?;

@@ -7,7 +7,8 @@ mod core;
 mod event_loop;
 pub mod fitting;
 pub mod log;
-pub mod mailbox;
+mod mailbox;
+pub mod messages;
 pub mod net;
 pub mod os;
 mod outbound;
@@ -15,4 +16,4 @@ pub mod push;
 
 pub use core::Core;
 pub use event_loop::Server;
-pub use mailbox::{LoopHandle, Message};
+pub use messages::{LoopHandle, LoopMessage};

@@ -79,14 +79,14 @@ struct Step {
     figures: Map<String, Value>,
 }
 
-pub(super) struct Report<'a> {
+pub(super) struct ProbeReport<'a> {
     out: &'a mut dyn Write,
     style: Style,
     form: Form,
     steps: Vec<Step>,
 }
 
-impl<'a> Report<'a> {
+impl<'a> ProbeReport<'a> {
     pub(super) fn new(out: &'a mut dyn Write, form: Form, style: Style) -> Self {
         Self { out, style, form, steps: Vec::new() }
     }
@@ -220,7 +220,7 @@ mod tests {
 
     fn reported(form: Form, style: Style) -> (bool, String) {
         let mut out = Vec::new();
-        let mut report = Report::new(&mut out, form, style);
+        let mut report = ProbeReport::new(&mut out, form, style);
         report.step("one", |_| Ok(((), Finding::new("fine").with("days", 3))));
         report.step("two", |_| Ok(((), Finding::new("so-so").warn("see to it"))));
         report.step("three", |_| Err::<((), _), _>(Diagnosis::new("bad").advise("mend it")));
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn nobody_else_writes_to_the_terminal() {
         let mut out = Vec::new();
-        let mut report = Report::new(&mut out, Form::Lines, Style::default());
+        let mut report = ProbeReport::new(&mut out, Form::Lines, Style::default());
         let bad = || Diagnosis::new("\x1b[2J\r\n").advise("\u{9b}2J");
         report.step("one", |_| Err::<((), _), _>(bad()));
         let text = String::from_utf8(out).unwrap();

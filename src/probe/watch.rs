@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::clock;
 use super::diagnosis::Diagnosis;
 use super::peer::{Heard, Peer};
-use super::report::{Finding, Report, millis};
+use super::report::{Finding, ProbeReport, millis};
 
 /// The name of the step.
 pub(super) const NAME: &str = "watch";
@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Watches a peer to which nothing is sent but pings, for `time`.
 pub(super) fn watch(
-    report: &mut Report<'_>,
+    report: &mut ProbeReport<'_>,
     peer: &mut Peer,
     time: Duration,
     timeout: Duration,

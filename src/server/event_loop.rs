@@ -33,7 +33,8 @@ use crate::config::{BUFFER_MEMORY, ListenerProtocol, READ_SIZE};
 use crate::relay::{ConnId, Effect, Input, ListenerKind};
 use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::core::Core;
-use crate::server::mailbox::{LoopHandle, Mailbox};
+use crate::server::mailbox::Mailbox;
+use crate::server::messages::{LoopHandle, LoopMessage};
 use crate::server::net::listener::{Accepted, Listener, Listeners, is_exhaustion};
 use crate::server::net::socket::{Buffers, Received, Socket, Sockets};
 use crate::server::net::tls_stats;
@@ -86,7 +87,7 @@ pub struct Server<C> {
     tls_stats: tls_stats::Stats,
     renewer: Option<RenewerHandle>,
     signals: Option<Signals>,
-    mailbox: Mailbox,
+    mailbox: Mailbox<LoopMessage>,
     /// Where push wakes are carried out; `None`: nowhere.
     push: Option<push::Handle>,
     /// Who is told how the loop fares; `None`: nobody.
@@ -155,8 +156,8 @@ impl<C: Core> Server<C> {
 
     /// Where other threads may write to the loop.
     #[must_use]
-    pub fn post(&self) -> LoopHandle {
-        self.mailbox.post()
+    pub fn handle(&self) -> LoopHandle {
+        self.mailbox.handle()
     }
 
     /// Runs until a signal has come and every peer has gone, or the time for that

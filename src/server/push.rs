@@ -35,13 +35,13 @@ use self::client::Client;
 use self::credentials::Credentials;
 use self::in_flight::InFlight;
 use self::pause::Pause;
-use self::report::Report;
+use self::report::WakeReport;
 use self::service::Service;
 use self::tokens::Tokens;
 use crate::config::PushWake;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
-use crate::server::mailbox::{LoopHandle, Message};
+use crate::server::messages::{LoopHandle, LoopMessage};
 use crate::server::os::clock::monotonic;
 
 /// The longest that one call takes, looking the name up and reading the reply
@@ -93,26 +93,26 @@ impl Push {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub(super) fn start(self, post: LoopHandle) -> io::Result<Handle> {
+    pub(super) fn start(self, to_loop: LoopHandle) -> io::Result<Handle> {
         let (queue, wakes) = mpsc::channel();
         let in_flight = Arc::<InFlight>::default();
         let handle = Handle { queue, in_flight: Arc::clone(&in_flight) };
         thread::Builder::new().name("push".into()).spawn(move || {
             for wake in wakes {
-                self.call(wake, &in_flight, &post);
+                self.call(wake, &in_flight, &to_loop);
             }
         })?;
         Ok(handle)
     }
 
     /// Carries a wake out on a thread of its own.
-    fn call(&self, wake: Wake, in_flight: &Arc<InFlight>, post: &LoopHandle) {
+    fn call(&self, wake: Wake, in_flight: &Arc<InFlight>, to_loop: &LoopHandle) {
         let wake = Arc::new(wake);
         let Some(number) = in_flight.begin(&wake, monotonic()) else { return };
-        let (flights, sender) = (Arc::clone(in_flight), post.clone());
-        let end = move |report: &Report| {
+        let (flights, sender) = (Arc::clone(in_flight), to_loop.clone());
+        let end = move |report: &WakeReport| {
             flights.end(number, report, monotonic());
-            sender.send(Message::WakeDone(report.outcome()));
+            sender.send(LoopMessage::WakeDone(report.outcome()));
         };
         if let Some(report) = self.0.paused() {
             return end(&report);
@@ -123,7 +123,7 @@ impl Push {
             .stack_size(STACK)
             .spawn(move || end(&service.send(&wake)));
         if let Err(error) = started {
-            end_here(&Report::dropped(format_args!("no thread for the call: {error}")));
+            end_here(&WakeReport::dropped(format_args!("no thread for the call: {error}")));
         }
     }
 }
@@ -158,7 +158,7 @@ impl Drop for Handle {
 
 /// Tells the log of a wake that could not be handed over, and gives its outcome.
 pub(super) fn not_handed_over(wake: &Wake) -> WakeOutcome {
-    let report = Report::dropped("push wake has ended");
+    let report = WakeReport::dropped("push wake has ended");
     report.log(wake, Duration::ZERO);
     report.outcome()
 }

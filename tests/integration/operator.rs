@@ -188,7 +188,7 @@ fn a_stranger_is_closed_without_an_answer() {
         let operator = AdminListener::bind(SocketAddr::from(([0; 4], 0)), &allowed).unwrap();
         let port = operator.local_addr().unwrap().port();
         let sink = Sink::start(LogFormat::Logfmt, LevelFilter::Off, std::io::sink()).unwrap();
-        operator.serve(&server.post(), &sink).unwrap();
+        operator.serve(&server.handle(), &sink).unwrap();
         SocketAddr::from((own, port))
     };
     let (closed, opened) = (open(&["198.51.100.0/24"]), open(&[&format!("{own}/32")]));

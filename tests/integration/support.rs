@@ -77,7 +77,7 @@ pub fn watch(server: &Server<Relay>) -> SocketAddr {
     let operator = AdminListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &[]).unwrap();
     let metrics = operator.local_addr().unwrap();
     let sink = Sink::start(LogFormat::Logfmt, LevelFilter::Off, io::sink()).unwrap();
-    operator.serve(&server.post(), &sink).unwrap();
+    operator.serve(&server.handle(), &sink).unwrap();
     metrics
 }
 

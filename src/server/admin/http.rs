@@ -34,7 +34,7 @@ use crate::relay::refusals::Refusals;
 use crate::server::admin::metrics::{self, Surroundings};
 use crate::server::admin::process::Usage;
 use crate::server::log::Sink;
-use crate::server::mailbox::{LoopHandle, Message, Report};
+use crate::server::messages::{LoopHandle, LoopMessage, LoopSnapshot};
 use crate::server::net::listener::is_exhaustion;
 use crate::server::os::clock::{monotonic, wall_time};
 use crate::server::os::date;
@@ -141,12 +141,12 @@ impl AdminListener {
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub fn serve(self, post: &LoopHandle, sink: &Sink) -> io::Result<()> {
+    pub fn serve(self, to_loop: &LoopHandle, sink: &Sink) -> io::Result<()> {
         let started = wall_time();
         for _ in 0..THREADS {
             let clerk = AdminWorker {
                 door: Arc::clone(&self.door),
-                post: post.clone(),
+                to_loop: to_loop.clone(),
                 sink: sink.clone(),
                 started,
                 unanswered: None,
@@ -160,12 +160,12 @@ impl AdminListener {
 /// One of the threads.
 struct AdminWorker {
     door: Arc<Door>,
-    post: LoopHandle,
+    to_loop: LoopHandle,
     sink: Sink,
     /// When the process started, since 1970.
     started: Duration,
     /// What the loop was asked and has not answered in time.
-    unanswered: Option<Receiver<Report>>,
+    unanswered: Option<Receiver<LoopSnapshot>>,
 }
 
 impl AdminWorker {
@@ -252,7 +252,7 @@ impl AdminWorker {
     }
 
     fn ready(&mut self, request: &Request<'_>) -> Vec<u8> {
-        let Some(Report { relay, .. }) = self.report() else { return stuck().bytes(request) };
+        let Some(LoopSnapshot { relay, .. }) = self.report() else { return stuck().bytes(request) };
         let is_ready = !relay.is_draining && relay.connections < relay.connections_max;
         let mut answer = Vec::new();
         response::ready(is_ready, &date::now(), &mut answer);
@@ -272,13 +272,13 @@ impl AdminWorker {
 
     /// Asks the loop, unless it still owes an answer: however long it is stuck, one
     /// question of each thread waits for it.
-    fn report(&mut self) -> Option<Report> {
+    fn report(&mut self) -> Option<LoopSnapshot> {
         // An answer that came late is old by now.
         let owed =
             self.unanswered.take().filter(|owed| owed.try_recv() == Err(TryRecvError::Empty));
         let reply = owed.unwrap_or_else(|| {
             let (reply, answer) = mpsc::sync_channel(1);
-            self.post.send(Message::Report(reply));
+            self.to_loop.send(LoopMessage::Snapshot(reply));
             answer
         });
         match reply.recv_timeout(LOOP_PATIENCE) {
@@ -457,18 +457,18 @@ mod tests {
         let sink = Sink::start(LogFormat::Logfmt, ::log::LevelFilter::Off, io::sink()).unwrap();
         let mut clerk = AdminWorker {
             door: AdminListener::bind("127.0.0.1:0".parse().unwrap(), &[]).unwrap().door,
-            post: mailbox.post(),
+            to_loop: mailbox.handle(),
             sink,
             started: Duration::ZERO,
             unanswered: None,
         };
         assert_eq!(clerk.report(), None);
-        let Some(Message::Report(reply)) = mailbox.take() else { panic!("it was not asked") };
+        let Some(LoopMessage::Snapshot(reply)) = mailbox.take() else { panic!("it was not asked") };
         assert_eq!(clerk.report(), None);
         assert!(mailbox.take().is_none(), "it was asked again");
 
         let counting = |binaries| {
-            let mut report = Report::default();
+            let mut report = LoopSnapshot::default();
             report.relay.binaries = binaries;
             report
         };
@@ -477,7 +477,7 @@ mod tests {
         let until = monotonic() + PATIENCE;
         let reply = loop {
             match mailbox.take() {
-                Some(Message::Report(reply)) => break reply,
+                Some(LoopMessage::Snapshot(reply)) => break reply,
                 Some(other) => panic!("{other:?}"),
                 None => thread::yield_now(),
             }

@@ -19,7 +19,7 @@ use crate::relay::Snapshot;
 use crate::relay::envelope::Dropped;
 use crate::relay::stats::{self, Outcome, ProxyRefusal, WakeOutcome};
 use crate::server::admin::process::Usage;
-use crate::server::mailbox::Report;
+use crate::server::messages::LoopSnapshot;
 use crate::server::net::tls_stats;
 
 /// The media type of [`text`].
@@ -42,8 +42,8 @@ pub(in crate::server) struct Surroundings {
 }
 
 /// Everything, ready to be scraped.
-pub(in crate::server) fn text(report: &Report, around: &Surroundings) -> String {
-    let Report { relay: snapshot, tls } = report;
+pub(in crate::server) fn text(report: &LoopSnapshot, around: &Surroundings) -> String {
+    let LoopSnapshot { relay: snapshot, tls } = report;
     let mut families = Families(Vec::new());
     families.relay(snapshot);
     families.traffic(&snapshot.stats);
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_histogram_is_cumulative_and_in_seconds() {
-        let mut report = Report::default();
+        let mut report = LoopSnapshot::default();
         for millis in [1, 2, 2, 300, 100_000] {
             report.relay.stats.round_trips.observe(Duration::from_millis(millis));
         }

@@ -31,14 +31,14 @@ use self::cache::Cache;
 use self::challenge::Method;
 use self::client::{Account, AcmeError, Caller, Directory};
 use self::key::AccountKey;
-use self::order::{Answer, Order, Stopped, World};
+use self::order::{ChallengeAnswer, Order, Stopped, World};
 use self::renewal_info::{Window, certificate_id};
 use self::schedule::{Schedule, Step};
 use crate::config::Acme;
 use crate::server::certificates::Certified;
 use crate::server::certificates::certificate::{Certificate, Handshakes};
 use crate::server::certificates::renewer_handle::RenewerHandle;
-use crate::server::mailbox::{Challenge, LoopHandle, Message};
+use crate::server::messages::{Challenge, LoopHandle, LoopMessage};
 use crate::server::os::clock::wall_time;
 
 /// The loop takes its mail at once, unless it has ended.
@@ -63,11 +63,11 @@ impl Fetcher {
     ///
     /// # Errors
     /// If there is no cache directory and none can be made, or no thread.
-    pub(in crate::server) fn start(self, post: LoopHandle) -> io::Result<RenewerHandle> {
+    pub(in crate::server) fn start(self, to_loop: LoopHandle) -> io::Result<RenewerHandle> {
         self.cache.create()?;
         let (nudges, asked) = mpsc::sync_channel(1);
         let schedule = Schedule::new(self.certificate.as_ref().map(validity));
-        let renewal = Renewal { fetcher: self, asked, post, schedule, order: None };
+        let renewal = Renewal { fetcher: self, asked, to_loop, schedule, order: None };
         thread::Builder::new().name("acme".into()).spawn(move || renewal.run())?;
         Ok(RenewerHandle::new(nudges))
     }
@@ -77,7 +77,7 @@ impl Fetcher {
 struct Renewal {
     fetcher: Fetcher,
     asked: Receiver<()>,
-    post: LoopHandle,
+    to_loop: LoopHandle,
     schedule: Schedule,
     /// One that is under way.
     order: Option<Order>,
@@ -151,7 +151,7 @@ impl Renewal {
         }
         let certified = Certified::new(&self.fetcher.handshakes, &certificate);
         self.fetcher.certificate = Some(certificate);
-        self.post.send(Message::Certificate(Some(certified)));
+        self.to_loop.send(LoopMessage::Certificate(Some(certified)));
     }
 
     fn on_trouble(&mut self, trouble: &AcmeError) {
@@ -161,11 +161,11 @@ impl Renewal {
             domain = self.fetcher.acme.domain, err = words, retry_in_s = pause.as_secs();
             "certificate_refused"
         );
-        self.post.send(Message::Certificate(None));
+        self.to_loop.send(LoopMessage::Certificate(None));
     }
 
     fn fetch(&mut self) -> Result<Certificate, AcmeError> {
-        let Self { fetcher, order: under_way, asked, post, .. } = self;
+        let Self { fetcher, order: under_way, asked, to_loop, .. } = self;
         let Fetcher { acme, cache, caller, .. } = &*fetcher;
         cache.try_write().map_err(AcmeError::refused)?;
         let account_key = account_key(cache)?;
@@ -176,7 +176,7 @@ impl Renewal {
         let replaces = replaces.filter(|_| account.directory.renewal_info.is_some());
         let mut world = Surroundings {
             asked,
-            post,
+            to_loop,
             domain: &acme.domain,
             handshakes: &fetcher.handshakes,
             certificate: fetcher.certificate.as_ref(),
@@ -251,7 +251,7 @@ fn account_key(cache: &Cache) -> Result<AccountKey, AcmeError> {
 /// What an order waits in and is heard through.
 struct Surroundings<'a> {
     asked: &'a Receiver<()>,
-    post: &'a LoopHandle,
+    to_loop: &'a LoopHandle,
     domain: &'a str,
     handshakes: &'a Handshakes,
     certificate: Option<&'a Certificate>,
@@ -266,17 +266,19 @@ impl World for Surroundings<'_> {
         !matches!(self.asked.recv_timeout(time), Err(RecvTimeoutError::Disconnected))
     }
 
-    fn answer(&mut self, answer: Option<Answer>) {
+    fn answer(&mut self, answer: Option<ChallengeAnswer>) {
         let challenge = match answer {
-            Some(Answer::Http { token, authorization }) => Challenge::Http(token, authorization),
-            Some(Answer::Tls(key)) => {
+            Some(ChallengeAnswer::Http { token, authorization }) => {
+                Challenge::Http(token, authorization)
+            }
+            Some(ChallengeAnswer::Tls(key)) => {
                 log::debug!(domain = self.domain; "challenge_published");
                 Challenge::Tls(self.handshakes.with_challenge(self.certificate, Arc::new(key)))
             }
             None => Challenge::None(self.handshakes.with(self.certificate)),
         };
         let (taken, is_taken) = mpsc::sync_channel(1);
-        self.post.send(Message::Challenge { challenge, taken });
+        self.to_loop.send(LoopMessage::Challenge { challenge, taken });
         let _ = is_taken.recv_timeout(MAIL_TIMEOUT);
     }
 }

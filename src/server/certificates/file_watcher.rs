@@ -19,7 +19,7 @@ use crate::config::PairFiles;
 use crate::server::certificates::Certified;
 use crate::server::certificates::certificate::{BadPair, Certificate, Handshakes, read_pair};
 use crate::server::certificates::renewer_handle::RenewerHandle;
-use crate::server::mailbox::{LoopHandle, Message};
+use crate::server::messages::{LoopHandle, LoopMessage};
 use crate::server::os::clock::wall_time;
 
 /// Between two looks. A change is served within two of them.
@@ -60,11 +60,11 @@ pub(super) fn start(
     files: PairFiles,
     seen: Stamps,
     handshakes: Handshakes,
-    post: LoopHandle,
+    to_loop: LoopHandle,
 ) -> io::Result<RenewerHandle> {
     let (nudges, asked) = mpsc::sync_channel(1);
     let watcher = Watcher { files, handshakes, read: seen, last: seen, retry_at: None };
-    thread::Builder::new().name("tls-files".into()).spawn(move || watcher.run(&asked, &post))?;
+    thread::Builder::new().name("tls-files".into()).spawn(move || watcher.run(&asked, &to_loop))?;
     Ok(RenewerHandle::new(nudges))
 }
 
@@ -80,7 +80,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn run(mut self, asked: &Receiver<()>, post: &LoopHandle) {
+    fn run(mut self, asked: &Receiver<()>, to_loop: &LoopHandle) {
         loop {
             let is_asked = match asked.recv_timeout(LOOK_INTERVAL) {
                 Ok(()) => true,
@@ -92,7 +92,7 @@ impl Watcher {
             let is_due = self.retry_at.is_some_and(|begin| wall_time() >= begin);
             if is_asked || is_due || stands_still && now != self.read {
                 self.read = now;
-                post.send(Message::Certificate(self.reload()));
+                to_loop.send(LoopMessage::Certificate(self.reload()));
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::server::certificates::certificate::{Certificate, Handshakes, Pair, re
 use crate::server::certificates::file_watcher::{self, Stamps};
 use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::fitting::Warning;
-use crate::server::mailbox::LoopHandle;
+use crate::server::messages::LoopHandle;
 use crate::server::os::clock::wall_time;
 
 /// Why TLS cannot be had as configured: one to three lines for the operator.
@@ -145,12 +145,12 @@ impl Source {
     }
 
     /// Starts the thread that posts what to serve later.
-    pub(in crate::server) fn start(self, post: LoopHandle) -> io::Result<RenewerHandle> {
+    pub(in crate::server) fn start(self, to_loop: LoopHandle) -> io::Result<RenewerHandle> {
         match self.kind {
             Kind::Own { handshakes, files, seen, .. } => {
-                file_watcher::start(files, seen, handshakes, post)
+                file_watcher::start(files, seen, handshakes, to_loop)
             }
-            Kind::Automatic(fetcher) => fetcher.start(post),
+            Kind::Automatic(fetcher) => fetcher.start(to_loop),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{Core, Server};
 use crate::relay::Input;
 use crate::server::certificates::Certified;
 use crate::server::certificates::source::Source;
-use crate::server::mailbox::{Challenge, Message, Report};
+use crate::server::messages::{Challenge, LoopMessage, LoopSnapshot};
 use crate::server::os::clock::wall_time;
 use crate::server::os::systemd::Notifier;
 use crate::server::push::{self, Push};
@@ -22,7 +22,7 @@ impl<C: Core> Server<C> {
     /// # Errors
     /// If its thread cannot be started.
     pub fn with_push(mut self, push: Option<Push>) -> io::Result<Self> {
-        self.push = push.map(|push| push.start(self.post())).transpose()?;
+        self.push = push.map(|push| push.start(self.handle())).transpose()?;
         Ok(self)
     }
 
@@ -38,7 +38,7 @@ impl<C: Core> Server<C> {
         if let Some(certified) = certified {
             self.serve(certified);
         }
-        self.renewer = Some(source.start(self.post())?);
+        self.renewer = Some(source.start(self.handle())?);
         Ok(self)
     }
 
@@ -68,19 +68,19 @@ impl<C: Core> Server<C> {
     pub(super) fn on_mail(&mut self, now: Instant) {
         while let Some(message) = self.mailbox.take() {
             match message {
-                Message::Report(reply) => {
+                LoopMessage::Snapshot(reply) => {
                     let report =
-                        Report { relay: self.core.snapshot(), tls: self.tls_stats.clone() };
+                        LoopSnapshot { relay: self.core.snapshot(), tls: self.tls_stats.clone() };
                     // Whoever asked may have given up.
                     let _ = reply.try_send(report);
                 }
-                Message::WakeDone(outcome) => self.core.handle(Input::WakeDone(outcome), now),
-                Message::Certificate(Some(certified)) => {
+                LoopMessage::WakeDone(outcome) => self.core.handle(Input::WakeDone(outcome), now),
+                LoopMessage::Certificate(Some(certified)) => {
                     self.tls_stats.reloads += 1;
                     self.serve(certified);
                 }
-                Message::Certificate(None) => self.tls_stats.failed_reloads += 1,
-                Message::Challenge { challenge, taken } => {
+                LoopMessage::Certificate(None) => self.tls_stats.failed_reloads += 1,
+                LoopMessage::Challenge { challenge, taken } => {
                     self.answer(challenge, now);
                     // Whoever waits may have given up.
                     let _ = taken.try_send(());

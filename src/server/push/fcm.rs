@@ -31,11 +31,11 @@ pub(super) fn send_url(endpoint: &str, project_id: &str) -> String {
 
 #[derive(Serialize)]
 struct Request<'a> {
-    message: Message<'a>,
+    message: FcmMessage<'a>,
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct FcmMessage<'a> {
     token: &'a str,
     android: Android,
 }
@@ -47,7 +47,7 @@ struct Android {
 
 /// A message without data, of high priority: it wakes the app and says nothing.
 pub(super) fn message(token: &str) -> String {
-    let request = Request { message: Message { token, android: Android { priority: "HIGH" } } };
+    let request = Request { message: FcmMessage { token, android: Android { priority: "HIGH" } } };
     serde_json::to_string(&request).expect("strings become JSON")
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::report::Report;
+use super::report::WakeReport;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
 
@@ -31,7 +31,7 @@ struct Flight {
 impl Flight {
     fn cut_short(&self, now: Instant) {
         let words = "the relay ended before an answer came";
-        Report::Failed(WakeOutcome::SendFailed, words.into()).log(&self.wake, now - self.began);
+        WakeReport::Failed(WakeOutcome::SendFailed, words.into()).log(&self.wake, now - self.began);
     }
 }
 
@@ -52,7 +52,7 @@ impl InFlight {
     }
 
     /// A wake has come to its end, which is logged, unless it was cut short before.
-    pub(super) fn end(&self, number: u64, report: &Report, now: Instant) {
+    pub(super) fn end(&self, number: u64, report: &WakeReport, now: Instant) {
         let flight = self.lock().wakes.remove(&number);
         if let Some(Flight { wake, began }) = flight {
             report.log(&wake, now - began);
@@ -86,11 +86,11 @@ mod tests {
         let [first, second] =
             [0; 2].map(|_| in_flight.begin(&wake, monotonic()).expect("it is not over"));
         assert_ne!(first, second);
-        in_flight.end(first, &Report::Sent(None), monotonic());
+        in_flight.end(first, &WakeReport::Sent(None), monotonic());
         assert_eq!(in_flight.lock().wakes.keys().copied().collect::<Vec<_>>(), [second]);
         in_flight.close(monotonic());
         assert!(in_flight.lock().wakes.is_empty());
-        in_flight.end(second, &Report::Sent(None), monotonic());
+        in_flight.end(second, &WakeReport::Sent(None), monotonic());
         assert_eq!(in_flight.begin(&wake, monotonic()), None);
     }
 }

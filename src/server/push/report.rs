@@ -23,14 +23,14 @@ pub(super) struct Failure {
 
 /// How a wake ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Report {
+pub(super) enum WakeReport {
     /// FCM has taken it, and has perhaps said under which name.
     Sent(Option<String>),
     /// It has not; the words are for the log.
     Failed(WakeOutcome, String),
 }
 
-impl Report {
+impl WakeReport {
     pub(super) fn failed(outcome: WakeOutcome, failure: Failure) -> Self {
         let Failure { status, cause } = failure;
         let words = match status {
@@ -116,15 +116,15 @@ mod tests {
     #[test]
     fn a_failure_is_told_in_a_few_words() {
         let words = |report| match report {
-            Report::Failed(_, words) => words,
-            Report::Sent(_) => panic!("it is sent"),
+            WakeReport::Failed(_, words) => words,
+            WakeReport::Sent(_) => panic!("it is sent"),
         };
         let outcome = WakeOutcome::SendFailed;
         let cause = "the token endpoint refused";
-        assert_eq!(words(Report::failed(outcome, Failure { status: None, cause })), cause);
+        assert_eq!(words(WakeReport::failed(outcome, Failure { status: None, cause })), cause);
         let failure = Failure { status: Some(400), cause };
         assert_eq!(
-            words(Report::failed(outcome, failure)),
+            words(WakeReport::failed(outcome, failure)),
             "the token endpoint refused, status 400"
         );
         let complaint = FcmError {
@@ -132,15 +132,15 @@ mod tests {
             error_code: Some("QUOTA_EXCEEDED".into()),
         };
         assert_eq!(
-            words(Report::refused(outcome, 429, &complaint, Some(Duration::from_secs(60)))),
+            words(WakeReport::refused(outcome, 429, &complaint, Some(Duration::from_secs(60)))),
             "FCM answered status 429 RESOURCE_EXHAUSTED QUOTA_EXCEEDED; no wakes for 60 s"
         );
         assert_eq!(
-            words(Report::refused(outcome, 404, &FcmError::default(), None)),
+            words(WakeReport::refused(outcome, 404, &FcmError::default(), None)),
             "FCM answered status 404"
         );
         assert_eq!(
-            words(Report::paused(Duration::from_millis(41_200))),
+            words(WakeReport::paused(Duration::from_millis(41_200))),
             "FCM asked for a pause, 42 s of it are left"
         );
     }

@@ -9,7 +9,7 @@ use super::client::Client;
 use super::credentials::Credentials;
 use super::fcm;
 use super::pause::Pause;
-use super::report::{Failure, Report};
+use super::report::{Failure, WakeReport};
 use super::tokens::{self, AccessToken, Tokens};
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
@@ -26,19 +26,19 @@ pub(super) struct Service {
 
 impl Service {
     /// That the wake is dropped, if FCM wants no calls now.
-    pub(super) fn paused(&self) -> Option<Report> {
-        self.pause.left(monotonic()).map(Report::paused)
+    pub(super) fn paused(&self) -> Option<WakeReport> {
+        self.pause.left(monotonic()).map(WakeReport::paused)
     }
 
     /// Sends with the token at hand; should FCM refuse that, once more with a fresh
     /// one.
-    pub(super) fn send(&self, wake: &Wake) -> Report {
+    pub(super) fn send(&self, wake: &Wake) -> WakeReport {
         let body = fcm::message(wake.device.reveal());
         let mut is_fresh = false;
         loop {
             let token = match self.access_token() {
                 Ok(token) => token,
-                Err(failure) => return Report::failed(WakeOutcome::TokenFetchFailed, failure),
+                Err(failure) => return WakeReport::failed(WakeOutcome::TokenFetchFailed, failure),
             };
             // Others may have been refused meanwhile.
             if let Some(paused) = self.paused() {
@@ -49,7 +49,7 @@ impl Service {
                 Ok(reply) => reply,
                 Err(cause) => {
                     let failure = Failure { status: None, cause };
-                    return Report::failed(WakeOutcome::SendFailed, failure);
+                    return WakeReport::failed(WakeOutcome::SendFailed, failure);
                 }
             };
             let status = reply.status();
@@ -66,7 +66,7 @@ impl Service {
                 // It should hold neither; a name that does is not told.
                 let secrets = [wake.device.reveal(), token.reveal()];
                 let name = name.filter(|name| !secrets.iter().any(|it| name.contains(it)));
-                return Report::Sent(name);
+                return WakeReport::Sent(name);
             }
             let pause = fcm::pause(status, reply.retry_after());
             if let Some(pause) = pause {
@@ -74,7 +74,7 @@ impl Service {
             }
             let complaint = fcm::complaint(&reply.read());
             let outcome = fcm::outcome(&complaint);
-            return Report::refused(outcome, status, &complaint, pause);
+            return WakeReport::refused(outcome, status, &complaint, pause);
         }
     }
 

@@ -50,7 +50,7 @@ pub(super) struct Grant {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct TokenReply {
     access_token: String,
     expires_in: u64,
 }
@@ -64,7 +64,7 @@ pub(super) fn grant(status: u16, body: &[u8]) -> Result<Grant, &'static str> {
         return Err("the token endpoint refused");
     }
     match serde_json::from_slice(body) {
-        Ok(Answer { access_token, expires_in: expires_in @ 1.. })
+        Ok(TokenReply { access_token, expires_in: expires_in @ 1.. })
             if (1..=TOKEN_MAX).contains(&access_token.len())
                 // What may stand in a header (RFC 6750 section 2.1 allows less).
                 && access_token.bytes().all(|byte| byte.is_ascii_graphic()) =>

@@ -28,11 +28,11 @@ pub(super) trait World {
     /// Waits so long, or until told to go on; `false`: the program ends.
     fn wait(&mut self, time: Duration) -> bool;
     /// Has the relay answer this, or nothing any more, before it returns.
-    fn answer(&mut self, answer: Option<Answer>);
+    fn answer(&mut self, answer: Option<ChallengeAnswer>);
 }
 
 /// What to answer the authority.
-pub(super) enum Answer {
+pub(super) enum ChallengeAnswer {
     /// On the path of a token.
     Http { token: String, authorization: String },
     /// In a handshake with ALPN acme-tls/1.
@@ -240,10 +240,10 @@ impl Order {
         self.method = method;
         let authorization = account.key.authorization(token);
         world.answer(Some(match method {
-            Method::Http => Answer::Http { token: token.to_owned(), authorization },
+            Method::Http => ChallengeAnswer::Http { token: token.to_owned(), authorization },
             Method::TlsAlpn => {
                 let key = challenge::certificate(&self.domain, &authorization);
-                Answer::Tls(key.map_err(|error| over(AcmeError::refused(error)))?)
+                ChallengeAnswer::Tls(key.map_err(|error| over(AcmeError::refused(error)))?)
             }
         }));
         self.is_shown = true;

@@ -1,0 +1,57 @@
+//! Messages: what helper threads tell the event loop.
+//!
+//! Owns the closed list of them. Must not know how they travel.
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use rustls::ServerConfig;
+
+use super::mailbox::Handle;
+use crate::relay::Snapshot;
+use crate::relay::stats::WakeOutcome;
+use crate::server::certificates::Certified;
+use crate::server::net::tls_stats;
+
+/// Sends messages to the event loop.
+pub type LoopHandle = Handle<LoopMessage>;
+
+/// The state of the relay and its transport at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoopSnapshot {
+    /// The core.
+    pub relay: Snapshot,
+    /// TLS.
+    pub tls: tls_stats::Stats,
+}
+
+/// A message to the event loop.
+#[derive(Debug)]
+pub enum LoopMessage {
+    /// Send what is counted and held now. The receiver needs a deadline: a loop that has
+    /// ended does not answer.
+    Snapshot(SyncSender<LoopSnapshot>),
+    /// A push wake has ended.
+    WakeDone(WakeOutcome),
+    /// The certificate for handshakes from now on; `None`: a renewal or reload failed, and
+    /// the previous certificate stays in use.
+    Certificate(Option<Certified>),
+    /// The challenge to answer the certificate authority from now on.
+    Challenge {
+        /// The answer, or none any more.
+        challenge: Challenge,
+        /// Told when it is in force.
+        taken: SyncSender<()>,
+    },
+}
+
+/// An answer to a certificate authority's challenge.
+#[derive(Debug)]
+pub enum Challenge {
+    /// None any more; handshakes use this configuration.
+    None(Arc<ServerConfig>),
+    /// A token and its key authorization, for http-01 (RFC 8555 section 8.3).
+    Http(String, String),
+    /// A configuration that answers tls-alpn-01 (RFC 8737) beside ordinary handshakes.
+    Tls(Arc<ServerConfig>),
+}

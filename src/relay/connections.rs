@@ -52,6 +52,9 @@ const _: () = {
     assert!(horizon > timeouts.close_backlog.as_secs());
 };
 
+/// Connections that are compared to find the largest.
+const COMPARED_MAX: usize = 64;
+
 /// What the shell is to do with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
@@ -248,13 +251,17 @@ impl Connections {
         PublicId { key: self.id_keys.hash_one(id.to_bits()), id }
     }
 
-    /// If the budget is exceeded, the connection that holds most of it, to a quarter.
+    /// If the budget is exceeded, the connection that holds most of it. At most
+    /// [`COMPARED_MAX`] are looked at; where more hold about as much, those that came to
+    /// hold it last, of which none is a quarter smaller than the largest.
     pub(super) fn largest_if_over_budget(&self) -> Option<ConnId> {
         if !self.shared.budget.is_exceeded() {
             return None;
         }
-        let index = self.shared.ranking.largest()?;
-        Some(ConnId::new(index, self.slab[index as usize].generation()))
+        let newest = self.shared.ranking.highest().iter().rev().take(COMPARED_MAX);
+        let entries = newest.map(|index| (*index, &self.slab[*index as usize]));
+        let (index, largest) = entries.max_by_key(|(_, entry)| entry.connection.held())?;
+        Some(ConnId::new(index, largest.generation()))
     }
 
     /// When [`Self::pop_due`] has something to give next.

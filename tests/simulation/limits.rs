@@ -224,16 +224,15 @@ fn pile_up(world: &mut World, binary: PeerId, phone: PeerId, kib: usize) {
 fn the_largest_backlog_is_shed_and_nobody_else() {
     let mut world = tight();
     let binary = world.binary("home");
-    // None has more than one largest message, and all together more than there is. The
-    // largest is found to a quarter of its size.
-    let kib = [200, 250, 220, 215, 210];
+    // None has more than one largest message, and all together more than there is.
+    let kib = [200, 250, 240, 230, 220];
     let phones: Vec<PeerId> = kib.iter().map(|_| world.phone("home")).collect();
     for (phone, kib) in phones.iter().zip(kib) {
         assert_eq!(world.relay.live(), (1, 5));
         pile_up(&mut world, binary, *phone, kib);
     }
     assert_eq!(world.relay.live(), (1, 4));
-    assert!(world.relay.buffered() < 846 * 1024);
+    assert!(world.relay.buffered() < 891 * 1024);
     for (index, phone) in phones.iter().enumerate() {
         world.read_on(*phone);
         let seen = world.heard(*phone);

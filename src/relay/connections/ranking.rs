@@ -1,7 +1,7 @@
 //! Ranking: which keys hold most bytes, without looking at all of them.
 //!
-//! Owns one bucket of keys for each size, four sizes to an octave, so that the largest
-//! is found to a quarter. A change costs O(1): the key moves from one bucket to another,
+//! Owns one bucket of keys for each size, four sizes to an octave, so that the keys of
+//! the highest bucket differ by a quarter at most. A change costs O(1): the key moves from one bucket to another,
 //! and a key that stood last in the first one takes its place there. Must not know what
 //! a key stands for: a connection now; a client, with the sum of its connections, would
 //! be ranked by the same code.
@@ -49,10 +49,10 @@ impl Ranking {
         if from > 0 { self.take_out(from, left) } else { None }
     }
 
-    /// The newest key in the highest bucket.
-    pub(super) fn largest(&self) -> Option<u32> {
-        let highest = self.occupied.checked_ilog2()?;
-        self.buckets[highest as usize].last().copied()
+    /// The keys of the highest bucket; none if no key holds a byte.
+    pub(super) fn highest(&self) -> &[u32] {
+        let highest = self.occupied.checked_ilog2();
+        highest.map_or(&[], |highest| &self.buckets[highest as usize])
     }
 
     /// Whether `key`, which holds `bytes`, stands at `place`.
@@ -134,9 +134,11 @@ mod tests {
                 places[moved as usize] = place;
             }
             let context = format!("seed {seed}, step {step}");
-            let largest = ranking.largest().map(|key| held[key as usize]);
-            let expected = held.iter().max().filter(|most| **most > 0);
-            assert_eq!(largest.map(bucket), expected.map(|most| bucket(*most)), "{context}");
+            let most = held.iter().max().copied().unwrap_or_default();
+            let count = held.iter().filter(|bytes| **bytes > 0 && bucket(**bytes) == bucket(most));
+            assert_eq!(ranking.highest().len(), count.count(), "{context}");
+            let is_highest = |key: &u32| bucket(held[*key as usize]) == bucket(most);
+            assert!(ranking.highest().iter().all(is_highest), "{context}");
             assert_eq!(ranking.len(), held.iter().filter(|bytes| **bytes > 0).count());
             for (key, bytes) in held.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {
                 assert!(ranking.has(key as u32, *bytes, places[key]), "{context}, key {key}");

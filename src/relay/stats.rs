@@ -31,8 +31,8 @@ pub struct Stats {
     pub close_notices: u64,
     /// Dropped envelopes, in the order of [`Dropped::ALL`].
     pub dropped: [u64; Dropped::ALL.len()],
-    /// Closes of binaries and of phones, in the order of [`CloseCause::LABELS`].
-    pub closes: [[u64; CloseCause::LABELS.len()]; 2],
+    /// Closes of binaries and of phones, in the order of [`CloseCause::ALL`].
+    pub closes: [[u64; CloseCause::ALL.len()]; 2],
     /// Slots whose grace ran out.
     pub grace_expiries: u64,
     /// Slots taken from a dead binary by a probe.
@@ -145,9 +145,13 @@ impl Stats {
 
     /// Counts a close.
     pub fn on_close(&mut self, is_phone: bool, cause: CloseCause) {
-        let label = cause.label();
-        let index = CloseCause::LABELS.iter().position(|known| *known == label);
-        self.closes[usize::from(is_phone)][index.expect("LABELS is complete")] += 1;
+        self.closes[usize::from(is_phone)][cause.index()] += 1;
+    }
+
+    /// Closes for `cause`, of binaries and of phones.
+    #[must_use]
+    pub fn closes_by(&self, cause: CloseCause) -> [u64; 2] {
+        self.closes.map(|closes| closes[cause.index()])
     }
 
     /// Counts an upgrade attempt.
@@ -207,7 +211,7 @@ mod tests {
     fn a_close_is_counted_under_its_role_and_cause() {
         let mut stats = Stats::default();
         stats.on_close(true, CloseCause::Shutdown);
-        assert_eq!(stats.closes[1][CloseCause::LABELS.len() - 1], 1);
+        assert_eq!(stats.closes[1][CloseCause::Shutdown.index()], 1);
         assert_eq!(stats.closes[0].iter().sum::<u64>(), 0);
     }
 }

@@ -33,6 +33,7 @@ mod shadow;
 use std::time::Duration;
 
 use pyrycode_relay::config::{Config, DRAIN_SECONDS_MAX};
+use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::relay::ConnId;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -240,7 +241,7 @@ impl Chaos {
             delivered: self.shadows.iter().map(|shadow| shadow.delivered).sum(),
             received: self.shadows.iter().map(|shadow| shadow.received).sum(),
             takeovers: stats.takeovers,
-            verdicts: stats.closes.iter().map(|causes| causes[2]).sum(),
+            verdicts: stats.closes_by(CloseCause::HeartbeatTimeout).iter().sum(),
         };
         self.replay.step(&"everybody leaves");
         self.world.finish();

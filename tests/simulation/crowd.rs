@@ -8,6 +8,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
+use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -230,7 +231,7 @@ fn every_silent_peer_is_found_in_time_and_no_honest_one_is_closed() {
     crowd.compare();
     let dead = crowd.died.iter().flatten().count();
     let stats = crowd.world.relay.stats();
-    let found: u64 = stats.closes.iter().map(|causes| causes[2]).sum();
+    let found: u64 = stats.closes_by(CloseCause::HeartbeatTimeout).iter().sum();
     // The end of the grace of their binary closed the others.
     assert!((dead * 9 / 10..=dead).contains(&(found as usize)), "{found} of {dead}");
     assert!(dead > 3_500);

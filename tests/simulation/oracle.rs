@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pyrycode_relay::config::PHONES_PER_SERVER_MAX;
+use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::{Instant, TICK};
 
@@ -121,12 +122,12 @@ impl Oracle {
     pub(crate) fn before(&self, world: &World, call: Input<'_>) -> Before {
         let relay = &world.relay;
         let stats = relay.stats();
-        let closes = |cause: usize| stats.closes.iter().map(|by_cause| by_cause[cause]).sum();
+        let closes = |cause| stats.closes_by(cause).iter().sum();
         Before {
             takeovers: stats.takeovers,
-            heartbeat_timeouts: closes(2),
-            shed: closes(5),
-            binary_requests: closes(17),
+            heartbeat_timeouts: closes(CloseCause::HeartbeatTimeout),
+            shed: closes(CloseCause::OutOfBufferMemory),
+            binary_requests: closes(CloseCause::BinaryRequest(0)),
             notices: stats.close_notices,
             buffered: relay.buffered(),
             backlogs: self.backlogs(world, call),

@@ -184,18 +184,14 @@ impl Families {
             "Pongs that answered a ping.",
             stats.pongs,
         );
-        let timeouts = stats.closes.map(|closes| {
-            let causes = CloseCause::LABELS.iter().zip(closes);
-            let is_timeout = |(cause, _): &(&&str, u64)| **cause == "heartbeat_timeout";
-            causes.filter(is_timeout).map(|(_, count)| count).sum()
-        });
+        let timeouts = stats.closes_by(CloseCause::HeartbeatTimeout);
         self.counters(
             "pyrycode_relay_heartbeat_timeouts_total",
             "Connections closed because a pong did not come in time, by role.",
             by("role", ROLES).zip(timeouts),
         );
         let closes = ROLES.iter().zip(&stats.closes).flat_map(|(role, causes)| {
-            by("cause", CloseCause::LABELS)
+            by("cause", CloseCause::ALL.map(CloseCause::label))
                 .map(|cause| [vec![label("role", role)], cause].concat())
                 .zip(*causes)
         });

@@ -245,7 +245,7 @@ def a_refusal_survives_what_the_client_still_sends(relay):
     body = with_field(replaced(SERVER, b"GET", b"POST"), b"Content-Length: 2097152")
     with RawPeer(relay, body) as peer:
         peer.send(b"x" * 2_097_152)
-        assert peer.read_to_end() == BAD
+        assert undated(peer.read_to_end()) == BAD
 
 
 def a_head_in_single_bytes(relay):
@@ -262,7 +262,7 @@ def a_client_that_has_sent_its_last_byte_is_answered(relay):
     ]:
         with RawPeer(relay, request) as peer:
             peer.half_close()
-            assert peer.read_to_end().startswith(expected)
+            assert undated(peer.read_to_end()).startswith(expected)
     with RawPeer(relay, SERVER[:40]) as peer:
         peer.half_close()
         assert peer.read_to_end() == b"", "half a head has no answer"

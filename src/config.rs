@@ -385,8 +385,8 @@ impl Timeouts {
 // just after a pong is detected one interval plus one pong timeout later.
 const _: () =
     assert!(Timeouts::STANDARD.ping_interval.as_secs() + Timeouts::STANDARD.pong.as_secs() == 60);
-// A probe has to end before the pong timeout would, or takeover would never be faster than
-// the heartbeat.
+// A probe must time out sooner than an ordinary ping does, or takeover would never be faster
+// than the heartbeat.
 const _: () = assert!(Timeouts::STANDARD.probe.as_secs() < Timeouts::STANDARD.pong.as_secs());
 // The phones that are closed last have time to answer before the process ends.
 const _: () = assert!(

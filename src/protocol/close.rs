@@ -132,8 +132,8 @@ impl CloseCause {
     /// sent. `code` is that of the close frame: ours, or the peer's own where that is the
     /// cause.
     ///
-    /// There is no notice of a close that the binary requested, nor where the slot is in
-    /// grace or another binary is about to hold it.
+    /// There is no notice of a close that the binary requested, nor where no binary knows the
+    /// phone: the slot is in grace, or another binary holds it.
     #[must_use]
     pub const fn notice(self, code: Option<u16>) -> Option<u16> {
         match self {

@@ -339,8 +339,8 @@ impl Connection {
     }
 
     /// Frees memory of a closing connection: first the unfinished input, which no longer
-    /// counts, else the messages ahead of the close frame, whose place a close frame with
-    /// [`CloseCause::OutOfBufferMemory`] takes. `false`: there was nothing to free.
+    /// counts, else the messages ahead of the close frame and that frame, which a close frame
+    /// with [`CloseCause::OutOfBufferMemory`] replaces. `false`: there was nothing to free.
     pub fn shed(&mut self, now: Instant, timeouts: &Timeouts) -> bool {
         let State::Closing(closing) = &mut self.state else { return false };
         if self.inbound.take().is_some() {

@@ -11,7 +11,7 @@
 use super::websocket::{self, Opcode};
 use crate::time::Instant;
 
-/// Maximum of queued pongs and other control frames, in bytes; beyond it only the latest pong
+/// Bytes of queued control frames up to which every pong is queued; beyond it only the latest
 /// is kept (RFC 6455 §5.5.3 allows answering only the most recent ping).
 const CONTROL_MAX: usize = 4 * 1024;
 

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn trusted_hops_are_walked_from_the_right() {
+    fn trusted_hops_are_skipped_from_the_right() {
         let policy = Forwarded { trust_x_forwarded_for: true, trusted_proxies: None };
         for (peer, header, client) in [
             // The peer itself is not trusted, so its header is ignored.
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_an_entry() {
+    fn forms_of_an_entry() {
         for (entry, expected) in [
             ("203.0.113.9", Some("203.0.113.9")),
             ("203.0.113.9:4711", Some("203.0.113.9")),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn trusted_by_default_is_what_no_stranger_can_have() {
+    fn only_loopback_private_and_link_local_hops_are_trusted_by_default() {
         let policy = Forwarded { trust_x_forwarded_for: true, trusted_proxies: None };
         for (first, last) in [
             ("127.0.0.0", "127.255.255.255"),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_header_is_anyones_unless_proxies_are_named() {
+    fn any_peer_may_send_a_proxy_header_unless_proxies_are_listed() {
         let anyone = Forwarded::default();
         let proxies = ["198.51.100.0/24", "2001:db8::/32"];
         let proxies = proxies.iter().map(|net| net.parse().unwrap()).collect();

@@ -79,9 +79,9 @@ pub enum Expiry {
     Claim,
     /// The ping with this sequence number is due.
     Ping(u32),
-    /// The connection is to be closed.
+    /// Close the connection with this cause.
     Close(CloseCause),
-    /// It is closed; the socket is to be dropped.
+    /// It is closed; drop the socket.
     Disconnect,
 }
 
@@ -110,7 +110,7 @@ impl Connection {
         matches!(self.state, State::Closing(_))
     }
 
-    /// Whether its input is to be read now.
+    /// Whether to read its input now.
     #[must_use]
     pub fn is_reading(&self) -> bool {
         let paused = self.inbound.as_ref().is_some_and(|inbound| inbound.paused.is_some());

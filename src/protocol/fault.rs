@@ -1,8 +1,8 @@
 //! Faults: why a request is refused, for the log.
 //!
 //! Owns the closed lists of causes and of headers that may be at fault. Must not know the
-//! response bytes (`response.rs` does): a refusal on purpose tells a stranger less than the
-//! log tells the operator.
+//! response bytes (`response.rs` does): the log names the cause, while the response
+//! deliberately does not.
 
 use super::response::Refusal;
 
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_http_is_named() {
+    fn other_protocols_are_recognised_by_their_first_bytes() {
         for (bytes, cause) in [
             (&b"\x16\x03\x01\x02\x00\x01\x00"[..], Cause::TlsClientHello),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Cause::Http2Preface),

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_message_finds_the_memory_of_the_last_and_its_own_time() {
+    fn a_reused_outbox_keeps_its_capacity_and_restarts_its_time() {
         let mut pool = OutboxPool::default();
         let outbox = drained(&mut pool, 1_000);
         let capacity = outbox.capacity();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn too_large_a_one_is_not_kept() {
+    fn an_outbox_above_the_size_limit_is_not_kept() {
         let mut pool = OutboxPool::default();
         for len in [OUTBOX_BYTES_MAX / 2, OUTBOX_BYTES_MAX + 1] {
             let outbox = drained(&mut OutboxPool::default(), len);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn all_together_are_bounded() {
+    fn total_count_and_capacity_are_bounded() {
         for (len, expected) in [(100_000, 10), (1, OUTBOXES_MAX)] {
             let mut pool = OutboxPool::default();
             for _ in 0..2 * expected {

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_is_not_the_headers() {
+    fn bytes_after_the_header_are_not_consumed() {
         let bytes = [header(0x21, 0x11, &V4), b"GET / HTTP/1.1\r\n".to_vec()].concat();
         assert_eq!(complete(&bytes).1, 28);
         let twice = [header(0x21, 0x11, &V4), header(0x20, 0, &[])].concat();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn local_is_local_whatever_its_addresses_are() {
+    fn the_local_command_ignores_family_and_addresses() {
         for family in 0..=255 {
             for rest in [&[][..], &V4, &[0xff; 300]] {
                 let bytes = header(0x20, family, rest);

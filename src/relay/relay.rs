@@ -191,7 +191,7 @@ impl Relay {
         self.connections.next_deadline().into_iter().chain(slots).min()
     }
 
-    /// Whether the connection's input is to be read now.
+    /// Whether to read the connection's input now.
     #[must_use]
     pub fn is_reading(&self, id: ConnId) -> bool {
         self.connections.get(id).is_some_and(|entry| entry.connection().is_reading())

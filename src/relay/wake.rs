@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_house_costs_nobody_a_wake_of_his_bucket() {
+    fn a_wake_refused_by_the_common_limit_consumes_no_token() {
         let mut wakes = Wakes::new([1, 2]);
         wakes.in_flight = IN_FLIGHT_MAX;
         for _ in 0..100 {

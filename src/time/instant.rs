@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_reaches_beyond_either_end_of_the_time_line() {
+    fn arithmetic_saturates_at_both_ends() {
         // 2^60 s are a multiple of 2^64 µs: truncated to 64 bits they would be zero.
         for long in [Duration::MAX, Duration::from_secs(1 << 60)] {
             assert_eq!(Instant::from_micros(1) + long, Instant::NEVER);

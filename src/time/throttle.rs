@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_a_minute_is_admitted_and_tells_of_those_before() {
+    fn one_a_minute_is_admitted_with_the_count_of_suppressed_ones() {
         let at = |seconds| Instant::START + Duration::from_secs(seconds);
         let mut throttle = Throttle::default();
         assert_eq!(throttle.admit(at(5)), Some(0), "the first");

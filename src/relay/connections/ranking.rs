@@ -117,7 +117,7 @@ mod tests {
 
     /// Random changes, compared with a list of the bytes that each key holds.
     #[test]
-    fn it_agrees_with_a_list() {
+    fn random_changes_agree_with_a_list() {
         let seed = 0xBEEF;
         let mut rng = StdRng::seed_from_u64(seed);
         let mut ranking = Ranking::default();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_that_was_crowded_gives_its_memory_back() {
+    fn a_bucket_that_was_large_shrinks() {
         let mut ranking = Ranking::default();
         let mut places = vec![0; 10_000];
         for key in 0..10_000 {

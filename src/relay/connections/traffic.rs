@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_and_bytes_add_up_apart_and_stand_still_at_their_most() {
+    fn frames_and_bytes_are_counted_separately_and_saturate() {
         let mut flow = Flow::default();
         for bytes in [0, 1, 256 * 1024] {
             flow.add(bytes);

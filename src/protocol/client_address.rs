@@ -105,7 +105,7 @@ mod tests {
             ("10.0.0.1", "203.0.113.9, ::ffff:10.0.0.2", "203.0.113.9"),
             ("10.0.0.1", "::ffff:203.0.113.9", "203.0.113.9"),
         ] {
-            assert_eq!(resolved(&policy, peer, header), client, "{peer} says {header:?}");
+            assert_eq!(resolved(&policy, peer, header), client, "{peer} sends {header:?}");
         }
     }
 

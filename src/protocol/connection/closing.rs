@@ -35,7 +35,7 @@ impl Closing {
     }
 
     /// If both close frames are sent, only the peer's FIN is missing, and a client that waits
-    /// for the server to close first (RFC 6455 §7.1.1) has seen our FIN. Input is still
+    /// for the server to close first (RFC 6455 §7.1.1) gets our FIN. Input is still
     /// drained for a tenth of the linger time, lest a reset destroys our close frame.
     pub(super) fn hasten(&mut self, now: Instant, timeouts: &Timeouts) {
         if self.half_closed && self.answered {

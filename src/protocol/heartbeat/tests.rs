@@ -46,7 +46,7 @@ impl Line {
         let reading = self.paused.is_none();
         let beat = self.heartbeat.handle_timeout(at(ms), reading, &self.timeouts);
         if beat.is_none() {
-            assert!(self.deadline() > at(ms), "asleep at {ms} with a deadline that has passed");
+            assert!(self.deadline() > at(ms), "nothing due at {ms}, yet the deadline has passed");
         }
         beat
     }
@@ -430,7 +430,7 @@ fn pauses_shorter_than_a_millisecond_add_up() {
             break micros / 1000;
         }
     };
-    assert!((329_000..333_000).contains(&dead_at), "judged dead at {dead_at} ms");
+    assert!((329_000..333_000).contains(&dead_at), "dead at {dead_at} ms");
 }
 
 #[test]

@@ -108,7 +108,10 @@ impl Ear {
 
     fn assert_accounts_for_its_memory(&self) {
         let held = self.assembly.held();
-        assert!(held >= self.assembly.frame.capacity(), "holds more than the {held} it says");
+        assert!(
+            held >= self.assembly.frame.capacity(),
+            "holds more than the {held} bytes reported"
+        );
         assert_eq!(self.assembly.is_empty(), held == 0, "at rest means nothing is held");
     }
 }

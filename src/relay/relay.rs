@@ -65,8 +65,8 @@ pub enum Input<'a> {
 
 /// The relay without sockets: all connections, and the slots that relate them.
 ///
-/// A pure state machine. It reads no clock, owns no socket and starts no thread; its driver
-/// does, in this order:
+/// A pure state machine: it reads no clock, owns no socket and starts no thread. Its driver
+/// does all of that, by these steps:
 ///
 /// 1. Create it with [`Relay::new`], from a seed that peers cannot guess.
 /// 2. For each TCP connection call [`Relay::handle_accept`] once. The [`ConnId`] that it

@@ -1,8 +1,8 @@
-//! What a run of the relay is told: limits, timeouts, addresses, log.
+//! Configuration of one run: limits, timeouts, addresses, logging.
 //!
-//! Owns every default with its reason, and the relations between them as
-//! compile-time assertions. Knows nothing of argv or the environment
-//! ([`crate::cli`] does) and nothing of the machine (the shell does).
+//! Owns every default with its reason, and the relations between them as compile-time
+//! assertions. Knows nothing of argv or the environment ([`crate::cli`] does) and nothing of
+//! the machine (`server/` does).
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,31 +11,31 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-/// Everything a run of the relay is told.
+/// The configuration of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// What is served, and where.
     pub serving: Serving,
-    /// Address of the metrics listener, on loopback unless somebody is allowed; `None`
-    /// turns it off.
+    /// Address of the metrics listener. It is a loopback address unless
+    /// [`metrics_allow`](Self::metrics_allow) names networks; `None` turns the listener off.
     pub metrics_listen: Option<SocketAddr>,
-    /// Which networks may ask the metrics listener, beside this machine.
+    /// Networks that may query the metrics listener, in addition to this machine.
     pub metrics_allow: Vec<IpNet>,
     /// Bounds on what peers may use.
     pub limits: Limits,
-    /// How long peers may take.
+    /// Time limits for peers.
     pub timeouts: Timeouts,
-    /// Over how much time a shut-down spreads the closes of binaries; their phones
-    /// follow [`Timeouts::phones_after`] later. Zero: all at once, which makes the
+    /// The time over which a shut-down spreads the closes of binaries; their phones follow
+    /// [`Timeouts::phones_after`] later. Zero closes all binaries at once, which makes the
     /// shortest outage where one relay is restarted. Up to [`DRAIN_SECONDS_MAX`].
     pub drain: Duration,
-    /// Whom to believe about a client's address.
+    /// Which proxies are trusted to name a client's address.
     pub forwarded: Forwarded,
-    /// Whom to ask to wake phones, and as whom; `None` turns push wake off.
+    /// The push service and the account to use there; `None` turns push wake off.
     pub push_wake: Option<PushWake>,
-    /// How log lines look.
+    /// Format of log lines.
     pub log_format: LogFormat,
-    /// The least severe level that is written.
+    /// The least severe level that is logged.
     pub log_level: log::LevelFilter,
 }
 
@@ -63,18 +63,18 @@ pub enum Serving {
     Plain(Listen),
     /// TLS with the operator's own certificate.
     Own {
-        /// Where peers dial.
+        /// Where peers connect.
         https: Listen,
-        /// What to serve.
+        /// The certificate chain and key to serve.
         pair: PairFiles,
     },
-    /// TLS with a certificate that is fetched and renewed.
+    /// TLS with a certificate that the relay obtains and renews (ACME).
     Automatic {
-        /// Where peers dial.
+        /// Where peers connect.
         https: Listen,
-        /// Where the certificate authority asks.
+        /// Where the certificate authority validates challenges.
         http: Listen,
-        /// What to fetch, and from whom.
+        /// The certificate to obtain, and the certificate authority.
         acme: Acme,
     },
 }
@@ -86,7 +86,7 @@ impl Default for Serving {
 }
 
 impl Serving {
-    /// Every address to listen on, and what is spoken there; where peers dial first.
+    /// Every address to listen on, with its protocol; the address for peers comes first.
     pub fn listens(&self) -> impl Iterator<Item = (Listen, ListenerProtocol)> {
         let (main, other) = match self {
             Self::Plain(listen) => ((*listen, ListenerProtocol::Plain), None),
@@ -98,7 +98,7 @@ impl Serving {
         std::iter::once(main).chain(other)
     }
 
-    /// The only host name that is served; `None`: any.
+    /// The only host name that is served; `None` serves any.
     #[must_use]
     pub fn domain(&self) -> Option<&str> {
         match self {
@@ -108,14 +108,14 @@ impl Serving {
     }
 }
 
-/// What is spoken on an address.
+/// The protocol on one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerProtocol {
-    /// HTTP and WebSocket as they are.
+    /// HTTP and WebSocket without TLS.
     Plain,
-    /// The same through TLS.
+    /// HTTP and WebSocket over TLS.
     Tls,
-    /// HTTP for the certificate authority only.
+    /// HTTP for ACME challenges and the health endpoints only.
     Challenges,
 }
 
@@ -133,57 +133,58 @@ pub struct PairFiles {
 /// An automatic certificate (ACME, RFC 8555).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acme {
-    /// The name it is for, in lower case.
+    /// The host name of the certificate, in lower case.
     pub domain: String,
-    /// Where account key and certificate are kept.
+    /// Directory that stores the account key and the certificate.
     pub cache: PathBuf,
     /// The certificate authority's directory, an `https` URL.
     pub directory: String,
-    /// PEM file of the roots to trust when talking to it; `None`: the web's.
+    /// PEM file of the roots to trust for the connection to the certificate authority; `None`
+    /// uses the public web roots.
     pub ca: Option<PathBuf>,
-    /// As which of its customers; `None`: it is open to all.
+    /// External account binding; `None` for a certificate authority that needs none.
     pub account: Option<ExternalAccount>,
 }
 
-/// Who the operator is to a certificate authority (RFC 8555 §7.3.4).
+/// External account binding of ACME (RFC 8555 §7.3.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalAccount {
     /// `--acme-eab-kid`: the name of the key.
     pub kid: String,
     /// `--acme-eab-hmac-file`: the key, base64url.
     pub hmac_file: PathBuf,
-    /// Where systemd hands keys over (`$CREDENTIALS_DIRECTORY`), if it does.
+    /// `$CREDENTIALS_DIRECTORY`, if systemd passes credentials.
     pub credentials: Option<PathBuf>,
 }
 
 /// Let's Encrypt, the default of `--acme-directory`.
 pub const ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
-/// One address that peers dial.
+/// One listening address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Port 0 lets the kernel choose.
     pub address: SocketAddr,
-    /// Every connection opens with a PROXY header, which names the client.
+    /// Every connection begins with a PROXY header, which names the client.
     pub proxy_protocol: bool,
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        // Loopback only: nothing is exposed by accident.
+        // Loopback only, so that nothing is exposed by accident.
         Self::at(SocketAddr::from(([127, 0, 0, 1], 8080)))
     }
 }
 
 impl Listen {
-    /// Where clients dial directly.
+    /// An address to which clients connect directly.
     #[must_use]
     pub const fn at(address: SocketAddr) -> Self {
         Self { address, proxy_protocol: false }
     }
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// `time=… level=… msg=… key=value`
@@ -192,44 +193,44 @@ pub enum LogFormat {
     Json,
 }
 
-/// Whom to believe about a client's address when a proxy stands in front.
+/// Which proxies are trusted to name a client's address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
     /// Take the client address from X-Forwarded-For.
     pub trust_x_forwarded_for: bool,
-    /// Proxies that may name a client; `None` means anyone in a PROXY header, and
-    /// loopback and private ranges in X-Forwarded-For.
+    /// Proxies that may name a client. `None` accepts a PROXY header from any peer, and
+    /// X-Forwarded-For from loopback, private and link-local addresses.
     pub trusted_proxies: Option<Vec<IpNet>>,
 }
 
-/// Whom to ask to wake phones, and as whom.
+/// The push service and the account to use there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushWake {
-    /// As whom.
+    /// The service account.
     pub account: ServiceAccount,
-    /// FCM, as an https URL without a slash at its end; a test's own server.
+    /// FCM, as an https URL without a trailing slash; tests pass their own server.
     pub endpoint: String,
-    /// PEM file of the only authorities that may vouch for the servers asked;
-    /// `None` means those that browsers know.
+    /// PEM file of the only roots to trust for the servers of push wake; `None` uses the
+    /// public web roots.
     pub ca: Option<PathBuf>,
 }
 
-/// Where FCM is.
+/// The FCM endpoint.
 pub const FCM_ENDPOINT: &str = "https://fcm.googleapis.com";
 
-/// What a Google service account's JSON key says, checked for its form. All of it
-/// came from a secret, so none of it is printed.
+/// Fields of a Google service account's JSON key, checked for their form. All of them come
+/// from a secret, so `Debug` prints none.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServiceAccount {
-    /// The Firebase project, as it stands in a URL's path.
+    /// The Firebase project, as it appears in a URL's path.
     pub project_id: String,
     /// The account's name.
     pub client_email: String,
-    /// Where access tokens are had: an https URL.
+    /// The https URL that issues access tokens.
     pub token_uri: String,
-    /// Which of the account's keys this is, if it says so.
+    /// The identifier of the key, if the file has one.
     pub private_key_id: Option<String>,
-    /// The key in PEM; whether it is one is the shell's to find out.
+    /// The key in PEM. The shell checks that it is a valid key.
     pub private_key: String,
 }
 
@@ -239,61 +240,62 @@ impl fmt::Debug for ServiceAccount {
     }
 }
 
-/// The most bytes of a request head, request line to blank line (else 431).
+/// Maximum size of a request head, request line to blank line, in bytes (else 431).
 pub const HEAD_MAX: usize = 8 * 1024;
-/// The most header fields of a request (else 431).
+/// Maximum number of header fields of a request (else 431).
 pub const HEADERS_MAX: usize = 64;
-/// The most bytes of a PROXY header (else closed). Addresses take 52, and a sender
-/// should stay within the 536 bytes of the smallest TCP segment; but one may pass a
-/// client's certificate on, and nginx stops here too. It waits in the kernel, so
-/// it costs us nothing.
+/// Maximum size of a PROXY header, in bytes (else closed). Addresses take 52, and a sender
+/// should stay within the 536 bytes of the smallest TCP segment; but a load balancer may pass
+/// on a client's certificate, and nginx stops here too. The header waits in the kernel, so a
+/// large one costs the relay no memory.
 pub const PROXY_HEADER_MAX: usize = 4 * 1024;
-/// The most bytes of one message after reassembly (else 1009).
+/// Maximum size of one message after reassembly, in bytes (else 1009).
 pub const MESSAGE_MAX: usize = 256 * 1024;
-/// The deepest nesting of a JSON frame. Go's `encoding/json`, which the daemons
-/// use, stops at 10,000 levels; the envelope is one of them.
+/// Maximum nesting of a JSON frame. Go's `encoding/json`, which the daemons use, stops at
+/// 10,000 levels; the envelope is one of them.
 pub const NESTING_MAX: usize = 9_999;
-/// The most phones on one server-id (else 4429).
+/// Maximum number of phones on one server-id (else 4429).
 pub const PHONES_PER_SERVER_MAX: usize = 16;
-/// The most bytes that the envelope adds to a phone's frame.
+/// Maximum size that the envelope adds to a phone's frame, in bytes.
 pub const ENVELOPE_MAX: usize = 64;
-/// Unsent bytes that may be queued to one phone, beyond the kernel's buffer, however
-/// little of the byte budget is free: one largest message. Beyond it the budget
-/// decides (`Budget::admits`), and the phone is closed 1011 `phone backlog full`.
+/// Unsent bytes that may always be queued to one phone, beyond the kernel's buffer, however
+/// little of the byte budget is free: one message of maximum size. Beyond it the budget
+/// decides (`Budget::admits`); a phone that the budget does not admit is closed with 1011
+/// `phone backlog full`.
 pub const PHONE_BACKLOG_MIN: usize = MESSAGE_MAX + ENVELOPE_MAX;
-/// Unsent bytes queued to one binary at which its phones are no longer read.
+/// High watermark of a binary's outbox, in bytes: above it, its phones are no longer read.
 pub const BINARY_HIGH_WATER: usize = 256 * 1024;
-/// Unsent bytes queued to one binary at which its phones are read again.
+/// Low watermark of a binary's outbox, in bytes: at or below it, its phones are read again.
 pub const BINARY_LOW_WATER: usize = 64 * 1024;
-/// Bytes read and thrown away after a close frame or a refusal, so that the
-/// kernel does not answer unread input with a reset that destroys it.
+/// Bytes that are read and discarded after a close frame or a refusal, so that the kernel
+/// does not answer unread input with a reset, which would destroy the close frame or refusal.
 pub const DRAIN_MAX: usize = 4 * 1024 * 1024;
-/// The most `--drain-seconds`.
+/// Maximum of `--drain-seconds`.
 pub const DRAIN_SECONDS_MAX: u64 = 8;
-/// Connections for which the tables have room from the start, in memory that the kernel
-/// gives when it is touched. Tables that grow from nothing leave behind what they had
-/// been: some 20 bytes for each of 10,000 connections.
+/// Initial capacity of the tables, in connections; the kernel provides the memory when it is
+/// first touched. Tables that grow from empty leave freed allocations of their earlier sizes
+/// behind: about 20 bytes for each of 10,000 connections.
 pub const ROOM: usize = 16 * 1024;
-/// Descriptors kept for everything that is not a WebSocket.
+/// File descriptors reserved for everything that is not a WebSocket.
 pub const DESCRIPTORS_RESERVED: usize = 64;
-/// Least `--buffer-memory`, in bytes.
+/// Minimum of `--buffer-memory`, in bytes.
 pub const BUFFER_MEMORY_MIN: usize = 1024 * 1024;
-/// Default of `--buffer-memory`, in bytes, where no limit on memory makes it less.
+/// Default of `--buffer-memory`, in bytes, unless a memory limit makes it smaller.
 pub const BUFFER_MEMORY: usize = 64 * 1024 * 1024;
-/// What one socket is read in a turn at most: the size of the shared receive buffer. Eight
-/// messages of 16 KiB in one read cost a seventh less than in three; but a flood of the
-/// smallest frames delays every other connection by as long as a buffer of them takes, some
-/// 5 ms, so it is not larger. Only what is used of it is resident.
+/// Maximum bytes read from one socket per turn: the size of the shared receive buffer. Eight
+/// messages of 16 KiB cost a seventh less CPU time in one read than in three. A larger buffer
+/// would delay other connections: a full one of the smallest frames takes about 5 ms. Only
+/// the used part is resident.
 pub const READ_SIZE: usize = 144 * 1024;
-/// Unsent bytes that may sit in the kernel beyond what is in flight
-/// (`TCP_NOTSENT_LOWAT`), so that a ping overtakes queued data.
+/// Unsent bytes that may be in the kernel beyond those in flight (`TCP_NOTSENT_LOWAT`), so
+/// that a ping overtakes queued data.
 pub const NOTSENT_LOWAT: u32 = 16 * 1024;
 
 const _: () = assert!(BINARY_LOW_WATER < BINARY_HIGH_WATER);
-// Half of the default budget holds an attachment of 16 MiB, which is 30 MB of frames
-// when base64 is applied twice.
+// Half of the default budget holds an attachment of 16 MiB, which is 30 MB of frames when
+// base64 is applied twice.
 const _: () = assert!(BUFFER_MEMORY / 2 > 30_000_000);
-// A relay that cannot queue one largest message, and its copy to a phone, would shed
+// A relay that cannot queue one message of maximum size and its copy to a phone would shed
 // every peer that sends one.
 const _: () = assert!(BUFFER_MEMORY_MIN > 2 * PHONE_BACKLOG_MIN);
 const _: () = assert!(HEAD_MAX < MESSAGE_MAX);
@@ -301,18 +303,18 @@ const _: () = assert!(HEAD_MAX < MESSAGE_MAX);
 /// Bounds on what peers may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Live WebSockets, binaries and phones in one pool. `None`: what
+    /// Maximum number of live WebSockets, binaries and phones together. `None`: what
     /// `RLIMIT_NOFILE` leaves after [`DESCRIPTORS_RESERVED`].
     pub connections: Option<usize>,
-    /// Concurrent WebSockets per client address (IPv6: per /64); 0 is off.
+    /// Concurrent WebSockets per client address (IPv6: per /64); 0 turns the limit off.
     pub connections_per_ip: u32,
-    /// Upgrade attempts per client address and minute; 0 is off.
+    /// Upgrade attempts per client address and minute; 0 turns the limit off.
     pub rate_per_minute: u32,
-    /// Upgrade attempts a client address may make at once.
+    /// Burst of upgrade attempts of one client address.
     pub rate_burst: u32,
     /// Bytes that all queues of all connections may hold together.
     pub buffer_memory: usize,
-    /// Whether `--buffer-memory` was given; a default gives way to the memory limit of
+    /// Whether `--buffer-memory` was given; only the default yields to the memory limit of
     /// the control group.
     pub is_buffer_memory_given: bool,
     /// See [`MESSAGE_MAX`].
@@ -333,38 +335,37 @@ impl Default for Limits {
     }
 }
 
-/// How long peers may take. Constants of the protocol, not flags: tests pass
-/// shorter ones.
+/// Time limits for peers. Constants of the protocol, not flags; tests pass shorter ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Between two pings of one connection.
+    /// Interval between two pings of one connection.
     pub ping_interval: Duration,
-    /// From when a ping was due to when its pong must have come.
+    /// From a ping's due time to the deadline of its pong.
     pub pong: Duration,
-    /// From a probe of a claimed slot to when its pong must have come.
+    /// From the probe of a claimed slot's holder to the deadline of its pong.
     pub probe: Duration,
-    /// A slot is kept for its binary this long after it left.
+    /// How long a slot is kept after its binary has disconnected.
     pub grace: Duration,
     /// From accept to the end of the request head.
     pub head: Duration,
     /// From the first byte of a frame to the end of its message.
     pub message: Duration,
-    /// With bytes queued, the longest time in which none of them drained.
+    /// With bytes queued, the longest time without write progress.
     pub write: Duration,
-    /// From our close frame or refusal to the end of the socket.
+    /// From our close frame or refusal to the disconnect.
     pub linger: Duration,
-    /// Longest time in which a close that waits behind queued messages may wait.
+    /// How long a close frame may wait behind queued messages.
     pub close_backlog: Duration,
-    /// At a shut-down, from a binary's close to those of its phones: for the binary
-    /// to be the first at its new home, and for a load balancer that checks twice a
-    /// second to see that this relay leaves.
+    /// At a shut-down, from a binary's close to those of its phones. The delay lets the
+    /// binary connect to another relay before its phones do, and lets a load balancer that
+    /// checks twice a second see that this relay is draining.
     pub phones_after: Duration,
     /// From the signal to the end of the process.
     pub shutdown: Duration,
 }
 
 impl Timeouts {
-    /// The times of the protocol.
+    /// The timeouts of the protocol.
     pub const STANDARD: Self = Self {
         ping_interval: Duration::from_secs(30),
         pong: Duration::from_secs(30),
@@ -380,14 +381,14 @@ impl Timeouts {
     };
 }
 
-// The promise: a dead peer's slot is free 60 s after its death at the latest.
-// Death just after a pong is noticed one interval plus one pong timeout later.
+// Guarantee: the slot of a dead peer is free at most 60 s after its death. A peer that dies
+// just after a pong is detected one interval plus one pong timeout later.
 const _: () =
     assert!(Timeouts::STANDARD.ping_interval.as_secs() + Timeouts::STANDARD.pong.as_secs() == 60);
-// A probe must be able to end before the next ordinary ping would, or takeover
-// would never be faster than the heartbeat.
+// A probe must time out sooner than an ordinary ping does, or takeover would never be faster
+// than the heartbeat.
 const _: () = assert!(Timeouts::STANDARD.probe.as_secs() < Timeouts::STANDARD.pong.as_secs());
-// The last phones that are told have a moment to answer before the process ends.
+// The phones that are closed last have time to answer before the process ends.
 const _: () = assert!(
     DRAIN_SECONDS_MAX + Timeouts::STANDARD.phones_after.as_secs()
         < Timeouts::STANDARD.shutdown.as_secs()

@@ -1,8 +1,8 @@
-//! A WebSocket relay: a *binary* at home claims a server-id, *phones* dial in
-//! for it, and the relay carries frames between them. Its heart is the RFC 6455
-//! heartbeat, which finds a dead peer within 60 s.
+//! WebSocket relay: a *binary* at home claims a server-id, *phones* connect for that
+//! server-id, and the relay forwards frames between them. The RFC 6455 heartbeat detects a
+//! half-open connection within 60 s.
 //!
-//! Three layers, one direction, and time only at the door:
+//! Three layers that depend on each other in one direction; only `server/` reads the clock:
 //!
 //! ```text
 //!  main ─▶ cli ─▶ config
@@ -11,18 +11,18 @@
 //!  server/   the shell: mio, sockets, signals, threads, the one clock
 //!    │          bytes + now ▼   ▲ effects, outgoing bytes, next deadline
 //!    ▼
-//!  relay/    many connections: who may claim, who hears what, who is dead
+//!  relay/    many connections: claims, forwarding, heartbeats, limits
 //!    │
 //!    ├────▶ protocol/   one connection: bytes in, bytes out
 //!    └────▶ time/       timer wheel
 //! ```
 //!
-//! Beside them [`probe`], a client: it examines a relay from outside and shares no
-//! code with one.
+//! Beside them is [`probe`], a client that examines a relay from outside and shares no code
+//! with it.
 //!
-//! The one rule: nothing below `server/` touches a socket, the clock, a thread,
-//! the environment or unseeded randomness, so a whole day of connections runs
-//! in a test in seconds and replays from its seed.
+//! Nothing below `server/` touches a socket, the clock, a thread, the environment or unseeded
+//! randomness, so a whole day of connections runs in a test in seconds and replays from its
+//! seed.
 
 pub mod cli;
 pub mod config;

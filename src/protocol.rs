@@ -1,5 +1,5 @@
-//! One connection: bytes in, bytes out. Knows no other connection, no socket
-//! and no clock.
+//! One connection: bytes in, bytes out. Must not know other connections, sockets or the
+//! clock.
 
 pub mod client_address;
 pub mod close;

@@ -1,5 +1,5 @@
-//! Many connections: which binary holds a slot, which peers hear what, which are dead. No
-//! sockets.
+//! Many connections: slots and their members, forwarding, limits and deadlines. Must not know
+//! sockets, the clock or threads.
 
 #![allow(
     clippy::redundant_closure_for_method_calls,

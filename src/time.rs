@@ -1,5 +1,5 @@
-//! Time as the core knows it: instants handed in by the shell and a timer
-//! wheel over them. Knows no clock and nothing of connections.
+//! Time in the core: instants handed in by the shell, a timer wheel and a throttle over them.
+//! Must not know a clock or connections.
 
 mod instant;
 mod throttle;

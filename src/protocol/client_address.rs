@@ -1,23 +1,22 @@
-//! Which address a client is known by when proxies stand in front.
+//! Client address: the address that a client is known by behind proxies.
 //!
-//! Owns the walk through X-Forwarded-For and the default set of trusted hops.
-//! Pure; must not know requests or sockets, only addresses and words.
+//! Owns the evaluation of X-Forwarded-For and the default set of trusted hops. Must not know
+//! requests or sockets, only addresses and header entries.
 //!
-//! Invariants:
-//! 1. A hop is believed only if every hop between it and us is trusted, so what
-//!    a client writes into the header itself is never its address.
-//! 2. An IPv4 address has one spelling: `::ffff:a.b.c.d` comes out as `a.b.c.d`,
-//!    or one client would have two rate buckets.
+//! 1. A hop is believed only if every hop between it and the relay is trusted, so an entry
+//!    that a client forges never becomes its address.
+//! 2. An IPv4 address has one spelling: `::ffff:a.b.c.d` becomes `a.b.c.d`, or one client
+//!    would have two rate buckets.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::config::Forwarded;
 
-/// The address of the client behind `peer`, the direct peer or what its PROXY
-/// header names. `hops` are the entries of X-Forwarded-For from right to left:
-/// each was added by the hop before it. The first one that is not trusted is
-/// the client; if all are, the leftmost is. An entry that is no address ends the
-/// walk at the hop that added it.
+/// The address of the client behind `peer`, which is the direct peer or the source in its
+/// PROXY header. `hops` are the entries of X-Forwarded-For from right to left; each was added
+/// by the hop before it in this order. The first untrusted one is the client; if all are
+/// trusted, the leftmost is. An entry that is not an address ends the evaluation at the hop
+/// that added it.
 pub fn client_address<'a>(
     policy: &Forwarded,
     peer: IpAddr,
@@ -37,8 +36,8 @@ pub fn client_address<'a>(
     client
 }
 
-/// Whether this peer may name a client in a PROXY header: anyone, if nobody is
-/// named, for who turns the header on says that a load balancer stands in front.
+/// Whether this peer may send a PROXY header. Without a list of proxies every peer may: a
+/// listener with the PROXY protocol is meant for a load balancer.
 #[must_use]
 pub fn may_send_proxy_header(policy: &Forwarded, peer: IpAddr) -> bool {
     let peer = peer.to_canonical();
@@ -83,19 +82,19 @@ mod tests {
     }
 
     #[test]
-    fn trusted_hops_are_walked_from_the_right() {
+    fn trusted_hops_are_skipped_from_the_right() {
         let policy = Forwarded { trust_x_forwarded_for: true, trusted_proxies: None };
         for (peer, header, client) in [
-            // The peer itself is not trusted: what it says is worth nothing.
+            // The peer itself is not trusted, so its header is ignored.
             ("198.51.100.1", "203.0.113.9", "198.51.100.1"),
             ("127.0.0.1", "203.0.113.9", "203.0.113.9"),
             ("127.0.0.1", "", "127.0.0.1"),
-            // A client forges the left; the proxy appends the truth on the right.
+            // A forged entry is on the left; the proxy appends the true one on the right.
             ("10.0.0.1", "1.1.1.1, 203.0.113.9", "203.0.113.9"),
             ("10.0.0.1", "203.0.113.9, 192.168.1.1, 172.16.0.1", "203.0.113.9"),
-            // Every hop is trusted: the client lives in the same house.
+            // Every hop is trusted: the client is in the same network.
             ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
-            // No address: back to the hop that wrote it.
+            // Not an address: the client is the hop that added it.
             ("10.0.0.1", "203.0.113.9, unknown", "10.0.0.1"),
             ("10.0.0.1", "203.0.113.9, unknown, 10.0.0.2", "10.0.0.2"),
             ("10.0.0.1", "203.0.113.9,", "10.0.0.1"),
@@ -106,12 +105,12 @@ mod tests {
             ("10.0.0.1", "203.0.113.9, ::ffff:10.0.0.2", "203.0.113.9"),
             ("10.0.0.1", "::ffff:203.0.113.9", "203.0.113.9"),
         ] {
-            assert_eq!(resolved(&policy, peer, header), client, "{peer} says {header:?}");
+            assert_eq!(resolved(&policy, peer, header), client, "{peer} sends {header:?}");
         }
     }
 
     #[test]
-    fn spellings_of_an_entry() {
+    fn forms_of_an_entry() {
         for (entry, expected) in [
             ("203.0.113.9", Some("203.0.113.9")),
             ("203.0.113.9:4711", Some("203.0.113.9")),
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn trusted_by_default_is_what_no_stranger_can_have() {
+    fn only_loopback_private_and_link_local_hops_are_trusted_by_default() {
         let policy = Forwarded { trust_x_forwarded_for: true, trusted_proxies: None };
         for (first, last) in [
             ("127.0.0.0", "127.255.255.255"),
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_header_is_anyones_unless_proxies_are_named() {
+    fn any_peer_may_send_a_proxy_header_unless_proxies_are_listed() {
         let anyone = Forwarded::default();
         let proxies = ["198.51.100.0/24", "2001:db8::/32"];
         let proxies = proxies.iter().map(|net| net.parse().unwrap()).collect();

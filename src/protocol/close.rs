@@ -1,11 +1,10 @@
-//! Why a connection ends, as a value.
+//! Close causes: why a connection ends, as a value.
 //!
-//! Owns the one table from cause to wire code, reason, metric label, whether
-//! queued messages still go out and what the binary of a phone is told. Knows
-//! nothing of how a close is sent.
+//! Owns the one table from cause to status code, reason and metric label, whether queued
+//! messages are still delivered, and what the phone's binary is told. Must not know how a
+//! close is sent.
 //!
-//! A cause is not an error: the first one wins, so that the wire sees exactly
-//! one close frame.
+//! A cause is not an error: the first one wins, so that exactly one close frame is sent.
 
 /// Why a WebSocket ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,19 +13,19 @@ pub enum CloseCause {
     PeerClosed,
     /// The TCP connection ended without a close frame, or broke.
     Disconnected,
-    /// A pong did not come in time.
+    /// A pong did not arrive in time.
     HeartbeatTimeout,
-    /// Nothing drained for the write timeout.
+    /// No write progress for the write timeout.
     WriteTimeout,
     /// A phone's backlog passed its bound.
     BacklogFull,
-    /// The byte budget is spent and this connection held most of it.
+    /// The byte budget is exhausted and this connection holds most of it.
     OutOfBufferMemory,
     /// A message took too long from first to last byte.
     MessageTimeout,
     /// A message is longer than allowed.
     MessageTooBig,
-    /// The peer broke RFC 6455.
+    /// The peer violated RFC 6455.
     ProtocolError,
     /// A text message or a close reason is not UTF-8.
     InvalidUtf8,
@@ -34,15 +33,15 @@ pub enum CloseCause {
     NotJson,
     /// Another binary holds the server-id and is alive.
     ServerIdClaimed,
-    /// A phone asked for a server-id that nobody holds.
+    /// A phone asked for a server-id that has no slot.
     NoSuchServer,
-    /// The server-id has as many phones as it may have.
+    /// The server-id has its maximum of phones.
     TooManyPhones,
-    /// A binary claimed the server-id anew; its phones dial again.
+    /// A binary claimed the server-id again; its phones have to reconnect.
     BinaryReclaimed,
-    /// A phone sent a frame while its binary was away.
+    /// A phone sent a frame while its binary was disconnected.
     BinaryDisconnected,
-    /// The binary did not come back in time.
+    /// The binary did not reconnect in time.
     GraceExpired,
     /// The binary asked for this phone to be closed, with this code.
     BinaryRequest(u16),
@@ -52,7 +51,8 @@ pub enum CloseCause {
 
 /// One row of the table.
 struct Row {
-    /// Status code and reason of the close frame; `None`: no frame of ours.
+    /// Status code and reason of the close frame; `None`: the relay sends no frame of its
+    /// own.
     frame: Option<(u16, &'static str)>,
     label: &'static str,
 }
@@ -133,8 +133,8 @@ impl CloseCause {
         }
     }
 
-    /// Status code and reason of the close frame that tells the peer; `None`
-    /// where the peer's own close is echoed or no frame can reach it.
+    /// Status code and reason of the close frame; `None` where the peer's own close is echoed
+    /// or no frame can reach the peer.
     #[must_use]
     pub const fn frame(self) -> Option<(u16, &'static str)> {
         self.row().frame
@@ -148,18 +148,18 @@ impl CloseCause {
         })
     }
 
-    /// The code with which the binary is told that a phone of it has ended;
-    /// `None`: it is told nothing. `code` is that of the close frame: ours, or the
-    /// peer's own where that is the cause.
+    /// The code in the notice that tells the binary of its phone's end; `None`: no notice is
+    /// sent. `code` is that of the close frame: ours, or the peer's own where that is the
+    /// cause.
     ///
-    /// Nothing is told of a close that the binary asked for, nor where no binary
-    /// knows the phone: its slot is in grace, or held by another one.
+    /// There is no notice of a close that the binary requested, nor where no binary knows the
+    /// phone: the slot is in grace, or another binary holds it.
     #[must_use]
     pub const fn notice(self, code: Option<u16>) -> Option<u16> {
         match self {
             // RFC 6455 §7.1.5: a close frame without a code counts as 1005.
             Self::PeerClosed if code.is_none() => Some(1005),
-            // A broken connection has no code; 1001 says that the phone went away.
+            // A broken connection has no code; 1001 means that the phone went away.
             Self::Disconnected => Some(1001),
             Self::PeerClosed
             | Self::HeartbeatTimeout
@@ -188,8 +188,8 @@ impl CloseCause {
         self.row().label
     }
 
-    /// Whether messages queued before the close still go out ahead of it. Where
-    /// the peer is dead, slow or wrong the close overtakes them instead.
+    /// Whether messages queued before the close are still sent ahead of it. Where the peer is
+    /// dead, slow or in error, the close frame overtakes them.
     #[must_use]
     pub const fn delivers_backlog(self) -> bool {
         matches!(
@@ -198,8 +198,8 @@ impl CloseCause {
         )
     }
 
-    /// Whether the peer's frames can no longer be told apart: it broke the rules
-    /// for that, or the memory for the one under way was given back.
+    /// Whether the boundaries of the peer's frames are lost: the peer violated the framing,
+    /// or the memory of its unfinished frame was freed.
     #[must_use]
     pub const fn loses_framing(self) -> bool {
         matches!(

@@ -1,8 +1,8 @@
-//! One connection, from its first byte to its last.
+//! Connection: one peer's protocol state, from its first byte to its last.
 //!
-//! Owns what the connection is waiting for and, between the first and the last
-//! byte of a message, the memory for it. Knows no other connection: what a
-//! request or a message means is for `relay/` to say.
+//! Owns the connection's state and deadlines and, while a message is incomplete, the memory
+//! for it. Must not know other connections, nor what a request or a message means (`relay/`
+//! does).
 //!
 //! ```text
 //! Head ──upgrade──▶ Open ──────────▶ Closing ──▶ gone
@@ -11,8 +11,8 @@
 //! ```
 //!
 //! 1. Every state has exactly one deadline ([`Connection::deadline`]).
-//! 2. At rest (open, nothing queued, on a frame boundary) it owns no memory
-//!    beyond itself.
+//! 2. At rest (open, nothing queued, on a frame boundary) a connection owns no memory beyond
+//!    itself.
 //! 3. The first close wins; nothing is queued after it.
 
 mod closing;
@@ -43,46 +43,45 @@ pub struct Connection {
 enum State {
     /// The request head is not complete.
     Head { deadline: Instant },
-    /// Upgraded, but the server-id may belong to another binary: neither read
-    /// nor pinged until that is known.
+    /// Upgraded, but another binary may hold the server-id: neither read nor pinged until
+    /// that is known.
     Waiting { deadline: Instant },
     /// An open WebSocket.
     Open {
         heartbeat: Heartbeat,
-        /// Since when, by [`hundredths`]: it fits beside the tag.
+        /// Time of opening, by [`hundredths`]; 32 bits fit beside the enum's tag.
         since: u32,
     },
     /// Our last bytes are queued; then half-close, drain, disconnect.
     Closing(Closing),
 }
 
-/// What is known of an open connection when it ends.
+/// Facts about an open connection, taken when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionSummary {
-    /// Since it was opened, to a hundredth of a second; after 497 days it starts
-    /// over.
+    /// Time since it was opened, to a hundredth of a second; wraps after 497 days.
     pub age: Duration,
-    /// The last round trip of a ping, if there was one.
+    /// The last round-trip time of a ping, if one was measured.
     pub round_trip: Option<Duration>,
 }
 
-/// Hundredths of a second as far as they fit.
+/// Hundredths of a second, truncated to 32 bits.
 fn hundredths(instant: Instant) -> u32 {
     (instant.as_micros() / 10_000) as u32
 }
 
-/// What a connection's deadline asks for.
+/// The action that a connection's deadline asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
-    /// The request head did not come in time.
+    /// The request head did not arrive in time.
     Head,
-    /// The incumbent did not answer the probe that this claimant waits on.
+    /// The slot's holder did not answer the probe that this claimant waits for.
     Claim,
     /// The ping with this sequence number is due.
     Ping(u32),
-    /// The connection is to be closed.
+    /// Close the connection with this cause.
     Close(CloseCause),
-    /// It has closed; the socket goes.
+    /// It is closed; drop the socket.
     Disconnect,
 }
 
@@ -99,26 +98,26 @@ impl Connection {
         matches!(self.state, State::Head { .. })
     }
 
-    /// An open WebSocket, pinged and judged.
+    /// An open WebSocket, subject to the heartbeat.
     #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(self.state, State::Open { .. })
     }
 
-    /// The last bytes to it are queued or sent.
+    /// The last bytes to the peer are queued or sent.
     #[must_use]
     pub fn is_closing(&self) -> bool {
         matches!(self.state, State::Closing(_))
     }
 
-    /// Whether its input is wanted now.
+    /// Whether to read its input now.
     #[must_use]
     pub fn is_reading(&self) -> bool {
         let paused = self.inbound.as_ref().is_some_and(|inbound| inbound.paused.is_some());
         !paused && !matches!(self.state, State::Waiting { .. })
     }
 
-    /// Bytes of memory that its queues hold.
+    /// Bytes of memory that its queues and its unfinished input hold.
     #[must_use]
     pub fn held(&self) -> usize {
         self.inbound.as_ref().map_or(0, |inbound| inbound.held()) + self.backlog()
@@ -132,7 +131,7 @@ impl Connection {
 
     // Input
 
-    /// Keeps input for later: of an unfinished head, or behind a complete one.
+    /// Keeps input for later: an unfinished head, or what followed a complete one.
     pub fn keep_early(&mut self, bytes: Vec<u8>, now: Instant) {
         if !bytes.is_empty() {
             self.inbound(now).early = bytes;
@@ -147,8 +146,8 @@ impl Connection {
         early
     }
 
-    /// The next message or control frame in `input`, which is used up to its
-    /// end. `None`: `input` is used up.
+    /// The next message or control frame in `input`; `input` is advanced past it. `None`:
+    /// `input` is consumed.
     ///
     /// # Errors
     /// The cause to close with.
@@ -181,7 +180,7 @@ impl Connection {
         Ok(incoming)
     }
 
-    /// Input after our close: nothing of it counts but the peer's own close.
+    /// Input after our close frame: everything but the peer's own close frame is discarded.
     fn drain(&mut self, mut input: &[u8], codec: &mut Codec, now: Instant, timeouts: &Timeouts) {
         let mut inbound = self.inbound.take().unwrap_or_else(|| Box::new(Inbound::new(now)));
         let State::Closing(closing) = &mut self.state else { return };
@@ -208,8 +207,8 @@ impl Connection {
         }
     }
 
-    /// Whether the socket may go: nothing more can reach either end, or the
-    /// peer sends on and on after the close.
+    /// Whether the socket may be dropped: both directions have ended, or the peer has sent
+    /// more than [`DRAIN_MAX`] bytes after the close.
     #[must_use]
     pub fn is_done(&self) -> bool {
         match &self.state {
@@ -220,15 +219,15 @@ impl Connection {
         }
     }
 
-    /// Stops reading, so that TCP pushes back to the peer.
+    /// Stops reading: backpressure on the peer by TCP flow control.
     pub fn pause(&mut self, now: Instant) {
         if !self.is_closing() {
             self.inbound(now).paused.get_or_insert(now);
         }
     }
 
-    /// Reads again. The time in between counts against no deadline of the peer's.
-    /// Returns whether it had been paused.
+    /// Resumes reading. The time of the pause counts towards no deadline of the peer. Returns
+    /// whether reading was paused.
     pub fn resume(&mut self, now: Instant, timeouts: &Timeouts) -> bool {
         let Some(since) = self.inbound.as_mut().and_then(|inbound| inbound.paused.take()) else {
             return false;
@@ -243,7 +242,7 @@ impl Connection {
         true
     }
 
-    /// A pong with this sequence number has come.
+    /// A pong with this sequence number has arrived.
     pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<PongResult> {
         match &mut self.state {
             State::Open { heartbeat, .. } => heartbeat.on_pong(sequence, now),
@@ -253,14 +252,13 @@ impl Connection {
 
     // Output
 
-    /// The handshake is done: from `now` on an open WebSocket, whose first ping is
-    /// due at `first_ping`.
+    /// The handshake is complete: an open WebSocket from `now` on, whose first ping is due at
+    /// `first_ping`.
     pub fn open(&mut self, first_ping: Instant, now: Instant) {
         self.state = State::Open { heartbeat: Heartbeat::new(first_ping), since: hundredths(now) };
     }
 
-    /// How long it has been open, and how far away its peer was at last; `None`
-    /// unless it is open.
+    /// Time since opening and the last round-trip time; `None` unless it is open.
     #[must_use]
     pub fn summary(&self, now: Instant) -> Option<ConnectionSummary> {
         let State::Open { heartbeat, since } = &self.state else { return None };
@@ -268,7 +266,7 @@ impl Connection {
         Some(ConnectionSummary { age, round_trip: heartbeat.round_trip() })
     }
 
-    /// The handshake is done, but the slot is not its own yet.
+    /// The handshake is complete, but another binary holds the slot.
     pub fn wait(&mut self, deadline: Instant) {
         self.state = State::Waiting { deadline };
     }
@@ -293,19 +291,19 @@ impl Connection {
         }
     }
 
-    /// Queues the answer to a peer's ping.
+    /// Queues the pong for a peer's ping.
     pub fn send_pong(&mut self, payload: &[u8], pool: &mut OutboxPool, now: Instant) {
         if !self.is_closing() {
             self.pooled_outbox(pool, now).push_pong(payload);
         }
     }
 
-    /// Queues bytes of an HTTP answer.
+    /// Queues bytes of an HTTP response.
     pub fn send_answer(&mut self, answer: &[u8], now: Instant) {
         self.outbox(now).push_answer(answer);
     }
 
-    /// An extra ping now; returns its sequence number, `None` unless open.
+    /// Sends an extra ping now; returns its sequence number, or `None` unless open.
     pub fn probe(&mut self, now: Instant) -> Option<u32> {
         match &mut self.state {
             State::Open { heartbeat, .. } => Some(heartbeat.probe(now)),
@@ -313,8 +311,8 @@ impl Connection {
         }
     }
 
-    /// Queues the close frame that `cause` calls for; `echo` is the payload of
-    /// the peer's own close.
+    /// Queues the close frame for `cause`; `echo` is the payload of the peer's own close
+    /// frame.
     pub fn close(&mut self, cause: CloseCause, echo: &[u8], now: Instant, timeouts: &Timeouts) {
         if self.is_closing() {
             return;
@@ -323,7 +321,7 @@ impl Connection {
         let waits = cause.delivers_backlog() && self.backlog() > 0;
         let outbox = self.outbox(now);
         outbox.push_close(&payload, waits);
-        // Who was too slow for messages has its linger for the close all the same.
+        // A slow consumer still gets the full linger time for the close frame.
         outbox.restart(now);
         let allowed = if waits { timeouts.close_backlog } else { timeouts.linger };
         self.state = State::Closing(Closing {
@@ -340,9 +338,9 @@ impl Connection {
         self.settle();
     }
 
-    /// Closing already: gives up the unfinished input, of which nothing counts any
-    /// more, or else the messages that the close frame waits behind, and says so in
-    /// its place. `false`: there is neither.
+    /// Frees memory of a closing connection: first the unfinished input, which no longer
+    /// counts, else the messages ahead of the close frame and that frame, which a close frame
+    /// with [`CloseCause::OutOfBufferMemory`] replaces. `false`: there was nothing to free.
     pub fn shed(&mut self, now: Instant, timeouts: &Timeouts) -> bool {
         let State::Closing(closing) = &mut self.state else { return false };
         if self.inbound.take().is_some() {
@@ -357,7 +355,7 @@ impl Connection {
         true
     }
 
-    /// Queues an HTTP answer after which the connection ends.
+    /// Queues an HTTP response after which the connection ends.
     pub fn refuse(&mut self, answer: &[u8], now: Instant, timeouts: &Timeouts) {
         self.outbox(now).push_answer(answer);
         self.inbound = None;
@@ -380,7 +378,7 @@ impl Connection {
         }
     }
 
-    /// The transport keeps so many bytes. They count as queued.
+    /// The transport buffers this many bytes. They count as queued.
     pub fn on_transport_buffered(&mut self, buffered: TransportBuffered, now: Instant) {
         let TransportBuffered { unread, unsent } = buffered;
         if unread > 0 {
@@ -396,8 +394,7 @@ impl Connection {
         self.settle();
     }
 
-    /// Whether the writing half is to be shut down: true once, when the last
-    /// bytes are out.
+    /// Whether to shut down the writing half: true once, when the last bytes are written.
     pub fn half_close(&mut self, now: Instant, timeouts: &Timeouts) -> bool {
         let written = self.backlog() == 0;
         let State::Closing(closing) = &mut self.state else { return false };
@@ -411,7 +408,7 @@ impl Connection {
 
     // Time
 
-    /// When [`Self::handle_timeout`] has something to say next.
+    /// When [`Self::handle_timeout`] has to be called next.
     #[must_use]
     pub fn deadline(&self, timeouts: &Timeouts) -> Instant {
         let own = match &self.state {
@@ -423,7 +420,7 @@ impl Connection {
         own.min(self.message_deadline(timeouts)).min(self.write_deadline(timeouts))
     }
 
-    /// What is due at `now`, one at a call.
+    /// What is due at `now`, one expiry per call.
     pub fn handle_timeout(&mut self, now: Instant, timeouts: &Timeouts) -> Option<Expiry> {
         let reading = self.is_reading();
         let stuck = now >= self.write_deadline(timeouts);
@@ -447,7 +444,7 @@ impl Connection {
         }
     }
 
-    /// When the message under way must be complete.
+    /// Deadline of the incomplete message.
     fn message_deadline(&self, timeouts: &Timeouts) -> Instant {
         match (&self.state, &self.inbound) {
             (State::Open { .. }, Some(inbound))
@@ -459,7 +456,7 @@ impl Connection {
         }
     }
 
-    /// When bytes that wait must have moved.
+    /// Deadline for write progress.
     fn write_deadline(&self, timeouts: &Timeouts) -> Instant {
         self.outbox.as_ref().map_or(Instant::NEVER, |outbox| outbox.progress() + timeouts.write)
     }
@@ -474,12 +471,12 @@ impl Connection {
         self.outbox.get_or_insert_with(|| pool.get(now))
     }
 
-    /// For what happens once in a connection's life.
+    /// Outside the pool, for sends that happen once per connection.
     fn outbox(&mut self, now: Instant) -> &mut Outbox {
         self.outbox.get_or_insert_with(|| Box::new(Outbox::new(now)))
     }
 
-    /// Gives back memory that holds nothing.
+    /// Frees empty buffers.
     fn settle(&mut self) {
         if self.inbound.as_ref().is_some_and(|inbound| inbound.is_empty()) {
             self.inbound = None;

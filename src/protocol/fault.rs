@@ -1,58 +1,58 @@
-//! Why a request is refused, for the operator who reads the log.
+//! Faults: why a request is refused, for the log.
 //!
-//! Owns the closed lists of causes and of headers that may be at fault. What the peer is
-//! answered is `response.rs`'s to say: the two differ on purpose, a refusal tells a
-//! stranger nothing.
+//! Owns the closed lists of causes and of headers that may be at fault. Must not know the
+//! response bytes (`response.rs` does): the log names the cause, while the response
+//! deliberately does not.
 
 use super::response::Refusal;
 
-/// Why a request is not served.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What the peer is answered.
+    /// The response to the peer.
     pub refusal: Refusal,
-    /// What is wrong.
+    /// The cause.
     pub cause: Cause,
-    /// The header that is wrong, in lower case: one that the relay looks at.
+    /// The header at fault, in lower case; from a closed list.
     pub header: Option<&'static str>,
 }
 
-/// What is wrong with a request, or with its time.
+/// Cause of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// The head breaks RFC 9112.
+    /// The head violates RFC 9112.
     MalformedHead,
     /// More than 8 KiB of head.
     HeadTooLong,
     /// More than 64 fields.
     TooManyFields,
-    /// The head did not come in time.
+    /// The head did not arrive in time.
     Timeout,
-    /// TLS, where none is spoken.
+    /// A TLS ClientHello on a plain listener.
     TlsClientHello,
     /// HTTP/2 with prior knowledge (RFC 9113, 3.4).
     Http2Preface,
-    /// A PROXY header, where none is expected.
+    /// A PROXY header on a listener without the PROXY protocol.
     ProxyHeader,
     /// A request with a body.
     Body,
     /// A header is missing or empty.
     Missing,
-    /// A header that may stand once stands more than once.
+    /// A header that may occur once is repeated.
     Repeated,
-    /// A header has a value that it must not have.
+    /// A header has an invalid value.
     Invalid,
     /// The Host is not the one that is served.
     WrongHost,
     /// The method is not one of the endpoint's.
     Method,
-    /// HTTP/1.0, which knows no upgrade.
+    /// HTTP/1.0, which has no upgrade.
     OldHttp,
     /// There is no such path.
     UnknownPath,
-    /// A load balancer's own connection may ask for health only.
+    /// A load balancer's own connection may request health endpoints only.
     HealthOnly,
-    /// Too many attempts of one client.
+    /// Too many attempts by one client.
     RateLimit,
     /// A cap on connections is reached.
     Cap,
@@ -101,7 +101,7 @@ impl Fault {
         Self { refusal, cause, header: Some(header) }
     }
 
-    /// What the first bytes of something malformed look like.
+    /// The fault of a malformed head, with the cause that its first bytes suggest.
     #[must_use]
     pub fn malformed(bytes: &[u8]) -> Self {
         const PROXY_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_http_is_named() {
+    fn other_protocols_are_recognised_by_their_first_bytes() {
         for (bytes, cause) in [
             (&b"\x16\x03\x01\x02\x00\x01\x00"[..], Cause::TlsClientHello),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Cause::Http2Preface),

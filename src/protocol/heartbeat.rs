@@ -1,24 +1,25 @@
-//! When to ping, what proves life, when to give up: RFC 6455 §5.5.2 and §5.5.3.
+//! Heartbeat: when to ping, which pong counts, and when a peer is dead (RFC 6455 §5.5.2,
+//! §5.5.3).
 //!
-//! Owns the sequence of pings of one open connection. Pure: knows no socket, no
-//! clock and no frame; the caller sends what it asks for and tells it what came.
+//! Owns the sequence of pings of one open connection. Must not know sockets, the clock or
+//! frames: the caller sends the pings it asks for and reports the pongs that arrive.
 //!
 //! 1. Pings are due at a fixed cadence that lateness does not shift.
 //! 2. A pong counts only if it carries a sequence number that was sent and is
 //!    newer than the last acknowledged; it acknowledges all earlier ones too.
-//! 3. The verdict runs from when the oldest unanswered ping was *due*, plus the
-//!    time in which the relay itself did not read (`credit`).
-//! 4. A verdict falls only in [`Heartbeat::handle_timeout`], which the caller
-//!    calls after everything that has arrived was handed in.
+//! 3. The pong timeout runs from when the oldest unanswered ping was *due*, plus the time in
+//!    which the relay itself did not read (`credit`).
+//! 4. A peer is declared dead only in [`Heartbeat::handle_timeout`], which the caller calls
+//!    after everything that has arrived was handed in.
 
 use std::time::Duration;
 
 use crate::config::Timeouts;
 use crate::time::Instant;
 
-/// A ping later than this part of the pong timeout (1 s of 30) was held up by
-/// the relay itself (a stopped process): the cadence starts anew so that the
-/// peer gets its full time to answer.
+/// A ping that is late by more than this part of the pong timeout (1 s of 30 s) was delayed
+/// by the relay itself (a stopped process): the cadence restarts from now, so that the peer
+/// gets its full time to answer.
 const HELD_UP_PART: u32 = 30;
 
 /// What the heartbeat asks of its connection.
@@ -30,12 +31,12 @@ pub enum HeartbeatAction {
     Dead,
 }
 
-/// What a matching pong showed.
+/// Result of a matching pong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PongResult {
     /// Time from the newest ping to this pong, if this pong answers that ping.
     pub round_trip: Option<Duration>,
-    /// A probe was outstanding and this pong, or a later one, answered it.
+    /// A probe was outstanding, and this pong, which may be of a later ping, acknowledges it.
     pub answers_probe: bool,
 }
 
@@ -44,25 +45,24 @@ pub struct PongResult {
 pub struct Heartbeat {
     /// When the next ordinary ping is due.
     next_due: Instant,
-    /// When the newest ping, ordinary or probe, was asked for: the lower bits of its
-    /// microsecond. They come round after 71 minutes, and no round trip takes so long.
+    /// When the newest ping, ordinary or probe, was requested: the lower 32 bits in
+    /// microseconds. They wrap after 71 minutes, longer than any round trip.
     sent_at: u32,
-    /// Microseconds of the last round trip; 0 for none.
+    /// The last round-trip time in microseconds; 0 if none was measured.
     round_trip: u32,
     /// Sequence number of the newest ping; the first is 1.
     sent: u32,
     /// Highest sequence number acknowledged.
     acknowledged: u32,
-    /// Sequence number of the unanswered probe; 0 for none.
+    /// Sequence number of the unanswered probe; 0 if there is none.
     probe: u32,
     /// Milliseconds in which the relay did not read while a pong was awaited.
     credit: u32,
 }
 
 impl Heartbeat {
-    /// A heartbeat whose first ping is due at `first_due`, which the caller
-    /// spreads over one interval so that peers which came together are not
-    /// pinged together.
+    /// A heartbeat whose first ping is due at `first_due`, which the caller spreads over one
+    /// interval so that peers that connected together are not pinged together.
     #[must_use]
     pub fn new(first_due: Instant) -> Self {
         Self {
@@ -77,21 +77,21 @@ impl Heartbeat {
     }
 
     /// The payload of ping `sequence` on a connection whose random key is `key`:
-    /// not to be guessed, so that only a peer which read it can answer.
+    /// unpredictable, so that only a peer that has read the ping can answer it.
     #[must_use]
     pub fn payload(key: u64, sequence: u32) -> [u8; 8] {
         (key ^ u64::from(sequence)).to_be_bytes()
     }
 
-    /// The sequence number in a pong's payload, if it is one of ours.
+    /// The sequence number in a pong's payload, if the payload decodes to one.
     #[must_use]
     pub fn sequence(key: u64, payload: &[u8]) -> Option<u32> {
         let payload = <[u8; 8]>::try_from(payload).ok()?;
         u32::try_from(u64::from_be_bytes(payload) ^ key).ok()
     }
 
-    /// When [`Self::handle_timeout`] has something to say next. A connection
-    /// that the relay does not read (`reading` false) is pinged, not judged.
+    /// When [`Self::handle_timeout`] has to be called next. A connection that the relay does
+    /// not read (`reading` false) is pinged but not timed out.
     #[must_use]
     pub fn deadline(&self, reading: bool, timeouts: &Timeouts) -> Instant {
         match self.verdict_at(timeouts) {
@@ -100,7 +100,7 @@ impl Heartbeat {
         }
     }
 
-    /// What is due at `now`: a verdict before a ping, one at a call.
+    /// What is due at `now`, one action per call; death takes precedence over a ping.
     pub fn handle_timeout(
         &mut self,
         now: Instant,
@@ -120,8 +120,8 @@ impl Heartbeat {
         Some(HeartbeatAction::Ping(self.next_sequence(now)))
     }
 
-    /// An extra ping now, to find out soon whether the peer lives. While one is
-    /// unanswered there is no second: its number is returned again.
+    /// An extra ping now, to learn early whether the peer is alive. At most one probe is
+    /// outstanding: while it is unanswered, its number is returned again.
     pub fn probe(&mut self, now: Instant) -> u32 {
         if self.probe == 0 {
             self.probe = self.next_sequence(now);
@@ -129,7 +129,7 @@ impl Heartbeat {
         self.probe
     }
 
-    /// A pong with this sequence number has come. `None`: it proves nothing.
+    /// A pong with this sequence number has arrived. `None`: it matches no unanswered ping.
     pub fn on_pong(&mut self, sequence: u32, now: Instant) -> Option<PongResult> {
         if sequence <= self.acknowledged || sequence > self.sent {
             return None;
@@ -150,7 +150,7 @@ impl Heartbeat {
         Some(PongResult { round_trip, answers_probe })
     }
 
-    /// The last round trip that was measured.
+    /// The last round-trip time that was measured.
     #[must_use]
     pub fn round_trip(&self) -> Option<Duration> {
         (self.round_trip > 0).then(|| Duration::from_micros(self.round_trip.into()))
@@ -159,7 +159,7 @@ impl Heartbeat {
     /// The relay did not read this connection from `since` until `now`.
     pub fn on_unread(&mut self, since: Instant, now: Instant, timeouts: &Timeouts) {
         let Some(due) = self.oldest_due(timeouts) else { return };
-        // Counted on a grid of milliseconds, so that pauses shorter than one add up.
+        // On a grid of milliseconds, so that pauses shorter than one add up.
         let on_grid = |instant: Instant| instant.as_micros() / 1000;
         let unread = on_grid(now).saturating_sub(on_grid(since.max(due)));
         self.credit = self.credit.saturating_add(u32::try_from(unread).unwrap_or(u32::MAX));
@@ -171,15 +171,15 @@ impl Heartbeat {
         self.sent
     }
 
-    /// When the oldest unanswered ordinary ping was due. The cadence tells,
-    /// without a list: they are the last ones before `next_due`.
+    /// When the oldest unanswered ordinary ping was due. No list is needed: the unanswered
+    /// pings are the last ones of the cadence before `next_due`.
     fn oldest_due(&self, timeouts: &Timeouts) -> Option<Instant> {
         let probes = u32::from(self.probe > self.acknowledged);
         let unanswered = self.sent - self.acknowledged - probes;
         (unanswered > 0).then(|| self.next_due - timeouts.ping_interval * unanswered)
     }
 
-    /// When the peer is dead unless it answers before.
+    /// When the peer counts as dead unless it answers before.
     fn verdict_at(&self, timeouts: &Timeouts) -> Option<Instant> {
         let credit = Duration::from_millis(self.credit.into());
         self.oldest_due(timeouts).map(|due| due + timeouts.pong + credit)

@@ -1,22 +1,22 @@
-//! Input of one connection that means nothing yet.
+//! Inbound: input of one connection that is not yet a whole head or message.
 //!
-//! Owns what is kept of it between two reads. Knows no state of the connection.
+//! Owns what is buffered between two reads. Must not know the connection's state.
 
 use super::websocket::Assembly;
 use crate::time::Instant;
 
-/// Input that is not a message yet, and since when it is not read.
+/// Incomplete input, and since when reading is paused.
 #[derive(Debug)]
 pub(super) struct Inbound {
-    /// An unfinished request head, or what followed a complete one.
+    /// An incomplete request head, or what followed a complete one.
     pub(super) early: Vec<u8>,
     pub(super) assembly: Assembly,
-    /// Bytes that the layer below keeps of what is not input yet.
+    /// Bytes that the transport below has received but not yet delivered.
     pub(super) below: usize,
-    /// When the first byte of the message under way came; moved on by the time
-    /// in which the relay did not read.
+    /// When the first byte of the incomplete message arrived, moved on by the time in which
+    /// the relay did not read.
     pub(super) since: Instant,
-    /// Reading stands still since then.
+    /// Since when reading is paused.
     pub(super) paused: Option<Instant>,
 }
 

@@ -1,33 +1,33 @@
-//! Bytes not yet written to one peer.
+//! Outbox: bytes queued to one peer.
 //!
-//! Owns queued messages, control frames and where the last write stopped. Knows
-//! neither the socket nor why anything is sent.
+//! Owns queued messages, control frames and the position of the last write. Must not know the
+//! socket, nor why anything is sent.
 //!
-//! 1. The wire sees whole frames: a control frame goes out at the next frame
-//!    boundary, never inside a frame, ahead of every queued message.
+//! 1. Frames are written whole: a control frame goes out at the next frame boundary, never
+//!    inside a frame, ahead of every queued message.
 //! 2. Control bytes are bounded by twice [`CONTROL_MAX`] and one latest pong.
-//! 3. What outlives a write has at most twice the memory that it fills.
+//! 3. After a partial write, the capacity of a queue is at most twice its length.
 
 use super::websocket::{self, Opcode};
 use crate::time::Instant;
 
-/// Bytes of control frames that may wait; beyond it of pongs only the latest is
-/// kept (RFC 6455 §5.5.3 allows to answer the most recent ping only).
+/// Bytes of queued control frames up to which every pong is queued; beyond it only the latest
+/// is kept (RFC 6455 §5.5.3 allows answering only the most recent ping).
 const CONTROL_MAX: usize = 4 * 1024;
 
-/// Bytes not yet written to one peer.
+/// Bytes queued to one peer.
 #[derive(Debug)]
 pub struct Outbox {
     /// Whole frames in order; the first `sent` bytes are written.
     queue: Vec<u8>,
     sent: usize,
-    /// Bytes that finish the frame which the last write cut.
+    /// Remaining bytes of the frame that the last write cut.
     begun: usize,
-    /// Control frames and HTTP answers: next, once `begun` is out.
+    /// Control frames and HTTP responses: written next, after `begun`.
     control: Vec<u8>,
-    /// The latest pong that found `control` full.
+    /// The latest pong for which `control` had no room.
     late_pong: Option<Vec<u8>>,
-    /// Bytes that count as written and are not out: the layer below has them.
+    /// Written bytes that the transport below still buffers.
     below: usize,
     /// When bytes last drained, or the first was queued.
     progress: Instant,
@@ -48,19 +48,19 @@ impl Outbox {
         }
     }
 
-    /// Bytes that wait.
+    /// Bytes queued, those in the transport included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queue.len() - self.sent + self.control.len() + self.below
     }
 
-    /// Nothing waits.
+    /// Whether nothing is queued.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes of memory for what waits, used or not.
+    /// Capacity of the queues, in bytes.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.queue.capacity() + self.control.capacity()
@@ -72,7 +72,7 @@ impl Outbox {
         self.progress
     }
 
-    /// What waits gets its full time to drain from `now` on.
+    /// Restarts the time for write progress at `now`.
     pub fn restart(&mut self, now: Instant) {
         self.progress = now;
     }
@@ -87,20 +87,20 @@ impl Outbox {
         }
     }
 
-    /// Queues an HTTP answer.
+    /// Queues an HTTP response.
     pub fn push_answer(&mut self, answer: &[u8]) {
         self.control.extend_from_slice(answer);
     }
 
-    /// Queues a ping. Pongs leave room for it: a ping that the peer's own had
-    /// crowded out could not be answered, and a live peer would pass for dead.
+    /// Queues a ping. Pongs leave room for it: if the peer's own pings could crowd ours out,
+    /// a live peer would not answer and count as dead.
     pub fn push_ping(&mut self, payload: &[u8]) {
         if self.control.len() < 2 * CONTROL_MAX {
             websocket::append_frame(Opcode::Ping, payload, &mut self.control);
         }
     }
 
-    /// Queues the answer to a peer's ping.
+    /// Queues the pong for a peer's ping.
     pub fn push_pong(&mut self, payload: &[u8]) {
         if self.control.len() < CONTROL_MAX && self.late_pong.is_none() {
             websocket::append_frame(Opcode::Pong, payload, &mut self.control);
@@ -109,8 +109,8 @@ impl Outbox {
         }
     }
 
-    /// Queues the close frame: behind the queued messages, or ahead of them,
-    /// which drops every one that was not begun. Nothing may be queued after it.
+    /// Queues the close frame: behind the queued messages, or ahead of them, which drops each
+    /// one whose first byte is not written. Nothing may be queued after it.
     pub fn push_close(&mut self, payload: &[u8], after_backlog: bool) {
         self.late_pong = None;
         if after_backlog {
@@ -122,7 +122,7 @@ impl Outbox {
         }
     }
 
-    /// Messages wait that are not begun, or the close frame behind them.
+    /// Whether unbegun messages are queued, or the close frame behind them.
     #[must_use]
     pub fn has_unbegun(&self) -> bool {
         self.queue.len() > self.sent + self.begun
@@ -145,7 +145,8 @@ impl Outbox {
             self.take_out(count);
         }
         if !self.is_empty() {
-            // What waits may wait long, and the byte budget is charged for no more.
+            // A queue may stay unwritten for long, and the byte budget is charged by length,
+            // not by capacity.
             self.queue.shrink_to(2 * self.queue.len());
             self.control.shrink_to(2 * self.control.len());
         }
@@ -165,8 +166,7 @@ impl Outbox {
         }
     }
 
-    /// Of what was written the layer below keeps so many bytes. Fewer than before:
-    /// some drained.
+    /// The transport below buffers `bytes` of what was written. A decrease is write progress.
     pub fn keep_below(&mut self, bytes: usize, now: Instant) {
         if bytes < self.below {
             self.progress = now;
@@ -174,7 +174,7 @@ impl Outbox {
         self.below = bytes;
     }
 
-    /// `count` more bytes of the queue are out, starting on a frame boundary.
+    /// `count` more bytes of the queue are written; the first of them begins a frame.
     fn advance(&mut self, count: usize) {
         let end = self.sent + count;
         if end == self.queue.len() {
@@ -190,7 +190,7 @@ impl Outbox {
             self.begun = boundary - end;
             self.sent = end;
         }
-        // Moves each byte at most once for every byte written.
+        // Amortised: moves at most one byte for every byte written.
         if self.sent > self.queue.len() / 2 {
             self.queue.drain(..self.sent);
             self.sent = 0;

@@ -1,11 +1,11 @@
-//! Outbox pool: drained outboxes, kept for the next message to any peer.
+//! Outbox pool: empty outboxes, kept for reuse by any connection.
 //!
-//! Owns memory between two messages, never a byte of them. Knows no connection.
+//! Owns the memory of outboxes between two messages; an outbox in it holds no bytes. Must not
+//! know connections.
 //!
 //! A connection at rest owns no outbox. Without the pool each ping would allocate one, and
-//! every burst would grow a queue from nothing: of a message of 1 KiB that was a tenth of
-//! the CPU time, for copies while it grew and for pages that the allocator had given back
-//! to the kernel.
+//! every burst would grow a queue from empty. For messages of 1 KiB that cost a tenth of the
+//! CPU time: copies during growth, and pages that the allocator had returned to the kernel.
 //!
 //! 1. It holds at most [`OUTBOXES_MAX`] outboxes, with at most [`BYTES_MAX`] bytes for
 //!    queues in all and [`OUTBOX_BYTES_MAX`] in one.
@@ -13,16 +13,18 @@
 use super::outbox::Outbox;
 use crate::time::Instant;
 
-/// A tick of 50,000 connections pings about 110, and a pass with 128 busy peers writes to
+/// A tick of 50,000 connections sends about 110 pings, and a turn with 128 busy peers writes
+/// to 128. Every response to an upgrade returns one outbox to the pool: a bound of 1024 costs
+/// 10,000 connections 25 bytes each.
 /// 128. Each answer to an upgrade puts one into the pool: with a bound of 1024 they cost
 /// 10,000 connections 25 bytes each.
 const OUTBOXES_MAX: usize = 128;
-/// What a pass of the loop queues, if its frames are not tiny.
+/// What one turn of the loop queues, unless its frames are tiny.
 const BYTES_MAX: usize = 1024 * 1024;
-/// What a read of one peer queues.
+/// What one read from a peer queues.
 const OUTBOX_BYTES_MAX: usize = 256 * 1024;
 
-/// Drained outboxes, ready to be used again.
+/// Empty outboxes, ready for reuse.
 #[derive(Debug, Default)]
 pub struct OutboxPool {
     #[expect(
@@ -30,7 +32,7 @@ pub struct OutboxPool {
         reason = "an outbox is boxed in its connection, and its box is reused as well"
     )]
     drained: Vec<Box<Outbox>>,
-    /// Bytes of memory for their queues.
+    /// Bytes of memory that their queues occupy.
     held: usize,
 }
 
@@ -43,7 +45,7 @@ impl OutboxPool {
         outbox
     }
 
-    /// Keeps a drained outbox, unless a bound is reached.
+    /// Keeps an empty outbox, unless a bound is reached.
     pub(super) fn put(&mut self, outbox: Box<Outbox>) {
         debug_assert!(outbox.is_empty(), "{outbox:?}");
         let capacity = outbox.capacity();
@@ -64,7 +66,7 @@ mod tests {
 
     const NOW: Instant = Instant::START;
 
-    /// An outbox that a message of so many bytes has gone through.
+    /// An outbox that has sent a message of `len` bytes.
     fn drained(pool: &mut OutboxPool, len: usize) -> Box<Outbox> {
         let mut outbox = pool.get(NOW);
         outbox.push_message(Opcode::Text, &[&vec![b'x'; len]]);
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_message_finds_the_memory_of_the_last_and_its_own_time() {
+    fn a_reused_outbox_keeps_its_capacity_and_restarts_its_time() {
         let mut pool = OutboxPool::default();
         let outbox = drained(&mut pool, 1_000);
         let capacity = outbox.capacity();
@@ -86,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn too_large_a_one_is_not_kept() {
+    fn an_outbox_above_the_size_limit_is_not_kept() {
         let mut pool = OutboxPool::default();
         for len in [OUTBOX_BYTES_MAX / 2, OUTBOX_BYTES_MAX + 1] {
             let outbox = drained(&mut OutboxPool::default(), len);
@@ -96,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn all_together_are_bounded() {
+    fn total_count_and_capacity_are_bounded() {
         for (len, expected) in [(100_000, 10), (1, OUTBOXES_MAX)] {
             let mut pool = OutboxPool::default();
             for _ in 0..2 * expected {

@@ -1,12 +1,12 @@
-//! The header that a load balancer sends ahead of a client's bytes: the PROXY
-//! protocol, version 2 (the HAProxy project's `proxy-protocol.txt`, section 2.2).
+//! PROXY header: the address that a load balancer sends ahead of a client's bytes, in version
+//! 2 of the PROXY protocol (the HAProxy project's `proxy-protocol.txt`, section 2.2).
 //!
-//! Owns what of it is accepted (the only importer of ppp). Pure; must not know
-//! sockets, nor who may send one.
+//! Owns the parser (the only importer of ppp) and what it accepts. Must not know sockets, nor
+//! which peer may send a header.
 //!
-//! 1. A verdict on a prefix is the verdict on the whole: later bytes settle
-//!    [`Header::Partial`] and nothing else.
-//! 2. What does not begin as a header does is refused at its first wrong byte.
+//! 1. The result for a prefix holds for the whole: later bytes complete [`Header::Partial`]
+//!    and change nothing else.
+//! 2. Bytes that do not begin a header are refused at the first wrong byte.
 
 use std::net::IpAddr;
 
@@ -18,41 +18,41 @@ use crate::config::PROXY_HEADER_MAX;
 /// Signature, command, family and length.
 const FIXED: usize = 16;
 
-/// The command byte of a connection that the sender makes on its own behalf.
+/// The command byte of a connection that the load balancer makes on its own behalf.
 const LOCAL: u8 = Version::Two as u8 | Command::Local as u8;
 
-/// Outcome of looking at the bytes so far.
+/// Result for the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Header {
-    /// Nothing is wrong so far, but it is not complete.
+    /// Valid so far, but incomplete.
     Partial,
-    /// The header is there and well-formed.
+    /// The header is complete and well-formed.
     Complete {
-        /// Who is calling.
+        /// The origin of the connection.
         proxied: Proxied,
-        /// Bytes of the header; what follows is the caller's.
+        /// Length of the header in bytes; the client's bytes follow.
         len: usize,
     },
 }
 
-/// Who is calling through a load balancer.
+/// The origin of a connection that a load balancer makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Proxied {
     /// The source of the TCP connection that was made to the balancer.
     Client(IpAddr),
-    /// The balancer itself, to look whether we are well (command LOCAL).
+    /// The load balancer itself, for a health check (command LOCAL).
     Local,
 }
 
-/// It is no header, or none that names a TCP client.
+/// Not a PROXY header, or one that names no TCP client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Malformed;
 
-/// Reads a header from all bytes received so far. TLVs are skipped unread.
+/// Parses a header from all bytes received so far. TLVs are skipped unread.
 ///
 /// # Errors
-/// Anything but version 2, a length beyond [`PROXY_HEADER_MAX`], and a client that
-/// did not come over TCP and IP: datagrams, Unix sockets, UNSPEC.
+/// Any version but 2, a length beyond [`PROXY_HEADER_MAX`], and a client that did not connect
+/// over TCP and IP: datagrams, Unix sockets, UNSPEC.
 pub fn parse(bytes: &[u8]) -> Result<Header, Malformed> {
     if let Some(fixed) = bytes.first_chunk::<FIXED>()
         && fixed.starts_with(PROTOCOL_PREFIX)
@@ -61,8 +61,8 @@ pub fn parse(bytes: &[u8]) -> Result<Header, Malformed> {
         if len > PROXY_HEADER_MAX {
             return Err(Malformed);
         }
-        // "The receiver must discard the protocol block including the family which
-        // is ignored"; the crate would judge it.
+        // "The receiver must discard the protocol block including the family which is
+        // ignored"; ppp would validate it.
         if fixed[12] == LOCAL {
             let is_complete = bytes.len() >= len;
             let complete = Header::Complete { proxied: Proxied::Local, len };
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_is_not_the_headers() {
+    fn bytes_after_the_header_are_not_consumed() {
         let bytes = [header(0x21, 0x11, &V4), b"GET / HTTP/1.1\r\n".to_vec()].concat();
         assert_eq!(complete(&bytes).1, 28);
         let twice = [header(0x21, 0x11, &V4), header(0x20, 0, &[])].concat();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn local_is_local_whatever_its_addresses_are() {
+    fn the_local_command_ignores_family_and_addresses() {
         for family in 0..=255 {
             for rest in [&[][..], &V4, &[0xff; 300]] {
                 let bytes = header(0x20, family, rest);
@@ -172,7 +172,7 @@ mod tests {
         for command in (0..=255).filter(|command| ![0x20, 0x21].contains(command)) {
             assert_eq!(parse(&header(command, 0x11, &V4)), Err(Malformed), "{command:#x}");
         }
-        // Room for whatever the family needs.
+        // Long enough for the addresses of any family.
         let rest = [1; 216];
         for family in (0..=255).filter(|family| ![0x11, 0x21].contains(family)) {
             assert_eq!(parse(&header(0x21, family, &rest)), Err(Malformed), "{family:#x}");

@@ -1,14 +1,13 @@
-//! The request head: its syntax, and the gates that one head alone decides.
+//! Request head: its syntax, and the gates that depend on one head alone.
 //!
-//! Owns the reading of RFC 9112 (the only importer of httparse), kept as strict
-//! as the RFC allows: where readers differ, a request is smuggled. Must not know
+//! Owns the parser of RFC 9112 (the only importer of httparse), as strict as the RFC allows,
+//! because differences between parsers are what request smuggling exploits. Must not know
 //! other connections, rate limits, caps, sockets or time.
 //!
-//! Invariants:
-//! 1. A verdict on a prefix is the verdict on the whole: later bytes settle
-//!    [`Head::Partial`] and nothing else.
-//! 2. In an accepted head the only control bytes are CR LF, in pairs, and tabs;
-//!    it has no body, so the bytes after it can only be WebSocket frames.
+//! 1. The result for a prefix holds for the whole: later bytes complete [`Head::Partial`] and
+//!    change nothing else.
+//! 2. In an accepted head the only control bytes are CR LF, in pairs, and tabs; it has no
+//!    body, so the bytes after it can only be WebSocket frames.
 //! 3. The value of `x-pyrycode-token` never leaves this file, `Debug` included.
 
 mod target;
@@ -23,24 +22,24 @@ use super::fault::{Cause, Fault};
 use super::response::Refusal;
 use crate::config::{HEAD_MAX, HEADERS_MAX};
 
-/// The longest server-id, in bytes.
+/// Maximum length of a server-id, in bytes.
 pub const SERVER_ID_MAX: usize = 128;
 
-/// Outcome of looking at the bytes so far.
+/// Result for the bytes received so far.
 #[derive(Debug)]
 pub enum Head<'a> {
-    /// The blank line has not come yet, and nothing is wrong so far.
+    /// The blank line has not arrived yet, and nothing is wrong so far.
     Partial,
-    /// The head is there and well-formed.
+    /// The head is complete and well-formed.
     Complete {
-        /// What it asks for.
+        /// The request.
         request: Request<'a>,
-        /// Bytes of the head; the rest belongs to the WebSocket.
+        /// Length of the head in bytes; WebSocket frames follow.
         len: usize,
     },
 }
 
-/// Who wants to upgrade. Words that go only to the log are read lossily.
+/// The role that a request asks for. Values that go only to the log are decoded lossily.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity<'a> {
     /// The daemon that claims a server-id.
@@ -50,7 +49,7 @@ pub enum Identity<'a> {
         /// For the log; not empty.
         version: Cow<'a, str>,
     },
-    /// A client that dials in for a server-id.
+    /// A client that connects for a server-id.
     Phone {
         /// 1 to [`SERVER_ID_MAX`] bytes of visible ASCII.
         server_id: &'a str,
@@ -63,7 +62,7 @@ pub enum Identity<'a> {
 pub struct Request<'a> {
     method: &'a str,
     path: &'a str,
-    /// That of the target, which stands for Host (RFC 9112, 3.2.2).
+    /// The authority of the target, which replaces Host (RFC 9112, 3.2.2).
     authority: Option<&'a str>,
     /// The digit after `HTTP/1.`.
     minor_version: u8,
@@ -79,11 +78,11 @@ impl fmt::Debug for Request<'_> {
     }
 }
 
-/// Reads a head from all bytes received so far.
+/// Parses a head from all bytes received so far.
 ///
 /// # Errors
-/// 431 beyond [`HEAD_MAX`] bytes or [`HEADERS_MAX`] fields, 400 for anything
-/// malformed and for a request with a body; as soon as the bytes show it.
+/// 431 beyond [`HEAD_MAX`] bytes or [`HEADERS_MAX`] fields, 400 for a malformed head and for
+/// a request with a body; as soon as the bytes show it.
 pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Fault> {
     let Some(len) = head_len(bytes)? else { return Ok(Head::Partial) };
     let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -94,7 +93,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Fault> {
     else {
         return Err(malformed());
     };
-    // Both of us must mean the same blank line.
+    // httparse and [`head_len`] must agree on the end of the head.
     if status != httparse::Status::Complete(len) {
         return Err(malformed());
     }
@@ -106,12 +105,11 @@ pub fn parse(bytes: &[u8]) -> Result<Head<'_>, Fault> {
     Ok(Head::Complete { request, len })
 }
 
-/// Length of the head with its blank line, `None` while that is missing.
+/// Length of the head with its blank line, `None` while the blank line is missing.
 ///
-/// One pass that knows only lines, so that a head sent byte by byte costs no
-/// more than a scan each time; and strict about them, because httparse takes a
-/// bare LF for a line end and skips leading empty lines. Offences count in
-/// reading order, which makes invariant 1.
+/// One pass over lines only, so that a head sent byte by byte costs one scan per byte; and
+/// strict about line ends, because httparse accepts a bare LF and skips leading empty lines.
+/// Errors are found in reading order, which gives invariant 1.
 fn head_len(bytes: &[u8]) -> Result<Option<usize>, Fault> {
     let window = &bytes[..bytes.len().min(HEAD_MAX)];
     let mut lines = 0;
@@ -137,8 +135,8 @@ fn head_len(bytes: &[u8]) -> Result<Option<usize>, Fault> {
     Err(Fault::new(Refusal::HeadTooLarge, Cause::HeadTooLong))
 }
 
-/// The path in what may be the beginning of a request, without its query; for the log.
-/// `None`: there is none, or it has not come whole.
+/// The path in a possibly incomplete head, without its query; for the log. `None`: the head
+/// has no path, or it is incomplete.
 #[must_use]
 pub fn path_of(bytes: &[u8]) -> Option<&str> {
     let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next()?;
@@ -150,10 +148,10 @@ pub fn path_of(bytes: &[u8]) -> Option<&str> {
     (!path.is_empty()).then_some(path)
 }
 
-/// Where the first control byte other than a tab is.
+/// Position of the first control byte other than a tab.
 ///
-/// By blocks, whose inner loop without an exit becomes vector code: a head of
-/// 8 KiB sent byte by byte is looked at 33 million bytes long.
+/// By blocks, whose inner loop has no exit and is vectorised: for a head of 8 KiB sent byte
+/// by byte, 33 million bytes are scanned.
 fn find_control(bytes: &[u8]) -> Option<usize> {
     const BLOCK: usize = 32;
     let is_control = |b: &u8| b.is_ascii_control() && *b != b'\t';
@@ -162,13 +160,13 @@ fn find_control(bytes: &[u8]) -> Option<usize> {
     bytes.get(clean..)?.iter().position(is_control).map(|at| clean + at)
 }
 
-/// The elements of a list-valued field, from its end (RFC 9110, 5.6.1).
+/// The elements of a list-valued field, last to first (RFC 9110, 5.6.1).
 fn elements_reversed(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.rsplit(|&b| b == b',').map(<[u8]>::trim_ascii)
 }
 
-/// Base64 of 16 bytes. The four bits that the 22nd digit has too many may be
-/// set: the key is hashed as it stands, and the reference does not mind.
+/// Base64 of 16 bytes. The four unused bits of the 22nd digit may be set: the key is hashed
+/// as text, and the reference accepts them too.
 fn is_websocket_key(key: &[u8]) -> bool {
     key.strip_suffix(b"==").is_some_and(|digits| {
         let is_digit = |&b: &u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
@@ -177,34 +175,33 @@ fn is_websocket_key(key: &[u8]) -> bool {
 }
 
 impl<'a> Request<'a> {
-    /// What the path stands for.
+    /// The endpoint that the path names.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         Endpoint::of(self.path)
     }
 
-    /// The path as it was sent, without its query. May be anything.
+    /// The path as sent, without its query. May be anything.
     #[must_use]
     pub const fn path(&self) -> &'a str {
         self.path
     }
 
-    /// The host that it is addressed to, without port and brackets: that of an
-    /// absolute target, else of the field Host. `None`: an HTTP/1.0 request that names
-    /// none.
+    /// The host that the request is addressed to, without port and brackets: from an absolute
+    /// target, else from the Host field. `None`: an HTTP/1.0 request without one.
     #[must_use]
     pub fn host(&self) -> Option<&'a str> {
         let field = || self.only("host").ok().and_then(|host| str::from_utf8(host).ok());
         self.authority.or_else(field).map(target::host)
     }
 
-    /// Whether it is for this host, whatever the port (RFC 9110, 7.2).
+    /// Whether the request is for this host, regardless of the port (RFC 9110, 7.2).
     #[must_use]
     pub fn is_for(&self, domain: &str) -> bool {
         self.host().is_some_and(|host| is_same_host(host, domain))
     }
 
-    /// Whether the answer must go without its body.
+    /// Whether the response must not have a body.
     #[must_use]
     pub fn is_head(&self) -> bool {
         self.method == "HEAD"
@@ -223,12 +220,12 @@ impl<'a> Request<'a> {
 
     /// The gate of the required headers.
     ///
-    /// Of a repeated field the first value counts, as in the reference; but for
-    /// the server-id, where a load balancer might choose another one than we do.
+    /// Of a repeated field the first value counts, as in the reference; except for the
+    /// server-id, where a load balancer might choose a different value.
     ///
     /// # Errors
-    /// 400 when one is missing, empty or, the server-id, bad or repeated; 404
-    /// for an endpoint that nobody upgrades.
+    /// 400 if one is missing or empty, or if the server-id is invalid or repeated; 404 for an
+    /// endpoint without upgrades.
     pub fn identity(&self) -> Result<Identity<'a>, Fault> {
         match self.endpoint() {
             Endpoint::Server => {
@@ -251,12 +248,12 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The gate of the WebSocket handshake (RFC 6455, 4.2.1). Gives the key.
+    /// The gate of the WebSocket handshake (RFC 6455, 4.2.1). Returns the key.
     ///
     /// # Errors
-    /// In this order: 405 when not GET, 426 when not an upgrade to WebSocket or
-    /// below HTTP/1.1, 400 naming version 13 for another version, 400 for a key
-    /// that is not base64 of 16 bytes.
+    /// In this order: 405 for a method other than GET, 426 without an upgrade to WebSocket or
+    /// below HTTP/1.1, 400 that names version 13 for another version, 400 for a key that is
+    /// not base64 of 16 bytes.
     pub fn upgrade(&self) -> Result<&'a str, Fault> {
         if self.method != "GET" {
             return Err(Fault::new(Refusal::OnlyGet, Cause::Method));
@@ -264,7 +261,7 @@ impl<'a> Request<'a> {
         if self.minor_version < 1 {
             return Err(Fault::new(Refusal::UpgradeRequired, Cause::OldHttp));
         }
-        // Proxies that are not told of WebSocket take both away.
+        // Proxies without WebSocket support remove both.
         for (name, token) in [("upgrade", "websocket"), ("connection", "upgrade")] {
             if !self.has_token(name, token) {
                 let is_there = self.values(name).next().is_some();
@@ -285,8 +282,8 @@ impl<'a> Request<'a> {
         key.map_err(|cause| Fault::of(Refusal::BadRequest, cause, "sec-websocket-key"))
     }
 
-    /// The entries of X-Forwarded-For from right to left, the nearest hop first.
-    /// One that is not even text is empty.
+    /// The entries of X-Forwarded-For from right to left, the nearest hop first. An entry
+    /// that is not UTF-8 is returned empty.
     pub fn forwarded_for(&self) -> impl Iterator<Item = &'a str> {
         self.values("x-forwarded-for")
             .rev()
@@ -309,7 +306,7 @@ impl<'a> Request<'a> {
         Err(Fault::of(Refusal::BadRequest, cause, "host"))
     }
 
-    /// No body, and no doubt about it (RFC 9112, 6.3).
+    /// No body, and unambiguously none (RFC 9112, 6.3).
     fn judge_no_body(&self) -> Result<(), Fault> {
         let mut lengths = self.values("content-length");
         let is_empty = match (lengths.next(), lengths.next()) {
@@ -336,13 +333,13 @@ impl<'a> Request<'a> {
         id.map_err(|cause| Fault::of(Refusal::BadRequest, cause, NAME))
     }
 
-    /// The values of a field, in order and without the space around them.
+    /// The values of a field, in order, without surrounding white space.
     fn values(&self, name: &'static str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         let named = move |field: &&httparse::Header<'a>| field.name.eq_ignore_ascii_case(name);
         self.fields.iter().filter(named).map(|field| field.value)
     }
 
-    /// The value of a field that stands there exactly once; else what is wrong.
+    /// The value of a field that occurs exactly once; else the cause.
     fn only(&self, name: &'static str) -> Result<&'a [u8], Cause> {
         let mut values = self.values(name);
         match (values.next(), values.next()) {
@@ -352,13 +349,13 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The first value of a field, not empty.
+    /// The first value of a field, which must not be empty.
     fn required(&self, name: &'static str) -> Result<&'a [u8], Fault> {
         let value = self.values(name).next().filter(|value| !value.is_empty());
         value.ok_or(Fault::of(Refusal::BadRequest, Cause::Missing, name))
     }
 
-    /// Whether a list-valued field names `token`, in any case, in any of its lines.
+    /// Whether a list-valued field contains `token`, in any case, in any of its lines.
     fn has_token(&self, name: &'static str, token: &str) -> bool {
         let is_token = |element: &[u8]| element.eq_ignore_ascii_case(token.as_bytes());
         self.values(name).flat_map(elements_reversed).any(is_token)

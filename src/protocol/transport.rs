@@ -1,13 +1,12 @@
-//! Transport: what lies between a connection and its socket (TLS, where that is spoken).
+//! Transport: the layer between a connection and its socket (TLS, where it is used).
 //!
-//! Owns what a connection has to know of it, which is how many bytes it keeps.
+//! Owns the one fact that a connection needs from it: how many bytes it buffers.
 
-/// Bytes of a connection that the transport below it (TLS) keeps, because they can go
-/// nowhere yet.
+/// Bytes of a connection that the transport below it (TLS) buffers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TransportBuffered {
-    /// Received, and no input yet: a part of a TLS record.
+    /// Received but not yet delivered as input: part of a TLS record.
     pub unread: usize,
-    /// Written, and not sent.
+    /// Written by the connection but not yet sent.
     pub unsent: usize,
 }

@@ -1,20 +1,20 @@
-//! WebSocket frames over lent memory; the only importer of tungstenite.
+//! WebSocket: frames and messages; the only importer of tungstenite.
 //!
-//! Owns framing in both directions and the state of a message that is under
-//! way. Knows nothing of time, sockets or what a message means.
+//! Owns framing in both directions and the state of an incomplete message. Must not know
+//! time, sockets or what a message means.
 //!
-//! A tungstenite context costs kilobytes and, from a frame's header alone,
-//! reserves the length that the header declares. So a connection at rest has
-//! none, and none is shown a frame before all of it has come:
+//! A tungstenite context takes kilobytes and reserves the length that a frame header declares
+//! before the payload has arrived. So a connection at rest has no context, and a context
+//! receives whole frames only:
 //!
-//! 1. This file walks frame headers and refuses at the header what can be
-//!    refused there; bytes of an unfinished frame wait as they came.
-//! 2. Whole unfragmented frames go through one context that all connections
-//!    share ([`Codec`]); it is at rest between any two calls.
-//! 3. A fragmented message has a context of its own from its first fragment to
-//!    its last ([`Assembly`]).
-//! 4. Close frames never reach a context: tungstenite 0.30 takes the valid code
-//!    1014 for invalid, and its own reply would be a second close frame.
+//! 1. This file parses frame headers and rejects at the header what can be rejected there;
+//!    the bytes of an incomplete frame are buffered as received.
+//! 2. Whole unfragmented frames go through one context that all connections share
+//!    ([`Codec`]); it is idle between any two calls.
+//! 3. A fragmented message has its own context from its first fragment to its last
+//!    ([`Assembly`]).
+//! 4. Close frames never reach a context: tungstenite 0.30 rejects the valid code 1014, and
+//!    its own reply would be a second close frame.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -24,14 +24,14 @@ use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
 use super::close::{CloseCause, is_sendable};
 
-/// The longest header of a frame that we send: two bytes and a 64-bit length.
+/// Maximum length of a header that the relay sends: two bytes and a 64-bit length.
 pub const HEADER_MAX: usize = 10;
-/// The longest header of a frame that comes: the same and a masking key.
+/// Maximum length of a header that a peer sends: the same and a masking key.
 const MASKED_HEADER_MAX: usize = 14;
-/// Payload of a control frame at most (RFC 6455 §5.5).
+/// Maximum payload of a control frame (RFC 6455 §5.5).
 const CONTROL_PAYLOAD_MAX: usize = 125;
-/// tungstenite zero-fills this much at every read; 4 KiB costs 89 ns, 16 KiB
-/// 215 ns, and most messages are smaller than either.
+/// tungstenite zero-fills this many bytes at every read: 4 KiB cost 89 ns, 16 KiB 215 ns, and
+/// most messages are smaller than either.
 const READ_BUFFER: usize = 4 * 1024;
 
 /// What a frame carries.
@@ -75,7 +75,7 @@ pub fn append_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(payload);
 }
 
-/// The length, header included, of the frame of ours that `bytes` begin with.
+/// The length, header included, of the sent frame at the start of `bytes`.
 ///
 /// # Panics
 /// If `bytes` do not begin with a frame header that this file wrote.
@@ -94,11 +94,11 @@ pub fn frame_len(bytes: &[u8]) -> usize {
 pub enum Incoming {
     /// A whole message.
     Message(Message),
-    /// To be answered by a pong with the same payload.
+    /// A ping; the pong has to carry the same payload.
     Ping(tungstenite::Bytes),
-    /// Perhaps the answer to one of ours.
+    /// A pong, possibly unsolicited.
     Pong(tungstenite::Bytes),
-    /// A valid close; the payload to echo.
+    /// A valid close frame; the payload to echo.
     Close(Vec<u8>),
 }
 
@@ -123,17 +123,17 @@ impl Message {
         }
     }
 
-    /// Whether it came as text.
+    /// Whether it is a text message.
     #[must_use]
     pub fn is_text(&self) -> bool {
         self.0.is_text()
     }
 }
 
-/// A message under way: exists only between its first and its last byte.
+/// Reassembly of one incomplete message.
 #[derive(Debug, Default)]
 pub struct Assembly {
-    /// An unfinished frame as it came, header included, still masked.
+    /// An incomplete frame as received, header included, still masked.
     frame: Vec<u8>,
     fragments: Option<Box<Fragments>>,
 }
@@ -143,25 +143,26 @@ struct Fragments {
     context: WebSocketContext,
     /// Bytes of the message so far.
     len: usize,
-    /// The largest fragment so far: the context's buffer has grown to it.
+    /// The largest fragment so far: the size to which the context's buffer has grown.
     largest: usize,
 }
 
 impl Assembly {
-    /// Between two messages.
+    /// Whether no message is incomplete.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.frame.is_empty() && self.fragments.is_none()
     }
 
-    /// Bytes of memory it holds at most. tungstenite doubles what it collects.
+    /// Upper bound on the bytes of memory that it holds. tungstenite doubles what it
+    /// collects.
     #[must_use]
     pub fn held(&self) -> usize {
         let fragments = self.fragments.as_ref();
         self.frame.capacity() + fragments.map_or(0, |f| 2 * f.len + f.largest + READ_BUFFER)
     }
 
-    /// Bytes of the fragmented message so far, if one is under way.
+    /// Bytes of the fragmented message so far, if there is one.
     fn fragmented_len(&self) -> Option<usize> {
         self.fragments.as_ref().map(|fragments| fragments.len)
     }
@@ -181,13 +182,11 @@ impl Codec {
         Self { context: fresh_context(message_max), message_max }
     }
 
-    /// Takes bytes off the front of `input` up to the end of the next message or
-    /// control frame. `None`: `input` is used up, and what it left unfinished is
-    /// in `assembly`.
+    /// Consumes `input` up to the end of the next message or control frame. `None`: `input`
+    /// is consumed, and an incomplete message is in `assembly`.
     ///
     /// # Errors
-    /// The cause to close with; `assembly` and the rest of `input` are then
-    /// meaningless.
+    /// The cause to close with; `assembly` and the rest of `input` are then meaningless.
     pub fn next(
         &mut self,
         assembly: &mut Assembly,
@@ -220,7 +219,8 @@ impl Codec {
         Ok(None)
     }
 
-    /// Completes the unfinished frame from `input`; `None` if that was not enough.
+    /// Completes the incomplete frame from `input`; `None` if `input` ends before the frame
+    /// does.
     fn finish(
         &self,
         assembly: &mut Assembly,
@@ -242,9 +242,9 @@ impl Codec {
         Ok(whole.then(|| (header, std::mem::take(&mut assembly.frame))))
     }
 
-    /// The header that `bytes` begin with and the length of its frame, or
-    /// `None` if it is not all there. Whatever a header can be refused for is
-    /// refused here, before its payload is waited for.
+    /// The header at the start of `bytes` and the length of its frame, or `None` if the
+    /// header is incomplete. Everything that a header alone shows to be wrong is rejected
+    /// here, before the payload arrives.
     fn header(
         &self,
         bytes: &[u8],
@@ -264,7 +264,8 @@ impl Codec {
                 return Err(CloseCause::ProtocolError);
             }
             OpCode::Control(_) => CONTROL_PAYLOAD_MAX,
-            // A continuation continues something, and nothing else may come between.
+            // A continuation needs a message to continue, and only control frames may come
+            // between.
             OpCode::Data(data) if (data == Data::Continue) != so_far.is_some() => {
                 return Err(CloseCause::ProtocolError);
             }
@@ -276,7 +277,7 @@ impl Codec {
         Ok(Some((header, cursor.position() as usize + len as usize)))
     }
 
-    /// Decodes one whole frame whose header has passed. `None`: a fragment.
+    /// Decodes one whole frame whose header is valid. `None`: a fragment before the last.
     fn decode(
         &mut self,
         header: &FrameHeader,
@@ -323,8 +324,7 @@ impl Codec {
     }
 }
 
-/// The length of a header as it stood on the wire, where lengths need not be
-/// minimal.
+/// The length of a header as received; a received length need not be minimal.
 fn header_len(header: &FrameHeader, frame: &[u8]) -> usize {
     let length_bytes = match frame[1] & 0x7f {
         126 => 2,
@@ -334,7 +334,7 @@ fn header_len(header: &FrameHeader, frame: &[u8]) -> usize {
     2 + length_bytes + header.mask.map_or(0, |mask| mask.len())
 }
 
-/// Unmasks and judges the payload of a close frame (RFC 6455 §5.5.1, §7.4).
+/// Unmasks and validates the payload of a close frame (RFC 6455 §5.5.1, §7.4).
 fn close_payload(header: &FrameHeader, masked: &[u8]) -> Result<Incoming, CloseCause> {
     let mask = header.mask.unwrap_or_default();
     let payload: Vec<u8> =
@@ -357,8 +357,8 @@ fn fresh_context(message_max: usize) -> WebSocketContext {
     WebSocketContext::new(Role::Server, Some(config))
 }
 
-/// One whole frame as a stream. What tungstenite writes back by itself (pongs)
-/// is thrown away: the outbox answers.
+/// One whole frame as a stream. The pongs that tungstenite writes by itself are discarded:
+/// the outbox sends pongs.
 struct Feed<'a>(&'a [u8]);
 
 impl Read for Feed<'_> {

@@ -1,14 +1,14 @@
-//! Who may come in, and how much all that are in may hold.
+//! Admission: limits that concern more than one connection.
 //!
-//! Owns the three limits that look at more than one connection: attempts per client
-//! or server-id ([`RateLimiter`]), live connections ([`ConnectionCaps`]) and queued
-//! bytes ([`Budget`]). They count and answer; what a refusal looks like and whom
-//! to shed is the caller's. Must not know connections, HTTP or a clock.
+//! Owns three limits: attempts per client or server-id ([`RateLimiter`]), live connections
+//! ([`ConnectionCaps`]) and buffered bytes ([`Budget`]). They count and answer; the caller
+//! decides how to refuse and which connection to shed. Must not know connections, HTTP or a
+//! clock.
 //!
 //! 1. Memory is bounded whatever peers do: the limiter by [`RATE_TABLE_MAX`],
 //!    the caps by the connections that are live.
-//! 2. Running out of table never refuses anybody: the limiter forgets clients
-//!    and so errs on the side of letting in.
+//! 2. A full table never causes a refusal: the limiter forgets clients, and so errs on the
+//!    side of admission.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,9 +21,9 @@ use super::keyed_hash::HashKeys;
 use crate::config::{NOTSENT_LOWAT, PHONE_BACKLOG_MIN};
 use crate::time::Instant;
 
-/// What limits per client count by: an IPv4 address, or an IPv6 /64, which is
-/// what one customer has at least (RFC 6177). An IPv4-mapped IPv6 address
-/// (RFC 4291 §2.5.5.2) is the IPv4 address.
+/// The key of limits per client: an IPv4 address, or an IPv6 /64, which is the least that one
+/// customer has (RFC 6177). An IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2) is the IPv4
+/// address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientKey {
     /// The whole address.
@@ -44,35 +44,34 @@ impl From<IpAddr> for ClientKey {
     }
 }
 
-/// The most clients that a [`RateLimiter`] remembers: two generations of 28,672,
-/// each the 7/8 that a hash table of 32,768 buckets holds. A bucket takes 24 bytes
-/// of entry and 1 of control, so both take 1.6 MB when full.
+/// Maximum number of clients that a [`RateLimiter`] remembers: two generations of 28,672,
+/// each the 7/8 that a hash table of 32,768 buckets holds. A bucket takes 24 bytes of entry
+/// and 1 of control, so both take 1.6 MB when full.
 pub const RATE_TABLE_MAX: usize = 2 * GENERATION_MAX;
 const GENERATION_MAX: usize = 32_768 / 8 * 7;
 
-/// Attempts per client: `burst` at once, then `per_minute`; a refused attempt costs
-/// nothing. They are upgrades here; whoever counts others has its own `K` for
-/// whose they are.
+/// Attempts per client: `burst` at once, then `per_minute`; a refused attempt costs nothing.
+/// The default key is a client, for upgrades; other uses choose another `K`.
 ///
-/// A token bucket kept as one instant per client, when its bucket is full again
-/// (the generic cell rate algorithm, ITU-T I.371). A client whose bucket is full
-/// is like one never seen, so its entry is garbage.
+/// A token bucket, stored as one instant per client: when its bucket is full again (the
+/// generic cell rate algorithm, ITU-T I.371). A client whose bucket is full is like one never
+/// seen, so its entry is garbage.
 ///
-/// Clients live in two generations; an attempt moves its client into the current
-/// one. When the current generation is one refill time old, or full, it becomes
-/// the previous one, and what that still held is forgotten: after a refill time
-/// all of it is garbage; before, the table was full, and it is the clients that
-/// have stayed away longest. They find a full bucket when they return.
+/// Clients are in two generations; an attempt moves its client into the current one. When the
+/// current generation is one refill time old, or full, it becomes the previous one, and the
+/// rest of the previous one is dropped. After a refill time all of that is garbage; if the
+/// table was full before, it is the clients with the oldest attempts, which find a full
+/// bucket when they return.
 ///
-/// What many addresses give an attacker: whoever goes round more than
-/// [`RATE_TABLE_MAX`] addresses or /64s within a refill time (2 minutes by
-/// default) is forgotten before each return and never refused. A table without
-/// bound would still let that many make 9,557 attempts a second. A table that
-/// refuses strangers when full would let them lock out everybody else. The
-/// connection cap and the byte budget hold against them; nobody else notices.
+/// An attacker that rotates over more than [`RATE_TABLE_MAX`] addresses or /64s within a
+/// refill time (2 minutes by default) is forgotten before each return and never refused. The
+/// alternatives are no better: an unbounded table would still allow those addresses 9,557
+/// attempts a second, and a table that refuses unknown clients when full would let an
+/// attacker lock out all other clients. The connection cap and the byte budget hold against
+/// such an attacker, and other clients are not affected.
 #[derive(Debug)]
 pub struct RateLimiter<K = ClientKey> {
-    /// Time in which one attempt is refilled; zero: the limiter is off.
+    /// Time in which one attempt is refilled; zero turns the limiter off.
     interval: Duration,
     /// Time in which an empty bucket is full again.
     refill: Duration,
@@ -83,9 +82,8 @@ pub struct RateLimiter<K = ClientKey> {
 }
 
 impl<K: Clone + Eq + Hash> RateLimiter<K> {
-    /// Lets every client attempt `burst` times at once and then `per_minute` times
-    /// a minute; the time between is rounded up to whole microseconds. 0 for either
-    /// turns the limiter off.
+    /// Allows each client `burst` attempts at once and then `per_minute` a minute; the
+    /// interval is rounded up to whole microseconds. 0 for either turns the limiter off.
     #[must_use]
     pub fn new(per_minute: u32, burst: u32, hash_keys: [u64; 2]) -> Self {
         const MINUTE: u64 = 60_000_000;
@@ -112,7 +110,7 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
     ///
     /// # Errors
     ///
-    /// The time until it may, if it makes no attempt in between.
+    /// The time until the next attempt is allowed, if there is none in between.
     pub fn attempt(&mut self, client: K, now: Instant) -> Result<(), Duration> {
         if self.interval.is_zero() {
             return Ok(());
@@ -150,20 +148,20 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
     }
 }
 
-/// Which cap a connection ran into.
+/// The cap that refuses a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CapReached {
-    /// As many connections are live as may be.
+    /// The cap on all live connections.
     Total,
-    /// This client has as many live connections as one may have.
+    /// The cap on live connections of one client.
     PerClient,
 }
 
-/// Live connections, of all and of each client.
+/// Counts of live connections, in total and per client, with their caps.
 #[derive(Debug)]
 pub struct ConnectionCaps {
     total: usize,
-    /// 0: off, and `by_client` stays empty.
+    /// 0 turns it off, and `by_client` stays empty.
     per_client: u32,
     live: usize,
     /// Clients with a live connection.
@@ -171,20 +169,19 @@ pub struct ConnectionCaps {
 }
 
 impl ConnectionCaps {
-    /// At most `total` live connections, at most `per_client` of each client;
-    /// `per_client` 0 turns the latter off.
+    /// At most `total` live connections, at most `per_client` of each client; `per_client` 0
+    /// turns the latter off.
     #[must_use]
     pub fn new(total: usize, per_client: u32, hash_keys: [u64; 2]) -> Self {
         let by_client = HashMap::with_hasher(HashKeys::new(hash_keys));
         Self { total, per_client, live: 0, by_client }
     }
 
-    /// Counts one connection of `client` in; each is [released](Self::release)
-    /// once.
+    /// Counts one connection of `client`; each has to be [released](Self::release) once.
     ///
     /// # Errors
     ///
-    /// The cap that stands against it; the connection is not counted.
+    /// The cap that is reached; the connection is not counted.
     pub fn admit(&mut self, client: ClientKey) -> Result<(), CapReached> {
         if self.is_full() {
             return Err(CapReached::Total);
@@ -200,7 +197,7 @@ impl ConnectionCaps {
         Ok(())
     }
 
-    /// Counts one admitted connection of `client` out.
+    /// Releases one admitted connection of `client`.
     pub fn release(&mut self, client: ClientKey) {
         debug_assert!(self.live > 0, "released more often than admitted");
         self.live = self.live.saturating_sub(1);
@@ -210,14 +207,14 @@ impl ConnectionCaps {
                 return;
             };
             *count.get_mut() -= 1;
-            // Without this the table would keep everybody who ever came.
+            // Without this the table would keep an entry of every client ever admitted.
             if *count.get() == 0 {
                 count.remove();
             }
         }
     }
 
-    /// Whether it is `clients` that are counted, each as often as it is in there.
+    /// Whether exactly `clients` are counted, each as often as it occurs there.
     #[must_use]
     pub fn agrees(&self, clients: &[ClientKey]) -> bool {
         let mut left = self.by_client.clone();
@@ -232,31 +229,31 @@ impl ConnectionCaps {
         self.live == clients.len() && left.values().all(|count| *count == 0)
     }
 
-    /// Connections that are live.
+    /// Number of live connections.
     #[must_use]
     pub fn live(&self) -> usize {
         self.live
     }
 
-    /// Connections that may be live.
+    /// Maximum number of live connections.
     #[must_use]
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// Whether the next connection, whosever it is, would be refused.
+    /// Whether the next connection would be refused, whatever its client.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.live >= self.total
     }
 }
 
-/// The bytes that all queues of all connections hold together, and may hold.
+/// The bytes that all queues of all connections hold together, and their limit.
 #[derive(Clone, Debug)]
 pub struct Budget {
     limit: usize,
     used: usize,
-    /// Connections of which [`is_holder`] is true.
+    /// Number of connections for which [`is_holder`] is true.
     holders: usize,
 }
 
@@ -267,9 +264,8 @@ impl Budget {
         Self { limit, used: 0, holders: 0 }
     }
 
-    /// One queue held `old` bytes and holds `new` now. Charges even what exceeds
-    /// the budget, for the bytes are there; the caller sheds until
-    /// [`is_exceeded`](Self::is_exceeded) says no.
+    /// One connection held `old` bytes and holds `new` now. Charges even bytes beyond the
+    /// limit, because they exist; the caller sheds while [`is_exceeded`](Self::is_exceeded).
     pub fn charge(&mut self, old: usize, new: usize) {
         debug_assert!(old <= self.used, "a queue gives back more than it was charged");
         self.used = self.used.saturating_sub(old) + new;
@@ -283,11 +279,11 @@ impl Budget {
     /// as long as what is then free, so one alone takes half the budget, and n that
     /// grow alike take 1/(n+1) each.
     ///
-    /// Backlogs do not grow alike: where the first holds half, the threshold would
-    /// stop the second at a quarter. A switch drops packets until the first one has
-    /// drained; a connection would be closed for it. So 1/(n+1) is always admitted,
-    /// n being the connections that hold more than 16 KiB, and so is one
-    /// largest message. Should that spend the budget, the largest is shed.
+    /// Backlogs do not grow alike: where the first holds half, the threshold would stop the
+    /// second at a quarter. A switch then drops packets until the first has drained; here the
+    /// second connection would be closed. So 1/(n+1) is always admitted, n being the number
+    /// of connections that hold more than 16 KiB, and so is one message of maximum size. If
+    /// that exhausts the budget, the largest connection is shed.
     #[must_use]
     pub fn admits(&self, charged: usize, backlog: usize, more: usize) -> bool {
         let backlog = backlog + more;
@@ -296,7 +292,7 @@ impl Budget {
         backlog <= free.max(self.limit / (others + 2)).max(PHONE_BACKLOG_MIN)
     }
 
-    /// Bytes that may be in use.
+    /// The limit, in bytes.
     #[must_use]
     pub const fn limit(&self) -> usize {
         self.limit
@@ -308,21 +304,21 @@ impl Budget {
         self.used
     }
 
-    /// Whether more bytes are in use than may be.
+    /// Whether more bytes are in use than the limit.
     #[must_use]
     pub const fn is_exceeded(&self) -> bool {
         self.used > self.limit
     }
 
-    /// Connections of which [`is_holder`] is true.
+    /// Number of connections for which [`is_holder`] is true.
     #[must_use]
     pub const fn holders(&self) -> usize {
         self.holders
     }
 }
 
-/// Whether a connection that is charged so much counts as one of those that share the
-/// budget: a request head or a ping that waits for a moment does not.
+/// Whether a connection charged with this many bytes counts among those that share the
+/// budget; one with only a request head or a ping does not.
 #[must_use]
 pub const fn is_holder(charged: usize) -> bool {
     charged > NOTSENT_LOWAT as usize

@@ -1,10 +1,10 @@
-//! Closing: how a connection ends, and what its end means for its slot and the caps.
+//! Closing: the end of a connection, and its consequences for slot and caps.
 //!
-//! Owns the end of a connection in the books: log line, metrics, caps and slot. A
-//! connection gives up its place before its close frame is written, whatever its socket
-//! still does. What the end means for other connections is left behind as verdicts, in
-//! order, for [`Relay::carry_out`](super::Relay) to apply: nothing here closes a second
-//! connection, so nothing recurs.
+//! Owns the accounting of a connection's end: log line, metrics, caps and slot. A connection
+//! gives up its role before its close frame is written, whatever its socket still does.
+//! Consequences for other connections are queued as verdicts, in order, for
+//! [`Relay::carry_out`](super::Relay) to apply: nothing here closes a second connection, so
+//! there is no recursion.
 
 use super::admission::ClientKey;
 use super::conn_id::ConnId;
@@ -15,22 +15,22 @@ use super::stats::Outcome;
 use crate::protocol::close::CloseCause;
 use crate::time::Instant;
 
-/// What a change of a slot means for one connection of it.
+/// The consequence of a slot's change for one of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is closed.
+    /// Close it.
     Close(ConnId, CloseCause),
-    /// A claimant has become the holder of the slot.
+    /// Open it: the claimant has become the holder of the slot.
     Open(ConnId, SlotKey),
-    /// The holder of a slot is pinged, because a claimant waits for it.
+    /// Probe it: a claimant waits for its slot.
     Probe(ConnId),
-    /// Its binary is not slow any more, or away: the phone is read again.
+    /// Resume reading it: its binary is no longer slow, or has ended.
     Resume(ConnId),
 }
 
 impl Relay {
-    /// Closes a WebSocket. Its slot and its place are free at once; the first cause wins.
-    /// `echo` is the payload of the peer's own close.
+    /// Closes a WebSocket. Its slot and its count in the caps are released at once; the first
+    /// cause wins. `echo` is the payload of the peer's own close frame.
     pub(super) fn close(&mut self, id: ConnId, cause: CloseCause, echo: &[u8], now: Instant) {
         let ended = self.connections.edit(id, now, |it| it.close(cause, echo)).flatten();
         let Some(ended) = ended else { return };
@@ -39,19 +39,19 @@ impl Relay {
         self.on_ended(id, &ended, cause, code, now);
     }
 
-    /// Drops a connection of which nothing more goes in or out.
+    /// Disconnects a connection on which nothing more can be read or written.
     pub(super) fn disconnect(&mut self, id: ConnId, cause: CloseCause, now: Instant) {
         if let Some(ended) = self.connections.disconnect(id, now) {
             self.on_ended(id, &ended, cause, None, now);
         }
     }
 
-    /// Answers a request with something other than a WebSocket.
+    /// Sends an HTTP response other than the 101, after which the connection ends.
     pub(super) fn refuse(&mut self, id: ConnId, answer: &[u8], now: Instant) {
         self.connections.edit(id, now, |it| it.refuse(answer));
     }
 
-    /// Takes a connection that has ended out of the caps and off its slot.
+    /// Removes a connection that has ended from the caps and from its slot.
     fn on_ended(
         &mut self,
         id: ConnId,
@@ -128,7 +128,7 @@ impl Relay {
         self.close_later(rejected, CloseCause::ServerIdClaimed);
     }
 
-    /// Leaves a close behind for each of these.
+    /// Queues a close of each of these.
     pub(super) fn close_later(&mut self, ids: impl IntoIterator<Item = ConnId>, cause: CloseCause) {
         self.verdicts.extend(ids.into_iter().map(|id| Verdict::Close(id, cause)));
     }

@@ -1,8 +1,7 @@
-//! The name of one connection.
+//! ConnId: the name of one connection.
 //!
-//! Owns the packing of slab index and generation. Two connections of one
-//! process never have the same name, so stale readiness, stale timers and stale
-//! envelopes are dropped by comparison.
+//! Owns the packing of slab index and generation. Names are unique within a process, so stale
+//! readiness, stale timers and stale envelopes are detected by comparison.
 
 use std::fmt;
 
@@ -17,13 +16,13 @@ impl ConnId {
         Self((generation as u64) << 32 | index as u64)
     }
 
-    /// Where it lives in the slab.
+    /// Its index in the slab.
     #[must_use]
     pub const fn index(self) -> usize {
         (self.0 & 0xffff_ffff) as usize
     }
 
-    /// Which of the connections that lived there it is.
+    /// Its generation, which tells it from other connections at the same index.
     #[must_use]
     pub const fn generation(self) -> u32 {
         (self.0 >> 32) as u32
@@ -48,23 +47,22 @@ impl fmt::Debug for ConnId {
     }
 }
 
-/// The conn_id that peers and log lines see: 32 hex digits, 64 secret bits and
-/// the [`ConnId`]. Unique because the second half is, not to be guessed because
-/// of the first.
+/// The conn_id that peers and log lines see: 32 hex digits, made of 64 secret bits and the
+/// [`ConnId`]. The second half makes it unique, the first unguessable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicId {
-    /// As good as random to whoever has not been told; also the key of the
-    /// connection's pings.
+    /// Unpredictable to peers that have not been told it; also the key of the connection's
+    /// pings.
     pub key: u64,
-    /// Which connection.
+    /// The connection.
     pub id: ConnId,
 }
 
 impl PublicId {
-    /// Characters of the text form.
+    /// Length of the text form, in characters.
     pub const LEN: usize = 32;
 
-    /// Reads the text form.
+    /// Parses the text form.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');

@@ -1,21 +1,21 @@
-//! Connections: every connection, and all that must stay in line with it.
+//! Connections: every connection, with its timer, budget charge, rank and effects.
 //!
-//! Owns the slab of connections, their deadline timers, the queue of effects, the
-//! byte budget, the ranking by bytes held and the outbox pool. Nothing outside this
-//! module reaches any of them. A connection is changed inside [`Connections::edit`]
-//! only, which brings the rest in line when the change ends, so no caller can forget
-//! to. Knows no slot, no limit on clients and no request.
+//! Owns the slab of connections, their deadline timers, the queue of effects, the byte
+//! budget, the ranking by bytes held and the outbox pool; nothing outside this module reaches
+//! them. A connection is changed inside [`Connections::edit`] only, which updates the rest
+//! when the change ends, so no caller can forget to. Must not know slots, limits on clients
+//! or requests.
 //!
-//! 1. A connection is in the slab ⇔ it has a deadline ⇔ it is in the wheel. The wheel
-//!    holds candidates, the connection the truth: a deadline that moves back changes the
-//!    connection only; the timer fires at its old time and is armed again.
-//! 2. The budget is charged with what each connection holds, and the ranking knows each
-//!    connection that holds a byte, between any two edits.
-//! 3. Effects name connections and carry no bytes; of each kind there is at most one per
-//!    connection in the queue, so the queue is bounded.
-//! 4. A connection that is done (both ends have sent their last byte) is removed at the
-//!    end of the edit in which that happened, and `Disconnect` is its last effect.
-//! 5. A [`ConnId`] is given out once. What comes for an earlier connection finds nothing.
+//! 1. A connection is in the slab ⇔ it has a deadline ⇔ it is in the wheel. An entry of the
+//!    wheel is a candidate; the connection's own deadline decides. A deadline that moves back
+//!    changes the connection only; the timer fires at its old time and is armed again.
+//! 2. Between any two edits the budget is charged with the bytes that each connection holds,
+//!    and the ranking contains each connection that holds a byte.
+//! 3. Effects name connections and carry no bytes; each kind is queued at most once per
+//!    connection, so the queue is bounded.
+//! 4. A connection that is done ([`Connection::is_done`]) is removed at the end of the edit
+//!    in which that happened, and `Disconnect` is its last effect.
+//! 5. A [`ConnId`] is used once. Input for an earlier connection finds no entry.
 
 pub(super) mod audit;
 mod editor;
@@ -42,8 +42,7 @@ use crate::protocol::outbox_pool::OutboxPool;
 use crate::protocol::websocket::Codec;
 use crate::time::{Instant, TICK, Wheel};
 
-// Every timeout of the protocol fits the wheel, so that none fires early only to
-// be armed anew.
+// Every timeout of the protocol fits the wheel, so that no timer fires early at the horizon.
 const _: () = {
     let timeouts = Timeouts::STANDARD;
     let horizon = Wheel::HORIZON.as_secs();
@@ -55,19 +54,19 @@ const _: () = {
 /// Connections that are compared to find the largest.
 const COMPARED_MAX: usize = 64;
 
-/// What the shell is to do with a socket.
+/// An action that the shell has to carry out on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Write what [`Relay::outgoing`](super::Relay::outgoing) gives.
+    /// Write [`Relay::outgoing`](super::Relay::outgoing).
     Transmit(ConnId),
-    /// Read again: input may wait that was not wanted before.
+    /// Resume reading: unread input may be waiting.
     Resume(ConnId),
-    /// Shut down the writing half; go on reading.
+    /// Shut down the writing half; continue reading.
     HalfClose(ConnId),
-    /// A deadline has passed, but a pong may wait unread. Hand in all that the peer has
-    /// sent, then [`Input::ReadToEnd`](super::Input::ReadToEnd).
+    /// A deadline has passed, but a pong may be unread. Hand in all that the peer has sent,
+    /// then [`Input::ReadToEnd`](super::Input::ReadToEnd).
     ReadThenExpire(ConnId),
-    /// Drop the socket. The connection is gone.
+    /// Drop the socket. The connection is removed.
     Disconnect(ConnId),
 }
 
@@ -78,14 +77,14 @@ pub(super) struct Connections {
     shared: Shared,
     /// Connections accepted so far.
     accepted: u32,
-    /// Makes the secret half of every conn_id.
+    /// Keys for the secret half of every conn_id.
     id_keys: HashKeys,
-    /// How often the slab was looked into, for the test that bounds it.
+    /// Number of look-ups in the slab, for the test that bounds it.
     #[cfg(test)]
     pub(super) lookups: std::cell::Cell<usize>,
 }
 
-/// What all connections share.
+/// State that all connections share.
 #[derive(Debug)]
 struct Shared {
     timeouts: Timeouts,
@@ -97,7 +96,7 @@ struct Shared {
     /// Deadlines by slab index.
     timers: Wheel,
     effects: VecDeque<Effect>,
-    /// WebSockets, lingering ones included.
+    /// Number of WebSockets, closing ones included.
     websockets: usize,
 }
 
@@ -105,7 +104,7 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct Due {
     pub(super) id: ConnId,
-    /// How long ago that was.
+    /// The delay since the deadline.
     pub(super) late: Duration,
     pub(super) expiry: Option<Expiry>,
 }
@@ -146,8 +145,8 @@ impl Connections {
         id
     }
 
-    /// Changes a connection, then brings budget, ranking, timer and effects in line with
-    /// it. `None`: there is no such connection.
+    /// Changes a connection, then updates budget, ranking, timer and effects. `None`: there
+    /// is no such connection.
     pub(super) fn edit<T>(
         &mut self,
         id: ConnId,
@@ -169,14 +168,14 @@ impl Connections {
         Some(result)
     }
 
-    /// Drops a connection. Returns what it was, if it had a place.
+    /// Disconnects a connection. Returns its final facts, if it had a role.
     pub(super) fn disconnect(&mut self, id: ConnId, now: Instant) -> Option<Ended> {
         let ended = self.edit(id, now, |it| it.end())?;
         self.remove(id);
         ended
     }
 
-    /// Removes an entry that has no place any more; nothing happens if it is gone.
+    /// Removes an entry without a role; does nothing if it is already removed.
     fn remove(&mut self, id: ConnId) {
         if self.get(id).is_none() {
             return;
@@ -188,7 +187,7 @@ impl Connections {
         }
     }
 
-    /// Notes the place of a connection in the ranking.
+    /// Records the place of a connection in the ranking.
     fn place(&mut self, index: u32, place: u32) {
         #[cfg(test)]
         self.lookups.set(self.lookups.get() + 1);
@@ -204,8 +203,8 @@ impl Connections {
         }
     }
 
-    /// The next connection whose deadline has come, and what that means. Call until
-    /// `None`. What is not acted upon is due again at the next tick.
+    /// The next connection whose deadline has come, with its expiry. Call until `None`. An
+    /// expiry that is not acted upon is due again at the next tick.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<Due> {
         let Shared { timers, timeouts, .. } = &mut self.shared;
         while let Some(index) = timers.pop_expired(now) {
@@ -237,23 +236,23 @@ impl Connections {
 
     // Queries
 
-    /// The connection, to look at.
+    /// The connection, read-only.
     pub(super) fn get(&self, id: ConnId) -> Option<&Entry> {
         #[cfg(test)]
         self.lookups.set(self.lookups.get() + 1);
         self.slab.get(id.index()).filter(|entry| entry.is(id))
     }
 
-    /// The conn_id that peers see. Its secret half, which also keys the pings, is
-    /// not kept but made anew, by SipHash under a key that is never disclosed:
-    /// 15 ns instead of 8 bytes in every [`Entry`].
+    /// The conn_id that peers see. Its secret half, which also keys the pings, is not stored
+    /// but derived by SipHash under a key that is never disclosed: 15 ns instead of 8 bytes
+    /// in every [`Entry`].
     pub(super) fn public_id(&self, id: ConnId) -> PublicId {
         PublicId { key: self.id_keys.hash_one(id.to_bits()), id }
     }
 
-    /// If the budget is exceeded, the connection that holds most of it. At most
-    /// [`COMPARED_MAX`] are looked at; where more hold about as much, those that came to
-    /// hold it last, of which none is a quarter smaller than the largest.
+    /// If the budget is exceeded, the connection that holds the most bytes. At most
+    /// [`COMPARED_MAX`] connections of the highest size class are compared, the newest of
+    /// them first, so where more hold about as much the result is within 25 % of the largest.
     pub(super) fn largest_if_over_budget(&self) -> Option<ConnId> {
         if !self.shared.budget.is_exceeded() {
             return None;
@@ -264,47 +263,47 @@ impl Connections {
         Some(ConnId::new(index, largest.generation()))
     }
 
-    /// When [`Self::pop_due`] has something to give next.
+    /// When [`Self::pop_due`] has to be called next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.shared.timers.next_expiry()
     }
 
-    /// The times that every connection keeps to.
+    /// The timeouts of every connection.
     pub(super) fn timeouts(&self) -> &Timeouts {
         &self.shared.timeouts
     }
 
-    /// Connections of any kind, lingering ones included.
+    /// Number of connections of any kind, closing ones included.
     pub(super) fn len(&self) -> usize {
         self.slab.len()
     }
 
-    /// WebSockets, lingering ones included.
+    /// Number of WebSockets, closing ones included.
     pub(super) fn websockets(&self) -> usize {
         self.shared.websockets
     }
 
-    /// Bytes that all queues hold.
+    /// Bytes that all connections hold.
     pub(super) fn buffered(&self) -> usize {
         self.shared.budget.used()
     }
 
-    /// Bytes that they may hold.
+    /// The limit on [`Self::buffered`].
     pub(super) fn buffered_max(&self) -> usize {
         self.shared.budget.limit()
     }
 }
 
-/// What an edit leaves to be done with other entries of the slab.
+/// Work on other entries of the slab that an edit leaves behind.
 struct Settled {
-    /// Another connection's place in the ranking has changed to this one.
+    /// Another connection's index and its new place in the ranking.
     moved: Option<(u32, u32)>,
-    /// The edited connection is to be removed.
+    /// The edited connection has to be removed.
     is_done: bool,
 }
 
 impl Shared {
-    /// Brings everything in line with a connection that held `held` bytes before.
+    /// Updates everything for a connection that held `held` bytes before the edit.
     fn settle(&mut self, id: ConnId, entry: &mut Entry, held: usize, now: Instant) -> Settled {
         let key = id.index() as u32;
         if entry.connection.half_close(now, &self.timeouts) {
@@ -317,15 +316,16 @@ impl Shared {
             moved = self.ranking.change(key, held, holds, &mut entry.place);
         }
         let deadline = entry.connection.deadline(&self.timeouts);
-        // Within a tick of the deadline is exact enough; later than that is a bug.
+        // A timer within one tick of the deadline is exact enough; an earlier one is armed
+        // again.
         if self.timers.armed(key).is_none_or(|armed| armed > deadline + TICK) {
             self.timers.arm(key, deadline);
         }
         Settled { moved, is_done: entry.connection.is_done() }
     }
 
-    /// Forgets a connection that is no longer in the slab. Returns whose place in the
-    /// ranking has changed to which.
+    /// Removes everything about a connection that is no longer in the slab. Returns another
+    /// connection's index and its new place in the ranking, if that has changed.
     fn forget(&mut self, id: ConnId, entry: &Entry) -> Option<(u32, u32)> {
         let key = id.index() as u32;
         let held = entry.connection.held();

@@ -1,10 +1,10 @@
-//! Deadlines: what the passing of time does to connections and slots.
+//! Deadlines: the effects of time on connections and slots.
 //!
-//! Owns what each expiry means. When something is due is each connection's and each
-//! slot's own to say.
+//! Owns the consequence of each expiry. Each connection and each slot decides itself when it
+//! is due.
 //!
-//! No deadline counts against a peer whose input is unread: the connection is read to the
-//! end first ([`Effect::ReadThenExpire`](super::Effect)), and its deadline is asked for again then.
+//! No deadline counts against a peer whose input is unread: the connection is first read to
+//! the end ([`Effect::ReadThenExpire`](super::Effect)), then its deadline is checked again.
 
 use super::conn_id::ConnId;
 use super::connections::{Due, Role};
@@ -17,14 +17,14 @@ use crate::time::Instant;
 /// Whether all that the peer has sent was handed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Input {
-    /// Some may wait.
+    /// Some may be unread.
     Unread,
-    /// It was.
+    /// All of it was handed in.
     Read,
 }
 
 impl Relay {
-    /// Time has passed.
+    /// Handles everything that is due.
     pub(super) fn on_time(&mut self, now: Instant) {
         while let Some(Due { id, late, expiry }) = self.connections.pop_due(now) {
             self.stats.loop_lag.observe(late);
@@ -50,8 +50,8 @@ impl Relay {
         }
     }
 
-    /// All that the connection has sent by `now` was handed in: if its time is still up,
-    /// it ends.
+    /// All that the peer has sent by `now` was handed in: if the deadline has still passed,
+    /// the connection ends.
     pub(super) fn expire_after_read(&mut self, id: ConnId, now: Instant) {
         let Some(entry) = self.connections.get(id) else { return };
         let (role, slot) = (entry.role(), entry.slot());
@@ -66,7 +66,7 @@ impl Relay {
         }
     }
 
-    /// What becomes of a connection whose deadline has come.
+    /// Handles the expiry of a connection.
     fn expire(&mut self, id: ConnId, expiry: Expiry, input: Input, now: Instant) {
         match (expiry, input) {
             (Expiry::Ping(sequence), _) => {
@@ -74,7 +74,8 @@ impl Relay {
                 self.connections.edit(id, now, |it| it.send_ping(public_id, sequence));
                 self.stats.pings += 1;
             }
-            // A closing connection: it was told, and its place is given up.
+            // A closing connection: its close frame is queued or sent, and its role is given
+            // up.
             (Expiry::Disconnect, _) => self.disconnect(id, CloseCause::Disconnected, now),
             (Expiry::Claim, _) => {
                 let slot = self.connections.get(id).map(|entry| entry.slot());

@@ -1,12 +1,11 @@
-//! The routing envelope: `{"conn_id":"…","frame":F}`.
+//! Routing envelope: `{"conn_id":"…","frame":F}`.
 //!
-//! Owns how a phone's frame is wrapped for its binary, how its end is told and how
-//! a binary's envelope is read. The bytes of a frame are never changed. Knows no
-//! connection.
+//! Owns the envelope of a phone's frame, the form of the close notice and the parser of a
+//! binary's envelope. The bytes of a frame are never changed. Must not know connections.
 //!
-//! JSON is checked by serde_json without a tree of values and without
-//! recursion (`RawValue` skips a value with a stack of its own), so depth costs
-//! memory that the message size bounds and never the thread's stack.
+//! serde_json validates JSON without building a tree of values and without recursion
+//! (`RawValue` skips a value with its own stack), so depth costs memory, bounded by the
+//! message size, and no thread stack.
 
 use std::borrow::Cow;
 
@@ -18,7 +17,7 @@ use crate::config::{ENVELOPE_MAX, NESTING_MAX};
 
 /// Bytes that the envelope adds to a frame.
 pub const OVERHEAD: usize = PREFIX.len() + PublicId::LEN + MIDDLE.len() + SUFFIX.len();
-// What docs/PROTOCOL.md tells authors of binaries to allow.
+// The bound that docs/PROTOCOL.md gives to authors of binaries.
 const _: () = assert!(OVERHEAD <= ENVELOPE_MAX);
 
 const PREFIX: &str = r#"{"conn_id":""#;
@@ -26,9 +25,9 @@ const MIDDLE: &str = r#"","frame":"#;
 const CLOSE_CODE: &str = r#"","close_code":"#;
 const SUFFIX: &str = "}";
 
-/// The most bytes of a device token. FCM's are some 160 and may grow.
+/// Maximum length of a device token, in bytes. FCM's have about 160 and may grow.
 pub const DEVICE_TOKEN_MAX: usize = 4096;
-/// The one push service that is known.
+/// The only supported push service.
 const PLATFORM: &str = "fcm";
 
 /// Why an envelope is dropped.
@@ -46,11 +45,11 @@ pub enum Dropped {
     NoFrame,
     /// The conn_id names no phone of this server-id.
     UnknownPhone,
-    /// A push wake, and push wake is off.
+    /// A push wake while push wake is off.
     PushWakeOff,
-    /// A push wake without a platform we know or a token, or with one too long.
+    /// A push wake without a known platform or a token, or with a token that is too long.
     PushWakeMalformed,
-    /// A push wake too many: of this server-id, or of all at a time.
+    /// A push wake beyond a limit: of this server-id, or on all wakes in flight.
     PushWakeLimit,
 }
 
@@ -84,28 +83,28 @@ impl Dropped {
         }
     }
 
-    /// Whether what was dropped asked for a push wake.
+    /// Whether the dropped envelope asked for a push wake.
     #[must_use]
     pub const fn is_push_wake(self) -> bool {
         matches!(self, Self::PushWakeOff | Self::PushWakeMalformed | Self::PushWakeLimit)
     }
 }
 
-/// What a binary asks for.
+/// A binary's request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Envelope<'a> {
     /// Deliver the frame, if there is one, then close, if there is a code.
     Deliver {
         /// The phone's conn_id as the binary wrote it.
         conn_id: Cow<'a, str>,
-        /// The frame, byte for byte, without white space around it.
+        /// The frame, byte for byte, without surrounding white space.
         frame: Option<&'a str>,
         /// Not 0.
         close_code: Option<u16>,
     },
-    /// Wake a sleeping phone.
+    /// Send a push wake.
     PushWake {
-        /// What FCM knows the device by; 1 to [`DEVICE_TOKEN_MAX`] bytes.
+        /// FCM's registration token of the device; 1 to [`DEVICE_TOKEN_MAX`] bytes.
         token: Cow<'a, str>,
     },
 }
@@ -130,16 +129,16 @@ struct PushWake<'a> {
     token: Text<'a>,
 }
 
-/// A string that is borrowed where it holds no escape.
+/// A string, borrowed unless it contains an escape.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Reads a binary's message.
+/// Parses a binary's message.
 ///
 /// # Errors
-/// Why it is to be dropped.
+/// Why the message is dropped.
 pub fn unwrap(message: &str) -> Result<Envelope<'_>, Dropped> {
-    // serde would take an array for the fields in order.
+    // serde accepts an array as a struct's fields in order.
     if !message.trim_ascii_start().starts_with('{') {
         return Err(Dropped::Malformed);
     }
@@ -159,9 +158,9 @@ pub fn unwrap(message: &str) -> Result<Envelope<'_>, Dropped> {
     Ok(Envelope::Deliver { conn_id, frame, close_code })
 }
 
-/// Reads the object that asks for a wake; other fields in it are ignored.
+/// Parses the object that asks for a wake; other fields in it are ignored.
 fn push_wake(object: &str) -> Result<Envelope<'_>, Dropped> {
-    // As above, an array is no object.
+    // An array is refused as in [`unwrap`].
     let wake = object.strip_prefix('{').and_then(|_| serde_json::from_str(object).ok());
     match wake {
         Some(PushWake { platform: Text(platform), token: Text(token) })
@@ -173,8 +172,8 @@ fn push_wake(object: &str) -> Result<Envelope<'_>, Dropped> {
     }
 }
 
-/// The frame that a phone's message is: one JSON value that a binary can read,
-/// byte for byte, without white space around it.
+/// The frame in a phone's message: one JSON value that a binary can parse, byte for byte,
+/// without surrounding white space.
 #[must_use]
 pub fn frame(message: &str) -> Option<&str> {
     let value: &RawValue = serde_json::from_str(message).ok()?;
@@ -194,8 +193,8 @@ pub fn notice<'a>(conn_id: &'a str, code: &'a str) -> [&'a [u8]; 5] {
     [PREFIX, conn_id, CLOSE_CODE, code, SUFFIX].map(str::as_bytes)
 }
 
-/// Whether valid JSON nests deeper than `limit`. Only a text with that many
-/// opening brackets is looked at closely, which honest ones never have.
+/// Whether valid JSON nests deeper than `limit`. The depth is computed only for a text with
+/// that many opening brackets, which real frames do not have.
 fn is_too_deep(json: &str, limit: usize) -> bool {
     let opens = |byte: &u8| matches!(byte, b'[' | b'{');
     if json.len() < 2 * limit || json.bytes().filter(opens).count() <= limit {

@@ -1,8 +1,8 @@
 //! Forwarding: frames between a phone and its binary, and the backpressure between them.
 //!
-//! Owns what each message means. A slow phone is closed, because its binary must not wait
-//! for it; a slow binary stops the reading of its phones, because nothing may be lost.
-//! Knows envelopes, not their syntax.
+//! Owns what each message means. A phone that is a slow consumer is closed, because its
+//! binary must not wait for it; a slow binary pauses the reading of its phones, because no
+//! frame may be lost. Must not know the syntax of envelopes.
 
 use super::closing::Verdict;
 use super::conn_id::{ConnId, PublicId};
@@ -19,17 +19,17 @@ use crate::protocol::transport::TransportBuffered;
 use crate::protocol::websocket::{Incoming, Message};
 use crate::time::Instant;
 
-/// Whether input was taken for frames.
+/// Whether input was handled as frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Taken {
     /// It was, or there is no such connection.
     Frames,
-    /// It belongs to a request head; nothing was done with it.
+    /// It belongs to a request head; it was not consumed.
     Head,
 }
 
-/// What the next piece of input is.
+/// The next item of the input.
 enum Next {
     Head,
     Nothing,
@@ -65,7 +65,7 @@ impl Next {
 }
 
 impl Relay {
-    /// Bytes have come on a WebSocket.
+    /// Bytes have arrived on a WebSocket.
     pub(super) fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) -> Taken {
         let public_id = self.connections.public_id(id);
         while !input.is_empty() {
@@ -86,7 +86,7 @@ impl Relay {
         Taken::Frames
     }
 
-    /// A phone's message goes to its binary, in an envelope.
+    /// Forwards a phone's message to its binary, in an envelope.
     fn forward_to_binary(
         &mut self,
         phone: PublicId,
@@ -119,7 +119,7 @@ impl Relay {
         }
     }
 
-    /// A binary's envelope is opened, its frame delivered, its phone perhaps closed.
+    /// Handles a binary's envelope: delivers its frame, or closes its phone, or both.
     fn forward_to_phone(
         &mut self,
         binary: PublicId,
@@ -133,7 +133,7 @@ impl Relay {
         }
     }
 
-    /// Logs an envelope that was dropped: as a warning now and then, else at `debug`.
+    /// Logs an envelope that was dropped: at `warn` at most once a minute, else at `debug`.
     fn warn(&mut self, binary: PublicId, slot: SlotKey, cause: Dropped, now: Instant) {
         let kind = Kind::from(cause);
         let left_out = self.warnings.warn(binary.id, kind, now);
@@ -190,7 +190,7 @@ impl Relay {
         Ok(())
     }
 
-    /// A binary asks for a push wake.
+    /// Accepts a binary's request for a push wake, within the limits.
     fn accept_wake(&mut self, slot: SlotKey, token: &str, now: Instant) -> Result<(), Dropped> {
         let Some(wakes) = &mut self.wakes else { return Err(Dropped::PushWakeOff) };
         let server_id = self.slots.server_id(slot);
@@ -198,7 +198,7 @@ impl Relay {
         wakes.accept(server_id, wake, now)
     }
 
-    /// A pong has acknowledged a ping.
+    /// Handles a pong that acknowledged a ping.
     fn on_pong(&mut self, result: PongResult, role: Option<Role>, slot: SlotKey) {
         self.stats.pongs += 1;
         if let Some(round_trip) = result.round_trip {
@@ -210,13 +210,13 @@ impl Relay {
         }
     }
 
-    /// The first `count` bytes of what is outgoing were written. If a binary that was slow
-    /// has caught up by that, its phones are read again.
+    /// The first `count` bytes of what is outgoing were written. If that brings a slow binary
+    /// down to the low watermark, its phones are read again.
     pub(super) fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         self.drain(id, now, |it| it.on_written(count));
     }
 
-    /// The transport keeps so many bytes of the connection.
+    /// The transport buffers this many bytes of the connection.
     pub(super) fn handle_buffered(
         &mut self,
         id: ConnId,

@@ -1,8 +1,8 @@
 //! Gates: from an accepted connection to a WebSocket with a role, or to a refusal.
 //!
 //! Owns the order of the gates (docs/PROTOCOL.md, "gates in order"), and what requests are
-//! compared with: host name, trusted proxies, challenge, rate limit, caps. What a header may
-//! look like is `protocol/request.rs`'s to say.
+//! compared with: host name, trusted proxies, challenge, rate limit, caps. Must not know the
+//! syntax of headers (`protocol/request.rs` does).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -24,17 +24,17 @@ use crate::protocol::response::{self, Date, Health, Refusal, Status};
 use crate::protocol::websocket;
 use crate::time::{Instant, Throttle};
 
-/// What a listener's connections are, as far as the relay has to know.
+/// Kind of a listener's connections, as far as the relay has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ListenerKind {
     /// Clients.
     Clients,
-    /// Clients, each behind a load balancer that sends a PROXY header first.
+    /// Clients behind a load balancer that sends a PROXY header first.
     ProxiedClients,
-    /// Certificate authorities, which may ask for the answer to a challenge
-    /// (RFC 8555 §8.3) and for health.
+    /// Certificate authorities, which may request the response to a challenge (RFC 8555 §8.3)
+    /// and the health endpoints.
     Authorities,
-    /// The same behind a load balancer that sends a PROXY header first.
+    /// The same, behind a load balancer that sends a PROXY header first.
     ProxiedAuthorities,
 }
 
@@ -44,19 +44,19 @@ pub(super) struct Gates {
     forwarded: Forwarded,
     /// The only host name that is served.
     domain: Option<String>,
-    /// The token that a certificate authority asks for, and the answer.
+    /// The token in a certificate authority's request, and the response to it.
     challenge: Option<(String, String)>,
     rate: RateLimiter,
     pub(super) caps: ConnectionCaps,
     pub(super) proxy_refusals: Throttle,
     refusals: Refusals,
-    /// Of every answer that is made now.
+    /// The `Date` of every response that is made now.
     pub(super) date: Date,
     started: Instant,
 }
 
 impl Gates {
-    /// Admits `capacity` WebSockets. `hash_keys` must give what is unpredictable to peers.
+    /// Admits `capacity` WebSockets. `hash_keys` must return keys that peers cannot predict.
     pub(super) fn new(
         config: &Config,
         capacity: usize,
@@ -77,8 +77,8 @@ impl Gates {
         }
     }
 
-    /// What to answer a certificate authority (RFC 8555 §8.3): the token that it asks
-    /// for, and the answer. The one before is forgotten.
+    /// Sets the response to a certificate authority's challenge (RFC 8555 §8.3): the token in
+    /// the request, and the response. It replaces the previous one.
     pub(super) fn set_challenge(&mut self, challenge: Option<(&str, &str)>) {
         self.challenge = challenge.map(|(token, answer)| (token.into(), answer.into()));
     }
@@ -96,14 +96,14 @@ impl Relay {
         let id = self.connections.insert(peer, stage, now);
         let owes_header =
             matches!(kind, ListenerKind::ProxiedClients | ListenerKind::ProxiedAuthorities);
-        // At once, whatever a stranger would send.
+        // Closed at once: an untrusted peer's header would not count.
         if owes_header && !may_send_proxy_header(&self.gates.forwarded, peer) {
             self.refuse_proxied(id, ProxyRefusal::Untrusted, now);
         }
         id
     }
 
-    /// More bytes of a request head have come.
+    /// More bytes of a request head have arrived.
     pub(super) fn handle_head(&mut self, id: ConnId, input: &[u8], now: Instant) {
         let Some(early) = self.connections.edit(id, now, |it| it.take_early()) else { return };
         let mut head: Cow<'_, [u8]> = Cow::Owned(early);
@@ -136,7 +136,7 @@ impl Relay {
         }
     }
 
-    /// Answers a request with its refusal, which closes the connection.
+    /// Sends a refusal, which closes the connection.
     fn refuse_request(
         &mut self,
         id: ConnId,
@@ -149,7 +149,7 @@ impl Relay {
         self.refuse(id, &fault.refusal.bytes(&self.gates.date), now);
     }
 
-    /// The request head, or the PROXY header before it, did not come in time.
+    /// The request head, or the PROXY header before it, did not arrive in time.
     pub(super) fn refuse_late(&mut self, id: ConnId, now: Instant) {
         let Some(entry) = self.connections.get(id) else { return };
         if matches!(entry.stage(), Stage::Header | Stage::HeaderOfAuthority) {
@@ -203,8 +203,8 @@ impl Relay {
         }
     }
 
-    /// On the port for certificate authorities there is the answer to a challenge, beside
-    /// the health endpoints: the checker of a hosting service may reach no other port.
+    /// The port for certificate authorities serves the challenge response beside the health
+    /// endpoints: the health check of a hosting service may reach no other port.
     fn answer_authority(
         &mut self,
         id: ConnId,
@@ -223,7 +223,7 @@ impl Relay {
         Ok(())
     }
 
-    /// The gates in their order; behind the last one stands a WebSocket.
+    /// The gates in their order; a request that passes all of them becomes a WebSocket.
     fn upgrade(
         &mut self,
         id: ConnId,
@@ -240,7 +240,7 @@ impl Relay {
         let client = client_address(forwarded, peer, request.forwarded_for());
         let key = ClientKey::from(client);
         if let Err(wait) = rate.attempt(key, now) {
-            // Rounded up: an attempt a moment too early would be refused again.
+            // Rounded up: an attempt made too early would be refused again.
             let retry_after = wait.as_micros().div_ceil(1_000_000).max(1) as u32;
             let refusal = Refusal::TooManyRequests { retry_after };
             return Err((Outcome::RejectRateLimit, Fault::new(refusal, Cause::RateLimit)));

@@ -1,8 +1,8 @@
-//! Invariants: whether the parts of the relay agree.
+//! Invariants: a check that the parts of the relay agree.
 //!
-//! Owns what connections, slots, caps and push wakes have to agree on, as one check, for
-//! simulations and fuzzing to call between any two calls. Changes nothing; nothing in the
-//! relay relies on it, and what is not called costs nothing.
+//! Owns what connections, slots, caps and push wakes have to agree on, as one check that
+//! simulations and fuzzing call between any two calls. It changes nothing, the relay does not
+//! rely on it, and it costs nothing unless called.
 
 use super::admission::ClientKey;
 use super::conn_id::ConnId;
@@ -13,8 +13,8 @@ use super::wake::{IN_FLIGHT_MAX, Wakes};
 use crate::config::BINARY_LOW_WATER;
 
 impl Relay {
-    /// Whether the connection has a place: a binary, a phone, or a claimant that
-    /// waits to become a binary.
+    /// Whether the connection has a role: a binary, a phone, or a claimant that waits to
+    /// become a binary.
     #[must_use]
     pub fn has_place(&self, id: ConnId) -> bool {
         self.connections.get(id).is_some_and(|entry| entry.role().is_some())
@@ -24,25 +24,24 @@ impl Relay {
     ///
     /// # Panics
     /// Names the first of these that does not hold:
-    /// - A1. A connection is in the slab ⇔ it is in the wheel, which fires within
-    ///   a tick of its deadline.
-    /// - A2. What a connection is to its slot fits the state it is in; one that is not
-    ///   upgraded, or closing, is nothing.
-    /// - A3. Slots and connections name each other: the holder, the phones and the
-    ///   claimants of a slot have the role and the slot, each once, and no other
-    ///   connection has a role.
+    /// - A1. A connection is in the slab ⇔ it is in the wheel, which fires within a tick of
+    ///   its deadline.
+    /// - A2. A connection's role fits its state; one that is not upgraded, or closing, has
+    ///   none.
+    /// - A3. Slots and connections name each other: the holder, the phones and the claimants
+    ///   of a slot have the role and the slot, each once, and no other connection has a role.
     /// - A4. A slot is held or its grace is in the wheel; only a held one has
     ///   claimants or is paused.
     /// - A5. The phones of a slot are not read ⇔ its binary is slow.
     /// - A6. The caps count the connections with a role, each under its client.
-    /// - A7. The budget is the sum of what connections hold, and is kept; the ranking
-    ///   knows each connection that holds a byte.
-    /// - A8. WebSockets are counted.
-    /// - A9. Of each kind there is one effect per connection at most, and none for
-    ///   one that is gone but on the way to its disconnect.
-    /// - A10. No more push wakes are in flight than may be, those not yet handed out
-    ///   among them.
-    /// - A11. No verdict waits.
+    /// - A7. The budget is the sum of the bytes that connections hold, and is not exceeded;
+    ///   the ranking contains each connection that holds a byte.
+    /// - A8. The count of WebSockets is exact.
+    /// - A9. Each kind of effect is queued at most once per connection, and none for a
+    ///   removed connection but those up to its disconnect.
+    /// - A10. The push wakes in flight, those not yet handed out included, are within their
+    ///   limit.
+    /// - A11. No verdict is pending.
     pub fn audit(&self) {
         let mut clients = Vec::new();
         for (id, entry) in self.connections.audit() {
@@ -75,7 +74,7 @@ impl Relay {
         }
     }
 
-    /// Returns how many connections are on slots.
+    /// Returns the number of connections on slots.
     fn audit_slots(&self) -> usize {
         let mut members = 0;
         for SlotView { key, holder, phones, claimants, is_paused } in self.slots.audit() {

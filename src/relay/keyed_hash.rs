@@ -1,9 +1,9 @@
-//! Keyed hashing for tables whose keys peers choose.
+//! Keyed hash: for tables whose keys peers choose.
 //!
-//! Peers choose server-ids and, with enough addresses, client keys; whoever can
-//! predict the hash makes every key collide and each look-up a walk through the
-//! table. std's `RandomState` is keyed too, but seeds itself, which the core may
-//! not do: here the keys come from the run's seed, so a run replays.
+//! Peers choose server-ids and, with enough addresses, client keys; a peer that can predict
+//! the hash can make all keys collide and each look-up a scan of the table. std's
+//! `RandomState` is keyed too, but seeds itself, which the core may not do: here the keys
+//! come from the run's seed, so a run replays.
 
 use std::fmt;
 use std::hash::BuildHasher;
@@ -30,7 +30,7 @@ impl BuildHasher for HashKeys {
     }
 }
 
-/// The keys are a secret: they are not shown.
+/// The keys are secret and not printed.
 impl fmt::Debug for HashKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HashKeys(..)")

@@ -1,13 +1,14 @@
-//! The close notice: a binary is told which of its phones has ended, and how.
+//! Close notice: tells a binary which of its phones has ended, and with which code.
 //!
-//! Owns queueing it to the holder of the slot. Which end is told, and with which
-//! code, is `protocol/close.rs`'s to say; what a notice looks like, `envelope.rs`'s.
+//! Owns queueing the notice to the holder of the slot. `protocol/close.rs` decides which end
+//! is told and with which code; `envelope.rs` owns the notice's form.
 //!
-//! 1. A phone departs once, and only then is it told of: one notice or none.
-//! 2. Every frame of the phone is in its binary's outbox before it departs, so the
-//!    notice is behind the last one.
-//! 3. Phones are closed before another binary may send to the slot, so no notice
-//!    reaches one that did not hold the slot at the phone's registration.
+//! 1. A phone is removed from its slot once, and only then is it reported: at most one
+//!    notice.
+//! 2. Every frame of the phone is in its binary's outbox before the phone is removed, so the
+//!    notice follows the last one.
+//! 3. Phones are closed before another binary may send to the slot, so no notice reaches a
+//!    binary that did not hold the slot when the phone was registered.
 
 use super::conn_id::PublicId;
 use super::envelope;
@@ -16,11 +17,10 @@ use super::slots::SlotKey;
 use crate::time::Instant;
 
 impl Relay {
-    /// Tells the binary of the slot, if there is one and a `code` to tell, that the
-    /// phone has ended.
+    /// Tells the slot's binary that the phone has ended, if there is a binary and a `code`.
     ///
-    /// The phone is gone, so nothing could be paused to hold the notice back: it is
-    /// queued whatever else waits for the binary, and charged to the byte budget.
+    /// The phone is gone, so there is no peer to apply backpressure to: the notice is queued
+    /// regardless of the binary's backlog, and charged to the byte budget.
     pub(super) fn notify(
         &mut self,
         slot: SlotKey,

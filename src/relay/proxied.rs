@@ -1,11 +1,11 @@
-//! PROXY headers: which client a load balancer speaks for.
+//! PROXY headers: the client behind a load balancer.
 //!
-//! Owns what a PROXY header, or its absence, does to a connection. What a header looks
-//! like is `protocol/proxy_header.rs`'s to say, and which peer may send one
-//! `protocol/client_address.rs`'s.
+//! Owns the effect of a PROXY header, or of its absence, on a connection. Must not know the
+//! header's syntax (`protocol/proxy_header.rs` does) nor which peer may send one
+//! (`protocol/client_address.rs` does).
 //!
-//! Until the header has come the client is unknown: the connection is answered nothing,
-//! not even a refusal, and nothing is counted against the balancer's address.
+//! Until the header has arrived the client is unknown: the connection is sent no response,
+//! not even a refusal, and nothing counts towards the balancer's address.
 
 use super::conn_id::ConnId;
 use super::connections::Stage;
@@ -16,7 +16,7 @@ use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::time::Instant;
 
 impl Relay {
-    /// The PROXY header has come, or something that is no valid one.
+    /// A PROXY header has arrived, valid or malformed.
     pub(super) fn handle_proxied(
         &mut self,
         id: ConnId,
@@ -31,13 +31,13 @@ impl Relay {
         }
     }
 
-    /// Disconnects without a byte: it is unknown which protocol the peer speaks.
+    /// Disconnects without a response: it is unknown which protocol the peer speaks.
     pub(super) fn refuse_proxied(&mut self, id: ConnId, cause: ProxyRefusal, now: Instant) {
         let Some(entry) = self.connections.get(id) else { return };
         debug_assert!(matches!(entry.stage(), Stage::Header | Stage::HeaderOfAuthority));
         let remote = entry.client();
-        // A balancer that is set up wrongly fails with every client, and so does a stranger
-        // at its port.
+        // Throttled: a misconfigured balancer fails for every client, and strangers may
+        // connect to its port repeatedly.
         let admitted = self.gates.proxy_refusals.admit(now);
         let level = if admitted.is_some() { log::Level::Warn } else { log::Level::Debug };
         let dropped = admitted.filter(|dropped| *dropped > 0);

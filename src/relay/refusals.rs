@@ -1,11 +1,11 @@
-//! Refusals: the line that each refused request leaves for the operator.
+//! Refusals: the log line of each refused request.
 //!
-//! Owns what the log tells of a refusal and how often one of a kind is a warning. Why a
-//! request is refused is `protocol/fault.rs`'s to say.
+//! Owns the form of the line and how often a kind of refusal is logged as a warning. Must not
+//! know why a request is refused (`protocol/fault.rs` does).
 //!
-//! 1. Every refusal leaves one line: a warning of its kind at most once a minute, which
-//!    tells how many were left out, and all others at debug.
-//! 2. A kind is a cause and a header, both of closed lists: what peers send makes no more.
+//! 1. Every refusal is logged as one line: at most once a minute and kind as a warning, with
+//!    the number suppressed since the last one, else at debug.
+//! 2. A kind is a cause and a header, both from closed lists, so peers cannot create kinds.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,12 +13,12 @@ use std::net::IpAddr;
 use crate::protocol::fault::{Cause, Fault};
 use crate::time::{Instant, Throttle};
 
-/// When each kind of refusal was warned of.
+/// A throttle for each kind of refusal.
 #[derive(Debug, Default)]
 pub struct Refusals(BTreeMap<(Cause, Option<&'static str>), Throttle>);
 
 impl Refusals {
-    /// Leaves the line of a refusal.
+    /// Logs a refusal.
     pub fn log(&mut self, fault: Fault, remote: IpAddr, path: Option<&str>, now: Instant) {
         let Fault { refusal, cause, header } = fault;
         let admitted = self.0.entry((cause, header)).or_default().admit(now);

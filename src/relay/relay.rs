@@ -1,8 +1,8 @@
-//! Relay: the state below the sockets, and the border to the shell.
+//! Relay: the state machine of all connections, and its interface to the shell.
 //!
-//! Owns the parts and hands each input to the one that knows it. Decides nothing itself.
-//! The files that implement it depend on each other in one direction: closing, forward,
-//! verdicts, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
+//! Owns the parts and dispatches each input to the one that handles it; decides nothing
+//! itself. The files that implement `Relay` depend on each other in one direction: closing,
+//! forward, verdicts, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -27,25 +27,25 @@ use crate::protocol::response::Date;
 use crate::protocol::transport::TransportBuffered;
 use crate::time::Instant;
 
-/// What the shell tells the relay.
+/// An event that the shell hands to the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Input<'a> {
-    /// The PROXY header has come, or something that is no valid one.
+    /// A PROXY header has arrived, valid or malformed.
     Proxied(ConnId, Result<Proxied, Malformed>),
-    /// Bytes have come, at least one.
+    /// Bytes have arrived, at least one.
     Bytes(ConnId, &'a [u8]),
-    /// The peer has sent its last byte (FIN), all before it was handed in.
+    /// The peer has sent its last byte (FIN); everything before it was handed in.
     End(ConnId),
-    /// The peer has hung up, seen although the connection is not read. A claimant is
-    /// forgotten; for others the input before it counts first.
+    /// The peer has hung up, noticed although the connection is not read. A claimant is
+    /// removed; for others the input before the hang-up is handled first.
     Hangup(ConnId),
-    /// The socket is broken: nothing more goes in or out.
+    /// The socket has failed: nothing more can be read or written.
     Disconnected(ConnId),
-    /// So many bytes of what [`Relay::outgoing`] gave were written.
+    /// This many bytes of [`Relay::outgoing`] were written.
     Written(ConnId, usize),
-    /// The transport below the relay (TLS) keeps so many bytes of the connection, where
-    /// that has changed. They count as queued. To be told before [`Self::Written`] of the
-    /// write that changed it.
+    /// The number of bytes that the transport below the relay (TLS) buffers for the
+    /// connection has changed. They count as queued. Hand it in before [`Self::Written`] of
+    /// the write that changed it.
     Buffered(ConnId, TransportBuffered),
     /// All that the peer had sent was handed in, as [`Effect::ReadThenExpire`] asked.
     ReadToEnd(ConnId),
@@ -54,40 +54,40 @@ pub enum Input<'a> {
     /// Every WebSocket is closed with 1001, spread over [`Config::drain`], and new ones
     /// are refused.
     ShutDown,
-    /// What to answer a certificate authority (RFC 8555 §8.3): the token that it asks
-    /// for, and the answer. The one before is forgotten.
+    /// The response to a certificate authority's challenge (RFC 8555 §8.3): the token in the
+    /// request, and the response. It replaces the previous one.
     Challenge(Option<(&'a str, &'a str)>),
     /// A push wake that was handed out has ended.
     WakeDone(WakeOutcome),
-    /// The time of day has moved on: what HTTP answers carry from now on.
+    /// The `Date` of HTTP responses from now on.
     Date(Date),
 }
 
-/// The relay below its sockets: many connections, and what each means to the others.
+/// The relay without sockets: all connections, and the slots that relate them.
 ///
-/// A pure state machine. It reads no clock, owns no socket and starts no thread, so the
-/// driver does, in this order:
+/// A pure state machine: it reads no clock, owns no socket and starts no thread. Its driver
+/// does all of that, by these steps:
 ///
 /// 1. Create it with [`Relay::new`], from a seed that peers cannot guess.
-/// 2. For each TCP connection call [`Relay::handle_accept`], once. The [`ConnId`] that it
-///    returns names the connection until its [`Effect::Disconnect`]. Input for a
-///    connection that is gone is allowed and changes nothing.
-/// 3. Hand in what happens with [`Relay::handle`]. Bytes only while [`Relay::is_reading`]
-///    says so: what is not wanted stays in the kernel, which is what slows the peer down.
+/// 2. For each TCP connection call [`Relay::handle_accept`] once. The [`ConnId`] that it
+///    returns names the connection until its [`Effect::Disconnect`]. Input for a connection
+///    that is gone is allowed and changes nothing.
+/// 3. Hand in events with [`Relay::handle`]; bytes only while [`Relay::is_reading`] is true.
+///    Input that is not read stays in the kernel, which is the backpressure on the peer.
 /// 4. After any number of inputs call [`Relay::poll_effect`] until it returns `None`, and
-///    carry each effect out. For [`Effect::Transmit`] write [`Relay::outgoing`] in one
-///    call and report it as [`Input::Written`]; after a short write do so again when the
-///    socket is writable, without being asked.
-/// 5. When [`Relay::next_deadline`] has come, hand in [`Input::Timeout`]: after the bytes
-///    that have arrived, because no deadline counts against a peer whose input is unread.
-///    For the same reason [`Effect::ReadThenExpire`] has the socket read to its end,
-///    effects included, before [`Input::ReadToEnd`].
+///    carry each effect out. For [`Effect::Transmit`] write [`Relay::outgoing`] in one call
+///    and report it as [`Input::Written`]; after a short write, repeat this when the socket
+///    is writable, without a further effect.
+/// 5. When [`Relay::next_deadline`] has come, hand in [`Input::Timeout`] after the bytes that
+///    have arrived, because no deadline counts against a peer whose input is unread. For the
+///    same reason [`Effect::ReadThenExpire`] requires reading the socket to its end, effects
+///    included, before [`Input::ReadToEnd`].
 /// 6. Carry out push wakes from [`Relay::poll_wake`] elsewhere, and report each once as
 ///    [`Input::WakeDone`].
 ///
-/// Instants never run backwards. Whatever peers do, memory is bounded by the connections
-/// and [`Limits::buffer_memory`](crate::config::Limits), and no call takes longer than its
-/// input and the members of one slot account for.
+/// Instants never run backwards. Whatever peers do, memory is bounded by the number of
+/// connections and [`Limits::buffer_memory`](crate::config::Limits), and the time of a call
+/// by its input and the members of one slot.
 #[derive(Debug)]
 pub struct Relay {
     pub(super) connections: Connections,
@@ -98,13 +98,13 @@ pub struct Relay {
     pub(super) stats: Stats,
     pub(super) warnings: Warnings,
     pub(super) rng: StdRng,
-    /// What changes mean for others and is not applied yet. Empty between two calls.
+    /// Pending consequences of changes for other connections. Empty between two calls.
     pub(super) verdicts: VecDeque<Verdict>,
 }
 
 impl Relay {
-    /// A relay that starts at `now` and admits `capacity` WebSockets. All its
-    /// randomness comes from `seed`.
+    /// A relay that starts at `now` and admits `capacity` WebSockets. All its randomness
+    /// comes from `seed`.
     #[must_use]
     pub fn new(config: &Config, capacity: usize, seed: [u8; 32], now: Instant) -> Self {
         let mut rng = StdRng::from_seed(seed);
@@ -126,7 +126,7 @@ impl Relay {
         self.enter(peer, kind, now)
     }
 
-    /// Something has happened.
+    /// Handles one event.
     pub fn handle(&mut self, input: Input<'_>, now: Instant) {
         match input {
             Input::Proxied(id, header) => self.handle_proxied(id, header, now),
@@ -179,7 +179,7 @@ impl Relay {
         self.connections.poll_effect()
     }
 
-    /// The next wake to carry out; its outcome is told as [`Input::WakeDone`], once.
+    /// The next wake to carry out; report its outcome once as [`Input::WakeDone`].
     pub fn poll_wake(&mut self) -> Option<Wake> {
         self.wakes.as_mut()?.next()
     }
@@ -191,7 +191,7 @@ impl Relay {
         self.connections.next_deadline().into_iter().chain(slots).min()
     }
 
-    /// Whether the connection's input is wanted now.
+    /// Whether to read the connection's input now.
     #[must_use]
     pub fn is_reading(&self, id: ConnId) -> bool {
         self.connections.get(id).is_some_and(|entry| entry.connection().is_reading())
@@ -203,50 +203,50 @@ impl Relay {
         self.connections.get(id).map_or([&[]; 3], |entry| entry.connection().outgoing())
     }
 
-    /// The client's address, as far as it is known: the peer's until a PROXY header or a
+    /// The client's address as far as it is known: the peer's until a PROXY header or a
     /// request head names another.
     #[must_use]
     pub fn client(&self, id: ConnId) -> Option<IpAddr> {
         self.connections.get(id).map(|entry| entry.client())
     }
 
-    /// Connections of any kind, lingering ones included.
+    /// Number of connections of any kind, closing ones included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.connections.len()
     }
 
-    /// No connection at all.
+    /// Whether there is no connection.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// WebSockets, open or lingering: what a shut-down waits for.
+    /// Number of WebSockets, open or closing: a shut-down waits until it is zero.
     #[must_use]
     pub fn websockets(&self) -> usize {
         self.connections.websockets()
     }
 
-    /// Open WebSockets: binaries and phones.
+    /// Number of binaries and of phones.
     #[must_use]
     pub fn live(&self) -> (usize, usize) {
         (self.slots.binary_count(), self.slots.phone_count())
     }
 
-    /// Server-ids that are held or in grace.
+    /// Number of server-ids held or in grace.
     #[must_use]
     pub fn slots(&self) -> usize {
         self.slots.len()
     }
 
-    /// Bytes queued on all connections.
+    /// Bytes buffered on all connections.
     #[must_use]
     pub fn buffered(&self) -> usize {
         self.connections.buffered()
     }
 
-    /// What was counted so far.
+    /// The counters.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats

@@ -1,19 +1,19 @@
-//! Slots: which binary holds a server-id, which claimants wait for it, and which phones
-//! are on it.
+//! Slots: which binary holds a server-id, which claimants wait for it, and which phones are
+//! on it.
 //!
-//! Owns claims, grace, takeover and the order of a shut-down, with their timers. Does no
-//! IO and closes nothing: each call returns, in an outcome with a name, the connections
-//! that its caller has to tell. Knows connections by name only.
+//! Owns claims, grace, takeover and the order of a shut-down, with their timers. Does no IO
+//! and closes nothing: each call returns, in a named outcome, the connections that its caller
+//! has to close or open. Knows connections by their `ConnId` only.
 //!
 //! 1. A slot exists exactly while a binary holds it or its grace runs.
-//! 2. A slot in grace is in the wheel of graces. As in every wheel, an entry is a
-//!    candidate: the slot knows whether its grace is over.
+//! 2. A slot in grace is in the wheel of graces. As in every wheel, an entry is a candidate:
+//!    the slot decides whether its grace is over.
 //! 3. Claimants wait only on a slot that is held.
 //! 4. A phone is on at most one slot; a slot has at most [`PHONES_PER_SERVER_MAX`] of
 //!    them.
-//! 5. What a connection that is no longer the holder does changes nothing.
-//! 6. In a shut-down no connection is admitted and no claimant waits, so no slot changes
-//!    hands and no key of one is used anew.
+//! 5. A call for a connection that is no longer the holder changes nothing.
+//! 6. In a shut-down no connection is admitted and no claimant waits, so no slot changes its
+//!    holder and no slot key is reused.
 
 pub(super) mod audit;
 
@@ -44,18 +44,18 @@ pub(super) struct Slots {
     hash: HashKeys,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    /// Probes that are out by slot index: so few at a time that room for one in
-    /// each slot would be wasted.
+    /// Outstanding probes by slot index: too few at a time to reserve memory for one in each
+    /// slot.
     probes: HashMap<u32, Probe, HashKeys>,
     /// Slots that are held.
     binaries: usize,
     phones: usize,
-    /// Ends of grace by slot index.
+    /// Ends of grace, by slot index.
     graces: Wheel,
-    /// When the next members of a slot are told of the shut-down, by slot index; `None`:
+    /// When the next members of a slot are closed for the shut-down, by slot index; `None`:
     /// there is no shut-down.
     drain: Option<Wheel>,
-    /// How long it takes to tell every binary of a shut-down.
+    /// The time over which a shut-down spreads the closes of binaries.
     drain_time: Duration,
     timeouts: Timeouts,
 }
@@ -64,17 +64,16 @@ pub(super) struct Slots {
 struct Slot {
     server_id: Box<str>,
     holder: Holder,
-    /// No larger than it must be: the first three fit the smallest piece that malloc
-    /// gives out.
+    /// Exactly sized: the first three fit malloc's smallest chunk.
     phones: Box<[ConnId]>,
-    /// The holder's backlog is high: its phones are not read.
+    /// The holder is a slow consumer: its phones are not read.
     paused: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Holder {
     Binary(ConnId),
-    /// It has left, and the slot is kept for it until then.
+    /// It has disconnected, and the slot is kept for it until this instant.
     Grace(Instant),
 }
 
@@ -84,7 +83,7 @@ impl Default for Holder {
     }
 }
 
-/// The claimants that wait for the holder of a slot to answer.
+/// The claimants that wait for the result of a probe of the holder.
 #[derive(Debug)]
 struct Probe {
     /// In order of arrival.
@@ -92,39 +91,39 @@ struct Probe {
     until: Instant,
 }
 
-/// What an idle binary costs here, beside its server-id and its phones.
+/// The memory of an idle binary here, beside its server-id and its phones.
 const _: () = assert!(size_of::<Slot>() <= 56);
 
-/// What a claim found.
+/// Outcome of a claim.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Claim {
     /// The server-id was free.
     Granted(SlotKey),
-    /// It was in grace; these phones have to dial again.
+    /// It was in grace; these phones have to reconnect.
     Reclaimed(SlotKey, Vec<ConnId>),
-    /// It is held: the holder is to be probed, unless a probe is out already.
+    /// It is held; the holder has to be probed if this claim is the first.
     Waits { slot: SlotKey, holder: ConnId, until: Instant, is_first: bool },
 }
 
-/// A claimant has become the holder.
+/// Takeover: a claimant has become the holder.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Takeover {
     /// The new holder.
     pub(super) holder: ConnId,
-    /// Claimants that came too late.
+    /// The other claimants, which are refused.
     pub(super) rejected: Vec<ConnId>,
-    /// Phones that have to dial again.
+    /// Phones that have to reconnect.
     pub(super) phones: Vec<ConnId>,
 }
 
-/// What becomes of a slot that a binary releases.
+/// Outcome of a binary's release.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Release {
     /// The binary was not the holder.
     NotHolder,
-    /// The slot is kept for it for a while.
+    /// The slot is in grace.
     Grace,
-    /// A claimant was waiting.
+    /// The first claimant has taken the slot over.
     TakenOver(Takeover),
 }
 
@@ -137,13 +136,13 @@ pub(super) enum JoinError {
     AtCap,
 }
 
-/// What the time of a slot has come for.
+/// The action that is due for a slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Its grace is over. These phones are to be closed, then it is to be
+    /// Its grace is over. These phones have to be closed, then the slot has to be
     /// [freed](Slots::free).
     GraceOver(SlotKey, Vec<ConnId>),
-    /// These are to be told of the shut-down.
+    /// These have to be closed for the shut-down.
     ShutDown(Vec<ConnId>),
 }
 
@@ -184,8 +183,8 @@ impl Slots {
         Claim::Waits { slot: key, holder, until: probe.until, is_first }
     }
 
-    /// A binary has left; if it held the slot, the slot is in grace from now on or goes
-    /// to the first claimant.
+    /// A binary has ended. If it held the slot, the first claimant takes the slot over, or
+    /// else the slot is in grace from now on.
     pub(super) fn release(&mut self, key: SlotKey, binary: ConnId, now: Instant) -> Release {
         if self.holder(key) != Some(binary) {
             return Release::NotHolder;
@@ -201,7 +200,7 @@ impl Slots {
         Release::Grace
     }
 
-    /// If a probe of the holder has run out by `now`, the first claimant takes the slot
+    /// If a probe of the holder has timed out by `now`, the first claimant takes the slot
     /// over.
     pub(super) fn take_over(&mut self, key: SlotKey, now: Instant) -> Option<Takeover> {
         if self.probes.get(&key.0).is_none_or(|probe| now < probe.until) {
@@ -240,7 +239,7 @@ impl Slots {
         Ok(key)
     }
 
-    /// A phone has left.
+    /// A phone has ended.
     pub(super) fn remove_phone(&mut self, key: SlotKey, phone: ConnId) {
         let slot = self.slot_mut(key);
         let mut phones = mem::take(&mut slot.phones).into_vec();
@@ -253,20 +252,20 @@ impl Slots {
 
     // Time
 
-    /// When [`Self::pop_due`] has something to give next.
+    /// When [`Self::pop_due`] has to be called next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let drain = self.drain.as_ref().and_then(Wheel::next_expiry);
         self.graces.next_expiry().into_iter().chain(drain).min()
     }
 
-    /// What is due by `now`, one slot at a call. Call until `None`.
+    /// What is due by `now`, one slot per call. Call until `None`.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<Due> {
         if let Some(key) = self.drain.as_mut().and_then(|drain| drain.pop_expired(now)) {
             return Some(Due::ShutDown(self.shut_down(SlotKey(key), now)));
         }
         while let Some(key) = self.graces.pop_expired(now).map(SlotKey) {
             let Holder::Grace(until) = self.slot(key).holder else { continue };
-            // Grace of an earlier holder, or of a slot that is free by now.
+            // The entry is of an earlier grace, or the slot is free by now.
             if self.slot(key).server_id.is_empty() {
                 continue;
             }
@@ -278,9 +277,9 @@ impl Slots {
         None
     }
 
-    /// Begins a shut-down: binaries are told at random times within the drain, their
-    /// phones a moment later, so that they find the binary at its new home. Returns the
-    /// connections that are told at once.
+    /// Begins a shut-down: binaries are closed at random times within the drain time, their
+    /// phones [`Timeouts::phones_after`] later, so that the phones find the binary at another
+    /// relay. Returns the connections to close at once.
     pub(super) fn start_drain(&mut self, rng: &mut StdRng, now: Instant) -> Vec<ConnId> {
         self.drain = Some(Wheel::new(now));
         let mut told: Vec<ConnId> =
@@ -305,8 +304,8 @@ impl Slots {
         self.drain.is_some()
     }
 
-    /// Whom a shut-down of the slot has to be told now: its binary, or if that has left,
-    /// its phones.
+    /// The connections of the slot to close now for the shut-down: its binary, or if that has
+    /// disconnected, its phones.
     fn shut_down(&mut self, key: SlotKey, now: Instant) -> Vec<ConnId> {
         let Some(binary) = self.holder(key) else { return self.phones(key).to_vec() };
         self.tell_at(key, now + self.timeouts.phones_after);
@@ -319,7 +318,7 @@ impl Slots {
         }
     }
 
-    /// Forgets a slot whose grace is over and whose phones are closed.
+    /// Removes a slot whose grace is over and whose phones are closed.
     pub(super) fn free(&mut self, key: SlotKey) {
         let slot = mem::take(self.slot_mut(key));
         debug_assert!(matches!(slot.holder, Holder::Grace(_)) && slot.phones.is_empty());
@@ -343,32 +342,32 @@ impl Slots {
         &self.slot(key).phones
     }
 
-    /// Whether phones of the slot are not read because its binary is slow.
+    /// Whether the slot's phones are not read because its binary is a slow consumer.
     pub(super) fn is_paused(&self, key: SlotKey) -> bool {
         self.slot(key).paused
     }
 
-    /// Notes whether phones of the slot are read; returns whether that is new.
+    /// Records whether the slot's phones are paused; returns whether that has changed.
     pub(super) fn pause(&mut self, key: SlotKey, paused: bool) -> bool {
         mem::replace(&mut self.slot_mut(key).paused, paused) != paused
     }
 
-    /// The slot's name.
+    /// The slot's server-id.
     pub(super) fn server_id(&self, key: SlotKey) -> &str {
         &self.slot(key).server_id
     }
 
-    /// Slots, held or in grace.
+    /// Number of slots, held or in grace.
     pub(super) fn len(&self) -> usize {
         self.by_server_id.len()
     }
 
-    /// Slots that are held.
+    /// Number of slots that are held.
     pub(super) fn binary_count(&self) -> usize {
         self.binaries
     }
 
-    /// Phones on all slots.
+    /// Number of phones on all slots.
     pub(super) fn phone_count(&self) -> usize {
         self.phones
     }

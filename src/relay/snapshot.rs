@@ -1,12 +1,12 @@
-//! The relay at one instant, for whoever watches it.
+//! Snapshot: counters and gauges of the relay at one instant, for metrics.
 //!
-//! Owns what is worth watching. A plain copy of about a kilobyte: to take it costs
-//! the same with one connection as with a million.
+//! Owns the choice of values. A plain copy of about a kilobyte: its cost does not depend on
+//! the number of connections.
 
 use super::relay::Relay;
 use super::stats::Stats;
 
-/// What the relay has counted, holds, and may hold.
+/// Counters, gauges and limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Everything counted since the start.
@@ -17,18 +17,18 @@ pub struct Snapshot {
     pub phones: usize,
     /// Live WebSockets as the cap counts them: binaries, phones and claimants.
     pub connections: usize,
-    /// How many of them there may be.
+    /// Their limit.
     pub connections_max: usize,
-    /// Bytes queued on all connections.
+    /// Bytes buffered on all connections.
     pub buffered: usize,
-    /// How many there may be.
+    /// Their limit.
     pub buffered_max: usize,
-    /// Leaving: upgrades are refused.
+    /// Draining: upgrades are refused.
     pub is_draining: bool,
 }
 
 impl Relay {
-    /// The relay as it stands.
+    /// A snapshot of the relay.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let (binaries, phones) = (self.slots.binary_count(), self.slots.phone_count());

@@ -1,7 +1,7 @@
-//! Plain counters of what the relay did.
+//! Stats: counters of what the relay did.
 //!
-//! Owns numbers only; knows neither a metrics format nor a connection. No label
-//! ever carries a peer's words: every index is a closed list of ours.
+//! Owns numbers only; must not know a metrics format or a connection. No label ever carries
+//! text from a peer: every index is a closed list.
 
 use std::time::Duration;
 
@@ -13,31 +13,31 @@ use crate::protocol::close::CloseCause;
 pub struct Stats {
     /// Pings sent, probes included.
     pub pings: u64,
-    /// Pongs that acknowledged something.
+    /// Pongs that acknowledged a ping.
     pub pongs: u64,
-    /// From ping to pong.
+    /// Time from ping to pong.
     pub round_trips: Histogram,
     /// How late timers fired.
     pub loop_lag: Histogram,
-    /// Frames embedded for a binary.
+    /// Frames forwarded to a binary.
     pub frames_to_binary: u64,
     /// Frames delivered to a phone.
     pub frames_to_phone: u64,
-    /// Bytes of the frames embedded for a binary.
+    /// Bytes of the frames forwarded to a binary.
     pub bytes_to_binary: u64,
     /// Bytes of the frames delivered to a phone.
     pub bytes_to_phone: u64,
-    /// Binaries told that a phone of theirs has ended.
+    /// Close notices queued to binaries.
     pub close_notices: u64,
     /// Dropped envelopes, in the order of [`Dropped::ALL`].
     pub dropped: [u64; Dropped::ALL.len()],
     /// Closes of binaries and of phones, in the order of [`CloseCause::ALL`].
     pub closes: [[u64; CloseCause::ALL.len()]; 2],
-    /// Slots whose grace ran out.
+    /// Slots whose grace expired.
     pub grace_expiries: u64,
-    /// Slots taken from a dead binary by a probe.
+    /// Slots taken over from a binary that did not answer a probe.
     pub takeovers: u64,
-    /// Connections that opened with no good PROXY header, by [`ProxyRefusal`].
+    /// Connections closed for lack of a valid PROXY header, by [`ProxyRefusal`].
     pub proxy_refusals: [u64; ProxyRefusal::LABELS.len()],
     /// Upgrade attempts on `/v1/server` and `/v1/client` by [`Outcome`].
     pub upgrades: [[u64; Outcome::LABELS.len()]; 2],
@@ -50,11 +50,11 @@ pub struct Stats {
 pub enum Outcome {
     /// An open WebSocket.
     Accept,
-    /// A required header was missing or wrong.
+    /// A required header was missing or invalid.
     RejectHeaders,
     /// The server-id is claimed.
     Reject409,
-    /// Nobody holds the server-id.
+    /// The server-id has no slot.
     Reject404,
     /// Too many phones.
     Reject429,
@@ -80,14 +80,14 @@ impl Outcome {
     ];
 }
 
-/// Why a connection that owed a PROXY header was closed.
+/// Why a connection that has to send a PROXY header was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyRefusal {
-    /// The peer may not send one.
+    /// The peer is not a trusted proxy.
     Untrusted,
-    /// What it sent is none, or none that names a TCP client.
+    /// What it sent is not a PROXY header, or one that names no TCP client.
     Malformed,
-    /// It did not come in time.
+    /// It did not arrive in time.
     Late,
 }
 
@@ -105,15 +105,15 @@ impl ProxyRefusal {
 /// How a push wake ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WakeOutcome {
-    /// FCM has taken it.
+    /// FCM accepted it.
     Sent,
     /// FCM no longer knows the device.
     Unregistered,
-    /// FCM refused it, or could not be asked.
+    /// FCM refused it, or could not be reached.
     SendFailed,
-    /// There was no access token to ask with.
+    /// No access token could be fetched.
     TokenFetchFailed,
-    /// Push wake is off, the request malformed, or a limit reached.
+    /// Push wake is off, the request is malformed, or a limit is reached.
     Dropped,
 }
 
@@ -163,7 +163,7 @@ impl Stats {
 /// Durations in buckets that double, from 1 ms to 65 s.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
-    /// Observations of at most 2^i ms; the last bucket takes the rest.
+    /// Observations of at most 2^i ms; the last bucket counts the rest.
     pub buckets: [u64; 18],
     /// Sum of all observations.
     pub sum: Duration,
@@ -178,13 +178,13 @@ impl Histogram {
         self.sum += value;
     }
 
-    /// What each bucket but the last takes at most, and what it holds.
+    /// Upper bound and count of each bucket but the last.
     pub fn bounded(&self) -> impl Iterator<Item = (Duration, u64)> {
         let (_, bounded) = self.buckets.split_last().expect("there are 18");
         bounded.iter().enumerate().map(|(i, count)| (Duration::from_millis(1 << i), *count))
     }
 
-    /// How many observations there were.
+    /// Number of observations.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()

@@ -1,8 +1,8 @@
-//! Verdicts: what others hear of a change, one after another.
+//! Verdicts: the consequences of a change for other connections, applied one by one.
 //!
-//! Owns the loop that applies verdicts and then sheds what the byte budget cannot hold.
-//! Every call from the shell ends with it. Applying a verdict may leave new ones behind;
-//! they queue up, so a chain of closes of any length takes no stack.
+//! Owns the loop that applies verdicts and then sheds what exceeds the byte budget. Every
+//! call from the shell ends with it. A verdict may queue further ones, so a chain of closes
+//! of any length needs no recursion.
 
 use std::time::Duration;
 
@@ -18,13 +18,14 @@ use crate::protocol::close::CloseCause;
 use crate::time::Instant;
 
 impl Relay {
-    /// Applies all verdicts, and closes connections until what is queued fits the budget.
+    /// Applies all verdicts, and sheds connections until the buffered bytes fit the budget.
     pub(super) fn carry_out(&mut self, now: Instant) {
         loop {
             while let Some(verdict) = self.verdicts.pop_front() {
                 match verdict {
                     Verdict::Close(id, cause) => self.close(id, cause, &[], now),
-                    // Its version was seen when it asked, and is not kept for the wait.
+                    // The version header was read with the claim and is not stored for the
+                    // wait.
                     Verdict::Open(id, slot) => self.open_binary(id, slot, None, now),
                     Verdict::Probe(holder) => self.probe(holder, now),
                     Verdict::Resume(phone) => {
@@ -37,9 +38,8 @@ impl Relay {
         }
     }
 
-    /// Takes memory from a connection: an open one is closed, a closing one loses the
-    /// messages ahead of its close, and one that can be told nothing, or nothing more, its
-    /// socket.
+    /// Frees memory of a connection: an open one is closed, a closing one loses unfinished
+    /// input or the messages ahead of its close frame, and one with neither is disconnected.
     fn shed(&mut self, id: ConnId, now: Instant) {
         const CAUSE: CloseCause = CloseCause::OutOfBufferMemory;
         let shed = self.connections.edit(id, now, |it| it.role().is_some() || it.shed());
@@ -57,7 +57,7 @@ impl Relay {
         self.stats.pings += u64::from(pinged.flatten().is_some());
     }
 
-    /// The connection gets the slot: it is read and pinged from now on.
+    /// The connection becomes the slot's holder: it is read and pinged from now on.
     pub(super) fn open_binary(
         &mut self,
         id: ConnId,
@@ -78,7 +78,7 @@ impl Relay {
     }
 
     /// When a connection that opens now is pinged first: at a random time within one
-    /// interval, so that peers which came together are not pinged together.
+    /// interval, so that peers that connected together are not pinged together.
     pub(super) fn first_ping(&mut self, now: Instant) -> Instant {
         let interval = self.connections.timeouts().ping_interval.as_micros() as u64;
         now + Duration::from_micros(self.rng.random_range(1..=interval))

@@ -1,13 +1,13 @@
-//! Push wakes and their limits.
+//! Wake: push wakes and their limits.
 //!
-//! Owns which wakes are taken on: how many of a server-id, how many at a time; and those
-//! that wait to be handed out. Must not know FCM, HTTP or a thread.
+//! Owns the limits on wakes, per server-id and in flight, and the accepted wakes that are not
+//! yet handed out. Must not know FCM, HTTP or a thread.
 //!
-//! 1. Nothing queues up: a wake beyond a limit is dropped at once, and what was
-//!    accepted and not yet handed out counts as in flight.
-//! 2. A refused wake is copied nowhere.
-//! 3. A device token is in here from when its wake is accepted until it is handed
-//!    out, and is not printed.
+//! 1. The queue is bounded: a wake beyond a limit is dropped at once, and a wake that is
+//!    accepted but not yet handed out counts as in flight.
+//! 2. A refused wake is not copied.
+//! 3. A device token is stored here from the acceptance of its wake until it is handed out,
+//!    and is not printed.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,24 +18,24 @@ use super::envelope::Dropped;
 use super::keyed_hash::HashKeys;
 use crate::time::Instant;
 
-/// The most wakes between their acceptance and their outcome.
+/// Maximum number of wakes in flight: from acceptance to outcome.
 pub const IN_FLIGHT_MAX: usize = 32;
-/// Wakes that one server-id may ask for at once …
+/// Burst of wakes of one server-id.
 const BURST: u32 = 6;
-/// … and in every minute after: one every 10 s.
+/// Wakes of one server-id per minute after the burst: one every 10 s.
 const PER_MINUTE: u32 = 6;
 
 /// One device to wake.
 #[derive(Debug)]
 pub struct Wake {
-    /// Who is woken.
+    /// The device.
     pub device: DeviceToken,
-    /// Whose binary asked, for the log.
+    /// The server-id of the binary that asked, for the log.
     pub server_id: Box<str>,
 }
 
-/// What FCM knows a device by. Whoever has it can be heard on that device, so it
-/// is not printed.
+/// FCM's registration token of a device. With it a device can be sent messages, so it is not
+/// printed.
 pub struct DeviceToken(Box<str>);
 
 impl DeviceToken {
@@ -45,7 +45,7 @@ impl DeviceToken {
         Self(token.into())
     }
 
-    /// The token itself, for the one request that needs it.
+    /// The token itself, for the FCM request.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -58,11 +58,11 @@ impl fmt::Debug for DeviceToken {
     }
 }
 
-/// The wakes that are accepted, and the limits on them.
+/// Accepted wakes, and the limits on them.
 #[derive(Debug)]
 pub(super) struct Wakes {
-    /// By the keyed hash of the server-id, which stands for it without a copy. Of
-    /// 57,344 ids, as many as the limiter knows, two share a bucket once in 10^10.
+    /// By the keyed hash of the server-id, which avoids a copy of it. Of 57,344 ids, the
+    /// limiter's capacity, two share a bucket with probability 10^-10.
     rate: RateLimiter<u64>,
     keys: HashKeys,
     in_flight: usize,
@@ -81,9 +81,10 @@ impl Wakes {
         }
     }
 
-    /// Counts one wake for the server-id in.
+    /// Counts one wake for the server-id, if the limits allow it.
     fn admit(&mut self, server_id: &str, now: Instant) -> Result<(), Dropped> {
-        // First what costs the server-id nothing: it is not its fault.
+        // The common limit first: a wake that it refuses must not consume the server-id's own
+        // tokens.
         let is_admitted =
             self.in_flight < IN_FLIGHT_MAX && self.rate.allow(self.keys.hash_one(server_id), now);
         if !is_admitted {
@@ -93,7 +94,7 @@ impl Wakes {
         Ok(())
     }
 
-    /// Takes a wake on for the server-id, if it may.
+    /// Accepts a wake for the server-id, if the limits allow it.
     pub(super) fn accept(
         &mut self,
         server_id: &str,
@@ -105,18 +106,18 @@ impl Wakes {
         Ok(())
     }
 
-    /// Hands the next one out.
+    /// Hands out the next wake.
     pub(super) fn next(&mut self) -> Option<Wake> {
         self.accepted.pop_front()
     }
 
-    /// One that was handed out has come to its end.
+    /// A wake that was handed out has ended.
     pub(super) fn on_done(&mut self) {
         debug_assert!(self.in_flight > self.accepted.len(), "done more often than begun");
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// In flight, and of these not yet handed out.
+    /// Number in flight, and of these not yet handed out.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.in_flight, self.accepted.len())
     }
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_house_costs_nobody_a_wake_of_his_bucket() {
+    fn a_wake_refused_by_the_common_limit_consumes_no_token() {
         let mut wakes = Wakes::new([1, 2]);
         wakes.in_flight = IN_FLIGHT_MAX;
         for _ in 0..100 {

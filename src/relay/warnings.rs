@@ -1,11 +1,11 @@
-//! Warnings about what one connection sends: at most one a minute of each kind.
+//! Warnings about one connection's envelopes: at most one a minute of each kind.
 //!
-//! Owns when a connection was last warned about and how many warnings were left out
-//! since. Knows neither what is wrong nor how it is logged.
+//! Owns when a connection was last warned about and how many warnings were suppressed since.
+//! Must not know what is wrong, nor how it is logged.
 //!
-//! 1. A connection that nothing is wrong with costs nothing here.
-//! 2. At most [`CONNECTIONS_MAX`] connections are known at a time. While there are
-//!    more of them than that, the rest is not warned about.
+//! 1. A connection without faults has no entry here.
+//! 2. At most [`CONNECTIONS_MAX`] connections have an entry at a time. While the table is
+//!    full, other connections are not warned about.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,21 +14,21 @@ use super::conn_id::ConnId;
 use super::envelope::Dropped;
 use crate::time::Instant;
 
-/// From one warning to the next of its kind and connection.
+/// Time between two warnings of one kind and connection.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// The most connections that are known; their table takes 100 KB then.
+/// Maximum number of entries; a full table takes 100 KB.
 const CONNECTIONS_MAX: usize = 1024;
-/// How often a full table is searched for entries that have expired.
+/// Time between two searches of a full table for expired entries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is wrong with an envelope.
+/// Kind of fault of an envelope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It cannot be read.
+    /// It cannot be parsed.
     Unmarshal,
-    /// It is for a phone that is not there.
+    /// It is for an unknown phone.
     UnknownConnId,
-    /// It asks for a push wake that is not sent.
+    /// It asks for a push wake that is dropped.
     PushWake,
 }
 
@@ -61,7 +61,7 @@ type Given = [Option<Warning>; Kind::COUNT];
 #[derive(Clone, Copy, Debug)]
 struct Warning {
     at: Instant,
-    /// Since then.
+    /// Warnings suppressed since then.
     left_out: u32,
 }
 
@@ -73,8 +73,8 @@ pub(super) struct Warnings {
 }
 
 impl Warnings {
-    /// Something is wrong with what the connection sends. Whether to warn about it
-    /// now; then with how many warnings of this kind that were left out before.
+    /// Counts a fault of the connection. `Some`: log a warning, with the number of warnings
+    /// of this kind suppressed before; `None`: this one is suppressed.
     pub(super) fn warn(&mut self, id: ConnId, kind: Kind, now: Instant) -> Option<u32> {
         let is_known = self.given.contains_key(&id.to_bits());
         if !is_known && self.given.len() >= CONNECTIONS_MAX && !self.sweep(now) {
@@ -98,7 +98,7 @@ impl Warnings {
         self.given.remove(&id.to_bits());
     }
 
-    /// Makes room; returns whether there is any.
+    /// Removes expired entries of a full table; returns whether there is room.
     fn sweep(&mut self, now: Instant) -> bool {
         if now >= self.sweep_at {
             self.sweep_at = now + SWEEP_INTERVAL;
@@ -152,7 +152,7 @@ mod tests {
         }
         assert_eq!(warnings.warn(id(CONNECTIONS_MAX), Kind::Unmarshal, after(59)), None);
         assert_eq!(warnings.given.len(), CONNECTIONS_MAX);
-        // Those that are known are warned about as ever.
+        // Connections with an entry are still warned about.
         assert_eq!(warnings.warn(id(3), Kind::Unmarshal, after(60)), Some(0));
         assert_eq!(warnings.warn(id(CONNECTIONS_MAX), Kind::Unmarshal, after(60)), Some(0));
         assert_eq!(warnings.given.len(), 2);

@@ -1,9 +1,8 @@
-//! A point on the relay's own time line, in microseconds since it started.
+//! Instant: a point on the relay's own time line, in microseconds since its start.
 //!
-//! Owns the arithmetic between instants and durations. Must not know a clock:
-//! the shell makes instants from `CLOCK_MONOTONIC`, tests make them up. Eight
-//! bytes where `std::time::Instant` takes sixteen, because every connection
-//! keeps some.
+//! Owns the arithmetic between instants and durations. Must not know a clock: the shell makes
+//! instants from `CLOCK_MONOTONIC`, tests make them up. It takes eight bytes where
+//! `std::time::Instant` takes sixteen, because every connection stores several.
 
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
@@ -79,13 +78,13 @@ mod tests {
             moved += duration;
             assert_eq!(moved, later);
         }
-        // What is shorter is dropped.
+        // Fractions of a microsecond are dropped.
         assert_eq!(start + Duration::from_nanos(1_999), Instant::from_micros(8));
     }
 
     #[test]
-    fn nothing_reaches_beyond_either_end_of_the_time_line() {
-        // 2^60 s are a multiple of 2^64 µs: cut to 64 bits they would be nothing.
+    fn arithmetic_saturates_at_both_ends() {
+        // 2^60 s are a multiple of 2^64 µs: truncated to 64 bits they would be zero.
         for long in [Duration::MAX, Duration::from_secs(1 << 60)] {
             assert_eq!(Instant::from_micros(1) + long, Instant::NEVER);
             assert_eq!(Instant::from_micros(1) - long, Instant::START);

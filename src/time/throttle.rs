@@ -1,7 +1,7 @@
-//! Warnings of one kind, at most one in a while.
+//! Throttle: admits at most one warning of a kind per [`WARN_INTERVAL`].
 //!
-//! Owns when the next one is due and how many were left out since the last. Knows neither
-//! what is warned of nor a log.
+//! Owns when the next one is due and how many were suppressed since the last. Must not know
+//! the warnings' content or a log.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ pub const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// One kind of warning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Throttle {
-    /// The next one is due.
+    /// When the next one is due.
     due: Instant,
     left_out: u64,
 }
 
 impl Throttle {
-    /// It has happened. `Some`: a warning is due, and so many were left out since the last
-    /// one; `None`: this one is left out.
+    /// Counts one occurrence. `Some`: log a warning, with the number suppressed since the
+    /// last one; `None`: this one is suppressed.
     pub fn admit(&mut self, now: Instant) -> Option<u64> {
         if now < self.due {
             self.left_out += 1;
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_a_minute_is_admitted_and_tells_of_those_before() {
+    fn one_a_minute_is_admitted_with_the_count_of_suppressed_ones() {
         let at = |seconds| Instant::START + Duration::from_secs(seconds);
         let mut throttle = Throttle::default();
         assert_eq!(throttle.admit(at(5)), Some(0), "the first");

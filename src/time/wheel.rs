@@ -1,33 +1,30 @@
-//! The timer wheel: which key is due when, each operation O(1).
+//! Timer wheel: which key is due when, each operation O(1).
 //!
-//! Owns one deadline per key and nothing else. Must not know what a key stands
-//! for, nor a clock: `now` is handed in and never runs backwards (an earlier
-//! `now` counts as the latest one seen).
+//! Owns one deadline per key. Must not know what a key stands for, nor a clock: `now` is
+//! handed in and never runs backwards (an earlier `now` counts as the latest one seen).
 //!
-//! One level of 1024 slots of one tick; a slot is a ring of nodes linked by
-//! index. The heads of the rings are the first nodes of the same vector, so
-//! linking and unlinking have no special cases, and arming allocates only when
-//! a key is larger than every key before it.
+//! One level of 1024 slots, one tick each; a slot is a ring of nodes linked by index. The
+//! heads of the rings are the first nodes of the same vector, so linking and unlinking have
+//! no special cases, and arming allocates only when a key is larger than every key before it.
 //!
 //! 1. A key fires at the first tick boundary not before its deadline: never
 //!    before `at`, always in a call with `now` ≥ `at` + [`TICK`].
-//! 2. Two deadlines are moved, for they have no slot of their own. One beyond
-//!    [`Wheel::HORIZON`] fires early, at the horizon: the wheel holds
-//!    candidates, whoever armed the key knows whether its time has come. One
-//!    that has passed fires at the next tick boundary, so arming between two
-//!    pops never prolongs the round.
-//! 3. Keys fire in the order of their ticks, keys of one tick in the order in
-//!    which they were armed, so a run replays.
-//! 4. A bit of `occupied` is set ⇔ the ring of its slot has a key in it.
+//! 2. Two kinds of deadlines have no slot of their own and are moved. A deadline beyond
+//!    [`Wheel::HORIZON`] fires early, at the horizon: an entry of the wheel is a candidate,
+//!    and the caller checks whether its time has come. A deadline that has passed fires at
+//!    the next tick boundary, so arming between two pops never prolongs the round.
+//! 3. Keys fire in the order of their ticks, keys of one tick in the order in which they were
+//!    armed, so a run replays.
+//! 4. A bit of `occupied` is set ⇔ the ring of its slot is not empty.
 
 use std::time::Duration;
 
 use super::Instant;
 
-/// 2^16 µs, so that the tick of an instant is a shift; the ≤ 100 ms by which
-/// the relay may be late.
+/// 2^16 µs, so that the tick of an instant is a shift, and timers fire within the 100 ms by
+/// which the relay may be late.
 const TICK_MICROS: u64 = 1 << 16;
-/// Slots of one turn, 67.1 s: longer than every timeout of the relay.
+/// Slots of one revolution, 67.1 s: longer than every timeout of the relay.
 const SLOTS: u32 = 1024;
 const WORDS: usize = SLOTS as usize / 64;
 /// Head of the ring of keys that are due and not yet popped.
@@ -38,7 +35,7 @@ const FIRST_KEY: u32 = DUE + 1;
 /// The wheel's resolution, 65.536 ms.
 pub const TICK: Duration = Duration::from_micros(TICK_MICROS);
 
-/// A link in a ring. Linked to itself it is an unarmed key or an empty ring.
+/// A link in a ring. A node linked to itself is an unarmed key or an empty ring.
 #[derive(Clone, Copy, Debug)]
 struct Node {
     prev: u32,
@@ -47,8 +44,8 @@ struct Node {
     tick: u32,
 }
 
-/// Deadlines of dense keys (slab indices): 12 bytes for each key up to the
-/// largest ever armed, and 12 KiB.
+/// Deadlines of dense keys (slab indices). Memory: 12 bytes for each key up to the largest
+/// ever armed, and 12 KiB.
 #[derive(Debug)]
 pub struct Wheel {
     nodes: Vec<Node>,
@@ -63,13 +60,13 @@ impl Wheel {
     /// Deadlines up to this far ahead fire on time, later ones early, at the horizon.
     pub const HORIZON: Duration = Duration::from_micros((SLOTS as u64 - 1) * TICK_MICROS);
 
-    /// An empty wheel that stands at `now`.
+    /// An empty wheel at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self::with_room(0, now)
     }
 
-    /// The same with memory for so many keys.
+    /// An empty wheel with memory for `keys` keys.
     #[must_use]
     pub fn with_room(keys: usize, now: Instant) -> Self {
         let mut nodes = Vec::with_capacity(FIRST_KEY as usize + keys);
@@ -79,9 +76,9 @@ impl Wheel {
 
     /// Arms `key` to fire at `at`; a key that is armed already moves.
     ///
-    /// "Passed" and "beyond the horizon" are judged from the latest instant the
-    /// wheel has been told ([`advance`](Self::advance)). Keys are at most
-    /// `u32::MAX` − 1025; memory grows with the largest.
+    /// "Passed" and "beyond the horizon" refer to the latest instant that the wheel has been
+    /// told ([`advance`](Self::advance)). Keys are at most `u32::MAX` − 1025; memory grows
+    /// with the largest.
     pub fn arm(&mut self, key: u32, at: Instant) {
         self.disarm(key);
         let node = FIRST_KEY + key;
@@ -115,14 +112,14 @@ impl Wheel {
             return None;
         }
         let tick = self.nodes[(FIRST_KEY + key) as usize].tick;
-        // A due key's tick lies behind `now`, which is far ahead in these 32
-        // bits, unless somebody left it unpopped for 8.9 years.
+        // A due key's tick lies behind `now`, which wraps to far ahead in 32 bits, unless the
+        // key was left unpopped for 8.9 years.
         let ahead = tick.wrapping_sub(self.now as u32);
         Some(instant(self.now + u64::from(if ahead <= SLOTS { ahead } else { 0 })))
     }
 
-    /// The earliest instant at which a key fires: [`pop_expired`](Self::pop_expired)
-    /// of it yields a key. `None` if no key is armed. Looks at 17 words at most.
+    /// The earliest instant at which a key fires: [`pop_expired`](Self::pop_expired) at it
+    /// yields a key. `None` if no key is armed. Reads at most 17 words.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Instant> {
         if self.nodes[DUE as usize].next != DUE {
@@ -131,8 +128,8 @@ impl Wheel {
         self.first_occupied().map(|ahead| instant(self.now + ahead))
     }
 
-    /// A key whose time has come, disarmed. Call until `None`; keys may be armed
-    /// and disarmed in between.
+    /// A key that is due, disarmed. Call until `None`; keys may be armed and disarmed in
+    /// between.
     pub fn pop_expired(&mut self, now: Instant) -> Option<u32> {
         self.advance(now);
         let first = self.nodes[DUE as usize].next;
@@ -143,16 +140,16 @@ impl Wheel {
         Some(first - FIRST_KEY)
     }
 
-    /// Tells the wheel the time without popping, so that what is armed next is
-    /// judged from `now`, however long the wheel was left alone. At most one
-    /// turn of work for a jump of any size, nothing within a tick.
+    /// Advances the wheel to `now` without popping, so that deadlines armed next are compared
+    /// with `now`. A jump of any size costs at most one revolution of work, a step within a
+    /// tick none.
     pub fn advance(&mut self, now: Instant) {
         let tick = now.as_micros() / TICK_MICROS;
         if tick <= self.now {
             return;
         }
-        // What has expired leaves its slot as a whole, popped or not: after a
-        // jump the same slots are needed for the ticks ahead of `now`.
+        // Expired slots are emptied as a whole, popped or not: after a jump the same slots
+        // are needed for the ticks ahead of `now`.
         while let Some(ahead) = self.first_occupied().filter(|ahead| self.now + ahead <= tick) {
             self.splice_due(((self.now + ahead) % u64::from(SLOTS)) as u32);
         }
@@ -188,7 +185,7 @@ impl Wheel {
         self.nodes[next as usize].prev = prev;
         self.nodes[node as usize] = Node::alone(node);
         self.len -= 1;
-        // Only a head that is left alone is both neighbours of the last key.
+        // Only the head of a ring that is now empty is both neighbours of the removed key.
         if prev == next && prev < SLOTS {
             self.occupied[prev as usize / 64] &= !(1 << (prev % 64));
         }
@@ -209,8 +206,8 @@ impl Wheel {
     /// Ticks from `now` to the first slot with a key in it, 1 to [`SLOTS`].
     fn first_occupied(&self) -> Option<u64> {
         let start = ((self.now + 1) % u64::from(SLOTS)) as usize;
-        // The first word is looked at twice: from `start` up, and, a turn later,
-        // whole, when only bits below `start` can be left in it.
+        // The first word is read twice: from `start` up, and, one revolution later, whole,
+        // when only bits below `start` can be set.
         let mut from_start = u64::MAX << (start % 64);
         for step in 0..=WORDS {
             let word = (start / 64 + step) % WORDS;

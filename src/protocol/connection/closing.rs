@@ -1,24 +1,24 @@
-//! A connection whose last bytes are queued or sent.
+//! Closing: a connection whose last bytes are queued or sent.
 //!
-//! Owns what is still awaited of it. What is queued, and what it still sends, is
-//! its connection's.
+//! Owns what is still awaited before the disconnect. The connection owns the outbox and the
+//! input.
 
 use crate::config::Timeouts;
 use crate::time::Instant;
 
-/// What is awaited until the socket goes.
+/// What is awaited until the disconnect.
 #[derive(Debug)]
 pub(super) struct Closing {
     pub(super) deadline: Instant,
-    /// Bytes thrown away since.
+    /// Bytes discarded since the close.
     pub(super) drained: u32,
-    /// Our last bytes are out and the writing half is shut down.
+    /// Our last bytes are written and the writing half is shut down.
     pub(super) half_closed: bool,
     /// The peer has sent its last byte.
     pub(super) peer_ended: bool,
     /// The peer has sent its own close frame.
     pub(super) answered: bool,
-    /// Its frames can still be told apart.
+    /// The boundaries of the peer's frames are still known.
     pub(super) is_framed: bool,
 }
 
@@ -34,9 +34,9 @@ impl Closing {
         }
     }
 
-    /// Both close frames are out: the peer has only its FIN left to send, and
-    /// who was told to wait for ours (RFC 6455 §7.1.1) has got it. What else it
-    /// sends is still drained for a moment, lest a reset destroys our close.
+    /// If both close frames are sent, only the peer's FIN is missing, and a client that waits
+    /// for the server to close first (RFC 6455 §7.1.1) gets our FIN. Input is still
+    /// drained for a tenth of the linger time, lest a reset destroys our close frame.
     pub(super) fn hasten(&mut self, now: Instant, timeouts: &Timeouts) {
         if self.half_closed && self.answered {
             self.deadline = self.deadline.min(now + timeouts.linger / 10);

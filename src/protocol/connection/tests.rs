@@ -1,4 +1,4 @@
-//! The life of one connection as transcripts: what is fed, what is due, what is written.
+//! Connection: transcripts of its input, its expiries and its output.
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -32,7 +32,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     [&header, &[0; 4][..], payload].concat()
 }
 
-/// Our frames on the wire as first byte and payload, which must be whole.
+/// Sent frames as first byte and payload; all must be whole.
 #[track_caller]
 fn read(mut wire: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let mut seen = Vec::new();
@@ -52,8 +52,7 @@ fn close_frame(code: u16, reason: &str) -> (u8, Vec<u8>) {
     (CLOSE, [&code.to_be_bytes()[..], reason.as_bytes()].concat())
 }
 
-/// A connection, what it reads with and the wire it writes to; all instants in
-/// milliseconds.
+/// A connection, its codec and the wire it writes to; all instants in milliseconds.
 struct Line {
     connection: Connection,
     codec: Codec,
@@ -158,7 +157,7 @@ impl Line {
 // Memory
 
 #[test]
-fn the_memory_of_a_message_that_is_out_is_left_for_the_next() {
+fn an_empty_queue_keeps_its_capacity_for_the_next_message() {
     let mut line = Line::quiet();
     line.say(1_000, "hello");
     line.write_all(1_000);
@@ -303,12 +302,12 @@ fn a_claimant_that_gets_the_slot_is_read_and_pinged() {
 // Heartbeat
 
 #[test]
-fn an_open_connection_is_pinged_and_judged() {
+fn an_open_connection_is_pinged_and_times_out() {
     let mut line = Line::open();
     line.assert_due(30_000, Expiry::Ping(1));
     assert!(line.connection.on_pong(1, at(30_040)).is_some());
     line.assert_due(60_000, Expiry::Ping(2));
-    // Data is no sign of life, and neither is being sent to.
+    // Neither received nor sent data counts as a pong.
     for ms in (60_000..90_000).step_by(1_000) {
         line.hear_count(ms, &frame(TEXT, b"{}"), 1);
         line.say(ms, "hello");
@@ -318,7 +317,7 @@ fn an_open_connection_is_pinged_and_judged() {
 }
 
 #[test]
-fn a_pause_counts_neither_against_the_pong_nor_against_the_message() {
+fn a_pause_extends_the_deadlines_of_pong_and_message() {
     let mut line = Line::open();
     line.assert_due(30_000, Expiry::Ping(1));
     line.hear_count(35_000, &frame(TEXT, b"half")[..5], 0);
@@ -352,7 +351,7 @@ fn a_second_pause_does_not_move_the_first() {
 const MESSAGE_TIMEOUT: Expiry = Expiry::Close(CloseCause::MessageTimeout);
 
 #[test]
-fn between_messages_a_peer_may_be_silent_for_ever() {
+fn there_is_no_timeout_between_messages() {
     let mut line = Line::quiet();
     line.hear_count(1_000, &frame(TEXT, b"{}"), 1);
     assert_eq!(line.deadline(), at(3_600_000));
@@ -364,7 +363,7 @@ fn a_message_has_thirty_seconds_from_its_first_byte() {
     for first in [1, 2, 6, 50] {
         let mut line = Line::quiet();
         line.hear_count(1_000, &stream[..first], 0);
-        // One byte a second is no excuse.
+        // One byte a second does not extend the timeout.
         for (second, byte) in stream[first..].chunks(1).take(29).enumerate() {
             line.hear_count(2_000 + 1_000 * second as u64, byte, 0);
         }
@@ -442,7 +441,7 @@ fn a_message_that_begins_in_the_piece_that_caused_the_pause_is_timed_from_the_re
 const WRITE_TIMEOUT: Expiry = Expiry::Close(CloseCause::WriteTimeout);
 
 #[test]
-fn bytes_that_wait_must_move_within_ten_seconds() {
+fn queued_bytes_need_write_progress_within_ten_seconds() {
     let mut line = Line::quiet();
     line.say(1_000, "hello");
     line.say(9_000, "queueing more is no progress");
@@ -474,7 +473,7 @@ fn a_claimant_that_does_not_take_its_101_is_closed() {
 }
 
 #[test]
-fn a_peer_that_reads_on_within_the_linger_finds_a_gapless_prefix_and_the_close() {
+fn a_peer_that_resumes_reading_within_the_linger_gets_a_gapless_prefix_and_the_close() {
     let mut line = Line::quiet();
     line.say(1_000, "one");
     line.say(1_000, "two");
@@ -535,7 +534,7 @@ fn the_end_of_the_peer_waits_for_our_close_frame() {
 fn an_overtaking_close_lingers_five_seconds_in_all() {
     for written in [None, Some(1_000), Some(5_999)] {
         let mut line = Line::quiet();
-        // Bytes that have waited long do not shorten it.
+        // Bytes queued long before the close do not shorten the linger.
         line.say(0, "one that was begun");
         line.write(0, 1);
         line.close(1_000, OVERTAKES);
@@ -545,7 +544,7 @@ fn an_overtaking_close_lingers_five_seconds_in_all() {
         }
         line.assert_due(6_000, Expiry::Disconnect);
     }
-    // Not even when they would be timed out in the middle of it.
+    // Not even if their write timeout falls into it.
     let mut line = Line::quiet();
     line.say(0, "hello");
     line.close(9_000, OVERTAKES);
@@ -580,7 +579,7 @@ fn a_close_behind_the_backlog_has_thirty_seconds_and_then_the_linger() {
 }
 
 #[test]
-fn a_close_that_would_deliver_a_backlog_that_is_empty_lingers_as_any() {
+fn a_delivering_close_without_a_backlog_has_the_usual_linger() {
     let mut line = Line::quiet();
     line.close(1_000, DELIVERS);
     line.assert_due(6_000, Expiry::Disconnect);
@@ -620,7 +619,7 @@ fn a_peers_close_is_echoed_as_it_came() {
         line.connection.close(CloseCause::PeerClosed, echo, at(1_000), &TIMEOUTS);
         line.write_all(1_000);
         assert_eq!(read(&line.wire), [(CLOSE, echo.to_vec())]);
-        // Both have said it: only the peer's end is still to come.
+        // Both close frames are sent: only the peer's FIN is missing.
         assert!(line.half_close(1_000));
         line.assert_due(1_500, Expiry::Disconnect);
     }
@@ -731,7 +730,7 @@ fn shedding_a_close_that_waits_replaces_it_and_what_it_waits_behind() {
 }
 
 #[test]
-fn there_is_nothing_to_shed_but_messages_that_wait_for_a_close() {
+fn without_messages_ahead_of_the_close_there_is_nothing_to_shed() {
     let mut line = Line::quiet();
     line.say(1_000, "open");
     assert!(!line.connection.shed(at(1_000), &TIMEOUTS), "not closing");
@@ -745,7 +744,7 @@ fn there_is_nothing_to_shed_but_messages_that_wait_for_a_close() {
         [(TEXT, b"open".to_vec()), close_frame(1011, "heartbeat timeout")]
     );
 
-    // A close frame that is begun is not followed by another.
+    // No other close frame follows one that is begun.
     let mut line = Line::quiet();
     line.say(1_000, "hello");
     line.close(1_000, DELIVERS);
@@ -786,9 +785,9 @@ fn a_violation_ends_the_rest_of_the_piece() {
     assert_eq!(read(&line.wire), [close_frame(1002, "protocol error")]);
 }
 
-// A whole life at random
+// Random connections
 
-/// Lives one connection until its socket goes, doing whatever comes.
+/// Drives one connection with random events until its disconnect.
 fn live(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut line = Line::accepted();
@@ -884,7 +883,7 @@ fn live(seed: u64) {
 }
 
 #[test]
-fn every_life_has_a_deadline_and_an_end() {
+fn random_connections_always_have_a_deadline_and_end() {
     (0..2_000).for_each(live);
 }
 
@@ -903,7 +902,7 @@ fn a_closing_connection_that_is_shed_loses_its_input_before_its_close() {
 fn an_open_connection_knows_its_age_and_its_last_round_trip() {
     let mut line = Line::accepted();
     assert_eq!(line.connection.summary(at(1_000)), None, "not open yet");
-    // Two hundredths before they start over.
+    // Two hundredths before the wrap.
     let opened = 10 * (1 << 32) - 20;
     line.connection.open(at(opened + 30_000), at(opened));
     let summary = |age, round_trip: Option<u64>| {
@@ -920,7 +919,7 @@ fn an_open_connection_knows_its_age_and_its_last_round_trip() {
 }
 
 #[test]
-fn who_takes_nothing_of_a_handshake_is_out_of_time_for_its_head() {
+fn a_tls_handshake_without_write_progress_expires_as_a_late_head() {
     let timeouts = Timeouts { write: Duration::from_millis(400), ..TIMEOUTS };
     let mut connection = Connection::new(at(0), &timeouts);
     connection.on_transport_buffered(TransportBuffered { unread: 0, unsent: 3000 }, at(100));

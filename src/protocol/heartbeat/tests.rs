@@ -1,4 +1,4 @@
-//! Every edge of the heartbeat in virtual time.
+//! Heartbeat: every edge case in virtual time.
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -24,8 +24,8 @@ fn timeouts(ping_interval: u64, pong: u64) -> Timeouts {
     }
 }
 
-/// A heartbeat, the times it lives by and whether its peer is read; all
-/// instants in milliseconds, the first ping due at 30,000.
+/// A heartbeat, its timeouts and whether its peer is read; all instants in milliseconds, the
+/// first ping due at 30,000.
 struct Line {
     heartbeat: Heartbeat,
     timeouts: Timeouts,
@@ -41,12 +41,12 @@ impl Line {
         Self { heartbeat: Heartbeat::new(at(30_000)), timeouts, paused: None }
     }
 
-    /// The timers fire. Silence promises a deadline in the future.
+    /// The timers fire. If nothing is due, the deadline must be in the future.
     fn timer(&mut self, ms: u64) -> Option<HeartbeatAction> {
         let reading = self.paused.is_none();
         let beat = self.heartbeat.handle_timeout(at(ms), reading, &self.timeouts);
         if beat.is_none() {
-            assert!(self.deadline() > at(ms), "asleep at {ms} with a deadline that has passed");
+            assert!(self.deadline() > at(ms), "nothing due at {ms}, yet the deadline has passed");
         }
         beat
     }
@@ -68,7 +68,7 @@ impl Line {
         self.heartbeat.on_unread(at(since), at(ms), &self.timeouts);
     }
 
-    /// The peer is silent from now on: it is alive until `verdict`, dead then.
+    /// The peer is silent from now on: it is alive until `verdict`, then dead.
     #[track_caller]
     fn assert_dead_at(&mut self, verdict: u64) {
         loop {
@@ -99,13 +99,13 @@ fn it_is_small() {
 // The cadence
 
 #[test]
-fn a_peer_that_answers_is_pinged_for_ever_at_a_fixed_cadence() {
+fn a_live_peer_is_pinged_at_a_fixed_cadence() {
     let mut line = Line::new();
     for sequence in 1..=3000 {
         let due = 30_000 * u64::from(sequence);
         assert_eq!(line.deadline(), at(due));
         assert_eq!(line.timer(due - 1), None);
-        // A timer wheel is late by up to a tick; that must not add up.
+        // A timer wheel is late by up to one tick; the delays must not add up.
         assert_eq!(line.timer(due + 65), Some(HeartbeatAction::Ping(sequence)));
         assert_eq!(line.timer(due + 65), None);
         assert_eq!(line.pong(sequence, due + 100), Some(round_trip(35)));
@@ -125,7 +125,7 @@ fn the_first_ping_is_due_when_the_caller_says() {
     }
 }
 
-// The verdict
+// Pong timeout
 
 #[test]
 fn a_pong_just_before_the_deadline_is_on_time() {
@@ -145,7 +145,7 @@ fn a_pong_at_the_deadline_is_on_time_because_input_comes_before_timers() {
 }
 
 #[test]
-fn no_pong_by_the_deadline_is_death_and_no_further_ping() {
+fn without_a_pong_by_the_deadline_the_peer_is_dead_and_not_pinged() {
     let mut line = Line::new();
     assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.timer(59_999), None);
@@ -162,14 +162,14 @@ fn a_pong_that_is_read_before_a_late_timer_fires_saves_the_peer() {
 }
 
 #[test]
-fn the_verdict_runs_from_when_the_ping_was_due_not_from_when_it_was_sent() {
+fn the_pong_timeout_runs_from_the_due_time_of_the_ping_not_from_its_sending() {
     let mut line = Line::new();
     assert_eq!(line.timer(30_900), Some(HeartbeatAction::Ping(1)));
     line.assert_dead_at(60_000);
 }
 
 #[test]
-fn a_peer_that_dies_right_after_a_pong_is_found_within_sixty_seconds() {
+fn a_peer_that_dies_right_after_a_pong_is_detected_within_sixty_seconds() {
     let mut line = Line::new();
     assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.pong(1, 30_001), Some(round_trip(1)));
@@ -177,9 +177,9 @@ fn a_peer_that_dies_right_after_a_pong_is_found_within_sixty_seconds() {
 }
 
 #[test]
-fn nothing_but_a_pong_is_a_sign_of_life() {
-    // Data, the peer's own pings and what is sent to it have no entry here:
-    // between ping and verdict there is nothing else to call.
+fn only_a_pong_proves_that_the_peer_is_alive() {
+    // Received data, the peer's own pings and sent data have no call here: only pongs are
+    // reported to the heartbeat.
     let mut line = Line::new();
     assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     for ms in (30_001..60_000).step_by(7) {
@@ -214,7 +214,7 @@ fn a_pong_for_the_latest_of_several_pings_answers_them_all() {
 }
 
 #[test]
-fn pongs_that_prove_nothing() {
+fn pongs_that_match_no_unanswered_ping() {
     let mut line = Line::with(timeouts(30, 100));
     assert_eq!(line.pong(0, 1), None, "nothing was sent");
     assert_eq!(line.pong(1, 1), None, "guessed before it was sent");
@@ -242,7 +242,7 @@ fn repeating_an_old_pong_does_not_keep_a_peer_alive() {
 }
 
 #[test]
-fn a_payload_tells_its_sequence_to_the_holder_of_the_key_only() {
+fn a_payload_decodes_only_with_its_key() {
     const KEY: u64 = 0x0123_4567_89ab_cdef;
     for sequence in [1, 2, 255, 65_536, u32::MAX] {
         let payload = Heartbeat::payload(KEY, sequence);
@@ -300,7 +300,7 @@ fn there_is_one_probe_at_a_time() {
 }
 
 #[test]
-fn an_unanswered_probe_leaves_cadence_and_verdict_as_they_were() {
+fn an_unanswered_probe_changes_neither_cadence_nor_pong_timeout() {
     for probes in [&[1_000][..], &[29_999], &[30_000], &[45_000], &[59_999], &[1_000, 45_000]] {
         let mut line = Line::new();
         let mut probes = probes.iter().peekable();
@@ -326,7 +326,7 @@ fn an_answered_probe_answers_the_earlier_pings_and_leaves_the_cadence() {
 }
 
 #[test]
-fn a_probe_that_only_its_elder_answers_is_no_ping_of_the_cadence() {
+fn a_probe_still_unanswered_after_an_earlier_pong_is_not_counted_in_the_cadence() {
     let mut line = Line::new();
     assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.heartbeat.probe(at(31_000)), 2);
@@ -338,7 +338,7 @@ fn a_probe_that_only_its_elder_answers_is_no_ping_of_the_cadence() {
 // Reading paused
 
 #[test]
-fn a_peer_that_is_not_read_is_pinged_but_not_judged() {
+fn a_paused_peer_is_pinged_but_does_not_time_out() {
     let mut line = Line::new();
     line.pause(20_000);
     for sequence in 1..=10 {
@@ -396,7 +396,7 @@ fn credit_ends_with_the_pong_it_was_given_for() {
 
 #[test]
 fn repeated_pauses_do_not_keep_a_dead_peer_alive_for_ever() {
-    // Half of the time not read: thirty seconds of reading take sixty.
+    // Half of the time is not read, so thirty seconds of reading take sixty.
     let mut line = Line::new();
     assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     let mut ms = 30_000;
@@ -413,8 +413,7 @@ fn repeated_pauses_do_not_keep_a_dead_peer_alive_for_ever() {
 
 #[test]
 fn pauses_shorter_than_a_millisecond_add_up() {
-    // Nine tenths of the time not read: thirty seconds of reading take three
-    // hundred.
+    // Nine tenths of the time are not read, so thirty seconds of reading take three hundred.
     let mut heartbeat = Heartbeat::new(at(30_000));
     assert_eq!(
         heartbeat.handle_timeout(at(30_000), true, &STANDARD),
@@ -431,11 +430,11 @@ fn pauses_shorter_than_a_millisecond_add_up() {
             break micros / 1000;
         }
     };
-    assert!((329_000..333_000).contains(&dead_at), "judged dead at {dead_at} ms");
+    assert!((329_000..333_000).contains(&dead_at), "dead at {dead_at} ms");
 }
 
 #[test]
-fn partial_acknowledgement_with_credit_is_never_judged_early() {
+fn partial_acknowledgement_with_credit_never_times_out_early() {
     let mut line = Line::new();
     assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     line.pause(40_000);
@@ -458,13 +457,13 @@ fn a_ping_that_falls_due_while_paused_is_credited_from_then() {
     line.assert_dead_at(100_000);
 }
 
-// The relay itself stood still
+// Stops of the relay itself
 
 #[test]
 fn after_a_stop_of_seventy_seconds_a_pong_that_waited_unread_is_on_time() {
     let mut line = Line::new();
     assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
-    // Stopped from 31 s to 101 s; on waking everything is read first.
+    // Stopped from 31 s to 101 s; afterwards all input is read first.
     assert_eq!(line.pong(1, 101_000), Some(round_trip(71_000)));
     assert_eq!(line.timer(101_000), Some(HeartbeatAction::Ping(2)));
     assert_eq!(line.timer(101_000), None);
@@ -482,7 +481,7 @@ fn after_a_stop_of_seventy_seconds_a_peer_without_a_pong_is_dead() {
 }
 
 #[test]
-fn a_ping_that_the_stop_held_up_gives_the_peer_its_full_time() {
+fn a_ping_delayed_by_a_stop_gives_the_peer_its_full_time() {
     for stopped in [2_000, 70_000, 3 * 24 * 3600 * 1000] {
         let mut line = Line::new();
         let woken = 30_000 + stopped;
@@ -492,7 +491,7 @@ fn a_ping_that_the_stop_held_up_gives_the_peer_its_full_time() {
 }
 
 #[test]
-fn only_a_ping_late_by_more_than_a_second_was_held_up() {
+fn only_a_ping_late_by_more_than_a_second_restarts_the_cadence() {
     for (late, next_due) in [(1_000, 60_000), (1_001, 61_001)] {
         let mut line = Line::new();
         assert_eq!(line.timer(30_000 + late), Some(HeartbeatAction::Ping(1)));
@@ -515,7 +514,7 @@ fn a_stop_of_days_is_followed_by_one_ping_and_the_usual_cadence() {
 }
 
 #[test]
-fn a_held_up_ping_is_not_judged_in_the_same_breath_however_short_the_times() {
+fn a_delayed_ping_does_not_time_out_at_once_however_short_the_timeouts() {
     for (interval, pong) in [(200, 200), (200, 500), (100, 300)] {
         let short = Timeouts { ping_interval: millis(interval), pong: millis(pong), ..STANDARD };
         for stopped in (0..=3_000).step_by(50) {
@@ -552,7 +551,7 @@ fn with_a_timeout_longer_than_the_interval_several_pings_are_outstanding() {
 }
 
 #[test]
-fn with_a_timeout_shorter_than_the_interval_the_verdict_comes_between_two_pings() {
+fn with_a_timeout_shorter_than_the_interval_death_is_detected_between_two_pings() {
     let mut line = Line::with(timeouts(30, 10));
     assert_eq!(line.timer(30_000), Some(HeartbeatAction::Ping(1)));
     assert_eq!(line.pong(1, 39_999), Some(round_trip(9_999)));
@@ -560,9 +559,9 @@ fn with_a_timeout_shorter_than_the_interval_the_verdict_comes_between_two_pings(
     line.assert_dead_at(70_000);
 }
 
-// Random walks beside a model that keeps every ping in a list
+// Random walks compared with a model that lists every ping
 
-/// What a heartbeat should know, written down at length.
+/// The reference model of a heartbeat.
 struct Model {
     timeouts: Timeouts,
     next_due: Instant,
@@ -574,8 +573,8 @@ struct Model {
     paused: Option<Instant>,
     /// Pauses since the last pong that answered every ping.
     unread: Vec<(Instant, Instant)>,
-    /// How much later than exact a verdict may be: credit and hold-ups are kept
-    /// for the oldest ping, and stay when only that one is answered.
+    /// How much later than exact the pong timeout may be: credit and delays are accounted to
+    /// the oldest ping, and remain when only that one is answered.
     slack: Duration,
 }
 
@@ -593,7 +592,7 @@ impl Model {
         self.sent
     }
 
-    /// What the timer must say, if it need not be exact.
+    /// The expected action of the timer, where it need not be exact.
     fn timer(&mut self, now: Instant) -> Option<HeartbeatAction> {
         if self.paused.is_none() && self.verdict().is_some_and(|verdict| now >= verdict) {
             return Some(HeartbeatAction::Dead);
@@ -631,8 +630,8 @@ impl Model {
     }
 }
 
-/// One connection's life, until it is dead or old. `healthy` is how likely the
-/// newest pong is there when time has passed. Returns whether it died.
+/// One connection, until it is dead or 200 steps have passed. `healthy` is the probability
+/// that the newest pong has arrived when time has passed. Returns whether it died.
 fn walk(seed: u64, timeouts: &Timeouts, pauses: bool, healthy: f64) -> bool {
     let context = format!("walk({seed}, {timeouts:?}, {pauses}, {healthy})");
     let mut rng = StdRng::seed_from_u64(seed);
@@ -668,12 +667,12 @@ fn walk(seed: u64, timeouts: &Timeouts, pauses: bool, healthy: f64) -> bool {
                     10..14 => ahead,
                     _ => rng.random_range(0..=ahead),
                 });
-                // Late by a tick at most or by seconds: between lies the
-                // implementation's own idea of when it was held up.
+                // Late by at most a tick, or by seconds: where the cadence restarts in
+                // between is the implementation's choice.
                 if (millis(100)..millis(4_000)).contains(&now.since(model.next_due)) {
                     now += millis(4_000);
                 }
-                // What has come is read before the timers fire.
+                // Input is read before the timers fire.
                 if rng.random_bool(healthy) {
                     let sequence = model.sent;
                     let answer = heartbeat.on_pong(sequence, now);
@@ -739,7 +738,7 @@ fn random_walks_agree_with_a_list_of_pings() {
 }
 
 #[test]
-fn the_last_round_trip_is_kept_and_measured_across_the_end_of_the_lower_bits() {
+fn the_round_trip_is_measured_across_a_wrap_of_the_lower_bits() {
     // 2^32 µs after the start a ping is on its way.
     let start = (1 << 32) / 1000 - 30;
     let mut heartbeat = Heartbeat::new(at(start));
@@ -755,7 +754,7 @@ fn the_last_round_trip_is_kept_and_measured_across_the_end_of_the_lower_bits() {
     let next = start + 30_000;
     assert_eq!(heartbeat.handle_timeout(at(next), true, &STANDARD), Some(HeartbeatAction::Ping(2)));
     assert_eq!(heartbeat.round_trip(), Some(millis(70)), "while the next is awaited");
-    // On one machine a pong may come within the microsecond.
+    // On one machine a pong may arrive within the same microsecond.
     heartbeat.on_pong(2, at(next));
     assert_eq!(heartbeat.round_trip(), Some(Duration::from_micros(1)));
 }

@@ -1,4 +1,4 @@
-//! Whole frames in order, whatever the kernel takes at a time.
+//! Outbox: whole frames in order, however many bytes the kernel accepts at a time.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::*;
 
 const NOW: Instant = Instant::START;
 
-/// What the wire carried.
+/// Frames read from the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Text(Vec<u8>),
@@ -79,7 +79,7 @@ impl Line {
         line
     }
 
-    /// The socket takes `count` bytes in one write.
+    /// The socket accepts `count` bytes in one write.
     fn write(&mut self, count: usize) {
         let slices = self.outbox.slices();
         let waits: usize = slices.iter().map(|slice| slice.len()).sum();
@@ -100,7 +100,7 @@ impl Line {
     }
 }
 
-/// Every row of up to three messages whose lengths need different headers.
+/// Every sequence of up to three messages whose lengths need different headers.
 fn queues() -> Vec<Vec<Vec<u8>>> {
     let kinds = [b"".to_vec(), b"a".to_vec(), vec![b'm'; 125], vec![b'n'; 126]];
     let mut queues = vec![vec![]];
@@ -120,8 +120,8 @@ fn frame_len(payload: &[u8]) -> usize {
         + [2, 4, 10][usize::from(payload.len() > 125) + usize::from(payload.len() > 65_535)]
 }
 
-/// Calls with every queue, every number of its bytes written before something
-/// else is pushed, and how many messages those bytes began.
+/// Calls `check` with every queue, every number of its bytes written before something else is
+/// pushed, and the number of messages that those bytes began.
 fn for_every_split(mut check: impl FnMut(Line, &[Vec<u8>], usize, &str)) {
     for queue in queues() {
         let total: usize = queue.iter().map(|message| frame_len(message)).sum();
@@ -209,7 +209,7 @@ fn a_close_behind_the_backlog_comes_last() {
 }
 
 #[test]
-fn messages_that_are_not_begun_are_told_from_the_one_that_is() {
+fn unbegun_messages_are_distinguished_from_the_begun_one() {
     for_every_split(|line, queue, begun, context| {
         assert_eq!(line.outbox.has_unbegun(), begun < queue.len(), "{context}");
     });
@@ -281,7 +281,7 @@ fn progress_is_when_bytes_last_drained() {
 }
 
 #[test]
-fn a_little_that_waits_gives_back_the_memory_that_much_had_before() {
+fn a_short_remainder_frees_the_capacity_of_a_long_queue() {
     for taken in [0, 1] {
         let mut line = Line::with(&[vec![b'x'; 100_000]]);
         while line.outbox.control.len() < CONTROL_MAX {
@@ -336,7 +336,7 @@ fn pongs_are_bounded_and_the_latest_is_kept() {
 }
 
 #[test]
-fn a_pong_that_found_no_room_is_not_sent_after_a_later_one() {
+fn the_latest_pong_is_sent_last() {
     for drained in 0..=200 {
         let mut line = Line::new();
         for n in 0..100_u32 {
@@ -351,7 +351,7 @@ fn a_pong_that_found_no_room_is_not_sent_after_a_later_one() {
 
 #[test]
 fn the_peers_own_pings_do_not_crowd_out_ours() {
-    // A ping that is not sent cannot be answered, and would kill a live peer.
+    // Without the ping a live peer could not answer and would count as dead.
     let mut line = Line::new();
     for _ in 0..1_000 {
         line.outbox.push_pong(&[0; 125]);
@@ -371,7 +371,7 @@ fn pings_to_a_peer_that_never_reads_are_bounded() {
 }
 
 #[test]
-fn nothing_follows_the_close_even_a_pong_that_found_no_room() {
+fn nothing_follows_the_close_not_even_a_late_pong() {
     for after_backlog in [false, true] {
         let mut line = Line::with(&[b"message".to_vec()]);
         for _ in 0..1_000 {
@@ -388,7 +388,7 @@ fn nothing_follows_the_close_even_a_pong_that_found_no_room() {
 // Random writes
 
 #[test]
-fn whatever_the_socket_takes_the_wire_is_legal_and_no_message_is_lost() {
+fn random_short_writes_send_whole_frames_and_lose_no_message() {
     for seed in 0..200 {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut line = Line::new();
@@ -438,8 +438,8 @@ fn whatever_the_socket_takes_the_wire_is_legal_and_no_message_is_lost() {
         let delivered = of(|seen| matches!(seen, Seen::Text(_)));
         assert_eq!(delivered, texts(&messages)[..delivered.len()], "seed {seed}: a gapless prefix");
         if closes && !after_backlog {
-            // Nothing was begun after the close overtook: what remained of one
-            // message at most, and control frames.
+            // No message was begun after the overtaking close: at most the rest of one
+            // message and control frames follow.
             let control = 6 * (pings.len() + pongs.len()) + 4;
             let rest = line.wire.len() - written;
             let longest = messages.iter().map(|message| frame_len(message)).max().unwrap_or(0);
@@ -451,7 +451,7 @@ fn whatever_the_socket_takes_the_wire_is_legal_and_no_message_is_lost() {
 }
 
 #[test]
-fn what_the_layer_below_keeps_counts_until_it_drains() {
+fn bytes_buffered_by_the_transport_count_until_they_drain() {
     let second = Duration::from_secs(1);
     let mut outbox = Outbox::new(NOW);
     outbox.push_message(Opcode::Text, &[b"hello"]);
@@ -460,7 +460,7 @@ fn what_the_layer_below_keeps_counts_until_it_drains() {
     outbox.on_written(len, NOW + second);
     assert_eq!((outbox.len(), outbox.is_empty()), (len + 22, false));
     assert!(!outbox.has_unbegun() && outbox.slices().concat().is_empty());
-    // More of it is no progress, less is.
+    // An increase is no progress, a decrease is.
     outbox.keep_below(len + 23, NOW + second * 2);
     assert_eq!(outbox.progress(), NOW + second);
     outbox.keep_below(3, NOW + second * 3);

@@ -1,17 +1,17 @@
-//! The request target: which endpoint it asks for.
+//! Request target: from the request line to an endpoint.
 //!
-//! Owns the four forms of RFC 9112, 3.2, and the authority they share with the
-//! Host field. Must not know methods or fields. Nothing is normalised: what a
-//! proxy in front would have to decode to see an endpoint, is none.
+//! Owns the four forms of RFC 9112, 3.2, and the authority that they share with the Host
+//! field. Must not know methods or fields. Nothing is normalised: a path that a proxy in
+//! front would have to decode to recognise an endpoint is no endpoint.
 
 use std::net::Ipv6Addr;
 
-/// What a path stands for.
+/// What a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// `/v1/server`: a binary dials out.
+    /// `/v1/server`: for binaries.
     Server,
-    /// `/v1/client`: a phone dials in.
+    /// `/v1/client`: for phones.
     Client,
     /// `/healthz`
     Health,
@@ -34,9 +34,9 @@ impl Endpoint {
     }
 }
 
-/// The path of a request target (RFC 9112, 3.2), which alone decides, and the authority
-/// that stands before it in the absolute form. CONNECT's form and `*` have no path.
-/// `None`: it is malformed.
+/// The path of a request target (RFC 9112, 3.2), which alone selects the endpoint, and the
+/// authority before it in the absolute form. The authority form of CONNECT and `*` have no
+/// path. `None`: the target is malformed.
 pub(super) fn path(target: &str) -> Option<(&str, Option<&str>)> {
     if !target.is_ascii() || target.contains('#') {
         return None;
@@ -66,14 +66,14 @@ pub(super) fn host(authority: &str) -> &str {
     }
 }
 
-/// Whether two host names are one, in whatever case, and with or without the dot that marks
-/// a fully qualified name (RFC 3986, 3.2.2).
+/// Whether two host names are equal, regardless of case and of the trailing dot that marks a
+/// fully qualified name (RFC 3986, 3.2.2).
 #[must_use]
 pub fn is_same_host(one: &str, other: &str) -> bool {
     without_root(one).eq_ignore_ascii_case(without_root(other))
 }
 
-/// A host name without the dot of the root.
+/// A host name without the trailing dot.
 pub(super) fn without_root(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
@@ -84,8 +84,8 @@ fn is_scheme(scheme: &str) -> bool {
         && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
-/// A non-empty host and an optional port (RFC 3986, 3.2; RFC 9110, 7.2): no
-/// user, no IP literal but IPv6.
+/// A non-empty host and an optional port (RFC 3986, 3.2; RFC 9110, 7.2): no user, and of IP
+/// literals only IPv6.
 pub(super) fn is_authority(authority: &str) -> bool {
     let (is_host, port) = match authority.strip_prefix('[').and_then(|v| v.split_once(']')) {
         Some((literal, port)) => (literal.parse::<Ipv6Addr>().is_ok(), port),

@@ -1,4 +1,4 @@
-//! Heads and what becomes of them: a table, every prefix, and random mutations.
+//! Request heads: tables of valid and invalid ones, every prefix, and random mutations.
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -7,7 +7,7 @@ use super::*;
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-/// A head: its lines with CR LF after each, and the blank line.
+/// A head: its lines, each with CR LF, and the blank line.
 fn head(lines: &[&str]) -> Vec<u8> {
     let mut head: String = lines.iter().flat_map(|line| [line, "\r\n"]).collect();
     head.push_str("\r\n");
@@ -50,7 +50,7 @@ fn a_phone() -> Vec<u8> {
     )
 }
 
-/// Whole heads that are malformed, or have a body, or no certain end of it.
+/// Whole heads that are malformed, or have a body, or one of ambiguous length.
 const BAD: &[&[u8]] = &[
     // Line ends.
     b"GET / HTTP/1.1\nHost: a\n\n",
@@ -135,7 +135,7 @@ const BAD: &[&[u8]] = &[
     b"GET / HTTP/1.1\r\nHost: [a]\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: []\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: \xff\r\n\r\n",
-    // A body, or two opinions about it.
+    // A body, or an ambiguous length.
     b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx",
     b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
@@ -198,7 +198,7 @@ fn well_formed_heads_are_complete_and_leave_the_rest() {
     }
 }
 
-/// Every prefix is partial, or already what the whole is.
+/// Every prefix is partial, or has the result of the whole head.
 #[track_caller]
 fn assert_prefixes_agree(bytes: &[u8], note: &str) {
     let whole = verdict(bytes);
@@ -218,7 +218,7 @@ fn byte_at_a_time_is_the_same_as_at_once() {
     let long = get("/", &[&format!("X: {}", "y".repeat(HEAD_MAX))]);
     assert_prefixes_agree(&long, "");
     assert_prefixes_agree(&get("/", &["X: y"; HEADERS_MAX]), "");
-    // The first offence in reading order decides, not the graver one.
+    // The first error in reading order decides, not the most severe one.
     let late = [&long[..], b"\n"].concat();
     assert_eq!(verdict(&late), Err(Refusal::HeadTooLarge));
     let early = [b"GET / HTTP/1.1\n", &long[..]].concat();
@@ -226,7 +226,7 @@ fn byte_at_a_time_is_the_same_as_at_once() {
 }
 
 #[test]
-fn what_cannot_become_a_head_is_refused_before_the_blank_line() {
+fn a_malformed_prefix_is_refused_before_the_blank_line() {
     for bytes in [
         // A TLS ClientHello, a PROXY v2 signature, an empty line, a bare LF, NUL.
         &b"\x16\x03\x01"[..],
@@ -241,7 +241,7 @@ fn what_cannot_become_a_head_is_refused_before_the_blank_line() {
 }
 
 #[test]
-fn a_head_has_at_most_so_many_bytes() {
+fn head_length_is_limited() {
     let filled = |len: usize| {
         let short = get("/", &["X: "]).len();
         get("/", &[&format!("X: {}", "y".repeat(len - short))])
@@ -249,14 +249,14 @@ fn a_head_has_at_most_so_many_bytes() {
     assert_eq!(verdict(&filled(HEAD_MAX)), Ok(Some(HEAD_MAX)));
     assert_eq!(verdict(&filled(HEAD_MAX + 1)), Err(Refusal::HeadTooLarge));
     assert_eq!(verdict(&filled(HEAD_MAX)[..HEAD_MAX - 1]), Ok(None));
-    // Not at an end yet, so it will not end in time: no waiting for one more byte.
+    // No blank line within the limit: refused without waiting for one more byte.
     assert_eq!(verdict(&filled(HEAD_MAX + 1)[..HEAD_MAX]), Err(Refusal::HeadTooLarge));
     assert_eq!(verdict(&[b'G'; HEAD_MAX]), Err(Refusal::HeadTooLarge));
     assert_eq!(verdict(&[b'G'; HEAD_MAX - 1]), Ok(None));
 }
 
 #[test]
-fn a_head_has_at_most_so_many_fields() {
+fn field_count_is_limited() {
     let most = get("/", &["X: y"; HEADERS_MAX - 1]);
     assert_eq!(verdict(&most), Ok(Some(most.len())));
     let more = get("/", &["X: y"; HEADERS_MAX]);
@@ -393,7 +393,7 @@ fn required_headers() {
 }
 
 #[test]
-fn words_for_the_log_may_be_any_bytes() {
+fn logged_values_may_be_any_bytes() {
     let bytes = b"GET /v1/server HTTP/1.1\r\nHost: a\r\nUser-Agent: \xff\r\n\
         x-pyrycode-server: s\r\nx-pyrycode-version: v\xff1\r\n\r\n";
     let version = Cow::from("v\u{fffd}1");
@@ -429,7 +429,7 @@ fn the_websocket_handshake() {
         &["upgrade: WebSocket", "connection:keep-alive,  UPGRADE\t", VERSION, KEY_FIELD],
         &["Upgrade: h2c, websocket", "Connection: close", CONNECTION, VERSION, KEY_FIELD],
         &["Upgrade: h2c", UPGRADE, "Connection: ,upgrade,", VERSION, KEY_FIELD],
-        // Nothing of this is accepted, nothing of it offends.
+        // Neither matched nor refused.
         &[
             UPGRADE,
             CONNECTION,
@@ -482,7 +482,7 @@ fn the_websocket_handshake() {
         ("AAAAAAAAAAAAAAAAAAAA", false),
         ("AAAAAAAAAAAAAAAAAAAAAAA=", false),
         ("AAAAAAAAAAAAAAAAAAAAAAAA", false),
-        // No padding, three of it, padding inside, the other alphabet, a space.
+        // No padding, three padding characters, padding inside, the other alphabet, a space.
         ("AAAAAAAAAAAAAAAAAAAAAA", false),
         ("AAAAAAAAAAAAAAAAAAAAA===", false),
         ("AAAAAAAA=AAAAAAAAAAAAA==", false),
@@ -514,7 +514,7 @@ fn forwarded_for_reads_from_the_nearest_hop() {
     assert_eq!(request(bytes).forwarded_for().collect::<Vec<_>>(), ["b", ""]);
 }
 
-/// A head from the tables with one to four random wounds.
+/// A head from the tables with one to four random mutations.
 fn mutated(seed: u64) -> Vec<u8> {
     const SPLICES: &[&[u8]] = &[
         b"\r\n",
@@ -564,8 +564,8 @@ fn mutated(seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// What a naive reader, who also takes a lone CR or LF for a line end, must not
-/// be able to find in an accepted head.
+/// An accepted head has no body or second request that a lax parser, which also accepts a
+/// lone CR or LF as a line end, could find.
 #[test]
 fn no_mutation_smuggles_a_body_or_another_request() {
     let mut accepted = 0;

@@ -1,4 +1,4 @@
-//! Frames in every split, the rules of RFC 6455, and what a message costs.
+//! WebSocket: frames in every split, the rules of RFC 6455, and the memory of a message.
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
@@ -18,7 +18,7 @@ const CLOSE: u8 = FIN | 0x8;
 const PING: u8 = FIN | 0x9;
 const PONG: u8 = FIN | 0xa;
 
-/// How a frame spells its length.
+/// The encoding of a frame's length.
 #[derive(Clone, Copy, Debug)]
 enum Spelling {
     Shortest,
@@ -76,7 +76,7 @@ fn pong(payload: &'static [u8]) -> Incoming {
     Incoming::Pong(payload.into())
 }
 
-/// What came of a stream of frames, and what ended it.
+/// The decoded items of a stream, and the cause that ended it.
 type Heard = (Vec<Incoming>, Option<CloseCause>);
 
 /// The receiving end of one connection.
@@ -108,7 +108,10 @@ impl Ear {
 
     fn assert_accounts_for_its_memory(&self) {
         let held = self.assembly.held();
-        assert!(held >= self.assembly.frame.capacity(), "holds more than the {held} it says");
+        assert!(
+            held >= self.assembly.frame.capacity(),
+            "holds more than the {held} bytes reported"
+        );
         assert_eq!(self.assembly.is_empty(), held == 0, "at rest means nothing is held");
     }
 }
@@ -125,7 +128,7 @@ fn byte_by_byte(stream: &[u8]) -> Heard {
     ear.heard
 }
 
-/// Both ways to cut the stream give this.
+/// Asserts the result of both ways to split the stream.
 #[track_caller]
 fn assert_heard(stream: &[u8], incoming: Vec<Incoming>, cause: Option<CloseCause>, what: &str) {
     let expected = (incoming, cause);
@@ -500,7 +503,7 @@ fn a_control_frame_between_messages_leaves_nothing_behind() {
 
 // Random streams, cut at random
 
-/// A stream of frames, what it says, and the violation it ends with, if any.
+/// A stream of frames, its decoded items, and the violation it ends with, if any.
 fn random_stream(rng: &mut StdRng) -> (Vec<u8>, Heard) {
     let spellings = [Spelling::Shortest, Spelling::Shortest, Spelling::Bits16, Spelling::Bits64];
     let (mut stream, mut incoming) = (Vec::new(), Vec::new());
@@ -569,7 +572,7 @@ fn random_stream(rng: &mut StdRng) -> (Vec<u8>, Heard) {
 }
 
 #[test]
-fn however_a_stream_is_cut_it_says_the_same() {
+fn decoding_does_not_depend_on_how_the_stream_is_split() {
     for seed in 0..400 {
         let mut rng = StdRng::seed_from_u64(seed);
         let (stream, expected) = random_stream(&mut rng);
@@ -636,10 +639,10 @@ fn noise_never_panics() {
     }
 }
 
-// What we send
+// Sent frames
 
 #[test]
-fn our_headers_are_those_of_the_rfc() {
+fn sent_headers_match_rfc_6455() {
     for (len, expected) in [
         (0, &[0x81, 0][..]),
         (125, &[0x81, 125]),
@@ -662,6 +665,6 @@ fn our_headers_are_those_of_the_rfc() {
 }
 
 #[test]
-fn the_accept_key_of_the_rfc() {
+fn the_accept_key_matches_rfc_6455() {
     assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
 }

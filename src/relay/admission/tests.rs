@@ -1,4 +1,4 @@
-//! Every edge of the three limits, in virtual time.
+//! Admission: every edge case of the three limits, in virtual time.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -50,7 +50,7 @@ fn clients_are_told_apart_by_address_and_by_64_bits_of_ipv6() {
 }
 
 #[test]
-fn the_sizes_that_the_memory_arithmetic_uses() {
+fn sizes_used_in_the_memory_bound() {
     assert_eq!(size_of::<ClientKey>(), 9);
     assert_eq!(size_of::<(ClientKey, Instant)>(), 24);
 }
@@ -78,7 +78,7 @@ fn the_burst_at_once_then_one_per_interval() {
         // Three intervals refill three, or as many as the bucket holds.
         let later = start + interval * 4;
         assert_eq!(allowed(&mut limiter, a, later), burst.min(3) as usize, "{context}");
-        // And a year no more than the bucket holds.
+        // A year refills no more than the bucket holds.
         let later = start + Duration::from_secs(365 * 86_400);
         assert_eq!(allowed(&mut limiter, a, later), burst as usize, "{context}");
     }
@@ -94,7 +94,7 @@ fn zero_turns_the_limiter_off() {
 }
 
 #[test]
-fn clients_do_not_pay_for_each_other() {
+fn clients_have_separate_buckets() {
     let mut limiter = RateLimiter::new(10, 2, HASH_KEYS);
     assert_eq!(allowed(&mut limiter, client("2001:db8::1"), secs(1)), 2);
     assert_eq!(allowed(&mut limiter, client("2001:db8::2"), secs(1)), 0);
@@ -113,7 +113,7 @@ fn refused_attempts_cost_nothing() {
     assert!(limiter.allow(nth(1), secs(6)));
 }
 
-/// A bucket per client, filled by the microsecond. Replay with the seed named.
+/// A bucket per client, refilled every microsecond. Replay a failure with the seed it names.
 fn replay(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let (per_minute, burst) = (rng.random_range(1..100), rng.random_range(1..30));
@@ -158,7 +158,7 @@ fn full_buckets_are_forgotten() {
         assert!(limiter.allow(nth(number), secs(200)));
     }
     assert_eq!(limiter.len(), 1_000);
-    // One refill time is 120 s: a generation turns, and another.
+    // One refill time is 120 s: the generations turn once, then again.
     assert!(limiter.allow(nth(5_000), secs(320)));
     assert_eq!(limiter.len(), 1_001);
     assert!(limiter.allow(nth(5_000), secs(440)));
@@ -176,7 +176,7 @@ fn an_empty_bucket_is_remembered_over_a_turn() {
 }
 
 #[test]
-fn a_million_addresses_fill_a_bounded_table_and_shut_nobody_out() {
+fn a_million_addresses_fill_a_bounded_table_and_lock_out_no_client() {
     let mut limiter = RateLimiter::new(10, 2, HASH_KEYS);
     let now = secs(1_000);
     let honest = client("192.0.2.1");
@@ -184,25 +184,25 @@ fn a_million_addresses_fill_a_bounded_table_and_shut_nobody_out() {
     let mut most = 0;
     for number in 0..1_000_000 {
         assert!(limiter.allow(nth(number), now), "{number}");
-        // One who keeps coming is not forgotten, however many strangers come.
+        // A client with repeated attempts is not forgotten, however many others there are.
         if number % 20_000 == 0 {
             assert!(!limiter.allow(honest, now), "{number}");
         }
         most = most.max(limiter.len());
     }
     assert!(most <= RATE_TABLE_MAX, "{most}");
-    // The tables have not grown beyond the arithmetic at RATE_TABLE_MAX.
+    // The tables have not grown beyond the bound at RATE_TABLE_MAX.
     for table in [&limiter.current, &limiter.previous] {
         assert!(table.capacity() <= GENERATION_MAX, "{}", table.capacity());
     }
-    // Those who came last are remembered, those who came first find a full bucket.
+    // The latest clients are remembered, the first ones find a full bucket.
     assert_eq!(allowed(&mut limiter, nth(999_999), now), 1);
     assert_eq!(allowed(&mut limiter, nth(999_999 - GENERATION_MAX as u32 + 10), now), 1);
     assert_eq!(allowed(&mut limiter, nth(0), now), 2);
 }
 
 #[test]
-fn the_total_cap_counts_everybody() {
+fn the_total_cap_counts_all_clients() {
     let mut caps = ConnectionCaps::new(2, 0, HASH_KEYS);
     assert!(!caps.is_full());
     assert_eq!(caps.admit(nth(1)), Ok(()));
@@ -217,7 +217,7 @@ fn the_total_cap_counts_everybody() {
 }
 
 #[test]
-fn the_cap_per_client_counts_each_alone() {
+fn the_cap_per_client_counts_clients_separately() {
     let mut caps = ConnectionCaps::new(4, 2, HASH_KEYS);
     assert_eq!(caps.admit(nth(1)), Ok(()));
     assert_eq!(caps.admit(nth(1)), Ok(()));
@@ -227,7 +227,7 @@ fn the_cap_per_client_counts_each_alone() {
     caps.release(nth(1));
     assert_eq!(caps.admit(nth(1)), Ok(()));
     assert_eq!(caps.admit(nth(3)), Ok(()));
-    // Both are reached: the total is named, and only it would not pass by itself.
+    // Both caps are reached: the error is the total.
     assert_eq!(caps.admit(nth(1)), Err(CapReached::Total));
     assert_eq!(caps.admit(nth(4)), Err(CapReached::Total));
 
@@ -239,7 +239,7 @@ fn the_cap_per_client_counts_each_alone() {
 }
 
 #[test]
-fn a_cap_of_zero_admits_nobody() {
+fn a_cap_of_zero_admits_no_connection() {
     let mut caps = ConnectionCaps::new(0, 0, HASH_KEYS);
     assert!(caps.is_full());
     assert_eq!(caps.admit(nth(1)), Err(CapReached::Total));
@@ -248,7 +248,7 @@ fn a_cap_of_zero_admits_nobody() {
 #[test]
 fn the_budget_follows_every_queue_and_is_exceeded_above_its_limit() {
     let mut budget = Budget::new(100);
-    // What one queue held, what it holds, what all hold, whether that is too much.
+    // Bytes of one queue before and after, bytes of all, whether the limit is exceeded.
     let cases = [
         (0, 60, 60, false),
         (0, 40, 100, false),
@@ -267,21 +267,21 @@ fn the_budget_follows_every_queue_and_is_exceeded_above_its_limit() {
 }
 
 #[test]
-fn a_backlog_may_be_as_long_as_what_is_then_free_or_as_its_part() {
+fn a_backlog_may_fill_the_free_bytes_or_its_fair_share() {
     const BUDGET: usize = 16 << 20;
-    // What n connections hold each, and the most that another may then hold.
+    // Number of connections, bytes each holds, and the most that another may then hold.
     let third = BUDGET / 3;
     let cases = [
         (0, 0, BUDGET / 2),
-        // Those that hold next to nothing are not counted.
+        // Connections below the threshold are not counted.
         (1_000, 1_000, BUDGET / 2),
         (1, third, BUDGET / 3),
         (3, BUDGET / 5, BUDGET / 5),
         (3, 1 << 20, (BUDGET - (3 << 20)) / 2),
-        // The part of one that comes late is its own all the same.
+        // A late connection still gets its share.
         (1, BUDGET / 2, BUDGET / 3),
         (1, BUDGET, BUDGET / 3),
-        // And one largest message is.
+        // One message of maximum size is always admitted.
         (100, BUDGET / 100, PHONE_BACKLOG_MIN),
     ];
     for (count, each, most) in cases {

@@ -1,6 +1,7 @@
-//! The invariants of [`Connections`], as a check.
+//! Audit of [`Connections`]: its invariants, as a check.
 //!
-//! Owns the comparison of slab, wheel, budget, ranking and effects. Nothing relies on it.
+//! Owns the comparison of slab, wheel, budget, ranking and effects. The relay does not rely
+//! on it.
 
 use super::{Connections, Effect, Entry};
 use crate::relay::admission::is_holder;
@@ -38,7 +39,7 @@ impl Connections {
 
     fn audit_entry(&self, id: ConnId, entry: &Entry) {
         let (shared, key) = (&self.shared, id.index() as u32);
-        // Of a deadline that has passed the next tick is soon enough.
+        // A deadline that has passed fires at the next tick.
         let due = entry.connection.deadline(&shared.timeouts).max(shared.timers.reached());
         let armed = shared.timers.armed(key);
         assert!(armed.is_some_and(|at| at <= due + TICK), "A1: {id:?} at {armed:?} for {due:?}");
@@ -54,7 +55,7 @@ impl Connections {
             Effect::ReadThenExpire(id) => (id, 3),
             Effect::Disconnect(id) => (id, 4),
         };
-        // By connection and kind, and in the order of the queue.
+        // Sorted by connection, kind and position in the queue.
         let queued = self.shared.effects.iter().enumerate();
         let mut effects: Vec<_> =
             queued.map(|(at, effect)| (parts(effect).0.to_bits(), parts(effect).1, at)).collect();

@@ -1,7 +1,7 @@
-//! The one hand on a connection: everything that may be done to it.
+//! Editor: every change that may be made to one connection.
 //!
-//! Owns a connection for the length of one [`Connections::edit`], and asks the shell to
-//! write or read as the change calls for. Decides nothing.
+//! Owns mutable access to a connection for the length of one [`Connections::edit`], and
+//! queues the effects (write, read) that a change needs. Decides nothing.
 //!
 //! [`Connections::edit`]: super::Connections::edit
 
@@ -20,7 +20,7 @@ use crate::relay::conn_id::{ConnId, PublicId};
 use crate::relay::slots::SlotKey;
 use crate::time::Instant;
 
-/// One connection, to change.
+/// Mutable access to one connection.
 pub(in crate::relay) struct Editor<'a> {
     id: ConnId,
     now: Instant,
@@ -48,7 +48,7 @@ impl<'a> Editor<'a> {
 
     // Input
 
-    /// The next message or control frame in `input`; `None`: `input` is used up.
+    /// The next message or control frame in `input`; `None`: `input` is consumed.
     pub(in crate::relay) fn next_incoming(
         &mut self,
         input: &mut &[u8],
@@ -57,12 +57,12 @@ impl<'a> Editor<'a> {
         self.entry.connection.next_incoming(input, codec, self.now, timeouts)
     }
 
-    /// Keeps input for later: of an unfinished head, or behind a complete one.
+    /// Keeps input for later: an unfinished head, or what followed a complete one.
     pub(in crate::relay) fn keep_early(&mut self, bytes: Vec<u8>) {
         self.entry.connection.keep_early(bytes, self.now);
     }
 
-    /// Takes what was kept.
+    /// Takes the input that was kept.
     pub(in crate::relay) fn take_early(&mut self) -> Vec<u8> {
         self.entry.connection.take_early()
     }
@@ -72,7 +72,7 @@ impl<'a> Editor<'a> {
         self.entry.connection.on_end();
     }
 
-    /// What a pong with this payload showed; `None`: nothing.
+    /// The result of a pong with this payload; `None`: it matches no unanswered ping.
     pub(in crate::relay) fn on_pong(
         &mut self,
         public_id: PublicId,
@@ -82,12 +82,12 @@ impl<'a> Editor<'a> {
         self.entry.connection.on_pong(sequence, self.now)
     }
 
-    /// Reads it no more, so that TCP pushes back to the peer.
+    /// Pauses reading: backpressure on the peer by TCP flow control.
     pub(in crate::relay) fn pause(&mut self) {
         self.entry.connection.pause(self.now);
     }
 
-    /// Reads it again, if it had been paused.
+    /// Resumes reading, if it is paused.
     pub(in crate::relay) fn resume(&mut self) {
         if self.entry.connection.resume(self.now, &self.shared.timeouts) {
             self.shared.effects.push_back(Effect::Resume(self.id));
@@ -96,7 +96,7 @@ impl<'a> Editor<'a> {
 
     // Output
 
-    /// Whether the byte budget admits that `more` bytes are queued to it.
+    /// Whether the byte budget admits `more` bytes queued to it.
     pub(in crate::relay) fn admits(&self, more: usize) -> bool {
         let connection = &self.entry.connection;
         self.shared.budget.admits(connection.held(), connection.backlog(), more)
@@ -122,7 +122,7 @@ impl<'a> Editor<'a> {
         self.transmit();
     }
 
-    /// Queues the answer to a peer's ping.
+    /// Queues the pong for a peer's ping.
     pub(in crate::relay) fn send_pong(&mut self, payload: &[u8]) {
         self.entry.connection.send_pong(payload, &mut self.shared.pool, self.now);
         self.transmit();
@@ -145,7 +145,7 @@ impl<'a> Editor<'a> {
         self.transmit();
     }
 
-    /// Queues an HTTP answer after which the connection ends.
+    /// Queues an HTTP response after which the connection ends.
     pub(in crate::relay) fn refuse(&mut self, answer: &[u8]) {
         self.entry.connection.refuse(answer, self.now, &self.shared.timeouts);
         self.transmit();
@@ -156,19 +156,19 @@ impl<'a> Editor<'a> {
         let connection = &mut self.entry.connection;
         let is_all = connection.backlog() == count;
         connection.on_written(count, &mut self.shared.pool, self.now);
-        // A pong had waited for room. The socket took everything, so no event
-        // will tell that it takes more.
+        // A late pong has moved into the free space. The socket accepted every byte, so no
+        // writable event will follow.
         if is_all && connection.backlog() > 0 {
             self.transmit();
         }
     }
 
-    /// The transport keeps so many bytes.
+    /// The transport buffers this many bytes.
     pub(in crate::relay) fn on_buffered(&mut self, buffered: TransportBuffered) {
         self.entry.connection.on_transport_buffered(buffered, self.now);
     }
 
-    /// Asks the shell to write.
+    /// Queues [`Effect::Transmit`], once.
     fn transmit(&mut self) {
         if !std::mem::replace(&mut self.entry.is_transmit_queued, true) {
             self.shared.effects.push_back(Effect::Transmit(self.id));
@@ -177,7 +177,7 @@ impl<'a> Editor<'a> {
 
     // Stage
 
-    /// The PROXY header has come.
+    /// A valid PROXY header has arrived.
     pub(in crate::relay) fn on_proxied(&mut self, proxied: Proxied) {
         self.entry.stage = match (self.entry.stage, proxied) {
             (Stage::HeaderOfAuthority, _) => Stage::Authority,
@@ -189,7 +189,7 @@ impl<'a> Editor<'a> {
         }
     }
 
-    /// It has to wait until `until` for the slot to become its own.
+    /// It is a claimant of the slot, at the latest until `until`.
     pub(in crate::relay) fn wait(&mut self, slot: SlotKey, until: Instant) {
         self.entry.stage = Stage::Member(Role::Claimant);
         self.entry.slot = slot;
@@ -197,7 +197,7 @@ impl<'a> Editor<'a> {
     }
 
     /// It is a member of the slot from now on, read and pinged, first at `first_ping`.
-    /// Returns what it had sent before.
+    /// Returns the input that it had sent before.
     pub(in crate::relay) fn open(
         &mut self,
         role: Role,
@@ -205,7 +205,7 @@ impl<'a> Editor<'a> {
         first_ping: Instant,
     ) -> Vec<u8> {
         let early = self.entry.connection.take_early();
-        // What waited was not read.
+        // A claimant is not read.
         if self.entry.role() == Some(Role::Claimant) {
             self.shared.effects.push_back(Effect::Resume(self.id));
         }
@@ -215,7 +215,7 @@ impl<'a> Editor<'a> {
         early
     }
 
-    /// An extra ping now, to find out soon whether the peer lives. Returns its sequence
+    /// An extra ping now, to learn early whether the peer is alive. Returns its sequence
     /// number; `None` unless the connection is open.
     pub(in crate::relay) fn probe(&mut self) -> Option<u32> {
         self.entry.connection.probe(self.now)
@@ -223,7 +223,7 @@ impl<'a> Editor<'a> {
 
     // End
 
-    /// Closes a WebSocket; the first cause wins. Returns what it was, if it had a role.
+    /// Closes a WebSocket; the first cause wins. Returns its final facts, if it had a role.
     pub(in crate::relay) fn close(&mut self, cause: CloseCause, echo: &[u8]) -> Option<Ended> {
         if self.entry.connection.is_closing() {
             return None;
@@ -234,8 +234,8 @@ impl<'a> Editor<'a> {
         let early = connection.take_early();
         connection.close(cause, echo, self.now, &self.shared.timeouts);
         if !early.is_empty() {
-            // Of what it had sent only its own close frame counts now. A closing
-            // connection gives nothing.
+            // Of its early input only its own close frame counts now; a closing connection
+            // yields no messages.
             let given = self.next_incoming(&mut early.as_slice());
             debug_assert_eq!(given, Ok(None));
         }
@@ -246,7 +246,7 @@ impl<'a> Editor<'a> {
         ended
     }
 
-    /// Gives up the place. Returns what it was, if it had one.
+    /// Takes its role away. Returns its final facts, if it had a role.
     pub(super) fn end(&mut self) -> Option<Ended> {
         let role = self.entry.role()?;
         self.entry.stage = Stage::WebSocket;
@@ -259,7 +259,7 @@ impl<'a> Editor<'a> {
         })
     }
 
-    /// Closing already: gives up bytes that it holds. `false`: there are none to give up.
+    /// Frees bytes of a closing connection. `false`: there were none to free.
     pub(in crate::relay) fn shed(&mut self) -> bool {
         let has_shed = self.entry.connection.shed(self.now, &self.shared.timeouts);
         if has_shed {
@@ -268,14 +268,15 @@ impl<'a> Editor<'a> {
         has_shed
     }
 
-    /// Has the shell read it to the end before its deadline counts.
+    /// Queues [`Effect::ReadThenExpire`], once: it is read to the end before its deadline
+    /// counts.
     pub(in crate::relay) fn read_then_expire(&mut self) {
         if !std::mem::replace(&mut self.entry.is_expiry_queued, true) {
             self.shared.effects.push_back(Effect::ReadThenExpire(self.id));
         }
     }
 
-    /// It was read to the end: what its deadline asks for, if that has still passed.
+    /// It was read to the end: the action of its deadline, if that has still passed.
     pub(in crate::relay) fn expire_after_read(&mut self) -> Option<Expiry> {
         self.entry.is_expiry_queued = false;
         self.entry.connection.handle_timeout(self.now, &self.shared.timeouts)

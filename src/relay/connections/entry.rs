@@ -1,10 +1,10 @@
-//! One connection and what the relay knows of it.
+//! Entry: one connection and the relay's data about it.
 //!
-//! Owns how far the connection has come. What it says and hears is
-//! `protocol/connection.rs`'s to know, what its slot means `relay/slots.rs`'s.
+//! Owns the connection's stage and role. Must not know its protocol (`protocol/connection.rs`
+//! does) nor what its slot means (`relay/slots.rs` does).
 //!
-//! 1. A connection has a role ⇔ it is counted by the caps ⇔ its slot names it. A closing
-//!    one has none. (The closing of a connection, `relay/closing.rs`, keeps this.)
+//! 1. A connection has a role ⇔ it is counted by the caps ⇔ its slot names it. A closing one
+//!    has none. (`relay/closing.rs` maintains this.)
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -13,52 +13,52 @@ use crate::protocol::connection::{Connection, ConnectionSummary};
 use crate::relay::conn_id::ConnId;
 use crate::relay::slots::SlotKey;
 
-/// What a connection is to its slot.
+/// A connection's role on its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::relay) enum Role {
-    /// Waits for the answer to a probe of the slot's holder.
+    /// Waits for the result of a probe of the slot's holder.
     Claimant,
     /// Holds the slot.
     Binary,
-    /// Is on the slot.
+    /// Is registered on the slot.
     Phone,
 }
 
-/// How far a connection has come.
+/// A connection's stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::relay) enum Stage {
-    /// The PROXY header that names its client has not come.
+    /// The PROXY header has not arrived.
     Header,
-    /// The same on the port for certificate authorities.
+    /// The same, on the port for certificate authorities.
     HeaderOfAuthority,
     /// A request on the port for certificate authorities: for a challenge only.
     Authority,
-    /// A load balancer's own request, such as a health check: it names no client.
+    /// A load balancer's own request, such as a health check: it has no client.
     Balancer,
-    /// A client's request, or the answer that ends it.
+    /// A client's request, or the response that ends it.
     Request,
-    /// The 101 was sent; it has no role yet, or none any more because it is closing.
+    /// The 101 is queued; the connection has no role yet, or none any more because it is
+    /// closing.
     WebSocket,
     /// A WebSocket with a role.
     Member(Role),
 }
 
 impl Stage {
-    /// The 101 was sent.
+    /// Whether the 101 was sent.
     pub(super) const fn is_websocket(self) -> bool {
         matches!(self, Self::WebSocket | Self::Member(_))
     }
 }
 
-/// One connection and what the relay knows of it.
+/// One connection and the relay's data about it.
 #[derive(Debug)]
 pub(in crate::relay) struct Entry {
     pub(super) connection: Connection,
     /// The rest of its [`ConnId`] is its index in the slab.
     generation: u32,
-    /// The client's address; the peer's until a PROXY header or the request head
-    /// names another. An IPv4 address is kept mapped, which takes a byte less than an
-    /// `IpAddr`.
+    /// The client's address; the peer's until a PROXY header or the request head names
+    /// another. An IPv4 address is stored mapped, which takes a byte less than an `IpAddr`.
     client: Ipv6Addr,
     pub(super) stage: Stage,
     pub(super) is_transmit_queued: bool,
@@ -70,10 +70,10 @@ pub(in crate::relay) struct Entry {
     pub(super) traffic: Traffic,
 }
 
-/// What an idle connection costs here; the shell and the slots add theirs.
+/// The memory of an idle connection here, beside the shell's and the slots'.
 const _: () = assert!(size_of::<Entry>() <= 104);
 
-/// What a connection with a role was, told once, when it ends.
+/// Final facts of a connection with a role, returned once, when it ends.
 #[derive(Debug)]
 #[must_use = "caps and slot still count the connection"]
 pub(in crate::relay) struct Ended {
@@ -100,17 +100,17 @@ impl Entry {
         }
     }
 
-    /// The connection itself, to look at.
+    /// The connection, read-only.
     pub(in crate::relay) fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// How far it has come.
+    /// Its stage.
     pub(in crate::relay) fn stage(&self) -> Stage {
         self.stage
     }
 
-    /// What it is to its slot; `None`: it has no slot.
+    /// Its role on its slot; `None`: it has no slot.
     pub(in crate::relay) fn role(&self) -> Option<Role> {
         match self.stage {
             Stage::Member(role) => Some(role),
@@ -136,8 +136,7 @@ impl Entry {
         self.generation
     }
 
-    /// Whether it is the connection of this name, and not one that lived here earlier
-    /// or later.
+    /// Whether it is the connection `id`, and not an earlier or later one at the same index.
     pub(super) fn is(&self, id: ConnId) -> bool {
         self.generation == id.generation()
     }

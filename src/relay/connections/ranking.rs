@@ -1,21 +1,20 @@
-//! Ranking: which keys hold most bytes, without looking at all of them.
+//! Ranking: the keys that hold the most bytes, found without a scan of all keys.
 //!
-//! Owns one bucket of keys for each size, four sizes to an octave, so that the keys of
-//! the highest bucket differ by a quarter at most. A change costs O(1): the key moves from one bucket to another,
-//! and a key that stood last in the first one takes its place there. Must not know what
-//! a key stands for: a connection now; a client, with the sum of its connections, would
-//! be ranked by the same code.
+//! Owns one bucket of keys for each size class, four classes to an octave, so that the
+//! keys of the highest bucket differ by 25 % at most. A change costs O(1): the key moves
+//! from one bucket to another, and the last key of the first bucket takes its place there.
+//! Must not know what a key stands for.
 //!
 //! 1. A key is in a bucket ⇔ it holds a byte, and in the bucket of that size.
-//! 2. The caller keeps each key's place (its index in its bucket), which takes 4 bytes
-//!    there and none here; it is told when another key's place changes.
-//! 3. A bit of `occupied` is set ⇔ that bucket has a key in it.
+//! 2. The caller stores each key's place (its index in its bucket), which takes 4 bytes there
+//!    and none here; it is told when another key's place changes.
+//! 3. A bit of `occupied` is set ⇔ that bucket is not empty.
 
 use std::mem;
 
-/// Buckets up to 8 GiB; what is larger is in the last one.
+/// Number of buckets. They reach 8 GiB; larger sizes are in the last one.
 const BUCKETS: usize = 128;
-/// A bucket with more memory than this gives some back when three quarters are unused.
+/// A bucket with a larger capacity shrinks when three quarters of it are unused.
 const CAPACITY_KEPT: usize = 256;
 
 /// Keys by the bytes that they hold.
@@ -32,8 +31,8 @@ impl Default for Ranking {
 }
 
 impl Ranking {
-    /// `key`, whose place is `place`, held `old` bytes and holds `new`. Returns the key
-    /// whose place has changed by that, and to what.
+    /// `key`, whose place is `place`, held `old` bytes and holds `new`. Returns another key
+    /// whose place has changed, with its new place.
     pub(super) fn change(
         &mut self,
         key: u32,
@@ -55,12 +54,12 @@ impl Ranking {
         highest.map_or(&[], |highest| &self.buckets[highest as usize])
     }
 
-    /// Whether `key`, which holds `bytes`, stands at `place`.
+    /// Whether `key`, which holds `bytes`, is at `place`.
     pub(super) fn has(&self, key: u32, bytes: usize, place: u32) -> bool {
         self.buckets[bucket(bytes)].get(place as usize) == Some(&key)
     }
 
-    /// Keys that hold a byte.
+    /// Number of keys that hold a byte.
     pub(super) fn len(&self) -> usize {
         self.buckets.iter().map(Vec::len).sum()
     }
@@ -85,7 +84,7 @@ impl Ranking {
     }
 }
 
-/// The bucket for so many bytes: 0 for none, and four to an octave.
+/// The bucket for `bytes`: 0 for none, and four to an octave.
 fn bucket(bytes: usize) -> usize {
     if bytes < 4 {
         return bytes;
@@ -116,9 +115,9 @@ mod tests {
         assert_eq!((bucket(0), bucket(usize::MAX)), (0, BUCKETS - 1));
     }
 
-    /// Random changes, against a list of what each key holds.
+    /// Random changes, compared with a list of the bytes that each key holds.
     #[test]
-    fn it_agrees_with_a_list() {
+    fn random_changes_agree_with_a_list() {
         let seed = 0xBEEF;
         let mut rng = StdRng::seed_from_u64(seed);
         let mut ranking = Ranking::default();
@@ -147,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_that_was_crowded_gives_its_memory_back() {
+    fn a_bucket_that_was_large_shrinks() {
         let mut ranking = Ranking::default();
         let mut places = vec![0; 10_000];
         for key in 0..10_000 {

@@ -2,7 +2,7 @@
 //!
 //! Owns frames and bytes in either direction, packed into 16 bytes.
 
-/// Frames and their bytes, one way, in one word: every connection has two. Both
+/// Frames and their bytes in one direction, in one word: every connection has two. Both
 /// numbers saturate, at 67 million frames and 256 GiB.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::relay) struct Flow(u64);
@@ -28,7 +28,7 @@ impl Flow {
     }
 }
 
-/// What was forwarded of a connection and to it.
+/// Frames forwarded from a connection and to it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::relay) struct Traffic {
     pub(in crate::relay) received: Flow,
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_and_bytes_add_up_apart_and_stand_still_at_their_most() {
+    fn frames_and_bytes_are_counted_separately_and_saturate() {
         let mut flow = Flow::default();
         for bytes in [0, 1, 256 * 1024] {
             flow.add(bytes);

@@ -1,9 +1,9 @@
-//! The fine print of RFC 8259, as a phone's frame and inside an envelope: what
-//! every parser accepts, what none may, and what we make of the rest.
+//! JSON by RFC 8259, as a phone's frame and inside an envelope: texts that every parser
+//! accepts, texts that none may accept, and the relay's choice for the rest.
 
 use super::*;
 
-/// Says whether `text` is one JSON value to us, wherever it stands.
+/// Whether the relay accepts `text` as one JSON value, in each place.
 fn expect(text: &str, is_value: bool) {
     let value = text.trim_matches([' ', '\t', '\r', '\n']);
     assert_eq!(frame(text), is_value.then_some(value), "as a frame: {text:?}");
@@ -40,11 +40,11 @@ fn what_every_parser_accepts() {
         r#"{"":0}"#,
         r#"{"a":1,"a":1,"a":2}"#,
         r#"{"\u0000\"\\":{"\u0061":[]}}"#,
-        // Every escape, and what needs none.
+        // Every escape, and characters that need none.
         r#""\"\\\/\b\f\n\r\t\u0000\uFfFf""#,
         r#"["\uD801\udc37","\uDBFF\uDFFF","\u005C\u0022"]"#,
         "\"/ \u{7f}\u{80}\u{2028}\u{2029}\u{fffe}\u{ffff}\u{1fffe}\u{10ffff}\"",
-        // What looks like a comment, a bracket or an end, within a string.
+        // A comment, a bracket or an end within a string.
         r##"["/*","//","#","]","}",",","\\"]"##,
     ] {
         expect(text, true);
@@ -60,7 +60,7 @@ fn what_no_parser_may_accept() {
         // Commas and colons.
         &["[,]", "[,1]", "[1,]", "[1,,2]", "[1;2]", "[\"a\":1]", "{,}", "{\"a\":1,}"],
         &["{\"a\":1,,\"b\":2}", "{\"a\"::1}", "{\"a\",1}", "{\"a\"}", "{:1}", "{\"a\" \"b\"}"],
-        // Keys that are no strings.
+        // Keys that are not strings.
         &["{a:1}", "{'a':1}", "{1:1}", "{null:1}", "{[]:1}"],
         // Numbers.
         &["[+1]", "[-]", "[--1]", "[- 1]", "[01]", "[-01]", "[00]", "[.1]", "[-.1]", "[1.]"],
@@ -74,17 +74,17 @@ fn what_no_parser_may_accept() {
         &["['a']", "[`a`]", "[\u{201c}a\u{201d}]", "[\"\\a\"]", "[\"\\x00\"]", "[\"\\U0041\"]"],
         &["[\"\\u\"]", "[\"\\u004\"]", "[\"\\u+041\"]", "[\"\\u00G0\"]", "[\"\\ud834\\u\"]"],
         &["[\"\\ \"]", "[\"\\\u{e9}\"]", "[\"\\\n\"]", "[\"\0\"]", "[\"\n\"]", "[\"\u{1f}\"]"],
-        // What is no white space in JSON.
+        // Characters that are not white space in JSON.
         &["[\u{c}1]", "[\u{b}1]", "[1\0]", "[\u{a0}1]", "[\u{2060}1]", "[\u{2028}1]"],
         &["[1]\0", "[1]\u{c}"],
         // Comments.
         &["[1]//", "[1]#", "/**/1", "[1/**/]", "{\"a\":/**/1}"],
-        // What would reach out of its place in the envelope.
+        // Text that would end its place in the envelope.
         &[r#"1,"close_code":4000"#, r#"1},{"frame":2"#, r#"1}{"conn_id":"d","frame":2"#],
     ] {
         for text in group {
             assert_eq!(frame(text), None, "{text:?}");
-            // As a field, the one that reaches out is the binary's own business.
+            // In a binary's own envelope this is another valid field.
             if !text.contains("close_code") {
                 expect(text, false);
             }
@@ -92,12 +92,12 @@ fn what_no_parser_may_accept() {
     }
 }
 
-/// Where RFC 8259 lets parsers differ, we pass on what the ends may disagree
-/// about: what a number or a surrogate means is not for us to say.
+/// Where RFC 8259 lets parsers differ, the relay forwards the text unchanged: the ends
+/// interpret numbers and surrogates.
 #[test]
 fn what_parsers_disagree_about() {
     for (text, is_value) in [
-        // Numbers that fit nowhere (§6).
+        // Numbers beyond any common type (§6).
         ("[100000000000000000000]".to_owned(), true),
         (format!("[-{}]", "9".repeat(10_000)), true),
         ("[1.5e+9999,-1e9999,0.4e00669999999999999999999999999999999]".to_owned(), true),
@@ -121,7 +121,7 @@ fn what_parsers_disagree_about() {
 }
 
 #[test]
-fn a_value_cut_short_is_none() {
+fn a_truncated_value_is_refused() {
     let whole = r#"{"a\\\u00e9":[{},[],-1.5e+3,true,false,null,"\ud83d\ude00 é"]}"#;
     expect(whole, true);
     for (end, _) in whole.char_indices() {

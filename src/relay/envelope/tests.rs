@@ -1,4 +1,4 @@
-//! The envelope against the tables of docs/PROTOCOL.md, "Messages".
+//! Envelope: the tables of docs/PROTOCOL.md, "Messages".
 
 use serde_json::Value;
 
@@ -28,14 +28,14 @@ fn nested(depth: usize) -> String {
     format!("{}{}", "[".repeat(depth), "]".repeat(depth))
 }
 
-/// Runs with 256 KiB of stack, of which 100,000 levels of recursion leave nothing.
+/// Runs with 256 KiB of stack, which 100,000 levels of recursion would overflow.
 fn on_small_stack(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::Builder::new().stack_size(256 * 1024).spawn(test).unwrap();
     thread.join().unwrap();
 }
 
 #[test]
-fn an_envelope_adds_what_client_authors_are_told() {
+fn the_envelope_adds_the_documented_bytes() {
     assert_eq!(wrapped("1").len() - 1, OVERHEAD);
     const { assert!(OVERHEAD <= 64) };
 }
@@ -58,7 +58,7 @@ fn what_is_wrapped_is_the_frame_byte_for_byte_and_valid() {
 }
 
 #[test]
-fn fields_in_any_order_spelling_and_company() {
+fn fields_in_any_order_with_escapes_and_unknown_fields() {
     for (envelope, conn_id, frame, close_code) in [
         (r#"{"conn_id":"c","frame":1}"#, "c", Some("1"), None),
         (r#"{"frame":1,"conn_id":"c"}"#, "c", Some("1"), None),
@@ -74,11 +74,11 @@ fn fields_in_any_order_spelling_and_company() {
         (r#"{"Conn_id":7,"FRAME":2,"conn_id":"c","frame":1}"#, "c", Some("1"), None),
         (r#"{"x":"\ud800","conn_id":"c","frame":1}"#, "c", Some("1"), None),
         (r#"{"conn_id":"c","frame":1,"push_wake":null}"#, "c", Some("1"), None),
-        // Null and 0 are none.
+        // Null and 0 count as absent.
         (r#"{"conn_id":"c","frame":1,"close_code":null}"#, "c", Some("1"), None),
         (r#"{"conn_id":"c","frame":1,"close_code":0}"#, "c", Some("1"), None),
         (r#"{"conn_id":"c","frame":null,"close_code":1000}"#, "c", None, Some(1000)),
-        // White space, and none of it part of the frame.
+        // White space, which is not part of the frame.
         (" \t\r\n{ \"conn_id\"\n:\r\"c\" ,\t\"frame\" : 1 \n} \n", "c", Some("1"), None),
     ] {
         assert_eq!(unwrap(envelope), deliver(conn_id, frame, close_code), "{envelope}");
@@ -142,7 +142,7 @@ fn what_is_dropped_and_why() {
         ("[]", Dropped::Malformed),
         (r#"["c",1]"#, Dropped::Malformed),
         (r#"["c",1,1000,null]"#, Dropped::Malformed),
-        // A known key twice, spelled alike or not, null or not.
+        // A known key twice, escaped or not, null or not.
         (r#"{"conn_id":"c","conn_id":"c","frame":1}"#, Dropped::Malformed),
         (r#"{"conn_id":null,"conn_id":"c","frame":1}"#, Dropped::Malformed),
         (r#"{"conn_id":"c","frame":null,"frame":1}"#, Dropped::Malformed),
@@ -153,7 +153,7 @@ fn what_is_dropped_and_why() {
         (r#"{"conn_id":["c"],"frame":1}"#, Dropped::Malformed),
         (r#"{"conn_id":{"c":"c"},"frame":1}"#, Dropped::Malformed),
         (r#"{"conn_id":true,"frame":1}"#, Dropped::Malformed),
-        // Nobody to deliver to.
+        // No phone to deliver to.
         ("{}", Dropped::NoConnId),
         (r#"{"frame":1}"#, Dropped::NoConnId),
         (r#"{"conn_id":"","frame":1}"#, Dropped::NoConnId),
@@ -240,7 +240,7 @@ fn a_frame_may_nest_as_deep_as_documented_on_any_stack() {
                 if is_accepted { deliver("c", Some(&frame), None) } else { Err(Dropped::TooDeep) };
             let envelope = format!(r#"{{"conn_id":"c","frame":{frame}}}"#);
             assert_eq!(unwrap(&envelope), expected, "{depth}");
-            // Elsewhere in the envelope it is no better.
+            // Nor is it accepted elsewhere in the envelope.
             let envelope = format!(r#"{{"conn_id":"c","frame":1,"x":{frame}}}"#);
             assert_eq!(unwrap(&envelope).is_ok(), is_accepted, "{depth}");
         }
@@ -251,7 +251,7 @@ fn a_frame_may_nest_as_deep_as_documented_on_any_stack() {
 }
 
 #[test]
-fn what_is_never_closed_or_in_the_wrong_place_is_refused_on_any_stack() {
+fn unclosed_and_misplaced_brackets_are_refused_on_any_stack() {
     on_small_stack(|| {
         for open in ["[", "{\"a\":", "[[],"] {
             let endless = open.repeat(100_000);
@@ -286,11 +286,11 @@ fn brackets_count_neither_in_strings_nor_side_by_side() {
         let envelope = format!(r#"{{"conn_id":"c","frame":{frame}}}"#);
         assert_eq!(unwrap(&envelope), deliver("c", Some(&frame), None));
     }
-    // With siblings too it may be as deep as documented.
+    // With siblings too the documented depth is accepted.
     let deepest = format!("[[],{}]", nested(NESTING_MAX - 1));
     assert!(accepts(&deepest));
     assert!(!accepts(&format!("[{deepest}]")));
-    // What a string closes makes nothing less deep.
+    // Closing brackets in strings do not reduce the depth.
     let deep = format!("{}1{}", "[\"]\",".repeat(NESTING_MAX + 1), "]".repeat(NESTING_MAX + 1));
     assert!(!accepts(&deep));
     // A quote that is escaped ends no string, and an escaped backslash escapes nothing.
@@ -393,13 +393,13 @@ fn a_push_wake_names_a_platform_and_a_token() {
     ] {
         let envelope = format!(r#"{{"push_wake":{object}}}"#);
         assert_eq!(unwrap(&envelope), Err(Dropped::PushWakeMalformed), "{object}");
-        // With a conn_id it is another field that means nothing.
+        // With a conn_id it is an ignored field.
         let addressed = format!(r#"{{"push_wake":{object},"conn_id":"c","frame":1}}"#);
         assert_eq!(unwrap(&addressed), deliver("c", Some("1"), None), "{object}");
     }
 }
 
-/// Whatever serde_json makes of random text, we make the same of it.
+/// Random text is accepted exactly where serde_json accepts it.
 #[test]
 fn frames_are_what_a_parser_with_a_tree_accepts() {
     use rand::rngs::StdRng;

@@ -1,4 +1,4 @@
-//! What one frame costs.
+//! Relay: the number of look-ups for one frame.
 
 use std::net::Ipv4Addr;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const NOW: Instant = Instant::START;
 
-/// Writes and reads what the relay asks for.
+/// Carries out the effects that the relay asks for.
 fn settle(relay: &mut Relay) {
     while let Some(effect) = relay.poll_effect() {
         if let Effect::Transmit(id) = effect {
@@ -28,7 +28,7 @@ fn dial(relay: &mut Relay, path: &str, header: &str) -> ConnId {
     id
 }
 
-/// From the readable socket of a phone to the written one of its binary.
+/// From a phone's readable socket to the write on its binary's.
 #[test]
 fn a_phones_frame_costs_at_most_8_lookups() {
     let mut relay = Relay::new(&Config::default(), 10, [7; 32], NOW);

@@ -1,4 +1,4 @@
-//! The slots as [`Relay::audit`](crate::relay::Relay::audit) sees them.
+//! Audit of slots, for [`Relay::audit`](crate::relay::Relay::audit).
 //!
 //! Owns the check that counts, tables and timers agree with the slots, and a view of each
 //! slot to compare with connections.
@@ -20,7 +20,7 @@ pub(in crate::relay) struct SlotView<'a> {
 }
 
 impl Slots {
-    /// Every slot, after a check that they agree with themselves.
+    /// Every slot, after a check of their own consistency.
     pub(in crate::relay) fn audit(&self) -> Vec<SlotView<'_>> {
         let views: Vec<SlotView<'_>> = self
             .by_server_id

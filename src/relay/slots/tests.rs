@@ -1,4 +1,4 @@
-//! The slots edge by edge, then at random against a model with strings.
+//! Slots: each edge case, then random operations compared with a model.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -55,7 +55,7 @@ fn a_free_server_id_is_granted_and_found_by_its_exact_name() {
 }
 
 #[test]
-fn a_claim_in_grace_gets_the_slot_and_the_phones_of_before() {
+fn a_claim_in_grace_gets_the_slot_and_its_earlier_phones() {
     let mut slots = slots();
     let key = granted(&mut slots, "home", 1);
     slots.join("home", id(2)).unwrap();
@@ -88,7 +88,7 @@ fn grace_ends_at_its_time_and_not_before() {
     assert_eq!((slots.len(), slots.phone_count()), (0, 0));
     assert_eq!(slots.join("home", id(5)), Err(JoinError::NoServer));
     assert_eq!(slots.pop_due(at(99)), None, "free");
-    // Its index may serve another server-id, of which it knows nothing.
+    // Its index is reused for another server-id, without the old timers.
     let next = granted(&mut slots, "office", 6);
     assert_eq!((next, slots.server_id(next)), (key, "office"));
     assert_eq!(slots.pop_due(at(199)), None);
@@ -130,7 +130,7 @@ fn the_first_claimant_that_still_waits_takes_over() {
         }
         assert_eq!((slots.holder(key), slots.is_paused(key)), (Some(id(3)), false));
         assert_eq!((slots.binary_count(), slots.phone_count()), (1, 0));
-        // The old one's own departure changes nothing, the new one's does.
+        // The old holder's release changes nothing, the new holder's does.
         slots.join("home", id(10)).unwrap();
         assert_eq!(slots.release(key, id(1), at(50)), Release::NotHolder);
         assert_eq!((slots.holder(key), slots.phones(key)), (Some(id(3)), &[id(10)][..]));
@@ -161,7 +161,7 @@ fn a_slot_has_16_phones_and_removes_only_its_own() {
     }
     for _ in 0..2 {
         assert_eq!(slots.join("home", id(200)), Err(JoinError::AtCap));
-        // A stranger parts: nothing happens.
+        // Removing an unknown phone does nothing.
         slots.remove_phone(key, id(200));
         assert_eq!((slots.phones(key).len(), slots.phone_count()), (16, 16));
     }
@@ -172,7 +172,7 @@ fn a_slot_has_16_phones_and_removes_only_its_own() {
 }
 
 #[test]
-fn pausing_says_whether_it_is_new_and_ends_with_its_binary() {
+fn pausing_reports_a_change_and_ends_with_its_binary() {
     let mut slots = slots();
     let key = granted(&mut slots, "home", 1);
     assert!(!slots.is_paused(key) && !slots.pause(key, false));
@@ -181,7 +181,7 @@ fn pausing_says_whether_it_is_new_and_ends_with_its_binary() {
     assert!(!slots.is_paused(key));
 }
 
-/// The same in the words of the contract.
+/// The reference model.
 #[derive(Debug, Default)]
 struct Model {
     slots: HashMap<String, ModelSlot>,
@@ -218,7 +218,7 @@ fn run(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut slots = slots();
     let mut model = Model::default();
-    // Where the registry says that a server-id is.
+    // The slot key of each server-id.
     let mut keys: HashMap<String, SlotKey> = HashMap::new();
     let mut next = 0;
     for step in 0..5_000 {
@@ -270,7 +270,7 @@ fn run(seed: u64) {
             }
             4 => {
                 let Some((key, slot)) = key.zip(model.slots.get_mut(&server_id)) else { continue };
-                // One of its phones, claimants or holders, or a stranger.
+                // One of its phones, claimants or holders, or an unknown connection.
                 let phone = slot.phones.get(rng.random_range(0..16)).copied().unwrap_or(new);
                 slots.remove_phone(key, phone);
                 slot.phones.retain(|known| *known != phone);
@@ -311,7 +311,7 @@ fn run(seed: u64) {
                     let (server_id, _) = keys.iter().find(|(_, known)| **known == key).unwrap();
                     let server_id = server_id.clone();
                     let slot = model.slots.remove(&server_id).expect("exists");
-                    // A timer may find it before the tick at which it must.
+                    // It may be due before the tick at which it must be.
                     assert!(slot.holder.is_none() && slot.until <= now, "{context}: {slot:?}");
                     assert_eq!(phones, slot.phones, "{context}");
                     slots.free(key);
@@ -337,7 +337,7 @@ fn run(seed: u64) {
 }
 
 #[test]
-fn it_does_what_the_model_does() {
+fn random_operations_agree_with_the_model() {
     for seed in SEEDS {
         run(seed);
     }

@@ -1,4 +1,4 @@
-//! The wheel against a sorted map that does the same slowly, then edge by edge.
+//! Timer wheel: compared with a sorted map, then each edge case.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,8 +22,8 @@ fn pop_all(wheel: &mut Wheel, now: Instant) -> Vec<u32> {
     std::iter::from_fn(|| wheel.pop_expired(now)).collect()
 }
 
-/// The documentation without slots: the tick at which each key fires, and the
-/// order of arming within it.
+/// The documented behaviour without slots: the tick at which each key fires, and the order of
+/// arming within it.
 #[derive(Default)]
 struct Model {
     now: u64,
@@ -242,7 +242,7 @@ fn a_jump_of_any_size_fires_everything_once_and_in_order() {
         assert!(wheel.armed(0).is_some_and(|fires| fires <= now), "{jump:?}");
         assert!(wheel.next_expiry().is_some_and(|fires| fires <= now), "{jump:?}");
 
-        // What is armed before the round is over has its slots to itself.
+        // A key armed before the round is over is alone in its slot.
         wheel.arm(5_000, now + Duration::from_secs(30));
         assert_eq!(wheel.pop_expired(now), Some(0), "{jump:?}");
         wheel.arm(0, now + Duration::from_secs(60));

@@ -2,20 +2,22 @@
 //!
 //! Owns every socket and the order of a turn. Decides nothing about peers.
 //!
-//! A turn, in this order, because each step may depend on the ones before:
+//! The order of a turn, in which each step may depend on the ones before. The numbers
+//! stand at the branches of `turn` as well.
 //! 1. Sleep until something is ready or the next deadline; not at all while a
 //!    socket still has input.
-//! 2. Note what the events say. Accept up to [`ACCEPTS_PER_TURN`], from one
-//!    listener as from another.
-//! 3. Read each ready socket once, up to one buffer full; who has more goes to
-//!    the back of the queue, so that one busy peer delays the others by one read.
-//!    Of those in a handshake only [`HANDSHAKES_PER_TURN`].
-//! 4. Write: everything that the turn queued for a peer in one call; sooner
+//! 2. Read the clock, once: the whole turn happens at one instant.
+//! 3. Note what the events say; take signals and mail; write sockets that drained.
+//! 4. Accept up to [`ACCEPTS_PER_TURN`], from each listener in rotation.
+//! 5. Read each ready socket once, up to one buffer full. A socket with more input goes
+//!    to the back of the queue, so that a busy peer delays the others by one read.
+//!    Of sockets in a handshake only [`HANDSHAKES_PER_TURN`].
+//! 6. Write: everything that the turn queued for a peer in one call; sooner
 //!    when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
-//! 5. Only then timers. One poll returns a batch only, and a socket is read only
-//!    so far, so a connection that a timer would close is read to the end first: no
-//!    deadline counts while a pong waits unread.
-//! 6. Last, push wakes go to their own thread: nobody waits for them here.
+//! 7. Only then timers: no deadline counts while a pong waits unread.
+//! 8. One poll returns a batch only, and a socket is read only so far, so a connection
+//!    that a timer would close is read to the end first, and then expires.
+//! 9. Last, push wakes go to their own thread: nothing here waits for them.
 
 mod beside;
 mod tls_failures;
@@ -183,12 +185,14 @@ impl<C: Core> Server<C> {
     }
 
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+        // 1. Sleep.
         let timeout = self.timeout();
         if let Err(error) = self.poll.poll(events, timeout)
             && error.kind() != io::ErrorKind::Interrupted
         {
             return Err(error);
         }
+        // 2. One instant for the whole turn.
         let stopped = self.clock.turn(timeout);
         if stopped > Duration::ZERO {
             log::warn!(stopped_ms = stopped.as_millis() as u64; "loop_stopped");
@@ -200,19 +204,25 @@ impl<C: Core> Server<C> {
         if self.watchdog_due.is_some_and(|due| due <= now) {
             self.notify_watchdog();
         }
+        // 3. Events.
         for event in &*events {
             self.on_event(event, now);
         }
+        // 4. Accept.
         self.accept(now);
+        // 5. Read; 6. within a pass and after it, write.
         self.read(now);
         self.apply_effects(now);
+        // 7. Timers, after the bytes that have arrived.
         if self.core.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.core.handle(Input::Timeout, now);
             self.apply_effects(now);
+            // 8. Connections with a deadline that has passed: their input first.
             while let Some(id) = self.expiring.pop() {
                 self.read_then_expire(id, now);
             }
         }
+        // 9. Push wakes.
         self.push(now);
         Ok(())
     }

@@ -78,7 +78,7 @@ fn guards_say_the_fix_and_the_fix_works() {
         (
             "--insecure-listen=127.0.0.1:8080",
             &[production],
-            is_root.then_some("start it as a user of its own"),
+            is_root.then_some("start it as a dedicated user"),
         ),
         ("--proxy-protocol", &[fly], Some("PYRYCODE_RELAY_SINGLE_INSTANCE=1")),
         (

@@ -148,7 +148,7 @@ fn lines_for_people_and_silence_for_health_checks() {
     let output = run(&["probe", "--health", &nobody], &variables);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text.contains("nobody listens there"), "{text}");
+    assert!(text.contains("no program listens there"), "{text}");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn bad_usage_exits_2_with_the_fix() {
     for (flags, says) in [
         (&[][..], "PYRYCODE_RELAY_PROBE_URL"),
         (&["relay.example"], "https://relay.example"),
-        (&["http://a", "http://b"], "stray argument"),
+        (&["http://a", "http://b"], "unexpected argument"),
         (&["http://a", "--frobnicate"], "probe --help"),
         (&["http://a", "--watch=0"], "--watch"),
         (&["http://a", "--ca=x.pem"], "https://"),
@@ -241,7 +241,7 @@ fn who_hangs_or_hangs_up_is_told_from_who_answers() {
     });
     let (code, report) = probe(hangs, &["--timeout=1", "--health"]);
     assert_eq!((code, failure(&report).0), (1, "health"));
-    assert!(failure(&report).1.contains("no answer within 1 s"), "{report}");
+    assert!(failure(&report).1.contains("no response within 1 s"), "{report}");
 
     let closes = stand_in(|stream, _| drop(stream));
     let (code, report) = probe(closes, &["--health"]);
@@ -308,6 +308,6 @@ fn a_watch_sees_pings_and_who_cuts() {
     let (code, report) = probe(impatient, &["--watch=10", "--round-trips=1"]);
     let (name, found, advice) = failure(&report);
     assert_eq!((code, name), (1, "watch"), "{report}");
-    assert!(found.contains("cut after 1.") && found.contains("FIN"), "{report}");
+    assert!(found.contains("closed after 1.") && found.contains("FIN"), "{report}");
     assert!(advice.contains("under 35 s") && advice.contains("proxy_read_timeout"), "{report}");
 }

@@ -301,9 +301,11 @@ fn leaving(binary: &mut Peer, phone: &mut Peer) -> Result<((), Finding), Diagnos
             Heard::Ping | Heard::Pong => {}
             heard => {
                 let Diagnosis { found, .. } = heard.trouble(QUIET);
-                return Err(Diagnosis::new(format!("after the binary's close, the phone did not stay open and idle: {found}"))
-                    .advise("the relay keeps phones for 30 s after their binary has closed: check whether a \
-                     proxy closes them, or another program answers"));
+                let found = format!("after the binary's close the phone was disturbed: {found}");
+                return Err(Diagnosis::new(found).advise(
+                    "the relay keeps phones for 30 s after their binary has closed: check whether \
+                     a proxy closes them, or another program answers",
+                ));
             }
         }
     }

@@ -80,7 +80,7 @@ impl Flags {
         let plain = |address| Listen { address, proxy_protocol: self.proxy_protocol };
         match (self.insecure_listen, self.tls_cert, self.tls_key, self.domain) {
             (None, Some(certificate), Some(key), None) => match of_domain {
-                Some(name) => Err(needs(name, "--domain, which --tls-cert excludes; remove one of them")),
+                Some(name) => Err(needs(name, "--domain instead of --tls-cert and --tls-key")),
                 None => {
                     let credentials = environment.credentials_directory();
                     let pair = PairFiles { certificate, key, credentials };

@@ -47,15 +47,15 @@ pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Diagnosis 
     let redirected;
     let advice = match status {
         200..=299 | 426 => {
-            "a proxy on the path does not pass WebSockets on, or the server is not a relay: configure \
-             the proxy to pass `Upgrade` and `Connection` on, over HTTP/1.1; in nginx: \
+            "a proxy on the path does not pass WebSockets on, or the server is not a relay: \
+             configure the proxy to pass `Upgrade` and `Connection` on, over HTTP/1.1; in nginx: \
              proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header \
              Connection upgrade"
         }
         300..=399 => {
             redirected = format!(
-                "the server redirects to {:?}, which clients do not follow: configure them with the \
-                 final address",
+                "the server redirects to {:?}, which clients do not follow: configure them with \
+                 the final address",
                 location.unwrap_or("(no Location)")
             );
             &redirected
@@ -82,8 +82,8 @@ pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Diagnosis 
              address unless it forwards theirs (--proxy-protocol or --trust-x-forwarded-for)"
         }
         502 => {
-            "a proxy on the path cannot reach the relay, or does not pass WebSockets on: check that \
-             the relay runs, and that the proxy has its address and port and speaks plain HTTP/1.1 \
+            "a proxy on the path cannot reach the relay, or does not pass WebSockets on: check \
+             that the relay runs, and that the proxy has its address and port and speaks plain HTTP/1.1 \
              to it"
         }
         503 => {
@@ -122,8 +122,8 @@ pub(super) fn close_code(code: u16) -> Option<&'static str> {
         }
         1011 => "the relay closed this connection because of an error: see its log",
         4404 => {
-            "the relay has no such binary: the binary closed, or two relays share one address and the load \
-             balancer splits a server-id between them (hash on x-pyrycode-server)"
+            "the relay has no such binary: the binary closed, or two relays share one address and the \
+             load balancer splits a server-id between them (hash on x-pyrycode-server)"
         }
         4409 => "another binary holds this server-id: run the probe again",
         4429 => "this server-id already has 16 phones: run the probe again",

@@ -48,9 +48,7 @@ impl Target {
             None => default_port(is_tls),
         };
         if uri.path_and_query().is_some_and(|it| it != "/") {
-            return refuse(
-                "has a path or a query; write the URL without it, since the relay's paths are fixed",
-            );
+            return refuse("has a path or a query; remove it: the relay's paths are fixed");
         }
         Ok(Self { is_tls, host: host.into(), port })
     }

@@ -99,8 +99,8 @@ impl Session {
     pub(super) fn warning(&self) -> Option<String> {
         self.expires_in.filter(|days| *days < EXPIRES_SOON).map(|days| {
             format!(
-                "the certificate expires in {days} days and should have been renewed: check the log \
-                 of the program that renews it"
+                "the certificate expires in {days} days and should have been renewed: check the \
+                 log of the program that renews it"
             )
         })
     }
@@ -120,7 +120,7 @@ fn explained(error: &Error) -> Diagnosis {
                 "the certificate has expired: renew it, and reload the server that presents it"
             }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "the certificate is not valid yet: check the clocks of the server and of this machine"
+                "the certificate is not valid yet: check the clocks of server and probe"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "the certificate is for another name: dial that name, or issue one for this name"

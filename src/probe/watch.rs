@@ -92,8 +92,8 @@ fn unheard(peer: &mut Peer, timeout: Duration) -> Result<Diagnosis, Diagnosis> {
         ),
         Heard::Nothing => trouble(
             "half-open connection: no ping within 31 s, and no pong to the probe's ping",
-            "a NAT, firewall or load balancer on the path drops connections after less than 31 s of \
-             silence, but must allow 35 s: raise its idle timeout",
+            "a NAT, firewall or load balancer on the path drops connections after less than 31 s \
+             of silence, but must allow 35 s: raise its idle timeout",
         ),
         heard => Ok(cut(&heard, PING_WITHIN, timeout)),
     }

@@ -1,7 +1,7 @@
-//! What the parts cost that every message, ping and timer passes through.
+//! Micro-benchmarks of the parts on the path of every message, ping and timer.
 //!
-//! `cargo bench --bench micro` runs all, with `-- wheel` those with that word. The times
-//! are this machine's: compare two runs on one machine, never two machines.
+//! `cargo bench --bench micro` runs all, `-- wheel` those with that word in their name. Times
+//! depend on the machine: compare two runs on one machine only.
 
 use std::fmt::Write;
 use std::time::Duration;

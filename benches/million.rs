@@ -1,10 +1,10 @@
-//! The core alone with a thousand to a million honest connections: what one
-//! costs in memory and its ping and pong in CPU time, and that neither grows.
+//! The core alone with a thousand to a million well-behaved connections: memory per
+//! connection and CPU time per ping and pong, neither of which may grow with their number.
 //!
-//! `cargo bench --bench million [-- MINUTES]` of virtual time, by default 2; one
-//! binary to four phones. The peers are nobody: what the relay sends is answered
-//! on the spot, so that what is measured is the relay and not them. The memory is
-//! that of the whole process and the sockets' is not in it.
+//! `cargo bench --bench million [-- MINUTES]` of virtual time, by default 2; one binary for
+//! every four phones. There are no peer objects: the benchmark answers the relay's output
+//! directly, so only the relay is measured. The memory is that of the whole process, without
+//! sockets.
 
 #![allow(clippy::disallowed_methods, reason = "argv of the program itself")]
 

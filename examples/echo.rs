@@ -1,13 +1,13 @@
-//! An echo server on the relay's own loop, connections, codec and buffers, for
-//! suites that judge WebSocket endpoints by what they send back.
+//! Echo server on the relay's own event loop, connections, codec and buffers, for suites
+//! that test WebSocket endpoints by the messages they return.
 //!
-//! Owns what a message means here: the same message, back. Whoever upgrades is
-//! in, on any path and without the relay's headers, and there are no caps; so
-//! the relay itself needs no such door. Every time and every rule below that is
-//! the relay's, but that a message may have 16 MiB.
+//! Owns the response to a message: the same message. Accepts every upgrade, on any path and
+//! without the relay's headers, and has no connection caps; so the relay itself needs no such
+//! mode. All timeouts and rules below that are the relay's, except that a message may have
+//! 16 MiB.
 //!
-//! `echo [ADDRESS]` binds (default 127.0.0.1:0), says where on stdout, and ends
-//! at SIGTERM.
+//! `echo [ADDRESS]` binds (default 127.0.0.1:0), prints the address to stdout, and ends on
+//! SIGTERM.
 
 use std::collections::VecDeque;
 use std::error::Error;

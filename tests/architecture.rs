@@ -1,11 +1,10 @@
-//! The layers of the program, as a test.
+//! Architecture of the program, as a test.
 //!
-//! Reads `src/` as text and checks what no compiler does: which layer may name
-//! what, one importer for each library that another could take the place of, a
-//! head comment in every file, and files short enough to read at a sitting.
-//! Comments, string literals and test code are not looked at. A path counts
-//! however it is written: `use` groups and aliases, `self`, `super`, globs, and
-//! in expressions.
+//! Reads `src/` as text and checks rules that the compiler cannot: the paths that each layer
+//! may name, a single importer for each replaceable library, a head comment in every file,
+//! and a maximum file length. Ignores comments (except the head), string literals and test
+//! code. A path is found in every spelling: `use` groups and aliases, `self`, `super`, globs,
+//! and in expressions.
 
 #[path = "architecture/documents.rs"]
 mod documents;

@@ -1,6 +1,6 @@
-//! One client: a non-blocking socket under tungstenite, and what it does next.
+//! Load client: one non-blocking socket under tungstenite, and its next action.
 //!
-//! Knows no other client and does not dial.
+//! Does not know other clients, and does not dial.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::Instant;

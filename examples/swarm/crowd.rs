@@ -1,7 +1,7 @@
-//! All clients of a run on one poll.
+//! Crowd: all clients of a run on one poll.
 //!
-//! Owns who dials when: binaries first, then their phones, so many at once; and
-//! what was met on the way.
+//! Owns the order of dialling (binaries first, then their phones, with a bounded number of
+//! dials at a time) and the counts of outcomes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;

@@ -1,11 +1,9 @@
-//! A load tool: holds binaries and phones against a running relay, has them
-//! exchange frames, come and go, and fall silent, and says how big a machine the
-//! relay needs for that.
+//! Load tool: connects binaries and phones to a running relay, exchanges frames, replaces
+//! connections, keeps them idle, and reports the machine that the relay needs for that load.
 //!
-//! `--help` has the flags. Owns the schedule of a run: everybody comes in, then
-//! stays for a while. Times are the clients', so a machine that they share with
-//! the relay makes them longer. Exits with 1 when a connection was refused or lost
-//! that should not have been.
+//! `--help` lists the flags. Owns the schedule of a run: all clients connect, then stay for a
+//! while. Times are measured at the clients, so a machine shared with the relay makes them
+//! longer. Exits with 1 if a connection was refused or lost unexpectedly.
 
 #![allow(clippy::disallowed_methods, reason = "a program of its own, with a clock")]
 #![allow(unreachable_pub, reason = "an example exports nothing")]

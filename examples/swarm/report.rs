@@ -1,4 +1,4 @@
-//! What a run measured, in words, and what follows for the machine.
+//! Report of a run: its measurements as text, and the machine that they imply.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,7 +1,7 @@
-//! What the program says to its log: only keys of the closed list.
+//! Log keys: only those of the closed list are logged.
 //!
-//! Reads the arguments of the macros of `log` as text, up to the `;` that ends the
-//! keys. Keys that a value brings with it, as no code here does, it cannot see.
+//! Reads the arguments of the `log` macros as text, up to the `;` that ends the keys. It
+//! cannot see keys that a value supplies at run time; no code here does that.
 
 use std::fs;
 

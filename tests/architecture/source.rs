@@ -1,9 +1,8 @@
-//! Rust source text as the paths it names, by a small lexer: enough for rules
-//! about paths, not a parser. Comments, lifetimes and the text of literals are
-//! left out; items under `#[cfg(test)]` can be.
+//! Rust source text as the paths that it names, found by a small lexer: enough for rules
+//! about paths, not a parser. Comments, lifetimes and the text of literals are left out;
+//! items under `#[cfg(test)]` can be.
 //!
-//! Cannot see names that a macro puts together, nor methods on values that
-//! another layer hands in.
+//! Cannot see names that a macro builds, or methods on values from another layer.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Each rule fires on a made-up bad file, and only there.
+//! Tests of the rules: each one fires on a bad example, and on nothing else.
 
 use super::*;
 

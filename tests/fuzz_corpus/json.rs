@@ -1,8 +1,7 @@
-//! RFC 8259 as a grammar, to compare other readers with.
+//! RFC 8259 as a grammar, to compare parsers with.
 //!
-//! Owns a checker that knows no value: written from the RFC without a look at
-//! any parser, with a stack of its own instead of recursion. White space is
-//! space, tab, CR and LF.
+//! Owns a checker that builds no value: written from the RFC alone, with an explicit stack
+//! instead of recursion. White space is space, tab, CR and LF.
 
 /// Where the value ends that begins `text` at `start`; `None`: there is none.
 pub(crate) fn value_end(text: &[u8], start: usize) -> Option<usize> {

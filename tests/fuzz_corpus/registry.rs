@@ -1,9 +1,8 @@
-//! Claims, grace, takeover and phones against sections 4 and 5 of the contract,
+//! Registry: claims, grace, takeover and phones against sections 4 and 5 of the contract,
 //! applied to a list of slots.
 //!
-//! The registry itself is private to the relay: it is asked through connections,
-//! by what they hear. No heartbeat disturbs; each peer answers a probe when it is
-//! told to.
+//! The registry is private to the relay, so it is observed through connections, by what they
+//! receive. No heartbeat interferes; a peer answers a probe only when the input says so.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,17 +1,17 @@
-//! One relay in virtual time, the shell around it and its peers.
+//! World: one relay in virtual time, with the event loop around it and its peers.
 //!
-//! Owns the clock and the moving of bytes, and does what the shell does: writes
-//! once for each [`Effect::Transmit`], reads only what is wanted, reads to the
-//! end before a deadline counts. Knows nothing of what a target wants to see.
+//! Owns the clock and the movement of bytes, and acts as the event loop does: writes once for
+//! each [`Effect::Transmit`], reads only what is wanted, and reads all input before a deadline
+//! counts. Does not know what a target tests.
 //!
-//! Checked all the time:
-//! 1. Queued bytes stay within the budget after each call, and all that waits
-//!    for a peer is counted in it.
-//! 2. What has room is written, what is wanted is read: nobody is forgotten, and no
-//!    phone waits unread unless somebody is slow.
+//! Checked at every step:
+//! 1. Queued bytes stay within the budget after each call, and everything that waits for a
+//!    peer is counted in it.
+//! 2. Whatever fits is written and whatever is wanted is read: no peer is forgotten, and no
+//!    phone waits unread unless some peer is slow.
 //! 3. After timers and their effects the next deadline lies in the future.
-//! 4. The wire is well-formed, with nothing after a close frame ([`wire`]); a
-//!    peer that takes everything and does not hang up gets exactly one.
+//! 4. The wire is well-formed, with nothing after a close frame ([`wire`]); a peer that reads
+//!    everything and does not disconnect receives exactly one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

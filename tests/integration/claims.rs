@@ -1,4 +1,4 @@
-//! Who holds a server-id: claims, grace, takeover; and the phones on it.
+//! Claims of a server-id: claim, grace, takeover; and the phones of the slot.
 
 use crate::support::{
     Heard, NEVER, Opcode, Peer, binary_head, connect, envelope, eventually, healthz, millis, relay,

@@ -1,4 +1,4 @@
-//! The one line that the log has for the end of every WebSocket.
+//! Close log: exactly one line for the end of every WebSocket.
 
 use rustix::process::Signal;
 

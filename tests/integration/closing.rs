@@ -1,4 +1,4 @@
-//! Ends of a connection: whoever starts it, one close frame and a FIN.
+//! Closing: one close frame and a FIN, from whichever end the close starts.
 
 use std::thread;
 

@@ -1,4 +1,4 @@
-//! Flags and variables as an operator meets them: exit codes and words.
+//! Command line and environment of the built program: exit codes and messages.
 
 use std::fs::File;
 use std::net::TcpListener;

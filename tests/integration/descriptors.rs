@@ -1,4 +1,5 @@
-//! More dialers than descriptors: the relay waits, and serves whom it has.
+//! Out of file descriptors: with more dialers than descriptors the relay waits, and keeps
+//! serving its open connections.
 
 use std::net::TcpStream;
 

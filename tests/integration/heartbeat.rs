@@ -1,4 +1,4 @@
-//! A peer that is gone is found, and no other.
+//! Heartbeat: a dead peer is detected, and no live one is closed.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Whatever is thrown at it, afterwards the relay serves and its memory is back.
+//! Hostile peers: after each attack the relay still serves, and its memory is free again.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};

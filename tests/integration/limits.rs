@@ -1,4 +1,4 @@
-//! How often and how many: the rate limit and the caps.
+//! Limits: the rate limit and the connection caps.
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! A stderr that nobody reads costs log lines and nothing else.
+//! Log pipe: a stderr that is not read loses log lines and has no other effect.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Every metric, driven over real sockets: what happened is what is counted.
+//! Metrics: each one is driven over real sockets and counts the events that happened.
 
 use std::io::Write;
 use std::time::Instant;

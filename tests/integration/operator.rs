@@ -1,4 +1,4 @@
-//! The metrics listener as a door: whom it answers, and that nobody holds it shut.
+//! Admin listener: its access rules, and that no client can block it.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

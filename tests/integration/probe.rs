@@ -1,5 +1,4 @@
-//! `pyrycode-relay probe` against relays that are well, and against what else may
-//! answer in their place.
+//! `pyrycode-relay probe` against healthy relays, and against other programs in their place.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! The PROXY header in front of everything, as a load balancer sends it.
+//! PROXY header: the first bytes of every connection, as a load balancer sends them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: everybody is told, then the process ends.
+//! Shut-down: on SIGTERM and SIGINT every peer receives a close, then the process ends.
 
 use std::io::Write;
 use std::time::Duration;

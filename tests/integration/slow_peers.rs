@@ -1,4 +1,5 @@
-//! Peers that do not read: a phone is shed, a binary slows its phones down.
+//! Slow peers: a phone that does not read is shed, a binary that does not read slows down its
+//! phones.
 
 use std::io::{self, Write};
 use std::sync::Arc;

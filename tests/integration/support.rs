@@ -1,4 +1,4 @@
-//! What every test needs: a relay to dial, peers to dial it with, patience.
+//! Test support: starts a relay, dials peers, and waits for conditions.
 
 #[path = "../support/http.rs"]
 mod http;

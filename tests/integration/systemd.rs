@@ -1,5 +1,5 @@
-//! What the built program tells systemd, and the sockets it takes from it: against a
-//! stand-in that is told and hands over as `sd_notify(3)` and `sd_listen_fds(3)` say.
+//! systemd: notifications and socket activation of the built program, against a stand-in
+//! that follows `sd_notify(3)` and `sd_listen_fds(3)`.
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! What holds without TLS holds through it.
+//! TLS: the guarantees of plain connections hold over TLS as well.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};

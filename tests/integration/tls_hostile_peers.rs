@@ -1,4 +1,4 @@
-//! Peers that mean TLS no good.
+//! Hostile peers of the TLS listener.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! Certificates that are replaced while the relay runs.
+//! Certificate reload while the relay runs.
 
 use std::fs::{self, Permissions};
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! What stands on the wire: heads, refusals, frames both ways.
+//! Wire format: request heads, refusals, frames in both directions.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::time::Instant;

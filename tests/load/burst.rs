@@ -1,6 +1,6 @@
-//! What daemons and phones do as soon as they are in: hundreds of small frames in one
-//! write, with the request or right behind the 101. No connection is closed for it and
-//! nothing is lost.
+//! Bursts as daemons and phones send them after connecting: hundreds of small frames in one
+//! write, together with the request or right after the 101. No connection is closed for it
+//! and nothing is lost.
 
 use std::net::SocketAddr;
 use std::thread;

@@ -1,7 +1,7 @@
-//! One client of a crowd: a non-blocking socket, and what its next bytes mean.
+//! Crowd client: one non-blocking socket and the interpretation of its input.
 //!
-//! Knows no other client and does not dial. Whatever the contract does not allow
-//! here ends the process, and with it the scenario.
+//! Does not know other clients, and does not dial. A violation of the contract ends the
+//! process, and with it the scenario.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;

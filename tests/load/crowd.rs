@@ -1,9 +1,9 @@
-//! Thousands of clients in a process of their own, on one poll.
+//! Crowd: thousands of clients in a separate process, on one poll.
 //!
-//! A crowd is pairs of a binary and its phone. Each client dials at once and dials
-//! again whenever it is out; a phone that is in says its number, its binary sends
-//! it back, and then the pair is done. Who starts the process says on its stdin
-//! when all are to reset and dial again, and asks how far they are.
+//! A crowd consists of pairs of a binary and its phone. Each client dials at once and dials
+//! again whenever it is disconnected; a connected phone sends its number, its binary sends
+//! it back, and the pair is done. The parent process writes commands to stdin: to reset and
+//! dial again, and to report progress.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, ErrorKind};

@@ -1,5 +1,5 @@
-//! A peer that sends as fast as it can, beside a hundred pairs that say something
-//! now and then: all arrives. How long it takes is recorded with and without.
+//! Flood: one peer sends as fast as it can, beside a hundred pairs that exchange a frame now
+//! and then. Everything arrives; the latency is recorded with and without the flood.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! What a connection at rest costs the relay, plain and through TLS.
+//! Idle connections: their cost to the relay, plain and over TLS.
 
 use std::io::{Read, Write};
 use std::thread;

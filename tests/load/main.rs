@@ -1,14 +1,13 @@
-//! Load and faults on real sockets: the built program under more than it likes.
+//! Load and faults on real sockets: the built program under overload.
 //!
-//! Scenarios run one after the other, each against relays of its own with the
-//! times of the protocol, and print what they measured. A broken promise of the
-//! contract fails the run; a time, a share of a processor or an amount of memory
-//! is a figure, and is judged only where the contract calls it flat, bounded or
-//! idle, and then against another figure of the same run.
+//! Scenarios run one after the other, each against relays of its own with the protocol's
+//! timeouts, and print their measurements. A violation of the contract fails the run; times,
+//! CPU and memory are only recorded, unless the contract calls them flat, bounded or idle,
+//! and then they are compared with another measurement of the same run.
 //!
-//! Nothing leaves 127.0.0.0/8 and nothing needs root. Every wait has a deadline;
-//! where a peer's pace is part of the scenario, the pause says so. Words on the
-//! command line choose the scenarios whose names contain one of them.
+//! Nothing leaves 127.0.0.0/8 and nothing needs root. Every wait has a deadline; where a
+//! peer's pace is part of the scenario, a comment at the pause says so. Arguments select the
+//! scenarios whose names contain one of them.
 
 #![allow(clippy::disallowed_methods, reason = "tests live outside the deterministic core")]
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]

@@ -1,4 +1,4 @@
-//! Nobody reads stderr: the log loses lines, and counts them; nothing else is lost.
+//! Unread stderr: log lines are lost and counted, and nothing else is lost.
 
 use std::time::{Duration, Instant};
 

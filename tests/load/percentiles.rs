@@ -1,4 +1,4 @@
-//! What a run measured, as rows of a table.
+//! Measurements of a run, as rows of a table.
 
 use std::fmt::{self, Display};
 use std::time::Duration;

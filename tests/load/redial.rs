@@ -1,6 +1,6 @@
-//! Twenty thousand clients dial at once: at first, after they all reset their
-//! connections, and after the relay was killed and has started again. Every time
-//! each of them is let in, every claim succeeds and every pair exchanges a frame.
+//! Twenty thousand clients dial at once: at first, after they all reset their connections,
+//! and after the relay was killed and has restarted. Every time each of them is admitted,
+//! every claim succeeds and every pair exchanges a frame.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
-//! A phone that never reads is shed, and its fifteen siblings notice nothing.
+//! A phone that never reads is shed, and its fifteen siblings are not affected.
 //!
-//! The siblings' round trips are timed with the same messages going to the same
-//! phone in three phases: it reads them, it does not, it is gone.
+//! The siblings' round trips are timed with the same messages going to the same phone in
+//! three phases: it reads them, it does not read, it is gone.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};

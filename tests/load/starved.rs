@@ -1,5 +1,5 @@
-//! More dialers than descriptors: the relay accepts what it can and sleeps, those
-//! it has are served, and in the end everybody is.
+//! Out of file descriptors: with more dialers than descriptors the relay accepts as many as
+//! it can and sleeps, serves its open connections, and in the end serves every dialer.
 
 use std::io::Write;
 use std::net::TcpStream;

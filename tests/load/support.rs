@@ -1,5 +1,5 @@
-//! What the scenarios share: the peers and the process of the integration tests,
-//! and traffic that can be told from any other.
+//! Support for the scenarios: the peers and the process of the integration tests, and
+//! traffic with unique content.
 
 #![allow(dead_code, unused_imports, reason = "the integration tests use the rest")]
 

@@ -1,5 +1,5 @@
-//! What TLS and certificates ask of the relay: bytes that the shell keeps below it, one
-//! host name, and a port for certificate authorities.
+//! TLS and certificates, from the relay's side: bytes that the event loop buffers in TLS, the
+//! host name, and the port for certificate authorities.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

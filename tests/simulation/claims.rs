@@ -1,4 +1,4 @@
-//! Claims and grace: who holds a server-id when, and who hears of it.
+//! Claims and grace: the holder of a server-id at each time, and the peers that are told.
 
 use pyrycode_relay::time::TICK;
 

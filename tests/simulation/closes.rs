@@ -1,7 +1,7 @@
 //! Exactly one close frame, whichever way a WebSocket ends.
 //!
-//! That there is never a second one, nor anything after the first, is checked by
-//! the codec of every peer.
+//! The codec of every peer checks that there is never a second one, and nothing after the
+//! first.
 
 use pyrycode_relay::time::TICK;
 

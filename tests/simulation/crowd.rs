@@ -1,7 +1,7 @@
-//! The heartbeat at scale.
+//! Heartbeat at scale.
 //!
-//! The long run takes a virtual hour of 10,000 connections, so that it stays
-//! cheap without `--release`; `PYRYCODE_SIM_MINUTES=1440` makes it a day.
+//! The long run simulates an hour of 10,000 connections, which stays cheap without
+//! `--release`; `PYRYCODE_SIM_MINUTES=1440` makes it a day.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -1,4 +1,4 @@
-//! What a binary may ask for, and that it reaches its own phones only.
+//! Envelopes: what a binary may request, and that it reaches its own phones only.
 
 use pyrycode_relay::relay::envelope::Dropped;
 

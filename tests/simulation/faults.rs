@@ -1,7 +1,7 @@
-//! What goes wrong with single effects, at random.
+//! Random faults of single effects.
 //!
-//! Owns how often. Each method stands for one system call of the shell and says
-//! how it ends; the default is a world in which all of them succeed.
+//! Owns their frequency. Each method stands for one system call of the event loop and decides
+//! its outcome; by default all of them succeed.
 
 use std::time::Duration;
 

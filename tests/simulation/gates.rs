@@ -1,6 +1,6 @@
-//! HTTP at the relay's door: the order of the gates, and how an answer ends.
+//! HTTP admission: the order of the checks, and how a response ends.
 //!
-//! What a head may look like is tested beside its parser.
+//! The format of a request head is tested beside its parser.
 
 use pyrycode_relay::config::Config;
 use pyrycode_relay::relay::stats::Outcome;

@@ -1,4 +1,4 @@
-//! The heartbeat: who is dead is found in time, who lives is never closed.
+//! Heartbeat: a dead peer is detected in time, a live peer is never closed.
 
 use pyrycode_relay::time::{Instant, TICK};
 

@@ -1,4 +1,4 @@
-//! Who may come in, and how much all that are in may hold.
+//! Limits: admission of peers, and the memory of all admitted peers together.
 
 use std::net::IpAddr;
 

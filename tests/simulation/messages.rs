@@ -1,4 +1,4 @@
-//! Messages: how long, how large, in how many pieces.
+//! Messages: lengths, sizes and fragments.
 
 use pyrycode_relay::config::MESSAGE_MAX;
 use pyrycode_relay::time::TICK;

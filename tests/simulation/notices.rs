@@ -1,4 +1,4 @@
-//! The close notice: what a binary is told when a phone of it has ended.
+//! Close notice: what a binary receives when one of its phones has ended.
 
 use std::time::Duration;
 

@@ -1,10 +1,9 @@
-//! What the relay should do: sections 3, 4 and 5 of the contract as a model.
+//! Oracle: sections 3, 4 and 5 of the contract as a model of the relay.
 //!
-//! Owns who holds which server-id, who waits for it and which phones are on it,
-//! told by what went in and never by what the relay thinks; and of every
-//! connection which pings it has not answered. After each call the relay has to
-//! agree. Knows nothing of messages but the close notices: [`crate::chaos`] follows
-//! the others.
+//! Owns, for every server-id, its holder, its claimants and its phones, and for every
+//! connection its unanswered pings; all derived from the input and never from the relay's
+//! state. After each call the relay has to agree. Does not know messages other than close
+//! notices: [`crate::chaos`] follows the others.
 //!
 //! The numbers in its messages are those of [`crate::chaos`].
 

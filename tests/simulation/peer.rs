@@ -1,10 +1,9 @@
-//! One remote end and the TCP connection between it and the relay.
+//! Peer: one remote end and the TCP connection between it and the relay.
 //!
-//! Owns the two directions of the connection, what the peer has seen and what it
-//! answers by itself. Knows neither the relay nor time; [`crate::world`] moves
-//! the bytes.
+//! Owns the two directions of the connection, what the peer has received and what it answers
+//! by itself. Knows neither the relay nor time; [`crate::world`] moves the bytes.
 //!
-//! A peer that does not read holds back the relay once the link is full.
+//! A peer that does not read exerts backpressure on the relay once the link is full.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};

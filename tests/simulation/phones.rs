@@ -1,4 +1,4 @@
-//! Phones: where they may register, and what their frames become.
+//! Phones: where they may register, and the envelopes made of their frames.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,7 +1,7 @@
-//! Behind a load balancer that says who is calling: the PROXY header.
+//! PROXY header: connections through a load balancer that names the client.
 //!
-//! What a header looks like is tested beside its parser, and that it comes first on
-//! the wire over real sockets; here it has come, or has not.
+//! The format of a header is tested beside its parser, and its position on the wire over real
+//! sockets; here the header has arrived, or has not.
 
 use std::net::IpAddr;
 

@@ -1,9 +1,8 @@
-//! Binaries that dial again at once, as the daemon does after any connection that
-//! had opened: why one is closed right after its 101, and what that costs others.
+//! Binaries that redial at once, as the daemon does after every connection that had opened:
+//! why one is closed right after its 101, and the effect on others.
 //!
-//! Only the other binary's life closes a newcomer after its 101 (4409). Every other
-//! reason against it is known before, and answered with a status that makes the
-//! daemon wait.
+//! Only the life of another binary closes a newcomer after its 101 (4409). Every other reason
+//! is known before, and answered with a status that makes the daemon wait.
 
 use pyrycode_relay::config::Config;
 

@@ -1,7 +1,7 @@
-//! What the log tells of a request that is refused, and how often it warns.
+//! Log lines for refused requests, and how often the relay warns.
 //!
-//! Owns a destination of the `log` facade that keeps the lines of the test at hand: each
-//! test has its thread.
+//! Owns a `log` destination that keeps the lines of the current test: each test has its own
+//! thread.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! Shut-down: everybody is told once, newcomers see it leave.
+//! Shut-down: every peer is told once, and newcomers see the relay leave.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Peers that do not drain: who waits, who is closed, and what is lost: nothing.
+//! Slow peers: backpressure, which peers are closed, and that nothing else is lost.
 
 use std::time::Duration;
 

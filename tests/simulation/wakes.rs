@@ -1,4 +1,4 @@
-//! Push wakes: whose are taken on, and that an outcome is all that comes of one.
+//! Push wakes: which phones are registered for one, and that only the outcome has an effect.
 
 use pyrycode_relay::config::{Config, FCM_ENDPOINT, PushWake, ServiceAccount};
 use pyrycode_relay::relay::Input;

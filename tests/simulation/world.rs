@@ -1,14 +1,12 @@
-//! The world around one relay: a virtual clock, peers and the links to them.
+//! World around one relay: a virtual clock, peers and the links to them.
 //!
-//! Owns what a test says and asks: who dials, who does what, what was seen, how
-//! much time passes. Bytes move in [`crate::shell`], calls cross in
-//! [`crate::border`]. Time never passes by itself; [`World::pass`] jumps from one
-//! event to the next, be it a deadline of the relay or an arrival on a link, and
-//! timers fire only when no input waits.
+//! Owns the vocabulary of a test: dialling, actions of peers, received frames, and time.
+//! Bytes move in [`crate::shell`], calls cross in [`crate::border`]. Time never passes by
+//! itself; [`World::pass`] jumps from one event to the next, be it a deadline of the relay or
+//! an arrival on a link, and timers fire only when no input waits.
 //!
-//! Whatever a test is about, the audit of the relay, its budget, a next deadline
-//! in the future and a well-formed wire ([`crate::wire`]) are checked at every
-//! step.
+//! At every step of every test it checks the audit of the relay, its budget, a next deadline
+//! in the future and a well-formed wire ([`crate::wire`]).
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};

@@ -1,4 +1,4 @@
-//! Plain HTTP over a plain stream: ways to dial, and whole answers.
+//! HTTP over a plain stream: dialling, and reading whole responses.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};

@@ -1,7 +1,7 @@
-//! A WebSocket peer that writes its frames by hand.
+//! Peer: a WebSocket client that writes its frames by hand.
 //!
-//! It checks on every frame what the relay owes everybody: final, unmasked, no
-//! reserved bit, and nothing after a close.
+//! It checks every frame of the relay: final, unmasked, no reserved bit, and nothing after a
+//! close.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

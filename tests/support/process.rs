@@ -1,4 +1,4 @@
-//! The built program as a child process.
+//! Process: the built program as a child process.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! Certificates of one's own, and ways to dial through TLS.
+//! Test certificates, and dialling over TLS.
 
 use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpStream};

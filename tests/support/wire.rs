@@ -1,11 +1,11 @@
-//! The peer's side of the wire: a minimal WebSocket client codec.
+//! Wire: a minimal WebSocket client codec.
 //!
-//! Owns framing (RFC 6455 §5) and the reading of HTTP answers, written without a
-//! look at the relay's own. Strict: whatever a server must not send panics, so
-//! every simulation checks the wire as well. Knows no connection and no time.
+//! Owns framing (RFC 6455 §5) and the parsing of HTTP responses, written independently of the
+//! relay's own. Strict: it panics on anything that a server must not send, so every
+//! simulation checks the wire as well. Knows no connection and no time.
 //!
 //! 1. The relay sends whole, unmasked, minimal frames: text, close, ping, pong.
-//! 2. Nothing follows a close frame or an answer other than 101.
+//! 2. Nothing follows a close frame, or a response other than 101.
 
 #![allow(dead_code, reason = "no suite uses all of it")]
 

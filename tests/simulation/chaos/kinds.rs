@@ -1,4 +1,4 @@
-//! What peers of each kind do when it is their turn.
+//! Actions of a peer of each kind, on its turn.
 
 use std::net::{IpAddr, Ipv4Addr};
 

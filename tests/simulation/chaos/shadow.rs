@@ -1,4 +1,4 @@
-//! Who sent what to whom, and what of it came.
+//! Shadow: a record of each message sent, and of its delivery.
 
 use std::collections::HashMap;
 

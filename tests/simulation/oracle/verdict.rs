@@ -1,4 +1,4 @@
-//! Who is dead, who is not, and whether a close says the right thing.
+//! Oracle of the heartbeat: which peers are dead, and whether a close has the right cause.
 
 use std::collections::VecDeque;
 use std::time::Duration;

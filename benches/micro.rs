@@ -96,7 +96,7 @@ fn handshake_accept_key() -> String {
     accept_key(black_box("dGhlIHNhbXBsZSBub25jZQ=="))
 }
 
-/// One key fires and is armed again, among so many others.
+/// One key fires and is armed again, among that many others.
 #[divan::bench(args = [1_000, 100_000, 1_000_000])]
 fn wheel_fire_and_arm(bencher: Bencher<'_, '_>, keys: u32) {
     const INTERVAL: Duration = Duration::from_secs(30);

@@ -114,7 +114,7 @@ impl Crowd {
             match effect {
                 Effect::Transmit(id) => self.on_written(id),
                 Effect::Resume(_) => {}
-                effect => panic!("nobody gives cause for {effect:?}"),
+                effect => panic!("no peer causes {effect:?}"),
             }
         }
     }

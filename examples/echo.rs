@@ -129,9 +129,9 @@ impl Echo {
         }
     }
 
-    /// Frames have come. What follows a message waits until its echo is out: so
-    /// no more than one waits to be sent, and the close that a later frame brings
-    /// about overtakes none. (In the relay messages go to somebody else.)
+    /// Handles input. Input behind a message waits until the echo is sent: so at most one
+    /// echo is queued, and the close that a later frame causes does not overtake it. (In the
+    /// relay messages go to another peer.)
     fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         loop {
@@ -304,8 +304,8 @@ impl Core for Echo {
             Input::ReadToEnd(id) => self.expire_after_read(id, now),
             Input::Timeout => self.handle_timeout(now),
             Input::ShutDown => self.shut_down(now),
-            // A peer that is not read is written to, and the write will tell. The others
-            // are of TLS, of a load balancer and of push wakes, which there are none of.
+            // A peer that is not read is being written to, and the write will fail. The other
+            // inputs come from TLS, a load balancer and push wakes, which are absent here.
             Input::Hangup(_)
             | Input::Buffered(..)
             | Input::Proxied(..)

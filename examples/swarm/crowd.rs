@@ -62,7 +62,7 @@ pub struct Crowd {
     source: Option<IpAddr>,
     name: String,
     clients: Vec<Client>,
-    /// Who is to dial.
+    /// Clients that will dial.
     out: VecDeque<usize>,
     dialling: usize,
     open: usize,
@@ -81,7 +81,7 @@ pub struct Crowd {
     pub tally: Tally,
 }
 
-/// So many a second, evenly.
+/// A number of events per second, evenly spaced.
 struct Pace {
     every: Option<Duration>,
     next: Instant,
@@ -161,7 +161,7 @@ impl Crowd {
         self.open
     }
 
-    /// Who is not in yet and not refused.
+    /// Clients that are neither connected nor refused yet.
     pub fn coming(&self) -> usize {
         self.out.len() + self.dialling
     }
@@ -181,13 +181,13 @@ impl Crowd {
         }
     }
 
-    /// Nothing more is sent and nobody leaves.
+    /// Stops messages and churn.
     pub fn rest(&mut self) {
         self.messages = Pace::new(0);
         self.churn = Pace::new(0);
     }
 
-    /// Whether somebody is on the way in, or a frame on its way back.
+    /// Whether a client is connecting, or a frame is on its way back.
     pub fn is_busy(&self) -> bool {
         self.coming() > 0 || self.tally.round_trips.len() < self.tally.sent
     }

@@ -22,9 +22,9 @@ use report::Machine;
 
 /// How often progress is shown.
 const PROGRESS: Duration = Duration::from_secs(5);
-/// Nobody has come in for so long: the run is over.
+/// The run ends when no client has connected for this time.
 const STUCK: Duration = Duration::from_secs(30);
-/// How long who is under way at the end may take.
+/// How long clients that are busy at the end may take.
 const REST: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether everybody was let in and nobody lost.
+/// Whether every client was admitted and no connection lost.
 fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let mut crowd = Crowd::new(options)?;
     let machine = Machine::new(options);
@@ -64,7 +64,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
             (open, last_came) = (crowd.open(), now);
         }
         if now - last_came > STUCK {
-            eprintln!("nobody has come in for {} s", STUCK.as_secs());
+            eprintln!("no client has connected for {} s", STUCK.as_secs());
             break;
         }
         show(&mut shown, began, &crowd);

@@ -3,7 +3,7 @@
 //! Owns a checker that builds no value: written from the RFC alone, with an explicit stack
 //! instead of recursion. White space is space, tab, CR and LF.
 
-/// Where the value ends that begins `text` at `start`; `None`: there is none.
+/// The end of the value in `text` at `start`; `None` without a value there.
 pub(crate) fn value_end(text: &[u8], start: usize) -> Option<usize> {
     let mut at = start;
     // The closing brackets that are still to come.

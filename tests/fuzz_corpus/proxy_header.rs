@@ -38,7 +38,7 @@ pub(crate) fn run(data: &[u8]) {
     }
 }
 
-/// Whom a whole header names.
+/// The client that a complete header names.
 fn expected(header: &[u8]) -> Option<Proxied> {
     let fixed = header.get(..16)?;
     match (fixed[12], fixed[13]) {

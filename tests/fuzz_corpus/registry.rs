@@ -216,7 +216,7 @@ fn step(world: &mut World, model: &mut Model, bytes: &mut Bytes<'_>) {
         return;
     }
     let peer = who % world.peers.len();
-    // Who is nowhere says nothing that counts.
+    // A peer without a slot has no effect.
     let Some(server_id) = model.find(peer) else { return };
     let slot = model.slots.get_mut(server_id).expect("found");
     match choice {
@@ -242,7 +242,7 @@ fn step(world: &mut World, model: &mut Model, bytes: &mut Bytes<'_>) {
             world.send(peer, &wire::frame(wire::CLOSE, &wire::close_payload(3000, "")));
         }
         _ if slot.holder == Some(peer) => {
-            // To anybody, wherever it is.
+            // To any peer, of any slot.
             let to = bytes.index(world.peers.len());
             if slot.phones.contains(&to) {
                 model.heard[to].texts += 1;

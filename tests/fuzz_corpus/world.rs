@@ -45,7 +45,7 @@ pub(crate) struct Peer {
     pub(crate) has_ended: bool,
     is_end_told: bool,
     is_half_closed: bool,
-    /// Its socket is gone, whoever began.
+    /// Its socket is gone, whichever end closed first.
     pub(crate) is_gone: bool,
     /// TLS kept bytes of it at some time.
     has_buffered: bool,
@@ -53,7 +53,7 @@ pub(crate) struct Peer {
     pub(crate) answers_pings: bool,
     /// Whatever it was told to do, it can neither be too slow nor break rules.
     pub(crate) is_honest: bool,
-    /// What it got and nobody has asked for yet.
+    /// Received pings that the test has not taken yet.
     pub(crate) pings: Vec<Vec<u8>>,
     pub(crate) status: Option<u16>,
     pub(crate) conn_id: String,
@@ -152,7 +152,7 @@ impl World {
         index
     }
 
-    /// TLS keeps so many bytes of the connection, received and to be sent.
+    /// Sets how many received and unsent bytes TLS buffers.
     pub(crate) fn buffer(&mut self, index: usize, unread: usize, unsent: usize) {
         let peer = &mut self.peers[index];
         if !peer.is_gone {
@@ -263,7 +263,7 @@ impl World {
             while let Some(effect) = self.relay.poll_effect() {
                 self.apply(effect);
             }
-            // One read each, so that nobody is read to the end before the others.
+            // One read each, so that no peer is read to its end before the others.
             if !(0..self.peers.len()).fold(false, |moved, index| moved | self.read(index)) {
                 break;
             }
@@ -276,7 +276,7 @@ impl World {
             let is_read = self.relay.is_reading(peer.id);
             assert!(is_read || is_anybody_slow || !peer.is_phone, "{:?} is not read", peer.id);
             let has_input = !peer.unread.is_empty() || peer.has_ended && !peer.is_end_told;
-            assert!(!(is_read && has_input), "{:?} has input that nobody reads", peer.id);
+            assert!(!(is_read && has_input), "{:?} has input that is never read", peer.id);
             waiting += backlog;
             if !is_read || peer.room < usize::MAX {
                 peer.silent_since = self.now;

@@ -90,7 +90,7 @@ fn a_slot_is_kept_for_a_binary_however_it_left() {
         after.expect_alive();
         assert_eq!(healthz(relay), (0, 2));
 
-        // What is said meanwhile reaches nobody, and its sender is told so.
+        // A frame sent meanwhile is not delivered, and its sender is closed.
         let mut speaker = Peer::phone(relay, "home");
         speaker.say("1");
         speaker.expect_close(4404, "binary disconnected");
@@ -182,7 +182,7 @@ fn while_a_claimant_waits_it_is_neither_pinged_nor_read() {
     let mut claimant = Peer::binary(relay, "home");
     claimant.send(Opcode::Ping, b"hello");
     claimant.send(Opcode::Text, b"{}");
-    // The beginning of a message: its time does not run while nobody reads it.
+    // The start of a message: its timeout does not run while it is not read.
     claimant.send_raw(&crate::support::header(0x81, 2));
     claimant.expect_silence(millis(400));
     drop(holder);
@@ -211,7 +211,7 @@ fn a_claimant_that_hangs_up_is_forgotten() {
     ];
     let relay = relay(|config| config.timeouts.probe = millis(500));
     let mut pairs = ways.map(|(way, hang_up)| {
-        // The only claimant: nobody deposes the holder, answer or not.
+        // The only claimant: no takeover follows, whether or not the holder answers.
         let mut holder = Peer::binary(relay, way);
         hang_up(Peer::binary(relay, way));
         let probe = hear_probe(&mut holder);

@@ -21,7 +21,7 @@ fn the_end_of_a_connection_says_what_it_was_and_why_it_ended() {
         phone.say(frame);
         assert_eq!(binary.hear_text(), envelope(&phone.id, frame));
     }
-    // What is not delivered is nobody's.
+    // A frame that is not delivered is counted for no phone.
     binary.tell("nobody", "0");
     binary.tell(&phone.id, "{ }");
     assert_eq!(phone.hear_text(), "{ }");

@@ -142,7 +142,7 @@ fn a_message_that_does_not_end_in_time_is_closed_1008() {
         let expected = Heard::Close(Some((1008, "message timeout".into())));
         assert_eq!(heard, expected, "{beginning:x?}");
     }
-    // Between messages nobody need say anything.
+    // Between messages silence is allowed.
     binary.expect_alive();
 }
 

@@ -156,7 +156,7 @@ fn it_serves_what_its_flags_say_and_logs_in_json() {
     assert_eq!(fields["server_id"], "none");
 }
 
-/// A pipe that nobody reads any more.
+/// A pipe without a reader.
 fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -13,9 +13,9 @@ fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_the_end() {
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
     // Each is dropped with a line: many times what pipe and queue hold.
-    let nobody = envelope("nobody", "1");
+    let undeliverable = envelope("nobody", "1");
     for _ in 0..300 {
-        let flood = crate::support::frame(Opcode::Text, true, nobody.as_bytes()).repeat(100);
+        let flood = crate::support::frame(Opcode::Text, true, undeliverable.as_bytes()).repeat(100);
         binary.send_raw(&flood);
     }
     for n in 0..100 {

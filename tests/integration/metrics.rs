@@ -144,7 +144,7 @@ fn each_attempt_is_counted_once_by_what_came_of_it() {
         config.limits.rate_burst = 1;
     });
     let before = Scrape::of(metrics);
-    // Sixteen phones and four binaries; of the others nobody stays.
+    // Sixteen phones and four binaries; the others are all gone.
     let mut binaries: Vec<Peer> =
         ["home", "b", "c", "d"].iter().map(|id| Peer::binary(relay, id)).collect();
     let mut phones: Vec<Peer> = (0..16).map(|_| Peer::phone(relay, "home")).collect();
@@ -450,7 +450,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
 }
 
 #[test]
-fn a_relay_that_leaves_says_so_and_counts_whom_it_closed() {
+fn a_shut_down_is_shown_and_its_closes_are_counted() {
     let process = Process::start(&[]);
     let _peers = [Peer::binary(process.relay, "home"), Peer::phone(process.relay, "home")];
     process.signal(Signal::TERM);
@@ -470,7 +470,7 @@ fn a_relay_that_leaves_says_so_and_counts_whom_it_closed() {
 }
 
 #[test]
-fn nobody_can_put_a_word_of_theirs_there() {
+fn peers_cannot_put_text_into_the_metrics() {
     let process = Process::start(&[]);
     let marker = "hunter2-swordfish";
     let fields = format!(

@@ -47,7 +47,7 @@ fn only_who_asks_for_this_machine_is_answered() {
             assert!(answer.body.contains("localhost") && !answer.body.contains("evil"));
         }
     }
-    // A browser always says whom it means.
+    // A browser always sends the Host it means.
     assert_eq!(ask(process.metrics, "GET /metrics HTTP/1.0\r\n\r\n").status, 421);
 }
 
@@ -108,7 +108,7 @@ fn nothing_runs_on_the_page_but_what_stands_in_it() {
 }
 
 #[test]
-fn silent_and_slow_dialers_hold_nobody_up_for_long() {
+fn silent_and_slow_clients_delay_others_only_briefly() {
     let process = Process::start(&[]);
     let mut slow: Vec<_> = (0..8).map(|_| connect(process.metrics)).collect();
     for stream in &mut slow {
@@ -121,7 +121,7 @@ fn silent_and_slow_dialers_hold_nobody_up_for_long() {
 }
 
 #[test]
-fn who_asks_while_it_is_suspended_is_answered() {
+fn requests_during_a_suspension_are_answered_afterwards() {
     let process = Process::start(&[]);
     let mut stream = connect(process.metrics);
     stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();

@@ -11,9 +11,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::{PATIENCE, millis, relay, run, run_suspended};
 
-/// An address where nobody listens, and the socket that keeps it so: a port that is
+/// An address without a listener, and the socket that keeps it so: a port that is
 /// free is soon another test's.
-fn nobody() -> (Socket, SocketAddr) {
+fn unused_address() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
@@ -140,11 +140,11 @@ fn lines_for_people_and_silence_for_health_checks() {
     let here = format!("http://{relay}");
     let output = run(&["probe", "--health"], &[("PYRYCODE_RELAY_PROBE_URL", &here)]);
     assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
-    let (_socket, nobody) = nobody();
-    let nobody = format!("http://{nobody}");
+    let (_socket, unused) = unused_address();
+    let unused = format!("http://{unused}");
     // A URL on the command line takes precedence.
     let variables = [("PYRYCODE_RELAY_PROBE_URL", here.as_str())];
-    let output = run(&["probe", "--health", &nobody], &variables);
+    let output = run(&["probe", "--health", &unused], &variables);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("no program listens there"), "{text}");
@@ -234,7 +234,7 @@ fn a_proxy_that_drops_headers_is_named() {
 }
 
 #[test]
-fn who_hangs_or_hangs_up_is_told_from_who_answers() {
+fn silent_closed_and_slow_servers_are_told_apart() {
     let hangs = stand_in(|mut stream, _| {
         let _ = stream.read(&mut [0; 1]);
     });
@@ -256,8 +256,8 @@ fn who_hangs_or_hangs_up_is_told_from_who_answers() {
     let (code, report) = probe(drips, &["--timeout=1", "--health"]);
     assert_eq!(code, 1, "{report}");
 
-    let (_socket, nobody) = nobody();
-    let (code, report) = probe(nobody, &[]);
+    let (_socket, unused) = unused_address();
+    let (code, report) = probe(unused, &[]);
     assert_eq!((code, failure(&report).0), (1, "connect"));
 }
 

@@ -149,7 +149,7 @@ fn behind_the_header_everything_is_the_callers() {
     let relay = relay(behind_a_balancer);
     let header = client([192, 0, 2, 1]);
     for (follows, status) in [
-        // A second header, and a handshake with somebody who speaks TLS: bad requests.
+        // A second header, and a TLS handshake: bad requests.
         (header.clone(), 400),
         (local(), 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), 400),
@@ -214,7 +214,7 @@ fn only_named_proxies_may_send_a_header() {
 }
 
 #[test]
-fn who_hangs_up_within_its_header_is_forgotten() {
+fn a_disconnect_within_the_header_leaves_nothing() {
     let relay = relay(patient);
     for len in [0, 1, 16, 27] {
         let mut stream = connect(relay);
@@ -254,11 +254,11 @@ fn the_program_logs_clients_and_says_once_what_it_refuses() {
         assert!(refused.contains(words), "{refused}");
     }
     drop((binary, last));
-    eventually("all who left are gone", || process.descriptors() < 20);
+    eventually("all that left are gone", || process.descriptors() < 20);
 }
 
 #[test]
-fn many_half_headers_take_no_memory_and_delay_nobody() {
+fn many_half_headers_take_no_memory_and_delay_no_peer() {
     let process = Process::start(&["--proxy-protocol"]);
     turn(process.relay);
     let (before, _) = process.memory();

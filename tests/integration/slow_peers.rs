@@ -44,7 +44,7 @@ fn hear_gapless(phone: &mut Peer, code: u16, reason: &str) -> usize {
 }
 
 #[test]
-fn a_phone_that_does_not_read_is_shed_and_delays_nobody() {
+fn a_phone_that_does_not_read_is_shed_and_delays_no_other() {
     let relay = relay(|config| {
         config.timeouts.linger = NEVER;
         // Half of it is the phone's.
@@ -109,7 +109,7 @@ fn a_phone_that_drains_a_little_now_and_then_lives() {
     slow.expect_alive();
 }
 
-/// Writes so many numbered messages of 64,000 bytes on a thread of its own.
+/// Writes this number of numbered messages of 64,000 bytes, on a separate thread.
 fn flood(phone: &Peer, count: usize) -> JoinHandle<io::Result<()>> {
     let mut stream = phone.stream.try_clone().unwrap();
     thread::spawn(move || {
@@ -176,7 +176,7 @@ fn the_time_of_a_message_stands_still_while_the_relay_does_not_read() {
             assert_eq!(text, envelope(&flooding.id, &numbered(&flooded.to_string(), 64_000)));
             flooded += 1;
             if flooded == COUNT / 2 {
-                // It has been read again in between, and is none the worse for it.
+                // The relay has read it again in between, without harm.
                 halting.send_raw(&frame(Opcode::Text, true, b"123")[7..]);
             }
         }

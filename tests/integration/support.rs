@@ -57,7 +57,7 @@ pub fn relay(adjust: impl FnOnce(&mut Config)) -> SocketAddr {
     relay_for(10_000, adjust)
 }
 
-/// The same with room for so many WebSockets.
+/// The same with a cap on WebSockets.
 pub fn relay_for(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAddr {
     let (mut server, address) = server(capacity, adjust);
     thread::spawn(move || server.run());

@@ -199,7 +199,7 @@ fn refusals() -> Vec<(String, u16, Option<&'static str>)> {
 }
 
 #[test]
-fn a_refusal_has_no_body_ends_the_connection_and_names_nobody() {
+fn a_refusal_has_no_body_no_server_header_and_ends_the_connection() {
     let relay = relay(|_| {});
     for (request, status, field) in refusals() {
         let answer = ask(relay, &request);
@@ -308,7 +308,7 @@ fn neither_subprotocol_nor_extension_is_agreed_to() {
 }
 
 #[test]
-fn a_client_that_nobody_here_wrote_gets_along() {
+fn a_third_party_client_works() {
     let relay = relay(|config| config.timeouts.ping_interval = millis(100));
     let dial = |path: &str, fields: &[(&'static str, &'static str)]| {
         let mut request = format!("ws://relay{path}").into_client_request().unwrap();

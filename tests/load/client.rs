@@ -138,7 +138,7 @@ impl Client {
             // A phone has gone.
             TEXT if text().contains(r#"","close_code":"#) => Ok(()),
             TEXT => {
-                // What the phone said, around which the relay puts who said it.
+                // The phone's frame, in the envelope that names the phone.
                 let conn_id = text().split('"').nth(3).unwrap();
                 assert_eq!(text(), envelope(conn_id, &self.number.to_string()));
                 self.send(Opcode::Text, text())

@@ -96,7 +96,7 @@ struct Crowd {
     poll: Poll,
     relay: SocketAddr,
     clients: Vec<Client>,
-    /// Who is to dial again, and when.
+    /// Clients that will dial again, and when.
     out: VecDeque<(Instant, usize)>,
     tally: Tally,
 }

@@ -15,7 +15,7 @@ use crate::support::{
 
 const PAIRS: usize = 100;
 const ROUNDS: usize = 20;
-/// A flood ends before the relay, whose pings nobody answers meanwhile, has waited
+/// A flood ends before the relay, whose pings are not answered meanwhile, has waited
 /// 30 s for a pong.
 const FLOOD_MAX: Duration = Duration::from_secs(15);
 /// Frames that the flooder writes in one call.
@@ -84,7 +84,7 @@ fn send_numbers(phone: &Peer, kind: Opcode, is_over: &Arc<AtomicBool>) -> JoinHa
     thread::spawn(move || {
         let (mut sent, deadline) = (0, Instant::now() + PATIENCE);
         while !is_over.load(Ordering::Relaxed) {
-            assert!(Instant::now() < deadline, "nobody ended the flood");
+            assert!(Instant::now() < deadline, "the flood did not end");
             let burst = (sent..sent + BURST).flat_map(|n| frame(kind, true, &digits(n)));
             stream.write_all(&burst.collect::<Vec<u8>>()).unwrap();
             sent += BURST;

@@ -27,12 +27,12 @@ pub fn plain_and_tls() {
     assert!(bytes <= TLS_MAX, "{bytes} bytes a connection");
 }
 
-/// Resident memory for each of so many binaries that are in and say nothing.
+/// Resident memory per idle binary, at this number of binaries.
 fn cost<S: Read + Write + Send>(process: &Process, dial: impl Fn(usize) -> S + Sync) -> u64 {
     // What is allocated once only, is.
     drop(Peer::upgrade(dial(0), &binary_head("first")));
     let before = process.memory().0;
-    // At once, for who answers no ping has half a minute.
+    // At once: a peer that answers no ping has half a minute.
     let dial_some = &|from: usize| {
         let own = (from..COUNT).step_by(DIALERS);
         own.map(|n| Peer::upgrade(dial(n), &binary_head(&n.to_string()))).collect::<Vec<_>>()

@@ -45,7 +45,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("starved: 66 descriptors, 200 dialers", starved::to_two_connections),
     ("starved: 96 descriptors, 200 dialers", starved::with_live_pairs),
     ("idle: 10,000 binaries, plain and through TLS", idle::plain_and_tls),
-    ("mute: nobody reads stderr", mute::nobody_reads_stderr),
+    ("mute: stderr is not read", mute::stderr_is_not_read),
     ("redial: all clients at once", redial::all_at_once),
     ("churn: an hour in a minute", churn::an_hour),
 ];

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use crate::percentiles::{self, Latencies, share};
 use crate::support::{Heard, Opcode, PATIENCE, Peer, Process, envelope, frame, round_trip};
 
-/// Envelopes to nobody. Each is dropped with a line: together many times what the
+/// Envelopes to an unknown phone. Each is dropped with a line: together many times what the
 /// pipe and the queue hold.
 const DROPPED: usize = 50_000;
 const BURST: usize = 100;
-/// First pings are spread over 30 s: of so many peers several hear one every
-/// second.
+/// First pings are spread over 30 s: with this number of peers several receive one
+/// every second.
 const OTHERS: usize = 200;
 
-pub fn nobody_reads_stderr() {
+pub fn stderr_is_not_read() {
     let mut process = Process::start_with_stuck_stderr("trace");
     let relay = process.relay;
     let mut binary = Peer::binary(relay, "home");
@@ -47,8 +47,8 @@ pub fn nobody_reads_stderr() {
     assert!(lost > DROPPED / 2, "stderr was not stuck");
 }
 
-/// Reads the log until it has told of so many lines: those that it wrote, and
-/// those that it says were lost. There are no others.
+/// Reads the log until it accounts for this number of lines: those written, and those
+/// reported as lost. There are no others.
 fn count_lines(process: &Process, all: usize) -> (usize, usize) {
     let (mut written, mut lost) = (0, 0);
     let deadline = Instant::now() + PATIENCE;

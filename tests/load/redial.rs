@@ -14,7 +14,7 @@ use crate::percentiles::{self, mib, seconds};
 use crate::support::{PATIENCE, Process, eventually, healthz, settled_descriptors};
 
 const CLIENTS: usize = 20_000;
-/// Processes that they are in: one has descriptors for so many only.
+/// Processes for the clients: one has too few descriptors for all.
 const CROWDS: usize = 2;
 
 pub fn all_at_once() {
@@ -93,7 +93,7 @@ fn let_in(
         format!("{}, {each} µs for each", seconds(Duration::from_millis(10 * used))),
     );
     percentiles::record(&format!("{when}: relay: memory"), mib(memory));
-    // Only who comes back before the relay has seen it go may find no room.
+    // Only a client that dials before the relay has seen its disconnect may find no room.
     assert!(full == 0 || when == "reset", "{full} found no room");
     memory
 }

@@ -11,8 +11,8 @@ use crate::support::{
 };
 
 const DIALERS: usize = 200;
-/// What is open, or kept by the kernel for one of the four threads that wait in
-/// accept(2) for who asks for metrics: all but one, which an accept that fails gave back.
+/// Descriptors that are open, or reserved by the kernel for one of the four threads that
+/// wait in accept(2) for requests for metrics: all but one, which a failed accept gave back.
 const ALL_BUT: usize = 1 + 4;
 /// Times that the descriptors run out.
 const EPISODES: usize = 2;
@@ -85,8 +85,8 @@ fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies))
         let [served, late] = [200, 408].map(|code| answers.iter().filter(|&&c| c == code).count());
         percentiles::record("dialers served, and too late to ask", format!("{served}, {late}"));
         assert_eq!(served + late, DIALERS, "{answers:?}");
-        assert!(served > 0, "nobody");
-        eventually("all who left are gone", || process.descriptors() == before);
+        assert!(served > 0, "no client");
+        eventually("all that left are gone", || process.descriptors() == before);
         let more = std::iter::from_fn(|| process.next_line(Duration::ZERO));
         let more: Vec<String> = more.filter(|line| line.contains("accept_")).collect();
         assert!(more.is_empty(), "said again: {more:?}");

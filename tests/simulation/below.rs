@@ -106,7 +106,7 @@ fn the_port_for_authorities_answers_the_challenge_and_health_and_nothing_else() 
     }
     let upgrade = request("/v1/client", &["x-pyrycode-server: home", "x-pyrycode-token: t"]);
     assert_eq!(status(&answer(&mut relay, true, &upgrade)), "404");
-    // Elsewhere there is no challenge, and afterwards there is none here.
+    // Another listener serves no challenge, and afterwards neither does this one.
     assert_eq!(status(&answer(&mut relay, false, &get(path))), "404");
     relay.handle(Input::Challenge(None), NOW);
     assert_eq!(status(&answer(&mut relay, true, &get(path))), "404");

@@ -76,7 +76,7 @@ struct Chaos {
     actors: Vec<PeerId>,
     /// So few that claims and phones meet.
     server_ids: usize,
-    /// So many at once that the cap is met.
+    /// The cap on connections, low enough to be met.
     capacity: usize,
     /// The longest latency of a link, in milliseconds.
     latency: u64,
@@ -149,7 +149,7 @@ impl Chaos {
 
     fn choose(&mut self) -> Action {
         self.actors.retain(|peer| !self.world.is_gone(*peer));
-        let Some(peer) = self.somebody() else { return Action::Dial(self.kind()) };
+        let Some(peer) = self.some_peer() else { return Action::Dial(self.kind()) };
         match self.rng.random_range(0..1000) {
             0..150 => Action::Dial(self.kind()),
             150..780 => Action::Act(peer, self.shadows[peer.0].kind),
@@ -172,7 +172,7 @@ impl Chaos {
         }
     }
 
-    fn somebody(&mut self) -> Option<PeerId> {
+    fn some_peer(&mut self) -> Option<PeerId> {
         let count = self.actors.len();
         (count > 0).then(|| self.actors[self.rng.random_range(0..count)])
     }
@@ -214,7 +214,7 @@ impl Chaos {
         self.world.settle();
         self.world.is_frozen = true;
         for _ in 0..self.rng.random_range(0..5) {
-            match self.somebody() {
+            match self.some_peer() {
                 Some(peer) if self.chance(0.8) => self.behave(peer, self.shadows[peer.0].kind),
                 _ => {
                     let kind = self.kind();

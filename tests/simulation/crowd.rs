@@ -64,7 +64,7 @@ fn a_hundred_thousand_that_came_in_one_second_are_not_pinged_in_one() {
     assert!(busiest <= 2 * mean, "{busiest} pings in one second, {mean} are the mean");
     assert!(busiest >= mean, "the window is wrong");
     assert_eq!(world.relay.stats().pongs, counted);
-    assert_eq!(world.relay.live(), (COUNT as usize, 0), "nobody was closed");
+    assert_eq!(world.relay.live(), (COUNT as usize, 0), "no peer was closed");
 }
 
 /// What happens to the crowd of the long run.

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 /// How a write ends.
 pub(crate) enum Write {
-    /// So many bytes are taken.
+    /// A partial write of this number of bytes.
     Takes(usize),
     /// Nothing is taken now; there is room again after this time.
     WouldBlock(Duration),

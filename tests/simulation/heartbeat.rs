@@ -88,7 +88,7 @@ fn a_peer_that_vanished_with_data_queued_is_found_as_fast() {
     next_ping(&mut world, phone);
     world.vanish(phone);
     let died = world.now;
-    // The link takes a little every now and then, as if somebody read: no sign
+    // The link takes a little every now and then, as if the peer read: no sign
     // of life, but nothing is stuck either.
     while world.relay.live() == (1, 1) {
         world.deliver(binary, phone, "\"are you there?\"");

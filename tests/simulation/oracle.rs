@@ -264,7 +264,7 @@ impl Oracle {
         }
     }
 
-    /// Who lost its place because of what `peer` did, and did everybody who should?
+    /// Checks that exactly the expected peers lost their place because of `peer`'s input.
     fn reconcile(&mut self, world: &World, peer: usize, call: Input<'_>) {
         let server_id = self.records[peer].server_id.clone();
         let Some(slot) = self.slots.get(&server_id) else { return };
@@ -300,7 +300,7 @@ impl Oracle {
         }
     }
 
-    /// If the peer has answered the probe of its slot, nobody waits for that any more.
+    /// If the peer has answered the probe of its slot, the wait for it ends.
     fn on_answer(&mut self, world: &World, peer: usize, server_id: &str) {
         let slot = &self.slots[server_id];
         let Some(first) = slot.claimants.first().filter(|_| slot.holder == Some(peer)) else {
@@ -400,7 +400,7 @@ impl Oracle {
         assert!(!world.config.drain.is_zero() || holders.count() == 0, "(4) a binary is left");
     }
 
-    /// Who is told of the shut-down: binaries, and a moment later their phones.
+    /// The peers that are told of the shut-down: binaries, and a moment later their phones.
     fn on_leaving(&mut self, world: &World) {
         let is_told = |oracle: &Self, peer| {
             let words = oracle.last_words(world, peer);
@@ -426,10 +426,10 @@ impl Oracle {
         }
         let has_place = |record: &Record| record.has_place;
         let is_over = world.now >= self.told_by + self.late;
-        assert!(!is_over || !self.records.iter().any(has_place), "(4) somebody was not told");
+        assert!(!is_over || !self.records.iter().any(has_place), "(4) a peer was not told");
     }
 
-    /// Memory is spent: whoever held most is closed, whatever else happens.
+    /// The budget is exhausted: the peer with the most bytes is closed in any case.
     fn on_shed(&mut self, world: &World, before: &Before) {
         let limit = world.config.limits.buffer_memory;
         assert!(

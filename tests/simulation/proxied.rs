@@ -95,7 +95,7 @@ fn without_a_good_header_there_is_a_close_and_not_a_byte() {
     world.pass(2 * TICK);
     assert_eq!(world.heard(silent), [Seen::Cut]);
 
-    // A port check: no fault of anybody's.
+    // A port check, which is not an error.
     let checks = dial(&mut world, None, "");
     world.hang_up(checks);
     assert!(world.is_gone(checks) && world.relay.is_empty());
@@ -154,7 +154,7 @@ fn x_forwarded_for_is_read_behind_a_trusted_source() {
     for (client, expected) in [("192.0.2.1", 101), ("192.0.2.2", 101), ("192.0.2.1", 503)] {
         assert_eq!(status(&mut world, "10.0.0.7", &head(client)), expected, "{client}");
     }
-    // A client names nobody.
+    // A client's header has no effect.
     for (client, expected) in [("192.0.2.3", 101), ("192.0.2.4", 503)] {
         assert_eq!(status(&mut world, "203.0.113.1", &head(client)), expected, "{client}");
     }

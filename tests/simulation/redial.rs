@@ -50,7 +50,7 @@ fn a_newcomer_without_a_place_is_told_so_before_it_is_open() {
     world.binary("home");
     assert_eq!(status(&mut world, "office"), 429);
     world.finish();
-    // The relay goes, whether or not the id still has a holder that is to be told.
+    // The relay shuts down, with or without a holder of the id that must be told.
     for drain in [0, 20] {
         let mut config = unlimited();
         config.drain = secs(drain);

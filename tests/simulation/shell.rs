@@ -75,7 +75,7 @@ impl World {
         self.schedule(index, next);
     }
 
-    /// Lets relay and peers exchange bytes until nobody has anything to say.
+    /// Lets relay and peers exchange bytes until none has anything to send.
     pub(crate) fn settle(&mut self) {
         if self.is_frozen {
             return;

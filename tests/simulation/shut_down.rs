@@ -55,7 +55,7 @@ fn every_websocket_is_told_once_and_the_relay_is_empty_when_all_have_answered() 
     }
     assert_eq!(world.relay.live(), (0, 0));
     world.pass(secs(5) + TICK);
-    assert!(world.relay.is_empty(), "nobody lingers longer");
+    assert!(world.relay.is_empty(), "no connection lingers longer");
     world.finish();
 }
 

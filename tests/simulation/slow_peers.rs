@@ -40,7 +40,7 @@ fn assert_ends_with_close(seen: &[Seen], code: u16, reason: &str) {
     assert_eq!(seen[seen.len() - 2..], closed(code, reason));
 }
 
-/// A world with so many bytes for all queues.
+/// A world with this budget in bytes for all queues.
 fn with_memory(bytes: usize) -> World {
     let mut config = Config::default();
     config.limits.rate_per_minute = 0;
@@ -82,7 +82,7 @@ fn a_phone_that_does_not_drain_has_half_the_budget_and_then_a_close() {
     }
     // Frames with their headers of ten bytes: the last of them passes the half.
     assert_eq!(sent, (half + LINK) / (LEN + 10) + 1, "neither less nor more than half");
-    // Nobody else noticed.
+    // No other peer was affected.
     assert_eq!(numbers(&world.heard(quick)), (0..sent).collect::<Vec<_>>());
     assert_eq!(world.heard(binary), [world.notice(slow, 1011)]);
     assert!(world.relay.buffered() < 2 * LEN, "the backlog is given back at once");

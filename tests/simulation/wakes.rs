@@ -1,4 +1,4 @@
-//! Push wakes: which phones are registered for one, and that only the outcome has an effect.
+//! Push wakes: which requests are accepted, and that a wake's only effect is its outcome.
 
 use pyrycode_relay::config::{Config, FCM_ENDPOINT, PushWake, ServiceAccount};
 use pyrycode_relay::relay::Input;
@@ -63,7 +63,7 @@ fn a_wake_is_handed_out_once_and_its_outcome_counted() {
         assert_eq!(counted(&world, outcome), 1);
     }
     assert_eq!(world.relay.stats().wakes, [1; 5]);
-    // Nobody hears of it, and frames go on.
+    // No peer is told, and frames go on.
     assert_eq!((world.heard(binary), world.heard(phone)), (vec![], vec![]));
     world.deliver(binary, phone, "1");
     assert_eq!(world.heard(phone), [text("1")]);
@@ -118,7 +118,7 @@ fn what_is_no_wake_is_dropped_and_costs_none() {
 }
 
 #[test]
-fn a_server_id_has_its_own_bucket_whoever_holds_it() {
+fn a_server_id_has_its_own_bucket_for_every_holder() {
     let mut world = pushing();
     let home = world.binary("home");
     let office = world.binary("office");

@@ -31,7 +31,7 @@ pub struct Process {
     pub warnings: Vec<String>,
     /// Lines that a thread has read from its stderr.
     lines: Receiver<String>,
-    /// Its stderr while nobody reads it.
+    /// Its stderr while it is not read.
     stuck: Option<BufReader<ChildStderr>>,
 }
 
@@ -61,14 +61,14 @@ impl Process {
         Self::spawn(command_with_sockets(sockets, pid), ANY_PORT)
     }
 
-    /// Starts it with so many descriptors at most.
+    /// Starts it with a limit on descriptors.
     pub fn start_with_descriptors(count: u32, flags: &[&str]) -> Self {
         let mut command = command_with_descriptors(count);
         command.args(flags);
         Self::spawn(command, ANY_PORT)
     }
 
-    /// Starts it with a stderr that nobody reads once it listens.
+    /// Starts it with a stderr that is not read once it listens.
     pub fn start_with_stuck_stderr(level: &str) -> Self {
         let mut command = bare_command(PROGRAM);
         command.env("PYRYCODE_RELAY_LOG", level);
@@ -214,7 +214,7 @@ pub fn run_into(flags: &[&str], stdout: Stdio, stderr: Stdio) -> Output {
     end(command.args(flags).stdout(stdout).stderr(stderr), &format!("{flags:?}"))
 }
 
-/// [`run`] with so many descriptors at most.
+/// [`run`] with a limit on descriptors.
 pub fn run_with_descriptors(count: u32, flags: &[&str]) -> Output {
     let mut command = command_with_descriptors(count);
     command.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -227,8 +227,8 @@ fn command_with_descriptors(count: u32) -> Command {
     command
 }
 
-/// [`run`], stopped where it stands as soon as `stop` says so, and continued, which
-/// whoever waits for `resumed` hears by its end.
+/// [`run`], stopped (SIGSTOP) on a message to `stop`, then continued, which drops the
+/// sender `resumed`.
 pub fn run_suspended(flags: &[&str], stop: &Receiver<()>, resumed: Sender<()>) -> Output {
     let mut command = bare_command(PROGRAM);
     let child = command.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -279,7 +279,7 @@ fn command_with_sockets(sockets: [TcpListener; 2], pid: &str) -> Command {
     command
 }
 
-/// A command without the variables of whoever runs the tests.
+/// A command without the environment variables of the test runner.
 fn bare_command(program: &str) -> Command {
     const NAMES: [&str; 11] = [
         "CREDENTIALS_DIRECTORY",

@@ -13,7 +13,7 @@ fn line(process: &Process, event: &str) -> serde_json::Value {
 }
 
 #[test]
-fn the_end_of_a_connection_says_what_it_was_and_why_it_ended() {
+fn the_last_line_of_a_connection_has_its_summary_and_cause() {
     let process = Process::start(&["--log-format=json"]);
     let mut binary = Peer::binary(process.relay, "home");
     let mut phone = Peer::phone(process.relay, "home");
@@ -47,7 +47,7 @@ fn the_end_of_a_connection_says_what_it_was_and_why_it_ended() {
 }
 
 #[test]
-fn the_last_round_trip_is_told() {
+fn the_last_round_trip_is_logged() {
     let process = Process::start(&["--log-format=json"]);
     let mut binary = Peer::binary(process.relay, "home");
     // A claim makes the relay ping the holder at once.

@@ -50,7 +50,7 @@ fn twenty_attempts_at_once_and_the_next_is_429() {
 }
 
 #[test]
-fn attempts_count_whatever_becomes_of_them_but_not_other_requests() {
+fn every_upgrade_attempt_counts_and_no_other_request() {
     let relay = relay(limited);
     for _ in 0..50 {
         assert_eq!(healthz(relay), (0, 0));

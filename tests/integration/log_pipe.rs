@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use crate::support::{Heard, Opcode, Peer, Process, Scrape, envelope, healthz};
 
 #[test]
-fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_the_end() {
+fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_exit() {
     let mut process = Process::start_with_stuck_stderr("trace");
     let relay = process.relay;
     let mut binary = Peer::binary(relay, "home");

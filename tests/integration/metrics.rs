@@ -99,7 +99,7 @@ fn contract() -> Vec<String> {
 }
 
 #[test]
-fn every_name_of_the_contract_is_there_at_zero() {
+fn every_documented_metric_exists_at_zero() {
     let process = Process::start(&["--max-connections=7", "--buffer-memory=2097152"]);
     let scrape = Scrape::of(process.metrics);
     for series in contract() {
@@ -137,7 +137,7 @@ fn attempt(relay: std::net::SocketAddr, head: &str) -> u16 {
 }
 
 #[test]
-fn each_attempt_is_counted_once_by_what_came_of_it() {
+fn each_attempt_is_counted_once_by_its_outcome() {
     let (relay, metrics) = watched(21, |_| {});
     let (limited, limited_metrics) = watched(100, |config| {
         config.limits.rate_per_minute = 1;
@@ -279,7 +279,7 @@ fn frames_and_their_bytes_are_counted_where_they_are_forwarded() {
 }
 
 #[test]
-fn the_heartbeat_counts_its_pings_pongs_round_trips_and_dead() {
+fn pings_pongs_round_trips_and_dead_peers_are_counted() {
     let (relay, metrics) = watched(100, |config| {
         config.timeouts.ping_interval = millis(200);
         config.timeouts.pong = millis(2_000);

@@ -17,7 +17,7 @@ fn get(metrics: SocketAddr, path: &str, host: &str) -> Answer {
 }
 
 #[test]
-fn only_who_asks_for_this_machine_is_answered() {
+fn only_requests_for_this_host_are_answered() {
     let process = Process::start(&[]);
     for host in [
         "localhost",
@@ -89,7 +89,7 @@ fn paths_and_methods() {
 }
 
 #[test]
-fn nothing_runs_on_the_page_but_what_stands_in_it() {
+fn the_page_runs_only_its_own_script() {
     let process = Process::start(&[]);
     let nonce = || {
         let answer = get(process.metrics, "/", "localhost");
@@ -133,7 +133,7 @@ fn requests_during_a_suspension_are_answered_afterwards() {
 }
 
 #[test]
-fn a_loop_that_does_not_answer_is_told_and_asked_again_once_it_does() {
+fn a_stuck_loop_is_reported_until_it_answers_again() {
     let (mut server, _) = server(10, |_| {});
     let metrics = watch(&server);
     // It does not run.
@@ -151,7 +151,7 @@ fn a_loop_that_does_not_answer_is_told_and_asked_again_once_it_does() {
 }
 
 #[test]
-fn a_metrics_address_that_is_taken_exits_1_and_says_what_to_do() {
+fn a_metrics_address_in_use_exits_1_with_advice() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let flags = ["--insecure-listen", "127.0.0.1:0", "--metrics-listen", &address];
@@ -163,7 +163,7 @@ fn a_metrics_address_that_is_taken_exits_1_and_says_what_to_do() {
 }
 
 #[test]
-fn health_is_answered_here_as_where_peers_dial() {
+fn health_is_the_same_as_on_the_relay_s_listener() {
     let process = Process::start(&[]);
     for path in ["/healthz", "/readyz"] {
         for host in ["localhost", "10.1.2.3", "relay.example.com"] {
@@ -178,7 +178,7 @@ fn health_is_answered_here_as_where_peers_dial() {
 }
 
 #[test]
-fn a_stranger_is_closed_without_an_answer() {
+fn an_address_that_is_not_allowed_is_closed_without_a_response() {
     // Every address of 127.0.0.0/8 is this machine, so what is closed is seen at another
     // address of it: its own interface, if it has one.
     let Some(own) = own_address() else { return };

@@ -91,7 +91,7 @@ fn tunnel(phone: &TcpStream, head: &str, relay: SocketAddr, idle: Duration) {
 }
 
 #[test]
-fn a_relay_that_is_well_passes_every_step() {
+fn a_healthy_relay_passes_every_step() {
     let relay = relay(|_| {});
     let (code, report) = probe(relay, &["--round-trips=30"]);
     assert_eq!(code, 0, "{report}");
@@ -125,7 +125,7 @@ fn a_relay_that_is_well_passes_every_step() {
 }
 
 #[test]
-fn lines_for_people_and_silence_for_health_checks() {
+fn the_report_is_lines_and_a_passed_health_check_is_silent() {
     let relay = relay(|_| {});
     let url = format!("ws://{relay}/");
     let output = run(&["probe", &url], &[]);
@@ -151,7 +151,7 @@ fn lines_for_people_and_silence_for_health_checks() {
 }
 
 #[test]
-fn bad_usage_exits_2_with_the_fix() {
+fn bad_usage_exits_2_with_advice() {
     for (flags, says) in [
         (&[][..], "PYRYCODE_RELAY_PROBE_URL"),
         (&["relay.example"], "https://relay.example"),
@@ -175,7 +175,7 @@ fn bad_usage_exits_2_with_the_fix() {
 }
 
 #[test]
-fn answers_of_others_are_explained() {
+fn responses_of_other_servers_are_explained() {
     const CASES: &[(&str, &str, &str)] = &[
         ("200 OK", "200", "does not pass WebSockets"),
         ("426 Upgrade Required", "426", "proxy_set_header Upgrade"),
@@ -262,7 +262,7 @@ fn silent_closed_and_slow_servers_are_told_apart() {
 }
 
 #[test]
-fn to_be_suspended_is_no_failure() {
+fn a_suspension_is_not_a_failure() {
     let relay = relay(|_| {});
     for path in ["/healthz", "/v1/server", "/v1/client"] {
         let (asked, stop) = mpsc::channel();
@@ -296,7 +296,7 @@ fn the_rate_limit_is_named() {
 }
 
 #[test]
-fn a_watch_sees_pings_and_who_cuts() {
+fn a_watch_reports_pings_and_an_early_close() {
     let relay = relay(|config| config.timeouts.ping_interval = millis(400));
     let (code, report) = probe(relay, &["--watch=2", "--round-trips=1"]);
     assert_eq!(code, 0, "{report}");

@@ -100,7 +100,7 @@ fn a_header_may_come_byte_by_byte() {
 }
 
 #[test]
-fn a_slow_header_has_the_time_of_a_head_and_then_gets_not_a_byte() {
+fn a_slow_header_has_the_head_timeout_and_is_closed_without_a_byte() {
     let relay = relay(|config| {
         behind_a_balancer(config);
         config.timeouts.head = millis(400);
@@ -119,7 +119,7 @@ fn a_slow_header_has_the_time_of_a_head_and_then_gets_not_a_byte() {
 }
 
 #[test]
-fn what_is_no_header_gets_not_a_byte() {
+fn an_invalid_header_is_closed_without_a_byte() {
     let relay = relay(patient);
     let unix = header(0x21, 0x31, &[0; 216]);
     let too_long = header(0x21, 0x11, &[0; 5_000]);
@@ -145,7 +145,7 @@ fn what_is_no_header_gets_not_a_byte() {
 }
 
 #[test]
-fn behind_the_header_everything_is_the_callers() {
+fn after_the_header_every_byte_belongs_to_the_client() {
     let relay = relay(behind_a_balancer);
     let header = client([192, 0, 2, 1]);
     for (follows, status) in [
@@ -162,7 +162,7 @@ fn behind_the_header_everything_is_the_callers() {
 }
 
 #[test]
-fn a_balancers_own_connection_asks_for_health_only() {
+fn a_load_balancers_own_connection_may_request_health_only() {
     let relay = relay(behind_a_balancer);
     for (path, status) in [("/readyz", 200), ("/healthz", 200), ("/", 403), ("/v1/client", 403)] {
         let mut stream = connect(relay);
@@ -175,7 +175,7 @@ fn a_balancers_own_connection_asks_for_health_only() {
 }
 
 #[test]
-fn limits_are_the_clients() {
+fn limits_apply_to_the_client_in_the_header() {
     let relay = relay(|config| {
         behind_a_balancer(config);
         config.limits.connections_per_ip = 1;
@@ -233,7 +233,7 @@ fn a_disconnect_within_the_header_leaves_nothing() {
 }
 
 #[test]
-fn the_program_logs_clients_and_says_once_what_it_refuses() {
+fn client_addresses_are_logged_and_refused_headers_once() {
     let process = Process::start(&["--proxy-protocol", "--trusted-proxies=127.0.0.1"]);
     let mut stream = connect(process.relay);
     stream.write_all(&client_v6(7)).unwrap();

@@ -69,7 +69,7 @@ fn peers_that_answered_are_not_waited_for() {
 }
 
 #[test]
-fn while_it_drains_healthz_says_so_and_upgrades_are_refused() {
+fn while_it_drains_it_reports_so_and_refuses_upgrades() {
     let mut process = Process::start(&[]);
     let relay = process.relay;
     let mut holdout = Peer::binary(relay, "home");
@@ -123,7 +123,7 @@ fn a_peer_that_is_closing_receives_nothing_more() {
 }
 
 #[test]
-fn peers_that_do_not_answer_hold_it_up_for_ten_seconds_at_most() {
+fn peers_that_do_not_answer_delay_the_exit_by_at_most_ten_seconds() {
     let mut process = Process::start(&[]);
     let relay = process.relay;
     let mut binary = Peer::binary(relay, "home");

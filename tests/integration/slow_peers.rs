@@ -77,7 +77,7 @@ fn a_phone_that_does_not_read_is_shed_and_delays_no_other() {
 }
 
 #[test]
-fn a_phone_for_which_nothing_drains_is_closed_and_may_still_read_what_was_sent() {
+fn a_phone_that_drains_nothing_is_closed_and_can_read_what_was_sent() {
     let relay = relay(|config| {
         config.timeouts.write = millis(400);
         config.timeouts.linger = NEVER;
@@ -94,7 +94,7 @@ fn a_phone_for_which_nothing_drains_is_closed_and_may_still_read_what_was_sent()
 }
 
 #[test]
-fn a_phone_that_drains_a_little_now_and_then_lives() {
+fn a_phone_that_drains_slowly_stays_open() {
     let relay = relay(|config| config.timeouts.write = millis(500));
     let mut binary = Peer::binary(relay, "home");
     let mut slow = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
@@ -121,7 +121,7 @@ fn flood(phone: &Peer, count: usize) -> JoinHandle<io::Result<()>> {
 }
 
 #[test]
-fn a_binary_for_which_nothing_drains_is_closed_and_grace_begins() {
+fn a_binary_that_drains_nothing_is_closed_and_its_grace_begins() {
     let relay = relay(|config| {
         config.timeouts.write = millis(500);
         config.timeouts.linger = NEVER;
@@ -154,7 +154,7 @@ fn a_binary_for_which_nothing_drains_is_closed_and_grace_begins() {
 }
 
 #[test]
-fn the_time_of_a_message_stands_still_while_the_relay_does_not_read() {
+fn the_message_timeout_pauses_while_the_relay_does_not_read() {
     // More than all buffers on the way hold.
     const COUNT: usize = 200;
     let relay = relay(|config| config.timeouts.message = millis(1000));

@@ -68,7 +68,7 @@ fn a_dripping_handshake_ends_with_the_head_deadline() {
 }
 
 #[test]
-fn what_is_no_client_hello_gets_an_alert_and_an_end() {
+fn other_bytes_than_a_client_hello_get_an_alert_and_a_close() {
     let (relay, client) = tls_relay(|_| {});
     let hello = hello(&client, relay);
     // Behind both headers, the version and the random: the length of the session id.
@@ -108,7 +108,7 @@ fn what_is_no_client_hello_gets_an_alert_and_an_end() {
 }
 
 #[test]
-fn a_message_without_end_in_many_records_is_cut_off() {
+fn an_endless_message_in_many_records_is_cut_off() {
     let (relay, client) = tls_relay(|config| config.timeouts.head = NEVER);
     for len in [[0xff, 0xff, 0xff], [0, 0xff, 0xff]] {
         let mut stream = connect(relay);

@@ -73,7 +73,7 @@ fn a_frame_crosses_both_ways_byte_for_byte() {
 }
 
 #[test]
-fn a_largest_message_goes_through_and_one_byte_more_does_not() {
+fn a_message_of_the_maximum_size_is_forwarded_and_a_larger_one_is_not() {
     const LARGEST: usize = 256 * 1024;
     let relay = relay(|_| {});
     let mut binary = Peer::binary(relay, "home");
@@ -269,7 +269,7 @@ fn a_head_that_does_not_come_in_time_is_answered_408() {
 }
 
 #[test]
-fn health_is_told_to_get_and_head() {
+fn healthz_answers_get_and_head() {
     let relay = relay(|_| {});
     let _binary = Peer::binary(relay, "home");
     let _phone = Peer::phone(relay, "home");

@@ -41,7 +41,7 @@ fn status(answer: &str) -> &str {
 }
 
 #[test]
-fn a_half_close_waits_for_what_is_kept_below() {
+fn a_half_close_waits_for_bytes_buffered_in_tls() {
     let mut relay = Relay::new(&Config::default(), 10, [7; 32], NOW);
     let id = accept(&mut relay, ListenerKind::Clients);
     relay.handle(Input::Bytes(id, HEALTH), NOW);

@@ -281,9 +281,9 @@ fn sweep(seeds: &[u64], capacity: usize, steps: usize, test: &'static str) -> Ou
 const REGRESSIONS: [u64; 4] = [217_266, 240_783, 242_091, 266_358];
 
 #[test]
-fn small_storms() {
+fn small_chaos_runs() {
     let seeds = seeds(40, &REGRESSIONS);
-    let sum = sweep(&seeds, 60, STEPS, "chaos::small_storms");
+    let sum = sweep(&seeds, 60, STEPS, "chaos::small_chaos_runs");
     // That chaos runs are not all noise; a single one may be.
     let count = seeds.len();
     let is_lively = sum.delivered > 30 * count && sum.received > 15 * count;

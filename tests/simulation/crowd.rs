@@ -40,7 +40,7 @@ fn busiest_second(events: &[(Instant, u64)]) -> u64 {
 }
 
 #[test]
-fn a_hundred_thousand_that_came_in_one_second_are_not_pinged_in_one() {
+fn pings_of_a_hundred_thousand_simultaneous_connections_are_spread() {
     const COUNT: u64 = 100_000;
     let seed = seeds(1, &[])[0];
     let _replay = Replay::new(seed, "crowd");

@@ -121,7 +121,7 @@ fn the_cap_counts_live_websockets_of_both_kinds_and_nothing_else() {
 }
 
 #[test]
-fn one_client_may_have_so_many() {
+fn connections_per_client_are_capped() {
     let mut config = Config::default();
     config.limits.rate_per_minute = 0;
     config.limits.connections_per_ip = 2;

@@ -84,7 +84,7 @@ fn a_balancers_own_connection_asks_for_health_and_nothing_else() {
 }
 
 #[test]
-fn without_a_good_header_there_is_a_close_and_not_a_byte() {
+fn without_a_valid_header_a_connection_is_closed_without_a_byte() {
     let mut world = World::new();
     let garbage = dial(&mut world, Some(Err(Malformed)), &claim("home"));
     assert_eq!(world.heard(garbage), [Seen::Cut]);
@@ -109,7 +109,7 @@ fn without_a_good_header_there_is_a_close_and_not_a_byte() {
 }
 
 #[test]
-fn the_head_has_its_5_s_from_accept_whatever_the_header_took() {
+fn the_head_timeout_of_5_s_starts_at_accept_and_includes_the_header() {
     let mut world = World::new();
     let peer = dial(&mut world, Some(Ok(Proxied::Client(address("192.0.2.1")))), "GET");
     world.pass(secs(5) + TICK);

@@ -29,7 +29,7 @@ fn status(world: &mut World, server_id: &str) -> u16 {
 }
 
 #[test]
-fn a_newcomer_without_a_place_is_told_so_before_it_is_open() {
+fn a_newcomer_without_a_slot_is_refused_before_its_101() {
     // No room.
     let mut world = World::with(unlimited(), 1, 1);
     world.binary("home");
@@ -65,7 +65,7 @@ fn a_newcomer_without_a_place_is_told_so_before_it_is_open() {
 }
 
 #[test]
-fn a_newcomer_is_not_what_is_shed_when_memory_is_spent() {
+fn a_newcomer_is_not_shed_when_memory_is_exhausted() {
     let mut config = unlimited();
     config.limits.buffer_memory = 256 * 1024;
     let mut world = World::with(config, 1_000, 1);
@@ -93,7 +93,7 @@ fn a_newcomer_is_not_what_is_shed_when_memory_is_spent() {
 }
 
 #[test]
-fn a_binary_that_comes_back_is_not_closed_whatever_state_its_id_is_in() {
+fn a_returning_binary_is_not_closed_in_any_state_of_its_id() {
     let leave: [fn(&mut World, PeerId); 3] =
         [|world, peer| world.close(peer, 1000, ""), World::hang_up, World::reset];
     for leave in leave {

@@ -228,7 +228,7 @@ fn a_phone_that_drains_slowly_but_steadily_stays_and_gets_everything() {
 }
 
 #[test]
-fn a_phone_of_which_nothing_drains_for_10_s_is_closed() {
+fn a_phone_that_drains_nothing_for_10_s_is_closed() {
     let mut world = World::new();
     let binary = world.binary("home");
     let (slow, sibling) = (world.phone("home"), world.phone("home"));
@@ -341,7 +341,7 @@ fn a_slow_binary_stops_the_reading_of_its_phones_and_loses_nothing() {
 }
 
 #[test]
-fn a_binary_of_which_nothing_drains_for_10_s_is_closed_and_its_grace_starts() {
+fn a_binary_that_drains_nothing_for_10_s_is_closed_and_its_grace_starts() {
     let mut world = World::new();
     let binary = world.binary("home");
     let phone = world.phone("home");
@@ -383,7 +383,7 @@ fn a_takeover_from_a_slow_binary_lets_new_phones_be_read() {
 }
 
 #[test]
-fn time_in_which_a_phone_is_not_read_counts_against_no_deadline_of_its() {
+fn a_phone_s_deadlines_pause_while_it_is_not_read() {
     let mut world = World::new();
     let binary = world.binary("home");
     let (busy, half) = (world.phone("home"), world.phone("home"));

@@ -77,7 +77,7 @@ fn websocket_step(bencher: Bencher<'_, '_>, size: usize) {
         .bench_local(|| codec.next(&mut assembly, &mut black_box(frame.as_slice())).is_ok());
 }
 
-/// The same with a cut in the middle, so that the first half has to be kept.
+/// The same split in the middle, so that the first half is buffered.
 #[divan::bench(args = SIZES)]
 fn websocket_step_in_halves(bencher: Bencher<'_, '_>, size: usize) {
     let frame = masked(json(size).as_bytes());

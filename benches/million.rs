@@ -43,7 +43,7 @@ fn measure(count: usize, time: Duration) {
         crowd.pass(TICK);
     }
     let up = cpu_time() - cpu;
-    // From here on everybody has been pinged once.
+    // From here on every peer has been pinged once.
     crowd.pass(INTERVAL + TICK);
     let (cpu, pairs) = (cpu_time(), crowd.relay.stats().pongs);
     crowd.pass(time);
@@ -61,7 +61,7 @@ fn measure(count: usize, time: Duration) {
     );
 }
 
-/// The relay and the time it lives in.
+/// The relay and its virtual time.
 struct Crowd {
     relay: Relay,
     now: Instant,
@@ -108,7 +108,7 @@ impl Crowd {
         self.now = end;
     }
 
-    /// Everything is written at once, and every ping answered.
+    /// Writes all output at once and answers every ping.
     fn apply_effects(&mut self) {
         while let Some(effect) = self.relay.poll_effect() {
             match effect {

@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Connections that hear themselves.
+/// Echo server: connections that receive their own messages.
 struct Echo {
     timeouts: Timeouts,
     codec: Codec,
@@ -75,7 +75,7 @@ impl Connections {
         self.0.get_mut(id.index()).filter(|entry| entry.id == id)
     }
 
-    /// The same, to look at only.
+    /// The same, read-only.
     fn peek(&self, id: ConnId) -> Option<&Connection> {
         let entry = self.0.get(id.index()).filter(|entry| entry.id == id);
         entry.map(|entry| &entry.connection)
@@ -96,7 +96,7 @@ impl Echo {
         }
     }
 
-    /// More bytes of a request head have come.
+    /// Handles more bytes of a request head.
     fn handle_head(&mut self, id: ConnId, input: &[u8], now: Instant) {
         let Some(entry) = self.connections.find(id) else { return };
         let head = [&entry.connection.take_early(), input].concat();
@@ -162,7 +162,7 @@ impl Echo {
         self.remove_if_done(id);
     }
 
-    /// Reads again if the echo is out.
+    /// Resumes reading if the echo is sent.
     fn resume(&mut self, id: ConnId, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         if connection.backlog() == 0 && connection.resume(now, &self.timeouts) {
@@ -172,7 +172,7 @@ impl Echo {
         }
     }
 
-    /// Closes because the relay says so, not the peer.
+    /// Closes on the server's initiative.
     fn close(&mut self, id: ConnId, cause: CloseCause, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         let early = connection.take_early();
@@ -182,7 +182,7 @@ impl Echo {
         self.settle(id);
     }
 
-    /// Brings the timer in line with the connection.
+    /// Sets the timer to the connection's deadline.
     fn settle(&mut self, id: ConnId) {
         let Some(entry) = self.connections.find(id) else { return };
         let deadline = entry.connection.deadline(&self.timeouts);

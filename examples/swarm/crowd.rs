@@ -20,20 +20,20 @@ use crate::options::{Options, Shape};
 
 /// Upgrades under way at once.
 const DIALLING: usize = 256;
-/// From one ping of a binary to its next, if clients ping at all.
+/// The interval between the pings of a binary, if clients ping.
 const BINARY_PINGS: Duration = Duration::from_secs(30);
-/// Of a frame that is an object: what stands before and behind its string.
+/// The text before and after the string in a frame that is an object.
 const OBJECT: [&str; 2] = [r#"{"v":2,"type":"noise_msg","data":"#, "}"];
-/// Descriptors that are no connections.
+/// Descriptors for other things than connections.
 const OTHERS: u64 = 16;
 
-/// What was met.
+/// The outcomes.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub refused: usize,
     /// Why, and how often.
     pub refusals: BTreeMap<String, usize>,
-    /// Ended, although they did as they should.
+    /// Ended unexpectedly.
     pub lost: usize,
     /// Close codes of all that ended, 0 for none.
     pub codes: BTreeMap<u16, usize>,
@@ -44,7 +44,7 @@ pub struct Tally {
     pub own_pongs: usize,
     pub sent: usize,
     pub round_trips: Vec<Duration>,
-    /// From falling silent until the relay hung up.
+    /// From falling silent until the relay disconnected.
     pub silences: Vec<Duration>,
 }
 
@@ -166,7 +166,7 @@ impl Crowd {
         self.out.len() + self.dialling
     }
 
-    /// Everybody is in: the frames, the coming and going and the silence begin.
+    /// All clients are connected: starts the frames, the churn and the silence.
     pub fn begin(&mut self, options: &Options) {
         self.messages = Pace::new(options.messages);
         self.churn = Pace::new(options.churn);
@@ -192,7 +192,7 @@ impl Crowd {
         self.coming() > 0 || self.tally.round_trips.len() < self.tally.sent
     }
 
-    /// Sleeps until something is ready or due, and does it.
+    /// Sleeps until an event is ready or due, and handles it.
     pub fn turn(&mut self) -> io::Result<()> {
         while self.dialling < DIALLING
             && let Some(index) = self.out.front().copied()
@@ -324,7 +324,7 @@ impl Crowd {
         }
     }
 
-    /// A phone sends a frame that says when, then padding; both are base64.
+    /// A phone sends a frame with the time and padding, both in base64.
     fn say(&mut self, now: Instant) {
         if let Some(index) = self.next_phone(0) {
             let micros = (now - self.began).as_micros();
@@ -336,7 +336,7 @@ impl Crowd {
         }
     }
 
-    /// A phone hangs up without a word and dials again.
+    /// A phone disconnects without a close frame and dials again.
     fn hang_up(&mut self) {
         if let Some(index) = self.next_phone(1) {
             self.clients[index].leave();

@@ -83,8 +83,8 @@ pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Diagnosis 
         }
         502 => {
             "a proxy on the path cannot reach the relay, or does not pass WebSockets on: check \
-             that the relay runs, and that the proxy has its address and port and speaks plain HTTP/1.1 \
-             to it"
+             that the relay runs, and that the proxy has its address and port and speaks plain \
+             HTTP/1.1 to it"
         }
         503 => {
             "the relay is full (--max-connections, --max-connections-per-ip) or shutting down, or \
@@ -122,8 +122,8 @@ pub(super) fn close_code(code: u16) -> Option<&'static str> {
         }
         1011 => "the relay closed this connection because of an error: see its log",
         4404 => {
-            "the relay has no such binary: the binary closed, or two relays share one address and the \
-             load balancer splits a server-id between them (hash on x-pyrycode-server)"
+            "the relay has no such binary: the binary closed, or two relays share one address and \
+             the load balancer splits a server-id between them (hash on x-pyrycode-server)"
         }
         4409 => "another binary holds this server-id: run the probe again",
         4429 => "this server-id already has 16 phones: run the probe again",

@@ -18,7 +18,7 @@ use crate::support::{
 const HOUSEHOLDS: usize = 1000;
 /// Five minutes each.
 const ROUNDS: usize = 12;
-/// The round after which every table has the size that it needs.
+/// The round after which every table has reached its final size.
 const WARM: usize = 3;
 const THREADS: usize = 4;
 
@@ -79,7 +79,7 @@ fn look_in(relay: SocketAddr, round: usize, thread: usize) {
     }
 }
 
-/// Leaves in one of the ways there are.
+/// Ends the connection in one of the possible ways.
 fn leave(mut peer: Peer, way: usize) {
     match way % 3 {
         0 => {

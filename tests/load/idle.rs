@@ -9,7 +9,7 @@ use crate::support::{Pair, Peer, Process, binary_head, connect_from, source, thr
 
 const COUNT: usize = 10_000;
 const DIALERS: usize = 4;
-/// Of the relay's own memory, for a connection at rest with TLS.
+/// The relay's own memory for an idle TLS connection.
 const TLS_MAX: u64 = 4 * 1024;
 
 pub fn plain_and_tls() {
@@ -29,7 +29,7 @@ pub fn plain_and_tls() {
 
 /// Resident memory per idle binary, at this number of binaries.
 fn cost<S: Read + Write + Send>(process: &Process, dial: impl Fn(usize) -> S + Sync) -> u64 {
-    // What is allocated once only, is.
+    // One-time allocations are done by now.
     drop(Peer::upgrade(dial(0), &binary_head("first")));
     let before = process.memory().0;
     // At once: a peer that answers no ping has half a minute.

@@ -51,7 +51,7 @@ const SCENARIOS: &[(&str, fn())] = &[
 ];
 
 fn main() -> ExitCode {
-    // Words that Cargo adds, `--quiet` for one, are not for us.
+    // Cargo adds arguments such as `--quiet`, which are ignored.
     let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
     if let Some((crowd::WORD, arguments)) = words.split_first().map(|(w, rest)| (w.as_str(), rest))
     {

@@ -38,7 +38,7 @@ pub fn stderr_is_not_read() {
 
     let (pinged, waited) = hear_pings(&mut others, 5);
     percentiles::record("pings heard", format!("{pinged} of {OTHERS} peers in {waited:.1?}"));
-    // They are answered, and the relay answers theirs.
+    // The peers answer the relay's pings, and the relay answers theirs.
     others.iter_mut().for_each(Peer::expect_alive);
 
     process.read_on();
@@ -65,7 +65,7 @@ fn count_lines(process: &Process, all: usize) -> (usize, usize) {
     (written, lost)
 }
 
-/// Waits until `enough` of the peers have been pinged, and answers; how many, and
+/// Waits until `enough` of the peers have been pinged, and answers; returns how many, and
 /// how long that took.
 fn hear_pings(peers: &mut [Peer], enough: usize) -> (usize, Duration) {
     let (mut pinged, began) = (0, Instant::now());

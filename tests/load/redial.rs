@@ -54,7 +54,7 @@ pub fn all_at_once() {
     percentiles::record("gone: memory", mib(process.memory().0));
 }
 
-/// Waits until every pair is done; what the relay then has of memory.
+/// Waits until every pair is done; returns the relay's memory at that time.
 fn let_in(
     when: &str,
     process: &Process,
@@ -62,7 +62,7 @@ fn let_in(
     pairs: usize,
     began: Instant,
 ) -> u64 {
-    // A relay that was started anew has used nothing, and its clients' count goes on.
+    // A restarted relay has used no CPU yet, while the clients' counts continue.
     let used = if when == "killed" { 0 } else { process.processor_time() };
     let earlier: Vec<Tally> = crowds.iter().map(|crowd| crowd.counted).collect();
     let mut tallies = Vec::new();
@@ -103,7 +103,7 @@ struct Crowd {
     child: Child,
     orders: ChildStdin,
     answers: Receiver<String>,
-    /// What it had met when it was last all in.
+    /// Its outcomes when all its clients were last connected.
     counted: Tally,
 }
 

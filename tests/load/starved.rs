@@ -16,13 +16,13 @@ const DIALERS: usize = 200;
 const ALL_BUT: usize = 1 + 4;
 /// Times that the descriptors run out.
 const EPISODES: usize = 2;
-/// Between two rounds of the live ones.
+/// The time between two rounds of the open connections.
 const PACE: Duration = Duration::from_millis(50);
 /// Shorter than the five seconds that a dialer has for its request.
 const OBSERVED: Duration = Duration::from_millis(2500);
 
-/// With 66 descriptors, of which 64 are kept for other things, the relay admits
-/// two WebSockets, of which one is there: a binary.
+/// With 66 descriptors, of which 64 are reserved, the relay admits two WebSockets; one is
+/// open, a binary.
 pub fn to_two_connections() {
     let process = Process::start_with_descriptors(66, &[]);
     let mut binary = Peer::binary(process.relay, "home");
@@ -51,8 +51,8 @@ pub fn with_live_pairs() {
     assert_eq!(healthz(process.relay), (8, 8));
 }
 
-/// Dials until nothing is left, sees how the relay takes it and `live`, a round of
-/// the connections that it has; then lets the dialers have their answers.
+/// Dials until no descriptor is left, checks the relay and `live`, a round of its open
+/// connections; then lets the dialers receive their responses.
 fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies)) {
     let before = settled_descriptors(process);
     let (mut alone, mut beside) = (Latencies::default(), Latencies::default());
@@ -79,7 +79,7 @@ fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies))
             // One that the relay has given up on may have been reset.
             let _ = dialer.write_all(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
         }
-        // Each hangs up when it has its answer, which frees a descriptor.
+        // Each disconnects after its response, which frees a descriptor.
         let answers = dialers.into_iter().map(|mut dialer| Answer::read(&mut dialer).status);
         let answers: Vec<u16> = answers.collect();
         let [served, late] = [200, 408].map(|code| answers.iter().filter(|&&c| c == code).count());

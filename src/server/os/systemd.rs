@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_systemd_variables_are_refused() {
+    fn what_systemd_never_sets_is_refused() {
         for (name, value) in [
             ("NOTIFY_SOCKET", ""),
             ("NOTIFY_SOCKET", "@"),

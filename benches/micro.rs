@@ -1,7 +1,7 @@
-//! What the parts cost that every message, ping and timer passes through.
+//! Micro-benchmarks of the parts on the path of every message, ping and timer.
 //!
-//! `cargo bench --bench micro` runs all, with `-- wheel` those with that word. The times
-//! are this machine's: compare two runs on one machine, never two machines.
+//! `cargo bench --bench micro` runs all, `-- wheel` those with that word in their name. Times
+//! depend on the machine: compare two runs on one machine only.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -77,7 +77,7 @@ fn websocket_step(bencher: Bencher<'_, '_>, size: usize) {
         .bench_local(|| codec.next(&mut assembly, &mut black_box(frame.as_slice())).is_ok());
 }
 
-/// The same with a cut in the middle, so that the first half has to be kept.
+/// The same split in the middle, so that the first half is buffered.
 #[divan::bench(args = SIZES)]
 fn websocket_step_in_halves(bencher: Bencher<'_, '_>, size: usize) {
     let frame = masked(json(size).as_bytes());
@@ -96,7 +96,7 @@ fn handshake_accept_key() -> String {
     accept_key(black_box("dGhlIHNhbXBsZSBub25jZQ=="))
 }
 
-/// One key fires and is armed again, among so many others.
+/// One key fires and is armed again, among that many others.
 #[divan::bench(args = [1_000, 100_000, 1_000_000])]
 fn wheel_fire_and_arm(bencher: Bencher<'_, '_>, keys: u32) {
     const INTERVAL: Duration = Duration::from_secs(30);

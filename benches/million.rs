@@ -1,10 +1,10 @@
-//! The core alone with a thousand to a million honest connections: what one
-//! costs in memory and its ping and pong in CPU time, and that neither grows.
+//! The core alone with a thousand to a million well-behaved connections: memory per
+//! connection and CPU time per ping and pong, neither of which may grow with their number.
 //!
-//! `cargo bench --bench million [-- MINUTES]` of virtual time, by default 2; one
-//! binary to four phones. The peers are nobody: what the relay sends is answered
-//! on the spot, so that what is measured is the relay and not them. The memory is
-//! that of the whole process and the sockets' is not in it.
+//! `cargo bench --bench million [-- MINUTES]` of virtual time, by default 2; one binary for
+//! every four phones. There are no peer objects: the benchmark answers the relay's output
+//! directly, so only the relay is measured. The memory is that of the whole process, without
+//! sockets.
 
 #![allow(clippy::disallowed_methods, reason = "argv of the program itself")]
 
@@ -43,7 +43,7 @@ fn measure(count: usize, time: Duration) {
         crowd.pass(TICK);
     }
     let up = cpu_time() - cpu;
-    // From here on everybody has been pinged once.
+    // From here on every peer has been pinged once.
     crowd.pass(INTERVAL + TICK);
     let (cpu, pairs) = (cpu_time(), crowd.relay.stats().pongs);
     crowd.pass(time);
@@ -61,7 +61,7 @@ fn measure(count: usize, time: Duration) {
     );
 }
 
-/// The relay and the time it lives in.
+/// The relay and its virtual time.
 struct Crowd {
     relay: Relay,
     now: Instant,
@@ -108,13 +108,13 @@ impl Crowd {
         self.now = end;
     }
 
-    /// Everything is written at once, and every ping answered.
+    /// Writes all output at once and answers every ping.
     fn apply_effects(&mut self) {
         while let Some(effect) = self.relay.poll_effect() {
             match effect {
                 Effect::Transmit(id) => self.on_written(id),
                 Effect::Resume(_) => {}
-                effect => panic!("nobody gives cause for {effect:?}"),
+                effect => panic!("no peer causes {effect:?}"),
             }
         }
     }

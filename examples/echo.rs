@@ -1,13 +1,13 @@
-//! An echo server on the relay's own loop, connections, codec and buffers, for
-//! suites that judge WebSocket endpoints by what they send back.
+//! Echo server on the relay's own event loop, connections, codec and buffers, for suites
+//! that test WebSocket endpoints by the messages they return.
 //!
-//! Owns what a message means here: the same message, back. Whoever upgrades is
-//! in, on any path and without the relay's headers, and there are no caps; so
-//! the relay itself needs no such door. Every time and every rule below that is
-//! the relay's, but that a message may have 16 MiB.
+//! Owns the response to a message: the same message. Accepts every upgrade, on any path and
+//! without the relay's headers, and has no connection caps; so the relay itself needs no such
+//! mode. All timeouts and rules below that are the relay's, except that a message may have
+//! 16 MiB.
 //!
-//! `echo [ADDRESS]` binds (default 127.0.0.1:0), says where on stdout, and ends
-//! at SIGTERM.
+//! `echo [ADDRESS]` binds (default 127.0.0.1:0), prints the address to stdout, and ends on
+//! SIGTERM.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Connections that hear themselves.
+/// Echo server: connections that receive their own messages.
 struct Echo {
     timeouts: Timeouts,
     codec: Codec,
@@ -75,7 +75,7 @@ impl Connections {
         self.0.get_mut(id.index()).filter(|entry| entry.id == id)
     }
 
-    /// The same, to look at only.
+    /// The same, read-only.
     fn peek(&self, id: ConnId) -> Option<&Connection> {
         let entry = self.0.get(id.index()).filter(|entry| entry.id == id);
         entry.map(|entry| &entry.connection)
@@ -96,7 +96,7 @@ impl Echo {
         }
     }
 
-    /// More bytes of a request head have come.
+    /// Handles more bytes of a request head.
     fn handle_head(&mut self, id: ConnId, input: &[u8], now: Instant) {
         let Some(entry) = self.connections.find(id) else { return };
         let head = [&entry.connection.take_early(), input].concat();
@@ -129,9 +129,9 @@ impl Echo {
         }
     }
 
-    /// Frames have come. What follows a message waits until its echo is out: so
-    /// no more than one waits to be sent, and the close that a later frame brings
-    /// about overtakes none. (In the relay messages go to somebody else.)
+    /// Handles input. Input behind a message waits until the echo is sent: so at most one
+    /// echo is queued, and the close that a later frame causes does not overtake it. (In the
+    /// relay messages go to another peer.)
     fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         loop {
@@ -162,7 +162,7 @@ impl Echo {
         self.remove_if_done(id);
     }
 
-    /// Reads again if the echo is out.
+    /// Resumes reading if the echo is sent.
     fn resume(&mut self, id: ConnId, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         if connection.backlog() == 0 && connection.resume(now, &self.timeouts) {
@@ -172,7 +172,7 @@ impl Echo {
         }
     }
 
-    /// Closes because the relay says so, not the peer.
+    /// Closes on the server's initiative.
     fn close(&mut self, id: ConnId, cause: CloseCause, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         let early = connection.take_early();
@@ -182,7 +182,7 @@ impl Echo {
         self.settle(id);
     }
 
-    /// Brings the timer in line with the connection.
+    /// Sets the timer to the connection's deadline.
     fn settle(&mut self, id: ConnId) {
         let Some(entry) = self.connections.find(id) else { return };
         let deadline = entry.connection.deadline(&self.timeouts);
@@ -304,8 +304,8 @@ impl Core for Echo {
             Input::ReadToEnd(id) => self.expire_after_read(id, now),
             Input::Timeout => self.handle_timeout(now),
             Input::ShutDown => self.shut_down(now),
-            // A peer that is not read is written to, and the write will tell. The others
-            // are of TLS, of a load balancer and of push wakes, which there are none of.
+            // A peer that is not read is being written to, and the write will fail. The other
+            // inputs come from TLS, a load balancer and push wakes, which are absent here.
             Input::Hangup(_)
             | Input::Buffered(..)
             | Input::Proxied(..)

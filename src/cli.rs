@@ -1,13 +1,13 @@
-//! The command line and the environment, turned into a [`Config`].
+//! Command line and environment, parsed into a [`Config`].
 //!
-//! Owns the names and forms of flags and variables and the words of every
-//! refusal. Pure: argv, the environment and the user id are handed in. Knows
-//! nothing of the machine: whether an address can be bound or the limit on open
-//! files suffices is the shell's to find out.
+//! Owns the names and formats of flags and variables and the text of every error.
+//! Pure: argv, the environment, the user id and the capabilities are arguments. Knows
+//! nothing of the machine: whether an address can be bound or the limit on open files
+//! suffices is checked by the server.
 //!
-//! 1. What is refused is refused whole: there is no partly used configuration.
-//! 2. A refusal is at most three lines and names the flag or variable to mend.
-//! 3. The value of a variable, or of a flag that may hold a secret, is in no text.
+//! 1. A configuration is accepted whole or refused whole.
+//! 2. An error has at most three lines and names the flag or variable to change.
+//! 3. No text repeats the value of a variable, or of a flag that may hold a secret.
 
 mod account;
 mod environment;
@@ -35,25 +35,25 @@ use crate::probe::Plan;
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
 
-/// What the program was asked to do.
+/// The action that the command line selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Run the relay.
     Serve(Config),
-    /// Print [`describe`] of this and end.
+    /// Print [`describe`] of this configuration and exit.
     CheckConfig(Config),
     /// Examine a relay.
     Probe(Plan),
-    /// Print [`PROBE_HELP`] and end.
+    /// Print [`PROBE_HELP`] and exit.
     ProbeHelp,
-    /// Print [`HELP`] and end.
+    /// Print [`HELP`] and exit.
     Help,
-    /// Print the version and end.
+    /// Print the version and exit.
     Version,
 }
 
 /// Why the program does not start: one to three lines for the operator, without
-/// a newline at the end.
+/// a trailing newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused(String);
 
@@ -65,15 +65,15 @@ impl Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// Reads `args`, which begin after the program's name, and the environment.
+/// Parses `args`, which begin after the program's name, and the environment.
 ///
-/// `--help` and `--version` end the reading where they stand. Of a flag given
-/// twice the last wins, as in Go's `flag` package.
+/// `--help` and `--version` end parsing at once; later arguments are not checked. If a
+/// flag is given twice, the last value applies, as in Go's `flag` package.
 ///
 /// # Errors
 ///
-/// [`Refused`] for the first thing that is unknown, malformed, out of range, or
-/// forbidden by `PYRYCODE_RELAY_PRODUCTION` or on Fly.io.
+/// [`Refused`] for the first argument or variable that is unknown, malformed, out of
+/// range, or forbidden by `PYRYCODE_RELAY_PRODUCTION` or on Fly.io.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment<'_>,
@@ -137,7 +137,7 @@ pub fn parse(
 
     if config.limits.rate_burst == 0 && config.limits.rate_per_minute > 0 {
         return Err(Refused(
-            "--rate-limit-burst: 0 would refuse every upgrade; give 1 or more,\n\
+            "--rate-limit-burst: 0 would refuse every upgrade; set it to 1 or more,\n\
              or turn the rate limit off with --rate-limit-per-minute 0"
                 .into(),
         ));
@@ -147,9 +147,9 @@ pub fn parse(
         && config.metrics_allow.is_empty()
     {
         return Err(Refused(format!(
-            "--metrics-listen: {address} is reachable from beyond this machine; name who may ask\n\
-             with --metrics-allow 10.0.0.0/8,…, or write 127.0.0.1:9090 or [::1]:9090,\n\
-             or --metrics-listen= for no metrics"
+            "--metrics-listen: {address} is reachable from other machines; list the networks\n\
+             that may connect with --metrics-allow 10.0.0.0/8,…, or listen on 127.0.0.1:9090\n\
+             or [::1]:9090, or turn metrics off with --metrics-listen="
         )));
     }
     config.serving = serving.into_serving(environment)?;
@@ -159,14 +159,14 @@ pub fn parse(
         ca: fcm_ca,
     });
     environment.read_into(&mut config)?;
-    // The flag stands nearer to this run than the environment does.
+    // The flag takes precedence over the environment variable.
     config.log_level = log_level.unwrap_or(config.log_level);
     Ok(if check_only { Command::CheckConfig(config) } else { Command::Serve(config) })
 }
 
-/// Go's `flag` package takes `-name` for `--name`; to lexopt it would be five
-/// short flags. No value of any flag begins with a dash and a letter, so this
-/// need not know which arguments are values.
+/// Rewrites `-name` to `--name`, which Go's `flag` package treats alike; lexopt would
+/// read `-name` as four short flags. No flag takes a value that begins with a dash and a
+/// letter, so values need not be told apart from flags.
 fn with_two_dashes(arg: OsString) -> OsString {
     match arg.as_encoded_bytes() {
         [b'-', letter, ..] if letter.is_ascii_alphabetic() => {
@@ -183,17 +183,18 @@ fn unknown_flag(flag: &str) -> Refused {
 }
 
 fn stray_argument(argument: &OsStr) -> Refused {
-    // `NAME=value` is a variable in the wrong place: its value is not repeated.
+    // `NAME=value` is an environment variable in the wrong place; its value may be a
+    // secret and is not repeated.
     let text = argument.to_string_lossy();
     let name = text.split_once('=').map_or(text.as_ref(), |(name, _)| name);
     Refused(format!(
-        "stray argument {name:?}; every value follows its flag,\n\
-         and a boolean is written --name or --name=false"
+        "unexpected argument {name:?}; write a value directly after its flag,\n\
+         and a boolean as --name or --name=false"
     ))
 }
 
-/// What `--check-config` prints: one `name value` a line, named as
-/// the flags are; every line ends with a newline.
+/// The output of `--check-config`: one `name value` pair per line, with the names of the
+/// flags; every line ends with a newline.
 pub fn describe(config: &Config) -> String {
     let Config {
         serving,

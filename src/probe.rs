@@ -1,12 +1,12 @@
-//! `pyrycode-relay probe URL`: a doctor for a relay and for the path to it.
+//! `pyrycode-relay probe URL`: tests a relay and the network path to it.
 //!
-//! Owns what is examined, in which order, and what a step must find. Plays a binary
-//! and a phone of its own from outside, so it knows nothing of the relay's code: what
-//! it expects is the contract with peers, and it may speak to any version.
+//! Owns the steps, their order, and the expected result of each. Acts as a binary and a
+//! phone from outside and knows nothing of the relay's code: it expects only the wire
+//! contract, so it can probe a relay of any version.
 //!
-//! 1. Every wait has an end: the timeout of the plan, or the time to watch.
-//! 2. A step that others stand on ends the examination when it fails.
-//! 3. It opens four WebSockets at most, for the relay limits the rate of upgrades.
+//! 1. Every wait is bounded by the plan's timeout or its watch time.
+//! 2. A failed step ends the probe if later steps depend on it.
+//! 3. It opens at most four WebSockets, because the relay limits the rate of upgrades.
 
 mod clock;
 mod diagnosis;
@@ -38,45 +38,45 @@ use self::tls::Trust;
 pub use self::report::{Form, Style};
 pub use self::target::Target;
 
-/// What is sent in one large message, in bytes: well under the 256 KiB that the
-/// relay takes, and more than proxies buffer.
+/// Size of the large message in bytes: well under the relay's limit of 256 KiB, and
+/// larger than the usual buffers of proxies.
 const LARGE: usize = 200 * 1024;
-/// How long a phone must hear nothing after its binary has left: the relay waits
-/// 30 s for the binary, but a probe not so long for the relay.
+/// How long the phone must receive nothing after its binary has closed. The relay keeps
+/// the phone for 30 s; the probe does not wait that long.
 const QUIET: Duration = Duration::from_millis(500);
-/// What phones are closed with whose binary is not there.
+/// The close code for a phone without a binary.
 const NO_BINARY: u16 = 4404;
 
 const AGENT: &str = concat!("pyrycode-relay-probe/", env!("CARGO_PKG_VERSION"));
 
-/// What to examine, and how closely.
+/// What to test, and how thoroughly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Whom.
+    /// The relay to test.
     pub target: Target,
-    /// PEM file of the only authorities to trust; `None` means those that browsers know.
+    /// PEM file of the only roots to trust; `None` means the bundled web roots.
     pub ca: Option<PathBuf>,
-    /// Look at `/healthz` alone.
+    /// Ask `/healthz` only.
     pub health_only: bool,
     /// Frames each way, 1 or more.
     pub round_trips: u32,
-    /// How long to watch an idle connection; `None`: not at all.
+    /// How long to watch an idle connection; `None` skips the step.
     pub watch: Option<Duration>,
-    /// How long to wait for each thing that should come.
+    /// How long to wait for each response.
     pub timeout: Duration,
-    /// What to print.
+    /// The output format.
     pub form: Form,
 }
 
-/// Examines and reports to `out`: whether all is well.
+/// Runs the probe and reports to `out`; returns whether no step failed.
 pub fn run(plan: &Plan, out: &mut dyn Write, style: Style) -> bool {
     let mut report = ProbeReport::new(out, plan.form, style);
-    // Where it ended is in the report.
+    // The report holds the failed step.
     let _ = examine(plan, &mut report);
     report.end(&plan.target.to_string())
 }
 
-/// The way to the relay, once it was found.
+/// A tested path to the relay, for further connections.
 struct Way<'a> {
     plan: &'a Plan,
     address: SocketAddr,
@@ -190,7 +190,7 @@ impl Way<'_> {
     }
 }
 
-/// What the binary exchanges with the relay.
+/// The envelope that the binary exchanges with the relay.
 #[derive(Deserialize, Serialize)]
 struct Envelope<'a> {
     #[serde(borrow)]
@@ -199,20 +199,22 @@ struct Envelope<'a> {
     frame: &'a RawValue,
 }
 
-/// A frame from the phone arrives at the binary, and under which conn_id.
+/// Sends a frame from the phone and returns the conn_id under which the binary receives it.
 fn headers(binary: &mut Peer, phone: &mut Peer) -> Result<(String, Finding), Diagnosis> {
     phone.say(small(0))?;
     let text = binary.hear_text()?;
     let conn_id = envelope(&text)?.conn_id.into_owned();
     let finding = match &phone.request_id {
-        Some(id) if *id == conn_id => Finding::new("all arrive; x-request-id is the conn_id"),
-        Some(_) => Finding::new("what the relay needs arrives").warn(
-            "a proxy in between replaces the x-request-id of the answer: its own number will not \
-             be found in the relay's log",
+        Some(id) if *id == conn_id => {
+            Finding::new("every header arrived; x-request-id is the conn_id")
+        }
+        Some(_) => Finding::new("the headers that the relay needs arrived").warn(
+            "a proxy on the path replaces x-request-id in the response, and its value is not in \
+             the relay's log: configure the proxy to pass the header on",
         ),
-        None => Finding::new("what the relay needs arrives").warn(
-            "a proxy in between drops x-request-id from the answer, so a client cannot say which \
-             conn_id in the relay's log is its own",
+        None => Finding::new("the headers that the relay needs arrived").warn(
+            "a proxy on the path drops x-request-id from the response, so a client cannot find its \
+             conn_id in the relay's log: configure the proxy to pass the header on",
         ),
     };
     Ok((conn_id.clone(), finding.with("conn_id", conn_id)))
@@ -242,17 +244,21 @@ fn down(
 
 fn envelope(text: &str) -> Result<Envelope<'_>, Diagnosis> {
     serde_json::from_str(text).map_err(|error| {
-        Diagnosis::new(format!("what the binary got is no envelope: {error}"))
-            .advise("something else than a relay answers there")
+        Diagnosis::new(format!("the binary received something other than an envelope: {error}"))
+            .advise(
+                "another program than a relay answers: check the address, and the proxy's routes",
+            )
     })
 }
 
 fn changed() -> Diagnosis {
-    Diagnosis::new("a frame arrived changed, or another one did")
-        .advise("something in between rewrites messages, or mixes connections up")
+    Diagnosis::new("the frame that arrived is not the one that was sent").advise(
+        "a proxy on the path rewrites messages or mixes up connections: probe the relay without \
+                 the proxy, to be sure, then check its configuration",
+    )
 }
 
-/// One way of many small frames.
+/// The finding for the round of small frames in one direction.
 fn summed_up(times: Vec<Duration>) -> Result<((), Finding), Diagnosis> {
     let Some(Figures { count, median, p99, max }) = Figures::of(times) else {
         return Err(Diagnosis::new("no frame was sent"));
@@ -283,10 +289,10 @@ fn unknown_id(way: &Way<'_>) -> Result<((), Finding), Diagnosis> {
     Ok(((), Finding::new(format!("{NO_BINARY} {reason}"))))
 }
 
-/// The binary goes; its phone is kept for it, and closed when it speaks to nobody.
+/// The binary closes: its phone must stay open, and be closed with 4404 once it sends.
 fn leaving(binary: &mut Peer, phone: &mut Peer) -> Result<((), Finding), Diagnosis> {
     if let Some(code @ 1001..) = binary.leave()? {
-        return Err(Diagnosis::new(format!("the binary's close was answered {code}")));
+        return Err(Diagnosis::new(format!("the relay answered the binary's close with {code}")));
     }
     let until = clock::now() + QUIET;
     loop {
@@ -295,15 +301,21 @@ fn leaving(binary: &mut Peer, phone: &mut Peer) -> Result<((), Finding), Diagnos
             Heard::Ping | Heard::Pong => {}
             heard => {
                 let Diagnosis { found, .. } = heard.trouble(QUIET);
-                return Err(Diagnosis::new(format!("the phone was not left in peace: {found}"))
-                    .advise("the relay keeps phones for 30 s after their binary has left"));
+                let found = format!("after the binary's close the phone was disturbed: {found}");
+                return Err(Diagnosis::new(found).advise(
+                    "the relay keeps phones for 30 s after their binary has closed: check whether \
+                     a proxy closes them, or another program answers",
+                ));
             }
         }
     }
     phone.say(small(0))?;
     let (code, reason) = phone.hear_close()?;
     expect(code, &reason)?;
-    Ok(((), Finding::new(format!("the phone was kept; then {NO_BINARY} {reason}"))))
+    Ok((
+        (),
+        Finding::new(format!("the phone stayed open, then was closed with {NO_BINARY} {reason}")),
+    ))
 }
 
 fn expect(code: Option<u16>, reason: &str) -> Result<(), Diagnosis> {
@@ -311,16 +323,18 @@ fn expect(code: Option<u16>, reason: &str) -> Result<(), Diagnosis> {
         return Ok(());
     }
     let code = code.map_or("no code".into(), |code| code.to_string());
-    Err(Diagnosis::new(format!("closed with {code} {reason} instead of {NO_BINARY}"))
-        .advise("a proxy in between closes in the relay's place, or this is another relay"))
+    Err(Diagnosis::new(format!("closed with {code} {reason}, expected {NO_BINARY}")).advise(
+        "a proxy on the path closes in place of the relay, or another program answers: probe \
+                 the relay without the proxy",
+    ))
 }
 
-/// A frame that is like no other of this probe.
+/// A small frame, distinct for each number.
 fn small(number: u32) -> String {
     format!("{{\"probe\":{number}}}")
 }
 
-/// A server-id that nobody else has.
+/// A random server-id.
 fn server_id() -> String {
     let mut bytes = [0; 8];
     #[expect(clippy::disallowed_methods, reason = "a program of its own, outside the core")]

@@ -1,11 +1,10 @@
-//! The layers of the program, as a test.
+//! Architecture of the program, as a test.
 //!
-//! Reads `src/` as text and checks what no compiler does: which layer may name
-//! what, one importer for each library that another could take the place of, a
-//! head comment in every file, and files short enough to read at a sitting.
-//! Comments, string literals and test code are not looked at. A path counts
-//! however it is written: `use` groups and aliases, `self`, `super`, globs, and
-//! in expressions.
+//! Reads `src/` as text and checks rules that the compiler cannot: the paths that each layer
+//! may name, a single importer for each replaceable library, a head comment in every file,
+//! and a maximum file length. Ignores comments (except the head), string literals and test
+//! code. A path is found in every spelling: `use` groups and aliases, `self`, `super`, globs,
+//! and in expressions.
 
 #[path = "architecture/documents.rs"]
 mod documents;
@@ -29,12 +28,12 @@ const CORE: &[&str] = &["src/protocol", "src/relay", "src/time"];
 /// The longest file, tests excepted.
 const LINES_MAX: usize = 500;
 
-/// What code within some directories may not name.
+/// Paths and names that code within some directories may not use.
 struct Rule {
     name: &'static str,
     /// Directories, each with the module file of the same name beside it.
     within: &'static [&'static str],
-    /// Files that may.
+    /// Files without this restriction.
     except: &'static [&'static str],
     /// Paths that may not be named, nor anything below them.
     paths: &'static [&'static str],
@@ -75,7 +74,7 @@ const RULES: &[Rule] = &[
         ..RULE
     },
     Rule {
-        // They panic on a stream that is closed or full.
+        // These macros panic on a closed or full stream.
         name: "what is printed goes through terminal.rs",
         names: &["dbg!", "eprint!", "eprintln!", "print!", "println!"],
         ..RULE
@@ -101,7 +100,7 @@ const RULES: &[Rule] = &[
             "rand::make_rng",
             "rand::random",
             "rand::rng",
-            // Without a hasher handed in, these seed their own.
+            // Without an explicit hasher, these seed their own.
             "std::collections::HashMap::default",
             "std::collections::HashMap::from",
             "std::collections::HashMap::new",
@@ -129,7 +128,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "tungstenite has one importer",
-        // One importer, and the client that is to share nothing with it.
+        // One importer, and the client that must share nothing with it.
         except: &["src/protocol/websocket.rs", "src/probe/peer.rs"],
         paths: &["tungstenite"],
         ..RULE
@@ -168,7 +167,7 @@ const RULES: &[Rule] = &[
         name: "the probe shares nothing with a relay",
         within: &["src/probe"],
         paths: &["crate"],
-        // What a PEM file is, is no secret of a relay's.
+        // Parsing PEM files is not specific to a relay.
         allowed: &["crate::probe", "crate::pem"],
         ..RULE
     },
@@ -186,7 +185,7 @@ const LENGTH: &str = "a file can be read at a sitting";
 
 #[test]
 fn the_layers_hold() {
-    // Cargo runs tests in the root of the package.
+    // Cargo runs tests with the package root as the working directory.
     let mut files = Vec::new();
     collect("src", &mut files);
     assert!(!files.is_empty(), "no source");
@@ -200,8 +199,8 @@ fn the_layers_hold() {
     assert!(report.is_empty(), "\n{report}");
 }
 
-/// What runs is one poll loop and a few threads: no library brings a scheduler of its
-/// own along, not even for a target or a feature that is not built.
+/// The program is one poll loop and a few threads: no library adds a scheduler of its own,
+/// not even for a target or a feature that is not built.
 #[test]
 fn no_async_runtime_is_locked() {
     const RUNTIMES: &[&str] =

@@ -1,6 +1,6 @@
-//! One client: a non-blocking socket under tungstenite, and what it does next.
+//! Load client: one non-blocking socket under tungstenite, and its next action.
 //!
-//! Knows no other client and does not dial.
+//! Does not know other clients, and does not dial.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::Instant;
@@ -9,10 +9,10 @@ use mio::net::TcpStream;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Bytes, Error, Message, WebSocket};
 
-/// What became of a client when its socket was ready.
+/// The outcome of a client's turn.
 #[derive(Debug)]
 pub enum Event {
-    /// It is in.
+    /// It is connected.
     Open,
     /// A ping was answered.
     Ping,
@@ -22,11 +22,11 @@ pub enum Event {
     Returned(String),
     /// Its connection has ended, with the relay's close code if there was one.
     Ended(Option<u16>),
-    /// It was not let in: status line or error.
+    /// It was refused: status line or error.
     Refused(String),
 }
 
-/// How far it is.
+/// Its progress.
 #[derive(Debug)]
 enum State {
     /// Nothing sent yet.
@@ -64,7 +64,7 @@ impl Client {
         self.state = State::Out;
     }
 
-    /// Does what the socket is ready for and says what came of it.
+    /// Reads and writes as far as the socket is ready; returns the outcome.
     pub fn on_ready(&mut self, head: impl Fn() -> String, mut event: impl FnMut(Event)) {
         self.state = match std::mem::replace(&mut self.state, State::Out) {
             State::Dialling(mut stream) => match stream.peer_addr() {
@@ -176,7 +176,7 @@ impl Client {
         }
     }
 
-    /// Sends a frame; what the kernel does not take is sent with what comes next.
+    /// Sends a frame; bytes that the kernel does not take are sent with later ones.
     pub fn send(&mut self, text: String) {
         if let State::Open(socket) = &mut self.state {
             let _ = socket.send(Message::text(text));

@@ -1,7 +1,7 @@
-//! All clients of a run on one poll.
+//! Crowd: all clients of a run on one poll.
 //!
-//! Owns who dials when: binaries first, then their phones, so many at once; and
-//! what was met on the way.
+//! Owns the order of dialling (binaries first, then their phones, with a bounded number of
+//! dials at a time) and the counts of outcomes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
@@ -20,20 +20,20 @@ use crate::options::{Options, Shape};
 
 /// Upgrades under way at once.
 const DIALLING: usize = 256;
-/// From one ping of a binary to its next, if clients ping at all.
+/// The interval between the pings of a binary, if clients ping.
 const BINARY_PINGS: Duration = Duration::from_secs(30);
-/// Of a frame that is an object: what stands before and behind its string.
+/// The text before and after the string in a frame that is an object.
 const OBJECT: [&str; 2] = [r#"{"v":2,"type":"noise_msg","data":"#, "}"];
-/// Descriptors that are no connections.
+/// Descriptors for other things than connections.
 const OTHERS: u64 = 16;
 
-/// What was met.
+/// The outcomes.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub refused: usize,
     /// Why, and how often.
     pub refusals: BTreeMap<String, usize>,
-    /// Ended, although they did as they should.
+    /// Ended unexpectedly.
     pub lost: usize,
     /// Close codes of all that ended, 0 for none.
     pub codes: BTreeMap<u16, usize>,
@@ -44,7 +44,7 @@ pub struct Tally {
     pub own_pongs: usize,
     pub sent: usize,
     pub round_trips: Vec<Duration>,
-    /// From falling silent until the relay hung up.
+    /// From falling silent until the relay disconnected.
     pub silences: Vec<Duration>,
 }
 
@@ -62,7 +62,7 @@ pub struct Crowd {
     source: Option<IpAddr>,
     name: String,
     clients: Vec<Client>,
-    /// Who is to dial.
+    /// Clients that will dial.
     out: VecDeque<usize>,
     dialling: usize,
     open: usize,
@@ -81,7 +81,7 @@ pub struct Crowd {
     pub tally: Tally,
 }
 
-/// So many a second, evenly.
+/// A number of events per second, evenly spaced.
 struct Pace {
     every: Option<Duration>,
     next: Instant,
@@ -161,12 +161,12 @@ impl Crowd {
         self.open
     }
 
-    /// Who is not in yet and not refused.
+    /// Clients that are neither connected nor refused yet.
     pub fn coming(&self) -> usize {
         self.out.len() + self.dialling
     }
 
-    /// Everybody is in: the frames, the coming and going and the silence begin.
+    /// All clients are connected: starts the frames, the churn and the silence.
     pub fn begin(&mut self, options: &Options) {
         self.messages = Pace::new(options.messages);
         self.churn = Pace::new(options.churn);
@@ -181,18 +181,18 @@ impl Crowd {
         }
     }
 
-    /// Nothing more is sent and nobody leaves.
+    /// Stops messages and churn.
     pub fn rest(&mut self) {
         self.messages = Pace::new(0);
         self.churn = Pace::new(0);
     }
 
-    /// Whether somebody is on the way in, or a frame on its way back.
+    /// Whether a client is connecting, or a frame is on its way back.
     pub fn is_busy(&self) -> bool {
         self.coming() > 0 || self.tally.round_trips.len() < self.tally.sent
     }
 
-    /// Sleeps until something is ready or due, and does it.
+    /// Sleeps until an event is ready or due, and handles it.
     pub fn turn(&mut self) -> io::Result<()> {
         while self.dialling < DIALLING
             && let Some(index) = self.out.front().copied()
@@ -324,7 +324,7 @@ impl Crowd {
         }
     }
 
-    /// A phone sends a frame that says when, then padding; both are base64.
+    /// A phone sends a frame with the time and padding, both in base64.
     fn say(&mut self, now: Instant) {
         if let Some(index) = self.next_phone(0) {
             let micros = (now - self.began).as_micros();
@@ -336,7 +336,7 @@ impl Crowd {
         }
     }
 
-    /// A phone hangs up without a word and dials again.
+    /// A phone disconnects without a close frame and dials again.
     fn hang_up(&mut self) {
         if let Some(index) = self.next_phone(1) {
             self.clients[index].leave();

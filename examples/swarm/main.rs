@@ -1,11 +1,9 @@
-//! A load tool: holds binaries and phones against a running relay, has them
-//! exchange frames, come and go, and fall silent, and says how big a machine the
-//! relay needs for that.
+//! Load tool: connects binaries and phones to a running relay, exchanges frames, replaces
+//! connections, keeps them idle, and reports the machine that the relay needs for that load.
 //!
-//! `--help` has the flags. Owns the schedule of a run: everybody comes in, then
-//! stays for a while. Times are the clients', so a machine that they share with
-//! the relay makes them longer. Exits with 1 when a connection was refused or lost
-//! that should not have been.
+//! `--help` lists the flags. Owns the schedule of a run: all clients connect, then stay for a
+//! while. Times are measured at the clients, so a machine shared with the relay makes them
+//! longer. Exits with 1 if a connection was refused or lost unexpectedly.
 
 #![allow(clippy::disallowed_methods, reason = "a program of its own, with a clock")]
 #![allow(unreachable_pub, reason = "an example exports nothing")]
@@ -24,9 +22,9 @@ use report::Machine;
 
 /// How often progress is shown.
 const PROGRESS: Duration = Duration::from_secs(5);
-/// Nobody has come in for so long: the run is over.
+/// The run ends when no client has connected for this time.
 const STUCK: Duration = Duration::from_secs(30);
-/// How long who is under way at the end may take.
+/// How long clients that are busy at the end may take.
 const REST: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -51,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether everybody was let in and nobody lost.
+/// Whether every client was admitted and no connection lost.
 fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let mut crowd = Crowd::new(options)?;
     let machine = Machine::new(options);
@@ -66,7 +64,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
             (open, last_came) = (crowd.open(), now);
         }
         if now - last_came > STUCK {
-            eprintln!("nobody has come in for {} s", STUCK.as_secs());
+            eprintln!("no client has connected for {} s", STUCK.as_secs());
             break;
         }
         show(&mut shown, began, &crowd);

@@ -1,4 +1,4 @@
-//! What a run measured, in words, and what follows for the machine.
+//! Report of a run: its measurements as text, and the machine that they imply.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::crowd::Crowd;
 use crate::options::Options;
 
-/// What `--buffer-memory` is by default, in bytes.
+/// The default of `--buffer-memory` in bytes.
 const BUFFER_MEMORY: f64 = 64.0 * 1024.0 * 1024.0;
 /// Descriptors that the relay keeps for everything else.
 const RESERVED: usize = 64;
@@ -18,7 +18,7 @@ pub struct Machine {
     pid: Option<u32>,
 }
 
-/// What the relay and the kernel have used, or the difference between two times.
+/// Resources used by the relay and the kernel, or the difference between two times.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
     /// Resident memory of the relay, in bytes.
@@ -112,7 +112,7 @@ pub fn of(
     text
 }
 
-/// How big a machine is needed for such connections.
+/// The machine needed for such connections.
 pub fn sizes(
     options: &Options,
     crowd: &Crowd,

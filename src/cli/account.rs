@@ -1,7 +1,7 @@
-//! A Google service account's JSON key, as `PYRYCODE_RELAY_FCM_CREDENTIALS` holds it.
+//! Service account key: the Google JSON key in `PYRYCODE_RELAY_FCM_CREDENTIALS`.
 //!
-//! Owns which fields are needed and what they look like. Whether the private key is
-//! a key is the shell's to find out. No refusal repeats any of it.
+//! Owns the required fields and their formats. Does not parse the private key; the server
+//! does. No error repeats any part of the key.
 
 use data_encoding::BASE64;
 use serde::Deserialize;
@@ -9,15 +9,15 @@ use serde::Deserialize;
 use super::flag::is_https_url;
 use crate::config::ServiceAccount;
 
-/// Google's are of 6 to 30 characters, older ones have a domain before a colon.
+/// Google's project IDs have 6 to 30 characters; older ones have a domain and a colon in front.
 const PROJECT_ID_MAX: usize = 128;
 
-/// The project of a key that names none: the one that the apps belong to.
+/// The default project, which the mobile apps belong to.
 const PROJECT_ID: &str = "pyrycode-mobile";
-/// Where Google gives access tokens, for a key that does not say.
+/// Google's token endpoint, the default for a key without `token_uri`.
 const TOKEN_URI: &str = "https://oauth2.googleapis.com/token";
 
-/// The fields that matter, of some ten.
+/// The fields that the relay reads; a key has about ten.
 #[derive(Deserialize)]
 struct Key {
     #[serde(rename = "type")]
@@ -29,18 +29,18 @@ struct Key {
     token_uri: Option<String>,
 }
 
-/// Reads the JSON.
+/// Parses the JSON.
 ///
 /// # Errors
-/// What is wrong, for the operator.
+/// The fault and the next step, for the operator.
 pub(super) fn parse(json: &str) -> Result<ServiceAccount, String> {
-    // serde would take an array for the fields in order.
+    // serde would accept an array of the field values in order.
     if !json.trim_ascii_start().starts_with('{') {
         return Err(not_an_object(json).into());
     }
     let key: Key = serde_json::from_str(json).map_err(|error| broken(&error))?;
     if key.kind.as_deref() != Some("service_account") {
-        return Err("type must be \"service_account\"; make a key for one in\n\
+        return Err("type must be \"service_account\"; create a key for a service account in\n\
                     the Firebase console, project settings, service accounts"
             .into());
     }
@@ -56,12 +56,12 @@ pub(super) fn parse(json: &str) -> Result<ServiceAccount, String> {
         project_id: field(
             key.project_id.or_else(|| Some(PROJECT_ID.into())),
             is_project_id,
-            "project_id must be the name of a project: letters, digits and -._:",
+            "project_id must be a project ID: letters, digits and -._:",
         )?,
         client_email: field(
             key.client_email,
             is_email,
-            "client_email must be the account's name, with an @ in it",
+            "client_email must be the account's e-mail address",
         )?,
         token_uri: field(
             key.token_uri.or_else(|| Some(TOKEN_URI.into())),
@@ -73,7 +73,7 @@ pub(super) fn parse(json: &str) -> Result<ServiceAccount, String> {
     })
 }
 
-/// What a value is that does not begin as a key does.
+/// The likely mistake behind a value that does not start with `{`.
 fn not_an_object(text: &str) -> &'static str {
     let is_base64 = |text: &str| {
         let digits: String = text.split_ascii_whitespace().collect();
@@ -81,43 +81,43 @@ fn not_an_object(text: &str) -> &'static str {
         first.is_some_and(|first| first.trim_ascii_start().starts_with(b"{"))
     };
     if text.starts_with('\u{feff}') {
-        "begins with a byte order mark; save the key's file as UTF-8 without one"
+        "begins with a byte order mark; save the key file as UTF-8 without one"
     } else if text.starts_with(['\'', '"']) {
         "begins with a quote, which is part of the value here: docker's --env-file and\n\
          Compose's lists keep quotes; write the JSON without them"
     } else if is_base64(text) {
-        "is in base64; set it to what `base64 -d` makes of that"
+        "is in base64; decode it with `base64 -d` and set it to the result"
     } else if text.starts_with("AAAA") && text.contains(":APA91") {
-        "is a legacy server key, which FCM takes no more; make a key for a service\n\
+        "is a legacy server key, which FCM no longer accepts; create a key for a service\n\
          account in the Firebase console, project settings, service accounts"
     } else {
-        "is not the JSON of a service account's key; set it to\n\
-         the file's contents, not to its name"
+        "is not the JSON of a service account key; set it to\n\
+         the contents of the key file, not to its name"
     }
 }
 
-/// Where the JSON breaks. serde's own words might repeat a value.
+/// The position of the first JSON error. serde's own message might repeat a value.
 fn broken(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
     if error.is_data() {
         return format!(
-            "line {line}, column {column}: a field is there twice or its value has the\n\
-             wrong type; set it to the unchanged contents of the key's file"
+            "line {line}, column {column}: a field is duplicate or its value has the\n\
+             wrong type; set the variable to the unchanged contents of the key file"
         );
     }
-    // A line break within a string is the first thing of the next line to serde.
+    // serde reports a line break within a string as column 0 of the next line.
     let place = match column {
         0 => format!("the end of line {}", line.saturating_sub(1)),
         _ => format!("line {line}, column {column}"),
     };
-    format!("the JSON breaks at {place};\n{LINE_BREAKS}")
+    format!("the JSON is invalid at {place};\n{LINE_BREAKS}")
 }
 
-/// The usual cause, and the way out.
+/// The usual cause of invalid JSON, and its remedy.
 const LINE_BREAKS: &str =
-    "line breaks in private_key must be \\n; in an EnvironmentFile quote with '…'";
+    "write line breaks in private_key as \\n; in an EnvironmentFile quote with '…'";
 
-/// What has become of the line breaks of a private key that the JSON holds.
+/// How the line breaks of the private key were damaged, if they were.
 fn mangled(key: &str) -> Option<&'static str> {
     let (_, rest) = key.split_once("PRIVATE KEY-----")?;
     if rest.starts_with(['\n', '\r']) {
@@ -127,13 +127,13 @@ fn mangled(key: &str) -> Option<&'static str> {
     } else if rest.starts_with('n') {
         Some("the backslashes of its line breaks are lost")
     } else if rest.starts_with(' ') {
-        Some("blanks have taken the place of its line breaks")
+        Some("its line breaks were replaced by spaces")
     } else {
         Some("it has no line breaks")
     }
 }
 
-/// It becomes part of a URL's path.
+/// The project ID becomes part of a URL's path.
 fn is_project_id(text: &str) -> bool {
     text.len() <= PROJECT_ID_MAX
         && text.starts_with(|first: char| first.is_ascii_alphanumeric())

@@ -1,8 +1,8 @@
-//! The environment: variables that are configuration, and the places in which
-//! the relay refuses to run.
+//! Environment: the variables that configure the relay, and the surroundings in which
+//! it refuses to start.
 //!
-//! No refusal repeats the value of a variable: one may hold a secret, or be
-//! mistaken for the one that should.
+//! No error repeats the value of a variable: it may hold a secret, or a secret may have
+//! been put into the wrong variable.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -13,26 +13,27 @@ use super::flag::is_loopback;
 use super::{Refused, account};
 use crate::config::{Config, ServiceAccount, Serving};
 
-/// What surrounds the process, as far as the configuration depends on it.
+/// The properties of the process that the configuration depends on.
 #[derive(Clone, Copy)]
 pub struct Environment<'a> {
-    /// Looks an environment variable up; `None` means not set.
+    /// Looks up an environment variable; `None` means not set.
     pub variables: &'a dyn Fn(&str) -> Option<OsString>,
     /// The effective user id; 0 is root.
     pub uid: u32,
-    /// The names of the effective capabilities, as capabilities(7) has them, or why they
-    /// cannot be told.
+    /// The names of the effective capabilities as in capabilities(7), or the error of
+    /// reading them.
     pub capabilities: &'a dyn Fn() -> Result<Vec<String>, String>,
 }
 
-/// To bind ports below 1024, the one privilege that a relay can need.
+/// The right to bind ports below 1024, the only privilege that the relay may need.
 const CAP_NET_BIND_SERVICE: &str = "CAP_NET_BIND_SERVICE";
-/// So many capabilities are named in a refusal; a container engine's default is 14.
+/// The maximum number of capabilities that an error names; a container engine grants 14
+/// by default.
 const CAPABILITIES_NAMED: usize = 3;
 
 impl Environment<'_> {
-    /// Adds what the environment says to `config`, then checks that the whole
-    /// may run here.
+    /// Applies the environment variables to `config`, then checks that the complete
+    /// configuration may run in this environment.
     pub(super) fn read_into(&self, config: &mut Config) -> Result<(), Refused> {
         let is_production = self.is_on("PYRYCODE_RELAY_PRODUCTION")?;
         let is_single_instance = self.is_on("PYRYCODE_RELAY_SINGLE_INSTANCE")?;
@@ -43,13 +44,13 @@ impl Environment<'_> {
         if is_production {
             self.refuse_unfit_for_production(config)?;
         }
-        // Fly.io sets it on every machine; empty is how one unsets it elsewhere.
+        // Fly.io sets it on every machine; an empty value counts as not set.
         let is_on_fly = self.value("FLY_APP_NAME").is_some_and(|name| !name.is_empty());
         if is_on_fly && !is_single_instance {
             return Err(Refused(
-                "FLY_APP_NAME is set: with two relays behind one address, one answers 4404 for a\n\
-                 binary that the other one holds. Run exactly one machine (fly scale count 1),\n\
-                 then say so with PYRYCODE_RELAY_SINGLE_INSTANCE=1"
+                "FLY_APP_NAME is set: of two relays behind one address, one closes a phone with\n\
+                 4404 if its binary is on the other. Run exactly one machine (fly scale count 1),\n\
+                 then confirm it with PYRYCODE_RELAY_SINGLE_INSTANCE=1"
                     .into(),
             ));
         }
@@ -68,7 +69,7 @@ impl Environment<'_> {
         }
     }
 
-    /// Where systemd keeps the secrets of this service (`LoadCredential=`).
+    /// The directory of this service's systemd credentials (`LoadCredential=`).
     pub(super) fn credentials_directory(&self) -> Option<PathBuf> {
         self.value("CREDENTIALS_DIRECTORY").filter(|it| !it.is_empty()).map(PathBuf::from)
     }
@@ -84,12 +85,14 @@ impl Environment<'_> {
         }
     }
 
-    /// Whom to be to FCM; `None` turns push wake off.
+    /// The service account for FCM; `None` turns push wake off.
     pub(super) fn service_account(&self) -> Result<Option<ServiceAccount>, Refused> {
         const NAME: &str = "PYRYCODE_RELAY_FCM_CREDENTIALS";
         let Some(value) = self.value(NAME) else { return Ok(None) };
         let account = match value.to_str() {
-            Some("") => Err("is set but empty; unset it".into()),
+            Some("") => {
+                Err("is set but empty; unset it, or set it to the contents of the key file".into())
+            }
             Some(json) => account::parse(json),
             None => Err("is not UTF-8".into()),
         };
@@ -101,8 +104,9 @@ impl Environment<'_> {
             && !is_loopback(listen.address)
         {
             return Err(Refused(format!(
-                "PYRYCODE_RELAY_PRODUCTION=1: --insecure-listen {} would carry plain text beyond\n\
-                 this machine; listen on 127.0.0.1:{} and put a TLS proxy in front",
+                "PYRYCODE_RELAY_PRODUCTION=1: --insecure-listen {} would accept unencrypted\n\
+                 traffic from other machines; listen on 127.0.0.1:{} behind a TLS proxy,\n\
+                 or serve TLS with --domain, or with --tls-cert and --tls-key",
                 listen.address,
                 listen.address.port()
             )));
@@ -110,14 +114,14 @@ impl Environment<'_> {
         if self.uid == 0 {
             return Err(Refused(
                 "PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root (uid 0);\n\
-                 start it as a user of its own; a port below 1024 needs CAP_NET_BIND_SERVICE only"
+                 start it as a dedicated user; a port below 1024 needs CAP_NET_BIND_SERVICE only"
                     .into(),
             ));
         }
         let found = (self.capabilities)().map_err(|why| {
             Refused(format!(
-                "PYRYCODE_RELAY_PRODUCTION=1: cannot tell which capabilities this process has:\n\
-                 {why}; allow it the system call capget"
+                "PYRYCODE_RELAY_PRODUCTION=1: cannot read the capabilities of this process:\n\
+                 {why}; allow the system call capget"
             ))
         })?;
         let excess: Vec<&str> =
@@ -131,7 +135,7 @@ impl Environment<'_> {
         }
         Err(Refused(format!(
             "PYRYCODE_RELAY_PRODUCTION=1: refuses to run with capabilities that it does not need:\n\
-             {named}; keep {CAP_NET_BIND_SERVICE} at most\n\
+             {named}; drop all but {CAP_NET_BIND_SERVICE}\n\
              (systemd: AmbientCapabilities=, CapabilityBoundingSet=; docker run: --cap-drop ALL)"
         )))
     }

@@ -1,7 +1,7 @@
-//! One flag of the command line and its value, checked.
+//! Flag: one flag of the command line with its validated value.
 //!
-//! Owns what a value of each kind looks like and the words that refuse another.
-//! Knows no flag by name, but for what its refusals suggest.
+//! Owns the format of each kind of value and the error for a malformed one. Does not know
+//! the flags; only the advice in its errors names some.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -17,11 +17,11 @@ use rustls::pki_types::DnsName;
 use super::Refused;
 use crate::config::LogFormat;
 
-/// One flag, and the value it may have.
+/// One flag and its optional value.
 pub(super) struct Flag<'p> {
     /// Without its dashes.
     pub(super) name: String,
-    /// Stands just after the name.
+    /// Positioned after the name.
     pub(super) parser: &'p mut lexopt::Parser,
 }
 
@@ -39,8 +39,7 @@ impl Flag<'_> {
         self.utf8(value)
     }
 
-    /// Whether a boolean flag was given as on; the words are those of Go's
-    /// `strconv.ParseBool`.
+    /// The value of a boolean flag, in the spellings of Go's `strconv.ParseBool`.
     pub(super) fn is_on(&mut self) -> Result<bool, Refused> {
         let Some(value) = self.parser.optional_value() else { return Ok(true) };
         match self.utf8(value)?.as_str() {
@@ -50,8 +49,8 @@ impl Flag<'_> {
         }
     }
 
-    /// Decimal digits and nothing else: Go would read `0x10` as 16 and `1_000`
-    /// as 1000, which here are refused rather than guessed at.
+    /// Decimal digits only: Go's `flag` package reads `0x10` as 16 and `1_000` as 1000;
+    /// both are refused here.
     pub(super) fn number<N>(&mut self, range: RangeInclusive<N>) -> Result<N, Refused>
     where
         N: FromStr + PartialOrd + Display,
@@ -71,7 +70,7 @@ impl Flag<'_> {
     pub(super) fn listen_address(&mut self) -> Result<SocketAddr, Refused> {
         let value = self.value()?;
         let address = match value.rsplit_once(':') {
-            // As in Go: every interface, and with it IPv4 as well.
+            // As in Go: every interface, for IPv6 and IPv4.
             Some(("", port)) => format!("[::]:{port}").parse(),
             Some(("localhost", port)) => format!("127.0.0.1:{port}").parse(),
             _ => value.parse(),
@@ -96,7 +95,7 @@ impl Flag<'_> {
         address.map(Some).map_err(|_| {
             self.refuse(format_args!(
                 "{value:?} is not an address and a port;\n\
-                 write 127.0.0.1:9090 or [::1]:9090, or --metrics-listen= for no metrics"
+                 write 127.0.0.1:9090 or [::1]:9090, or turn metrics off with --metrics-listen="
             ))
         })
     }
@@ -111,8 +110,8 @@ impl Flag<'_> {
             };
             canonical(network).ok_or_else(|| {
                 self.refuse(format_args!(
-                    "{item:?} holds IPv4 addresses in IPv6 form and more;\n\
-                     write the IPv4 network, as 10.0.0.0/8"
+                    "{item:?} mixes IPv4-mapped and other IPv6 addresses;\n\
+                     write the IPv4 network, such as 10.0.0.0/8"
                 ))
             })
         };
@@ -126,7 +125,7 @@ impl Flag<'_> {
         } else {
             Err(self.refuse(format_args!(
                 "{value:?} is not an https URL without user, query or fragment;\n\
-                 write https://127.0.0.1:8443"
+                 write a URL such as https://127.0.0.1:8443"
             )))
         }
     }
@@ -140,7 +139,8 @@ impl Flag<'_> {
         Ok(value.into())
     }
 
-    /// What an authority calls a key: printed by it, so whatever can be.
+    /// The key ID of an external account; its format is up to the authority, so any
+    /// printable ASCII is accepted.
     pub(super) fn key_name(&mut self) -> Result<String, Refused> {
         let value = self.value()?;
         if !value.is_empty() && value.len() <= 256 && value.bytes().all(|it| it.is_ascii_graphic())
@@ -148,13 +148,13 @@ impl Flag<'_> {
             Ok(value)
         } else {
             Err(self.refuse(format_args!(
-                "{value:?} is not the name of a key; write the key ID that the authority shows"
+                "{value:?} is not a key ID; write the one that the authority shows"
             )))
         }
     }
 
-    /// A host name that a certificate can be for, in lower case and without the root's dot,
-    /// which marks the same name.
+    /// A host name that a certificate can be issued for, in lower case and without the
+    /// trailing dot of the root, which does not change the name.
     pub(super) fn domain(&mut self) -> Result<String, Refused> {
         let value = self.value()?.to_ascii_lowercase();
         let name = value.strip_suffix('.').unwrap_or(&value);
@@ -169,24 +169,24 @@ impl Flag<'_> {
             return Ok(name.to_owned());
         }
         let advice = if !value.is_ascii() {
-            "write it in punycode, as xn--bcher-kva.example; idn2 and browsers convert it"
+            "write it in punycode, such as xn--bcher-kva.example; idn2 and browsers convert it"
         } else if value.starts_with("*.") {
-            "a wildcard cannot be shown to be ours on a port (that takes dns-01);\n\
-             write the one name that clients dial, as relay.example.com"
+            "a wildcard needs the dns-01 challenge, which is not supported;\n\
+             write the name that clients dial, such as relay.example.com"
         } else if value.contains("://") || value.contains('/') {
-            "write the host name alone, as relay.example.com, not a URL"
+            "write the host name alone, such as relay.example.com, not a URL"
         } else if is_address(name) || name.parse::<SocketAddr>().is_ok() {
-            "certificates for addresses are not fetched; write a name that leads here,\n\
-             as relay.example.com, or give --tls-cert and --tls-key"
+            "certificates for IP addresses are not fetched; write a name that resolves to this\n\
+             machine, such as relay.example.com, or give --tls-cert and --tls-key"
         } else if value.contains(',') || value.contains(' ') {
-            "write one name; one relay serves one"
+            "write one name; a relay serves only one"
         } else if value.rsplit_once(':').is_some_and(|(name, _)| is_name(name)) {
-            "write the name alone, as relay.example.com; the port is --https-listen's"
+            "write the name alone, such as relay.example.com; set the port with --https-listen"
         } else {
-            "write relay.example.com"
+            "write a full name such as relay.example.com"
         };
         Err(self.refuse(format_args!(
-            "{value:?} is not a host name that a certificate can be for;\n{advice}"
+            "{value:?} is not a host name that a certificate can be issued for;\n{advice}"
         )))
     }
 
@@ -206,14 +206,15 @@ impl Flag<'_> {
     }
 }
 
-/// Whether it is one to which a path may be added; no secret may be in it.
+/// Whether `text` is an https URL to which a path can be appended, and without a user,
+/// query or fragment, where a secret might be.
 pub(super) fn is_https_url(text: &str) -> bool {
     let Ok(url) = text.parse::<http::Uri>() else { return false };
     let Some(authority) = url.authority() else { return false };
     url.scheme() == Some(&http::uri::Scheme::HTTPS)
         && !authority.host().is_empty()
         && !text.contains(['@', '?', '#'])
-        // A port there is, or no colon.
+        // Either a valid port, or no colon.
         && (authority.port_u16().is_some() || authority.as_str() == authority.host())
 }
 
@@ -221,8 +222,9 @@ fn network(text: &str) -> Option<IpNet> {
     text.parse().or_else(|_| text.parse().map(|address: IpAddr| address.into())).ok()
 }
 
-/// The network as the addresses it is compared with are spelt: peers over IPv4 as
-/// IPv4, never as `::ffff:a.b.c.d`. `None`: it is of both kinds.
+/// The network in the form of the addresses that it is compared with: IPv4 peers as IPv4,
+/// never as `::ffff:a.b.c.d`. `None` if the network contains both mapped and other IPv6
+/// addresses.
 fn canonical(network: IpNet) -> Option<IpNet> {
     const MAPPED: u8 = 96;
     let is_mapped = network.addr().to_canonical().is_ipv4() && network.addr().is_ipv6();
@@ -233,7 +235,7 @@ fn canonical(network: IpNet) -> Option<IpNet> {
     IpNet::new(network.addr().to_canonical(), prefix).ok().map(|network| network.trunc())
 }
 
-/// `::ffff:127.0.0.1` is loopback too.
+/// Includes the IPv4-mapped `::ffff:127.0.0.1`.
 pub(super) fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }

@@ -1,4 +1,6 @@
-//! The command line of `pyrycode-relay probe`.
+//! Command line of `pyrycode-relay probe`.
+//!
+//! Owns its flags, their defaults and their errors. Examines nothing.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -9,19 +11,19 @@ use super::flag::Flag;
 use super::{Command, Environment, Refused, stray_argument, unknown_flag, with_two_dashes};
 use crate::probe::{Form, Plan, Target};
 
-/// What `probe --help` prints.
+/// The output of `probe --help`.
 pub const PROBE_HELP: &str = include_str!("probe_help.txt");
 
-/// Frames each way by default: their 99th percentile is the largest but one.
+/// Default number of frames each way: of 100, the 99th percentile is the second largest.
 const ROUND_TRIPS: u32 = 100;
-/// Seconds to wait for an answer by default.
+/// Default timeout for each response, in seconds.
 const TIMEOUT: u64 = 10;
 
-/// The relay to examine when the command line names none: an image's health check is a
-/// fixed command, and the port it has to ask is not.
+/// The variable with the default URL: the health check of a container image is a fixed
+/// command, while the relay's port is configurable.
 const URL: &str = "PYRYCODE_RELAY_PROBE_URL";
 
-/// Reads `args`, which begin after the word `probe`.
+/// Parses `args`, which begin after the word `probe`.
 pub(super) fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: &Environment<'_>,
@@ -61,10 +63,12 @@ pub(super) fn parse(
         None => default_target(environment)?,
     };
     if ca.is_some() && !target.is_tls {
-        return Err(Refused("--ca: nothing to check without TLS; write https:// or wss://".into()));
+        return Err(Refused("--ca: needs TLS; write the URL with https:// or wss://".into()));
     }
     if health_only && watch.is_some() {
-        return Err(Refused("--health: looks at /healthz alone; leave --watch out".into()));
+        return Err(Refused(
+            "--health: excludes --watch, since it asks /healthz only; remove one".into(),
+        ));
     }
     let form = match (is_json, health_only) {
         (true, _) => Form::Json,
@@ -78,13 +82,13 @@ pub(super) fn parse(
 fn default_target(environment: &Environment<'_>) -> Result<Target, Refused> {
     let Some(url) = (environment.variables)(URL) else {
         return Err(Refused(format!(
-            "probe: no URL; write pyrycode-relay probe http://127.0.0.1:8080, or set {URL}"
+            "probe: no URL given; write pyrycode-relay probe http://127.0.0.1:8080, or set {URL}"
         )));
     };
     let target = url.to_str().and_then(|url| Target::parse(url).ok());
     target.ok_or_else(|| {
         Refused(format!(
-            "{URL}: must be a URL of a relay without a path,\n\
+            "{URL}: must be the URL of a relay without a path,\n\
              such as http://127.0.0.1:9090, or not set"
         ))
     })

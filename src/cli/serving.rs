@@ -1,7 +1,7 @@
-//! What is served: the flags of which some exclude, and some need each other.
+//! Serving flags: plain, TLS with a given certificate, or TLS with a fetched one.
 //!
-//! Owns these relations and their words. Looks at no file: whether a certificate can
-//! be read is the shell's to find out.
+//! Owns which of these flags require or exclude each other, and the errors for it. Reads
+//! no file: whether a certificate can be read is checked by the server.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::flag::Flag;
 use super::{Environment, Refused};
 use crate::config::{ACME_DIRECTORY, Acme, ExternalAccount, Listen, PairFiles, Serving};
 
-/// The flags as they were given.
+/// The values of the flags as given.
 #[derive(Debug, Default)]
 pub(super) struct Flags {
     insecure_listen: Option<SocketAddr>,
@@ -29,7 +29,7 @@ pub(super) struct Flags {
 }
 
 impl Flags {
-    /// Takes a flag's value if it is one of these.
+    /// Stores the flag's value and returns true if it is one of these flags.
     pub(super) fn take(&mut self, flag: &mut Flag<'_>) -> Result<bool, Refused> {
         match flag.name.as_str() {
             "insecure-listen" => self.insecure_listen = Some(flag.listen_address()?),
@@ -56,11 +56,11 @@ impl Flags {
             (true, _) if is_tls => {
                 return Err(needs(
                     "proxy-protocol",
-                    "--insecure-listen; with TLS it is --https-proxy-protocol",
+                    "--insecure-listen; with TLS use --https-proxy-protocol",
                 ));
             }
             (_, true) if !is_tls => {
-                return Err(needs("https-proxy-protocol", "TLS; without it is --proxy-protocol"));
+                return Err(needs("https-proxy-protocol", "TLS; without TLS use --proxy-protocol"));
             }
             _ => {}
         }
@@ -80,7 +80,7 @@ impl Flags {
         let plain = |address| Listen { address, proxy_protocol: self.proxy_protocol };
         match (self.insecure_listen, self.tls_cert, self.tls_key, self.domain) {
             (None, Some(certificate), Some(key), None) => match of_domain {
-                Some(name) => Err(needs(name, "--domain, which --tls-cert takes the place of")),
+                Some(name) => Err(needs(name, "--domain instead of --tls-cert and --tls-key")),
                 None => {
                     let credentials = environment.credentials_directory();
                     let pair = PairFiles { certificate, key, credentials };
@@ -111,12 +111,12 @@ impl Flags {
             (Some(_), _, _, Some(_)) => Err(excludes("domain")),
             (Some(_), ..) => Err(excludes("tls-cert")),
             (None, _, _, Some(_)) => Err(Refused(
-                "--domain: excludes --tls-cert and --tls-key; a certificate is either fetched\n\
-                 or your own"
+                "--domain: excludes --tls-cert and --tls-key; keep --domain to have a certificate\n\
+                 fetched, or the other two to use your own"
                     .into(),
             )),
-            (None, Some(_), None, None) => Err(needs("tls-cert", "--tls-key with it")),
-            (None, None, Some(_), None) => Err(needs("tls-key", "--tls-cert with it")),
+            (None, Some(_), None, None) => Err(needs("tls-cert", "--tls-key as well")),
+            (None, None, Some(_), None) => Err(needs("tls-key", "--tls-cert as well")),
         }
     }
 }
@@ -132,8 +132,8 @@ fn external_account(
             let credentials = environment.credentials_directory();
             Ok(Some(ExternalAccount { kid, hmac_file, credentials }))
         }
-        (Some(_), None) => Err(needs("acme-eab-kid", "--acme-eab-hmac-file with it")),
-        (None, Some(_)) => Err(needs("acme-eab-hmac-file", "--acme-eab-kid with it")),
+        (Some(_), None) => Err(needs("acme-eab-kid", "--acme-eab-hmac-file as well")),
+        (None, Some(_)) => Err(needs("acme-eab-hmac-file", "--acme-eab-kid as well")),
     }
 }
 
@@ -147,8 +147,8 @@ fn needs(name: &str, what: &str) -> Refused {
 
 fn excludes(name: &str) -> Refused {
     Refused(format!(
-        "--{name}: --insecure-listen is without TLS; leave one of the two out\n\
-         (--https-listen is where TLS is served)"
+        "--{name}: excludes --insecure-listen, which serves without TLS; remove one\n\
+         of the two (the address for TLS is --https-listen)"
     ))
 }
 
@@ -156,14 +156,14 @@ fn default_cache(environment: &Environment<'_>) -> Result<PathBuf, Refused> {
     match (environment.variables)("HOME").filter(|home| !home.is_empty()) {
         Some(home) => Ok(PathBuf::from(home).join(".pyrycode-relay/certs")),
         None => Err(Refused(
-            "--domain: HOME is not set, so there is no default place for the certificate;\n\
+            "--domain: HOME is not set, so there is no default directory for the certificate;\n\
              give --cert-cache DIR"
                 .into(),
         )),
     }
 }
 
-/// The lines of `--check-config`.
+/// The names and values for `--check-config`.
 pub(super) fn describe(serving: &Serving) -> Vec<(&'static str, String)> {
     let path = |path: &PathBuf| path.display().to_string();
     match serving {

@@ -1,4 +1,4 @@
-//! What argv and the environment come to, and what they are refused for.
+//! Tests of the command line and the environment: accepted values and errors.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ fn run_with(
     parse(args.iter().cloned(), &Environment { variables: &lookup, uid, capabilities })
 }
 
-/// A line as a shell would split it; `''` is an empty argument.
+/// The line, split into arguments as by a shell; `''` is an empty argument.
 fn words(line: &str) -> Vec<OsString> {
     line.split_whitespace().map(|word| if word == "''" { "" } else { word }.into()).collect()
 }
@@ -41,7 +41,7 @@ fn serve(line: &str) -> Config {
     }
 }
 
-/// The refusal's text, of which every refusal's shape is checked.
+/// The text of the error, after checks that apply to every error.
 fn text(refused: Result<Command, Refused>, what: &str) -> String {
     let text = refused.expect_err(what).to_string();
     let lines = text.lines().count();
@@ -69,7 +69,7 @@ fn plain(text: &str) -> Serving {
 }
 
 #[test]
-fn nothing_said_is_the_default() {
+fn without_flags_and_variables_the_defaults_apply() {
     assert_eq!(parse_line(""), Ok(Command::Serve(Config::default())));
     assert_eq!(serve("").serving, plain("127.0.0.1:8080"));
     assert_eq!(serve("--").serving, plain("127.0.0.1:8080"));
@@ -147,7 +147,7 @@ fn a_rate_limit_that_is_off_needs_no_burst() {
 }
 
 #[test]
-fn one_dash_is_as_good_as_two() {
+fn one_dash_equals_two() {
     for line in [
         "--max-connections 5 --trust-x-forwarded-for",
         "--max-connections=5 --trust-x-forwarded-for=true",
@@ -161,7 +161,7 @@ fn one_dash_is_as_good_as_two() {
 }
 
 #[test]
-fn the_last_of_a_flag_given_twice_wins() {
+fn the_last_value_of_a_repeated_flag_applies() {
     assert_eq!(serve("--max-connections 5 -max-connections=6").limits.connections, Some(6));
     let config = serve("--trust-x-forwarded-for --trust-x-forwarded-for=false");
     assert!(!config.forwarded.trust_x_forwarded_for);
@@ -169,7 +169,7 @@ fn the_last_of_a_flag_given_twice_wins() {
 }
 
 #[test]
-fn booleans_are_those_of_go() {
+fn booleans_are_spelt_as_in_go() {
     for (words, on) in [
         (["1", "t", "T", "true", "TRUE", "True"], true),
         (["0", "f", "F", "false", "FALSE", "False"], false),
@@ -183,12 +183,12 @@ fn booleans_are_those_of_go() {
         let refused = refusal(&format!("--trust-x-forwarded-for={word}"));
         assert!(refused.contains("not true or false"), "{refused}");
     }
-    // A value after a space is a stray argument, as in Go.
+    // A value after a space is an unexpected argument, as in Go.
     assert!(refusal("--trust-x-forwarded-for false").contains("--name=false"));
 }
 
 #[test]
-fn addresses_to_listen_on() {
+fn listen_addresses_are_parsed_or_refused() {
     for (given, expected) in [
         (":8080", "[::]:8080"),
         (":0", "[::]:0"),
@@ -236,7 +236,7 @@ fn addresses_to_listen_on() {
 }
 
 #[test]
-fn metrics_stay_on_loopback_unless_somebody_is_allowed() {
+fn metrics_beyond_loopback_need_metrics_allow() {
     for given in ["127.0.0.1:9090", "127.8.8.8:0", "[::1]:9090", "[::ffff:127.0.0.1]:9090"] {
         let config = serve(&format!("--metrics-listen {given}"));
         assert_eq!(config.metrics_listen, Some(address(given)));
@@ -286,14 +286,14 @@ fn numbers_are_decimal_and_in_range() {
 }
 
 #[test]
-fn what_is_not_a_known_flag_is_refused() {
+fn unknown_flags_and_malformed_values_are_refused() {
     for (line, expected) in [
-        ("serve", "stray argument \"serve\""),
-        ("--log-format json extra", "stray argument \"extra\""),
-        ("PYRYCODE_RELAY_LOG=hunter2", "stray argument \"PYRYCODE_RELAY_LOG\";"),
-        ("-- --help", "stray argument \"--help\""),
-        ("-", "stray argument \"-\""),
-        ("''", "stray argument \"\""),
+        ("serve", "unexpected argument \"serve\""),
+        ("--log-format json extra", "unexpected argument \"extra\""),
+        ("PYRYCODE_RELAY_LOG=hunter2", "unexpected argument \"PYRYCODE_RELAY_LOG\";"),
+        ("-- --help", "unexpected argument \"--help\""),
+        ("-", "unexpected argument \"-\""),
+        ("''", "unexpected argument \"\""),
         ("--bogus", "unknown flag --bogus;"),
         ("-bogus=hunter2", "unknown flag --bogus;"),
         ("---help", "unknown flag ---help;"),
@@ -322,14 +322,14 @@ fn what_is_not_a_known_flag_is_refused() {
 }
 
 #[test]
-fn what_is_not_utf8_is_refused() {
+fn non_utf8_is_refused() {
     let bytes = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
     for (args, expected) in [
         (vec![bytes(b"--insecure-listen=\xff")], "--insecure-listen: the value is not UTF-8"),
         (vec!["--log-format".into(), bytes(b"js\xffon")], "--log-format: the value is not UTF-8"),
         (vec![bytes(b"--trust-x-forwarded-for=\xff")], "--trust-x-forwarded-for: the value is not"),
         (vec![bytes(b"--bo\xffgus")], "unknown flag --bo"),
-        (vec![bytes(b"\xff")], "stray argument "),
+        (vec![bytes(b"\xff")], "unexpected argument "),
         (vec!["--bo\ngus\n\n\n".into()], "unknown flag --bo\\ngus"),
         (vec!["--log-format=a\nb\nc\nd\x1b".into()], "--log-format: \"a\\nb\\nc\\nd"),
     ] {
@@ -345,14 +345,14 @@ fn what_is_not_utf8_is_refused() {
 }
 
 #[test]
-fn help_and_version_end_the_reading() {
+fn help_and_version_end_parsing() {
     for line in ["--help", "-help", "-h", "--h", "--help=true --bogus", "--check-config -h"] {
         assert_eq!(parse_line(line), Ok(Command::Help), "{line}");
     }
     for line in ["--version", "-version", "-V", "--version --bogus"] {
         assert_eq!(parse_line(line), Ok(Command::Version), "{line}");
     }
-    // They work in an environment in which the relay would not start.
+    // They work even in an environment where the relay would refuse to start.
     let broken = [("PYRYCODE_RELAY_LOG", "loud"), ("PYRYCODE_RELAY_PRODUCTION", "")];
     assert_eq!(with_variables(&broken, "--help", ROOT), Ok(Command::Help));
     assert_eq!(with_variables(&broken, "--version", ROOT), Ok(Command::Version));
@@ -360,7 +360,7 @@ fn help_and_version_end_the_reading() {
 }
 
 #[test]
-fn check_config_checks_what_serving_would() {
+fn check_config_applies_the_checks_of_serving() {
     let Ok(Command::CheckConfig(config)) = parse_line("--check-config --insecure-listen :1") else {
         panic!("not a check");
     };
@@ -371,8 +371,8 @@ fn check_config_checks_what_serving_would() {
 }
 
 const CREDENTIALS: &str = "PYRYCODE_RELAY_FCM_CREDENTIALS";
-/// A service account's key, with more fields than are read. `hunter2` is where a
-/// refusal might repeat what it must not.
+/// A service account key, with more fields than the relay reads. `hunter2` marks values
+/// that no error may repeat.
 const ACCOUNT: &str = r#"{
     "type": "service_account",
     "project_id": "hunter2-project",
@@ -404,12 +404,12 @@ fn a_service_account_turns_push_wake_on() {
     let PushWake { endpoint, ca, .. } = config.push_wake.as_ref().expect("it is on");
     assert_eq!(endpoint, "https://[::1]:8443/x");
     assert_eq!(ca.as_deref(), Some(std::path::Path::new("ca.pem")));
-    // Without an account they are checked, but of no use.
+    // Without an account they are validated, but have no effect.
     assert_eq!(serve("--fcm-endpoint https://localhost --fcm-ca x"), Config::default());
 }
 
 #[test]
-fn what_is_no_service_account_is_refused_without_a_word_of_it() {
+fn invalid_service_accounts_are_refused_without_repeating_them() {
     let field = |name: &str, value: &str| {
         let mut account: serde_json::Value = serde_json::from_str(ACCOUNT).unwrap();
         account[name] = serde_json::from_str(value).unwrap();
@@ -419,7 +419,7 @@ fn what_is_no_service_account_is_refused_without_a_word_of_it() {
     let cases: &[(String, &str)] = &[
         ("".into(), "is set but empty"),
         ("hunter2.json".into(), "is not the JSON"),
-        ("{\"hunter2\"".into(), "the JSON breaks at line 1, column 10"),
+        ("{\"hunter2\"".into(), "the JSON is invalid at line 1, column 10"),
         (
             "[\"service_account\",\"hunter2\",null,\"k\",\"a@b\",\"https://c\"]".into(),
             "is not the JSON",
@@ -452,7 +452,7 @@ fn what_is_no_service_account_is_refused_without_a_word_of_it() {
 }
 
 #[test]
-fn a_key_need_not_say_what_is_google_s() {
+fn project_and_token_endpoint_have_defaults() {
     let mut account: serde_json::Value = serde_json::from_str(ACCOUNT).unwrap();
     for value in [None, Some(serde_json::Value::Null)] {
         for field in ["project_id", "token_uri"] {
@@ -469,16 +469,16 @@ fn a_key_need_not_say_what_is_google_s() {
     }
 }
 
-/// What environment files, shells and clipboards make of a key, and what is said then.
+/// Keys damaged by environment files, shells and clipboards, and the error for each.
 #[test]
-fn a_mangled_key_is_told_how_and_the_way_out() {
-    let breaks = "line breaks in private_key must be \\n; in an EnvironmentFile quote with '…'";
+fn a_damaged_key_is_refused_with_the_cause_and_the_remedy() {
+    let breaks = "write line breaks in private_key as \\n; in an EnvironmentFile quote with '…'";
     let base64 = data_encoding::BASE64.encode(ACCOUNT.as_bytes());
     let cases = [
         (
             "line breaks made real",
             ACCOUNT.replace("\\n", "\n"),
-            "breaks at the end of line 5",
+            "invalid at the end of line 5",
             breaks,
         ),
         ("quotes kept", format!("'{ACCOUNT}'"), "begins with a quote", "without them"),
@@ -488,10 +488,10 @@ fn a_mangled_key_is_told_how_and_the_way_out() {
         ("the file's name", "/etc/hunter2.json".into(), "is not the JSON", "not to its name"),
         ("doubled", ACCOUNT.replace("\\n", "\\\\n"), "are doubled", breaks),
         ("eaten", ACCOUNT.replace("\\n", "n"), "are lost", breaks),
-        ("blanks", ACCOUNT.replace("\\n", " "), "blanks have", breaks),
+        ("blanks", ACCOUNT.replace("\\n", " "), "by spaces", breaks),
         ("nothing left of them", ACCOUNT.replace("\\n", ""), "has no line breaks", breaks),
         ("every backslash and quote eaten", ACCOUNT.replace(['"', '\\'], ""), "line 2", breaks),
-        ("cut off", ACCOUNT[..200].into(), "the JSON breaks at line ", breaks),
+        ("cut off", ACCOUNT[..200].into(), "the JSON is invalid at line ", breaks),
     ];
     for (what, value, wrong, way_out) in cases {
         let refused = text(with_variables(&[(CREDENTIALS, &value)], "", USER), what);
@@ -502,7 +502,7 @@ fn a_mangled_key_is_told_how_and_the_way_out() {
 }
 
 #[test]
-fn an_endpoint_is_an_https_url() {
+fn fcm_endpoint_must_be_an_https_url() {
     for bad in [
         "''",
         "localhost",
@@ -591,11 +591,11 @@ fn production_refuses_plain_text_beyond_loopback_and_root() {
         refused.starts_with("PYRYCODE_RELAY_PRODUCTION=1: refuses to run as root"),
         "{refused}"
     );
-    assert!(refused.contains("start it as a user of its own"), "{refused}");
+    assert!(refused.contains("start it as a dedicated user"), "{refused}");
 }
 
 #[test]
-fn production_refuses_every_capability_but_that_of_low_ports() {
+fn production_refuses_every_capability_but_net_bind_service() {
     let on = [("PYRYCODE_RELAY_PRODUCTION", "1".into())];
     let off = [("PYRYCODE_RELAY_PRODUCTION", "0".into())];
     let capabilities = |names: &[&str]| -> Vec<String> {
@@ -604,11 +604,11 @@ fn production_refuses_every_capability_but_that_of_low_ports() {
     let cases: [(&[&str], Option<&str>); 5] = [
         (&[], None),
         (&["NET_BIND_SERVICE"], None),
-        (&["NET_BIND_SERVICE", "NET_RAW"], Some("\nCAP_NET_RAW; keep CAP_NET_BIND_SERVICE")),
-        (&["CHOWN", "FOWNER", "KILL"], Some("\nCAP_CHOWN, CAP_FOWNER, CAP_KILL; keep")),
+        (&["NET_BIND_SERVICE", "NET_RAW"], Some("\nCAP_NET_RAW; drop all but CAP_NET")),
+        (&["CHOWN", "FOWNER", "KILL"], Some("\nCAP_CHOWN, CAP_FOWNER, CAP_KILL; drop")),
         (
             &["CHOWN", "NET_BIND_SERVICE", "FOWNER", "KILL", "SETUID", "SYS_CHROOT"],
-            Some("\nCAP_CHOWN, CAP_FOWNER, CAP_KILL and 2 more; keep"),
+            Some("\nCAP_CHOWN, CAP_FOWNER, CAP_KILL and 2 more; drop"),
         ),
     ];
     for (names, expected) in cases {
@@ -626,7 +626,7 @@ fn production_refuses_every_capability_but_that_of_low_ports() {
         }
     }
     let refused = text(run_with(&[], &on, USER, &|| Err("EPERM".into())), "untold");
-    assert!(refused.contains("EPERM; allow it the system call capget"), "{refused}");
+    assert!(refused.contains("EPERM; allow the system call capget"), "{refused}");
 }
 
 #[test]
@@ -651,7 +651,7 @@ fn several_relays_behind_one_address_are_refused() {
 }
 
 #[test]
-fn a_description_names_what_would_run() {
+fn check_config_describes_the_effective_configuration() {
     assert_eq!(
         describe(&serve("")),
         "insecure-listen 127.0.0.1:8080\n\
@@ -698,7 +698,7 @@ fn a_description_names_what_would_run() {
 }
 
 #[test]
-fn a_description_names_whom_the_relay_would_believe() {
+fn check_config_describes_the_trusted_proxies() {
     for (line, expected) in [
         ("--proxy-protocol", "anyone"),
         ("--trust-x-forwarded-for", "loopback and private ranges"),
@@ -725,13 +725,13 @@ fn flags_in_help() -> Vec<&'static str> {
 }
 
 #[test]
-fn help_knows_the_flags_and_the_flags_know_help() {
+fn help_lists_exactly_the_flags_that_exist() {
     let flags = flags_in_help();
     for flag in &flags {
         let refused = parse_line(&format!("--{flag}=\u{1}")).expect_err("a value nothing accepts");
         assert!(refused.to_string().starts_with(&format!("--{flag}: \"")), "{refused}");
     }
-    // What can be described can be set, and what can be set is in the help.
+    // Each described setting has a flag, and each flag is in the help.
     for line in describe(&Config::default()).lines() {
         let name = line.split(' ').next().unwrap();
         assert!(flags.contains(&name) || name == "log-level", "{name}");
@@ -836,7 +836,7 @@ fn tls_is_served_with_a_pair_or_for_a_domain() {
 }
 
 #[test]
-fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
+fn conflicting_and_incomplete_tls_flags_are_refused() {
     for (line, named) in [
         ("--tls-cert c", "--tls-cert: needs --tls-key"),
         ("--tls-key k", "--tls-key: needs --tls-cert"),
@@ -847,11 +847,11 @@ fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
         ("--acme-directory https://ca", "--acme-directory: needs --domain"),
         ("--tls-cert c --tls-key k --http-listen :80", "--http-listen: needs --domain"),
         ("--tls-cert c --tls-key k --domain relay.example", "--domain: excludes --tls-cert"),
-        ("--insecure-listen :1 --domain relay.example", "--domain: --insecure-listen"),
-        ("--insecure-listen :1 --tls-cert c --tls-key k", "--tls-cert: --insecure-listen"),
-        ("--insecure-listen :1 --tls-key k", "--tls-cert: --insecure-listen"),
-        ("--insecure-listen :1 --https-listen :2", "--https-listen: --insecure-listen"),
-        ("--insecure-listen :1 --cert-cache c", "--cert-cache: --insecure-listen"),
+        ("--insecure-listen :1 --domain relay.example", "--domain: excludes --insecure-listen"),
+        ("--insecure-listen :1 --tls-cert c --tls-key k", "--tls-cert: excludes --insecure-listen"),
+        ("--insecure-listen :1 --tls-key k", "--tls-cert: excludes --insecure-listen"),
+        ("--insecure-listen :1 --https-listen :2", "--https-listen: excludes --insecure-listen"),
+        ("--insecure-listen :1 --cert-cache c", "--cert-cache: excludes --insecure-listen"),
         ("--acme-eab-kid k", "--acme-eab-kid: needs --domain"),
         (
             "--domain relay.example --cert-cache c --acme-eab-kid k",
@@ -861,7 +861,7 @@ fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
             "--domain relay.example --cert-cache c --acme-eab-hmac-file f",
             "--acme-eab-hmac-file: needs --acme-",
         ),
-        ("--domain relay.example --acme-eab-kid=", "--acme-eab-kid: \"\" is not the name"),
+        ("--domain relay.example --acme-eab-kid=", "--acme-eab-kid: \"\" is not a key ID"),
         ("--domain relay.example --acme-directory http://ca", "--acme-directory: \"http://ca\""),
         ("--domain relay.example", "--domain: HOME is not set"),
         ("--proxy-protocol --tls-cert c --tls-key k", "--proxy-protocol: needs --insecure-listen"),
@@ -873,20 +873,20 @@ fn flags_of_tls_that_exclude_or_need_each_other_say_so() {
 }
 
 #[test]
-fn a_name_that_no_certificate_is_fetched_for_is_refused_with_the_way_out() {
+fn domains_without_a_possible_certificate_are_refused_with_advice() {
     for (name, advice) in [
-        ("relay", "write relay.example.com"),
-        ("relay.example..", "write relay.example.com"),
-        (".", "write relay.example.com"),
-        ("bücher.example", "punycode, as xn--"),
+        ("relay", "a full name such as"),
+        ("relay.example..", "a full name such as"),
+        (".", "a full name such as"),
+        ("bücher.example", "punycode, such as xn--"),
         ("*.example.com", "dns-01"),
         ("https://relay.example", "not a URL"),
         ("relay.example/path", "not a URL"),
-        ("relay.example:443", "the port is --https-listen's"),
-        ("192.0.2.1", "addresses are not fetched"),
-        ("192.0.2.1:443", "addresses are not fetched"),
-        ("2001:db8::1", "addresses are not fetched"),
-        ("[2001:db8::1]:443", "addresses are not fetched"),
+        ("relay.example:443", "the port with --https-listen"),
+        ("192.0.2.1", "IP addresses are not fetched"),
+        ("192.0.2.1:443", "IP addresses are not fetched"),
+        ("2001:db8::1", "IP addresses are not fetched"),
+        ("[2001:db8::1]:443", "IP addresses are not fetched"),
         ("a.example,b.example", "write one name"),
     ] {
         let line = format!("--domain {name}");
@@ -898,7 +898,7 @@ fn a_name_that_no_certificate_is_fetched_for_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn in_production_tls_needs_another_user_than_root_but_one_privilege() {
+fn production_tls_is_refused_as_root_and_names_the_needed_capability() {
     let production = [("PYRYCODE_RELAY_PRODUCTION", "1")];
     let line = "--tls-cert chain.pem --tls-key key.pem";
     assert!(with_variables(&production, line, USER).is_ok());

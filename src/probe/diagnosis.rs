@@ -1,15 +1,16 @@
-//! What is wrong and what to do about it, in plain words.
+//! Diagnosis: a fault that a step found, with advice.
 //!
-//! Owns the tables from a symptom to its likely cause. Looks at nothing itself.
+//! Owns the tables that map a symptom to its likely cause and the next step. Performs no
+//! I/O.
 
 use std::time::Duration;
 
-/// What was found instead of what should be.
+/// A fault, and how to remove it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Diagnosis {
-    /// What was seen.
+    /// The observed fault.
     pub(super) found: String,
-    /// What is behind it, most likely, and what to do.
+    /// The likely cause and the next step.
     pub(super) advice: Option<String>,
 }
 
@@ -23,100 +24,109 @@ impl Diagnosis {
     }
 }
 
-/// No answer came.
+/// No response arrived.
 pub(super) fn silence(timeout: Duration) -> Diagnosis {
-    Diagnosis::new(format!("no answer within {} s", timeout.as_secs_f64())).advise(
-        "something accepts connections there but does not serve them: a relay that is stuck, \
-         another protocol (TLS where plain is spoken, or the reverse; a PROXY header that is \
-         waited for), or a proxy whose relay does not answer",
+    Diagnosis::new(format!("no response within {} s", timeout.as_secs_f64())).advise(
+        "the address accepts connections but does not respond: try https:// instead of http://, \
+         or the reverse; check that the relay is not stuck, that a proxy reaches it, and that it \
+         does not wait for a PROXY header (--proxy-protocol)",
     )
 }
 
-/// The connection ended where an answer should have come.
+/// The connection ended before a response.
 pub(super) fn cut_off(how: &str) -> Diagnosis {
-    Diagnosis::new(format!("{how} instead of an answer")).advise(
-        "another protocol is spoken there (TLS where plain is, or the reverse), the relay \
-         expects a PROXY header, or a firewall resets what it does not know",
+    Diagnosis::new(format!("{how} before a response")).advise(
+        "try https:// instead of http://, or the reverse; check whether the relay expects a PROXY \
+         header (--proxy-protocol), and whether a firewall resets the connection",
     )
 }
 
-/// An upgrade was answered with another status than 101.
+/// The response to an upgrade had another status than 101.
 pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Diagnosis {
     let trouble = Diagnosis::new(format!("the upgrade was answered {status}"));
     let redirected;
     let advice = match status {
         200..=299 | 426 => {
-            "something in between does not pass WebSockets on (or is no relay): a proxy must hand \
-             `Upgrade` and `Connection` to the relay, over HTTP/1.1; in nginx: proxy_http_version \
-             1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade"
+            "a proxy on the path does not pass WebSockets on, or the server is not a relay: \
+             configure the proxy to pass `Upgrade` and `Connection` on, over HTTP/1.1; in nginx: \
+             proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header \
+             Connection upgrade"
         }
         300..=399 => {
             redirected = format!(
-                "it redirects to {:?}; clients do not follow: give them that address",
-                location.unwrap_or("nowhere")
+                "the server redirects to {:?}, which clients do not follow: configure them with \
+                 the final address",
+                location.unwrap_or("(no Location)")
             );
             &redirected
         }
         400 => {
-            "a header did not arrive: a proxy in between drops or doubles `x-pyrycode-server`, \
-             `x-pyrycode-version`, `x-pyrycode-token` or `user-agent`, or the handshake's own; \
-             see what it lets through"
+            "a header did not arrive intact: a proxy on the path drops or doubles \
+             `x-pyrycode-server`, `x-pyrycode-version`, `x-pyrycode-token`, `user-agent` or a \
+             header of the WebSocket handshake; configure it to pass them on unchanged"
         }
         401 | 403 | 407 => {
-            "something in front of the relay wants a login or forbids this address; the relay \
-             itself asks for neither (403: it may be that it takes this for a load balancer's own \
-             connection, of a PROXY header without a client)"
+            "a proxy in front of the relay requires a login or forbids this address: exempt the \
+             relay's paths; the relay itself sends only a 403, to a connection whose PROXY header \
+             names no client (a load balancer's own health check)"
         }
-        404 => "what answers there has no /v1/server or /v1/client: send these paths to the relay",
+        404 => "the server has no /v1/server or /v1/client: route these paths to the relay",
         408 | 504 => {
-            "a proxy waited in vain for the relay, or the request took more than the relay's 5 s"
+            "the relay did not respond to a proxy in time, or the request took longer than the \
+             relay's limit of 5 s: check that the relay runs, and the speed of the network"
         }
-        421 => "the relay serves another name (--domain); dial that one",
+        421 => "the relay serves another name (--domain): dial that name",
         429 => {
-            "the rate limit: too many upgrades from this address within a minute. Wait a minute, \
-             or raise --rate-limit-per-minute and --rate-limit-burst; behind a proxy all clients \
-             share its address unless the relay is told theirs (--proxy-protocol or \
-             --trust-x-forwarded-for)"
+            "the rate limit refused an upgrade from this address: wait a minute, or raise \
+             --rate-limit-per-minute and --rate-limit-burst; behind a proxy all clients share its \
+             address unless it forwards theirs (--proxy-protocol or --trust-x-forwarded-for)"
         }
         502 => {
-            "a proxy in between cannot reach the relay, or does not pass WebSockets: see that the \
-             relay runs, that the proxy has its address and port, and speaks plain HTTP/1.1 to it"
+            "a proxy on the path cannot reach the relay, or does not pass WebSockets on: check \
+             that the relay runs, and that the proxy has its address and port and speaks plain \
+             HTTP/1.1 to it"
         }
         503 => {
             "the relay is full (--max-connections, --max-connections-per-ip) or shutting down, or \
-             a proxy has no relay that is well: see /healthz and /readyz"
+             a proxy has no healthy relay: check /healthz and /readyz"
         }
-        _ => "this is no answer of a relay; see what listens there",
+        _ => "a relay does not send this status: check what listens at that address",
     };
     trouble.advise(advice)
 }
 
-/// `/healthz` was answered with another status than 200.
+/// The response to `/healthz` had another status than 200.
 pub(super) fn unwell(status: u16) -> Diagnosis {
     let trouble = Diagnosis::new(format!("/healthz answers {status}"));
     match status {
         502..=504 => trouble.advise(
-            "a proxy in between does not reach the relay: see that it runs, and that the proxy \
-             has its address and port",
+            "a proxy on the path cannot reach the relay: check that the relay runs, and that the \
+             proxy has its address and port",
         ),
-        300..=399 => trouble.advise("it redirects; dial the address that it redirects to"),
-        404 => trouble.advise("what answers there is no relay, or a proxy keeps this path back"),
+        300..=399 => {
+            trouble.advise("the server redirects: dial the address in its Location header")
+        }
+        404 => trouble.advise(
+            "the server is not a relay, or a proxy does not pass /healthz on: check its routes",
+        ),
         _ => trouble,
     }
 }
 
-/// A close frame that should not have come, by its code.
+/// Advice for an unexpected close frame, by its code.
 pub(super) fn close_code(code: u16) -> Option<&'static str> {
     Some(match code {
-        1001 => "the relay, or a proxy, is shutting down",
-        1009 => "a limit on messages in between: the relay takes 256 KiB",
-        1011 => "the relay gave up on this connection; its log has the cause",
-        4404 => {
-            "the relay does not know the binary: it went, or two relays stand behind one address \
-             that does not keep a server-id together (hash on x-pyrycode-server)"
+        1001 => "the relay or a proxy is shutting down: retry later",
+        1009 => {
+            "a proxy on the path limits messages to less than the relay's 256 KiB: raise its limit"
         }
-        4409 => "another binary holds this server-id",
-        4429 => "16 phones are on this server-id already",
+        1011 => "the relay closed this connection because of an error: see its log",
+        4404 => {
+            "the relay has no such binary: the binary closed, or two relays share one address and \
+             the load balancer splits a server-id between them (hash on x-pyrycode-server)"
+        }
+        4409 => "another binary holds this server-id: run the probe again",
+        4429 => "this server-id already has 16 phones: run the probe again",
         _ => return None,
     })
 }
@@ -126,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_status_has_words_and_the_usual_ones_their_own() {
+    fn every_status_has_advice_and_common_ones_specific_advice() {
         for (status, word) in [
             (200, "does not pass WebSockets"),
             (426, "does not pass WebSockets"),
@@ -138,7 +148,7 @@ mod tests {
             (429, "rate limit"),
             (502, "cannot reach the relay"),
             (503, "full"),
-            (599, "no answer of a relay"),
+            (599, "does not send this status"),
         ] {
             let trouble = refused_upgrade(status, Some("https://elsewhere\u{1b}"));
             let advice = trouble.advice.unwrap();

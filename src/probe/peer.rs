@@ -1,7 +1,7 @@
-//! A binary or a phone, as far as a probe plays one.
+//! Peer: the probe's binary or phone.
 //!
-//! Owns the WebSocket (tungstenite's client). Knows what the relay asks of its
-//! peers, and not what a step is to find.
+//! Owns the WebSocket (tungstenite's client) and the headers that the relay requires of
+//! its peers. Does not know what a step expects.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,17 +19,17 @@ use super::diagnosis::{self, Diagnosis};
 use super::stream::{End, Stream};
 use super::target::Target;
 
-/// What is believed to come in one message: the relay's largest, four times over.
+/// Maximum size of a received message: four times the relay's limit.
 const MESSAGE_MAX: usize = 1024 * 1024;
 
-/// What a peer is.
+/// The role of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Binary,
     Phone,
 }
 
-/// What a peer hears.
+/// The next event on a peer's connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Text(String),
@@ -37,18 +37,18 @@ pub(super) enum Heard {
     Pong,
     /// A close frame: its code, if it has one, and its reason, escaped.
     Close(Option<u16>, String),
-    /// The end, without a close frame.
+    /// The connection ended without a close frame.
     End(End),
-    /// Nothing until the deadline.
+    /// The deadline passed without an event.
     Nothing,
 }
 
 impl Heard {
-    /// Why it is not what should have come.
+    /// The diagnosis for this event where another one was expected.
     pub(super) fn trouble(&self, timeout: Duration) -> Diagnosis {
         match self {
             Self::Text(_) | Self::Ping | Self::Pong => {
-                Diagnosis::new("a message that was not expected")
+                Diagnosis::new("an unexpected message arrived")
             }
             Self::Close(code, reason) => {
                 let code_words = code.map_or("no code".into(), |code| code.to_string());
@@ -60,7 +60,7 @@ impl Heard {
             }
             Self::End(end) => Diagnosis::new(end.words()),
             Self::Nothing => {
-                Diagnosis::new(format!("nothing came within {} s", timeout.as_secs_f64()))
+                Diagnosis::new(format!("nothing arrived within {} s", timeout.as_secs_f64()))
             }
         }
     }
@@ -69,13 +69,13 @@ impl Heard {
 /// An upgraded connection.
 pub(super) struct Peer {
     socket: WebSocket<Stream>,
-    /// The `x-request-id` of the 101, escaped.
+    /// The `x-request-id` of the 101 response, escaped.
     pub(super) request_id: Option<String>,
     timeout: Duration,
 }
 
 impl Peer {
-    /// Upgrades, with what is left of the stream's deadline.
+    /// Performs the upgrade within the stream's deadline.
     pub(super) fn upgrade(
         stream: Stream,
         target: &Target,
@@ -88,10 +88,10 @@ impl Peer {
             Role::Binary => ("/v1/server", ("x-pyrycode-version", "probe")),
             Role::Phone => ("/v1/client", ("x-pyrycode-token", "probe")),
         };
-        // The scheme stays here: only host and path go out.
+        // Only host and path are sent, so the scheme does not matter.
         let uri: Uri = format!("ws://{}{path}", target.authority())
             .parse()
-            .map_err(|_| Diagnosis::new("no URL can be made of the address"))?;
+            .map_err(|_| Diagnosis::new("the address cannot be written as a URL"))?;
         let request = ClientRequestBuilder::new(uri)
             .with_header("User-Agent", agent)
             .with_header("x-pyrycode-server", server_id)
@@ -131,14 +131,14 @@ impl Peer {
         self.send(Message::Ping("probe".into()))
     }
 
-    /// What comes next, until `deadline`; a ping is answered.
+    /// The next event before `deadline`; answers a ping.
     pub(super) fn hear(&mut self, deadline: Instant) -> Result<Heard, Diagnosis> {
         loop {
             self.socket.get_mut().set_deadline(deadline);
             let error = match self.socket.read() {
                 Ok(Message::Text(text)) => return Ok(Heard::Text(text.as_str().into())),
                 Ok(Message::Ping(_)) => {
-                    // The pong goes out with the next call of any kind.
+                    // If this fails, the next call sends the pong.
                     let _ = self.socket.flush();
                     return Ok(Heard::Ping);
                 }
@@ -160,12 +160,14 @@ impl Peer {
             return match self.socket.get_mut().end() {
                 Some(end) => Ok(Heard::End(end)),
                 None if matches!(error, Error::ConnectionClosed) => Ok(Heard::End(End::Fin)),
-                None => Err(Diagnosis::new(format!("no WebSocket frame: {error}"))),
+                None => {
+                    Err(Diagnosis::new(format!("received an invalid WebSocket frame: {error}")))
+                }
             };
         }
     }
 
-    /// The next text, within the timeout.
+    /// The next text message, within the timeout.
     pub(super) fn hear_text(&mut self) -> Result<String, Diagnosis> {
         let deadline = clock::now() + self.timeout;
         loop {
@@ -177,7 +179,7 @@ impl Peer {
         }
     }
 
-    /// The next close frame: its code and its reason. Within the timeout.
+    /// Code and reason of the next close frame, within the timeout.
     pub(super) fn hear_close(&mut self) -> Result<(Option<u16>, String), Diagnosis> {
         let deadline = clock::now() + self.timeout;
         loop {
@@ -189,7 +191,7 @@ impl Peer {
         }
     }
 
-    /// Says goodbye and waits for the answer, for which there is a close code.
+    /// Closes the connection and returns the code of the relay's close frame.
     pub(super) fn leave(&mut self) -> Result<Option<u16>, Diagnosis> {
         self.socket.get_mut().set_deadline(clock::now() + self.timeout);
         let frame =
@@ -213,9 +215,13 @@ fn explained(error: Error) -> Diagnosis {
             ProtocolError::MissingUpgradeWebSocketHeader
             | ProtocolError::MissingConnectionUpgradeHeader
             | ProtocolError::SecWebSocketAcceptKeyMismatch,
-        ) => Diagnosis::new(format!("the 101 is not one: {error}"))
-            .advise("a proxy in between rewrites the handshake, or answers it without the relay"),
-        error => Diagnosis::new(format!("the upgrade was answered, but not well: {error}"))
-            .advise("no relay answers so: see what stands in between, and what listens there"),
+        ) => Diagnosis::new(format!("the 101 response is invalid: {error}")).advise(
+            "a proxy on the path rewrites the handshake, or answers it without the relay: \
+                     configure it to pass WebSockets on",
+        ),
+        error => Diagnosis::new(format!("the response to the upgrade is invalid: {error}")).advise(
+            "no relay answers like this: check what listens at that address, and any proxy on the \
+                 path",
+        ),
     }
 }

@@ -1,8 +1,8 @@
-//! Many times as a few.
+//! Latency percentiles.
 
 use std::time::Duration;
 
-/// What a number of measured times comes to.
+/// Count, median, 99th percentile and maximum of measured latencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Figures {
     pub(super) count: usize,
@@ -12,11 +12,11 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// `None` of nothing.
+    /// `None` if `times` is empty.
     pub(super) fn of(mut times: Vec<Duration>) -> Option<Self> {
         times.sort_unstable();
         let max = *times.last()?;
-        // The nearest rank: a time that was measured, never one between two.
+        // Nearest rank: always a measured time, without interpolation.
         let at = |percent: usize| times[(times.len() * percent).div_ceil(100) - 1];
         Some(Self { count: times.len(), median: at(50), p99: at(99), max })
     }
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_times_that_were_measured() {
+    fn percentiles_are_measured_times() {
         let millis = Duration::from_millis;
         assert_eq!(Figures::of(vec![]), None);
         for (count, median, p99) in

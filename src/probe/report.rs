@@ -1,9 +1,9 @@
-//! What was found, a line for each step as it ends, or one JSON object at the end.
+//! Probe report: a line for each step as it ends, or one JSON object at the end.
 //!
-//! Owns form only: names, words and figures come from the steps.
+//! Owns the format only; names, texts and numbers come from the steps.
 //!
-//! 1. No peer's words move the cursor of a terminal.
-//! 2. A terminal alone is shown colour and a line that is rewritten.
+//! 1. Text from a peer cannot control the terminal.
+//! 2. Colour and a rewritten progress line appear only on a terminal.
 
 use std::io::Write;
 use std::time::Duration;
@@ -14,16 +14,16 @@ use serde_json::{Map, Value};
 use super::clock;
 use super::diagnosis::Diagnosis;
 
-/// How to print.
+/// The capabilities of the output.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Style {
-    /// Colours may be used.
+    /// The output may be coloured.
     pub has_colour: bool,
-    /// A line can be rewritten: what goes on now is shown.
+    /// A line can be rewritten, so progress is shown.
     pub is_live: bool,
 }
 
-/// What to print.
+/// The output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// A line for each step.
@@ -42,11 +42,11 @@ enum Outcome {
     Failed,
 }
 
-/// What a step that ended has found.
+/// The result of a step that succeeded.
 #[derive(Debug)]
 pub(super) struct Finding {
     found: String,
-    /// It holds, but something is to be seen to.
+    /// The step succeeded, but this needs attention.
     warning: Option<String>,
     figures: Map<String, Value>,
 }
@@ -60,7 +60,7 @@ impl Finding {
         Self { warning: Some(warning.into()), ..self }
     }
 
-    /// A figure for the JSON object.
+    /// Adds a value to the JSON object.
     pub(super) fn with(mut self, name: &str, figure: impl Into<Value>) -> Self {
         self.figures.insert(name.into(), figure.into());
         self
@@ -91,7 +91,7 @@ impl<'a> ProbeReport<'a> {
         Self { out, style, form, steps: Vec::new() }
     }
 
-    /// Does a step and tells how it ended; what it gave, unless it failed.
+    /// Runs a step and reports its outcome; returns its value unless it failed.
     pub(super) fn step<T>(
         &mut self,
         name: &'static str,
@@ -116,14 +116,14 @@ impl<'a> ProbeReport<'a> {
         given
     }
 
-    /// Shows what goes on within a step.
+    /// Shows the progress of a step.
     pub(super) fn progress(&mut self, name: &str, what: &str) {
         if self.style.is_live && self.form == Form::Lines {
             self.say(&format!("\r\x1b[K         {name:<16} {what}"));
         }
     }
 
-    /// Ends the report: whether all is well.
+    /// Ends the report; returns whether no step failed.
     pub(super) fn end(mut self, url: &str) -> bool {
         let failed: Vec<_> = self
             .steps
@@ -142,9 +142,9 @@ impl<'a> ProbeReport<'a> {
             }
             Form::Lines if !is_well => {
                 let failed = failed.join(", ");
-                self.say(&format!("not well: {url} failed at: {failed}\n"));
+                self.say(&format!("probe of {url} failed at: {failed}\n"));
             }
-            Form::Lines if warnings > 0 => self.say(&format!("well, with warnings: {url}\n")),
+            Form::Lines if warnings > 0 => self.say(&format!("passed, with warnings: {url}\n")),
             Form::Lines => self.say(&format!("all well: {url}\n")),
         }
         is_well
@@ -180,24 +180,24 @@ impl<'a> ProbeReport<'a> {
     }
 
     fn say(&mut self, text: &str) {
-        // Who does not read the report still gets the exit code.
+        // A write error is ignored; the exit code still tells the outcome.
         let _ = self.out.write_all(text.as_bytes());
         let _ = self.out.flush();
     }
 }
 
-/// In milliseconds, to the microsecond.
+/// The time in milliseconds, rounded to the microsecond.
 pub(super) fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Without what a terminal takes for a command. Most peers' words come escaped, but
-/// errors may quote some.
+/// `text` without control characters. Most text from peers is escaped before, but error
+/// messages may quote some.
 fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// Lines of at most `width` characters, where the words allow it.
+/// Lines of at most `width` characters; a longer word has its own line.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_what_is_well_and_what_is_not() {
+    fn lines_show_each_outcome() {
         let (is_well, text) = reported(Form::Lines, Style::default());
         assert!(!is_well && !text.contains('\x1b'), "{text}");
         let starts = ["ok       one              fine (", "warning  two              so-so ("];
@@ -238,14 +238,14 @@ mod tests {
         for start in starts {
             assert!(text.lines().any(|line| line.starts_with(start)), "{start}\n{text}");
         }
-        assert!(text.ends_with("not well: http://relay failed at: three\n"), "{text}");
+        assert!(text.ends_with("probe of http://relay failed at: three\n"), "{text}");
 
         let (_, text) = reported(Form::Lines, Style { has_colour: true, is_live: true });
         assert!(text.contains("\x1b[31mFAILED  \x1b[0m three") && text.contains("\r\x1b[K"));
     }
 
     #[test]
-    fn nobody_else_writes_to_the_terminal() {
+    fn control_characters_do_not_reach_the_terminal() {
         let mut out = Vec::new();
         let mut report = ProbeReport::new(&mut out, Form::Lines, Style::default());
         let bad = || Diagnosis::new("\x1b[2J\r\n").advise("\u{9b}2J");
@@ -256,13 +256,13 @@ mod tests {
     }
 
     #[test]
-    fn failures_alone() {
+    fn the_failures_form_prints_failed_steps_only() {
         let (_, text) = reported(Form::Failures, Style::default());
         assert!(text.starts_with("FAILED   three") && text.lines().count() == 2, "{text}");
     }
 
     #[test]
-    fn one_object() {
+    fn json_is_one_object() {
         let style = Style { has_colour: true, is_live: true };
         let (_, text) = reported(Form::Json, style);
         let object: Value = serde_json::from_str(&text).unwrap();

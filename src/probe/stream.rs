@@ -1,9 +1,9 @@
-//! One stream to the relay, plain or TLS, with a deadline on everything.
+//! Stream: a connection to the relay, plain or TLS, with a deadline on every call.
 //!
-//! Owns resolving, dialling, reading and writing. Knows nothing of what is said.
+//! Owns resolving, dialling, reading and writing. Does not know the protocol on top.
 //!
-//! 1. No call waits past the deadline that was set last, however slowly the other
-//!    end drips; it fails with `WouldBlock` and may be tried again.
+//! 1. No call waits past the most recent deadline, however slowly bytes arrive; it fails
+//!    with `WouldBlock` and may be retried.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -22,7 +22,8 @@ pub(super) fn resolve(
     port: u16,
     timeout: Duration,
 ) -> Result<Vec<SocketAddr>, Diagnosis> {
-    // The resolver has times of its own and takes none: it is left behind.
+    // The system's resolver accepts no timeout, so it runs on a thread that is abandoned
+    // when the time is up.
     let (sender, answer) = mpsc::sync_channel(1);
     let asked = (host.to_owned(), port);
     let ask = move || {
@@ -37,10 +38,11 @@ pub(super) fn resolve(
         Ok(Ok(addresses)) if !addresses.is_empty() => return Ok(addresses),
         Ok(Ok(_)) => format!("{host:?} has no address"),
         Ok(Err(error)) => format!("{host:?}: {error}"),
-        Err(_) => format!("no answer about {host:?} within {} s", timeout.as_secs_f64()),
+        Err(_) => format!("no response about {host:?} within {} s", timeout.as_secs_f64()),
     };
-    Err(Diagnosis::new(trouble)
-        .advise("see that the name is spelt well and in DNS, and that this machine can ask DNS"))
+    Err(Diagnosis::new(trouble).advise(
+        "check the spelling of the name, that it is in DNS, and that this machine reaches DNS",
+    ))
 }
 
 /// Dials the first of `addresses` that answers.
@@ -52,7 +54,7 @@ pub(super) fn dial(
     for &address in addresses {
         match TcpStream::connect_timeout(&address, timeout) {
             Ok(stream) => {
-                // Small frames shall not wait for each other's acknowledgements.
+                // A small frame must not wait for the acknowledgement of another (Nagle).
                 let _ = stream.set_nodelay(true);
                 return Ok((stream, address));
             }
@@ -60,13 +62,13 @@ pub(super) fn dial(
                 trouble =
                     Diagnosis::new(format!("{address}: {error}")).advise(match error.kind() {
                         ErrorKind::ConnectionRefused => {
-                            "nobody listens there: see that the relay (or its proxy) runs, and on \
-                         which address and port (`listening` in its log)"
+                            "no program listens there: check that the relay or its proxy runs, and \
+                             its address and port (`listening` in its log)"
                         }
                         ErrorKind::TimedOut | ErrorKind::WouldBlock => {
-                            "no answer at all: a firewall, or a wrong address"
+                            "the address does not respond: check it, and firewalls on the path"
                         }
-                        _ => "see the network between here and there",
+                        _ => "check the network between this machine and the relay",
                     });
             }
         }
@@ -74,7 +76,7 @@ pub(super) fn dial(
     Err(trouble)
 }
 
-/// How the other end ended a stream.
+/// How the remote end ended the TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Fin,
@@ -90,7 +92,7 @@ impl End {
     }
 }
 
-/// A TCP stream that keeps to a deadline.
+/// A TCP stream with a deadline.
 #[derive(Debug)]
 pub(super) struct Timed {
     socket: TcpStream,
@@ -125,7 +127,7 @@ impl Read for Timed {
         let result = loop {
             self.socket.set_read_timeout(Some(self.left()?))?;
             match self.socket.read(buffer) {
-                // It was suspended (Ctrl-Z) and goes on (signal(7)).
+                // The process was stopped (Ctrl-Z) and continued (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => break result,
             }
@@ -166,17 +168,17 @@ impl Stream {
         }
     }
 
-    /// From now on nothing waits past `deadline`.
+    /// Sets the deadline of all further calls.
     pub(super) fn set_deadline(&mut self, deadline: Instant) {
         self.timed().deadline = deadline;
     }
 
-    /// How the other end ended it, if it has.
+    /// How the remote end ended the connection, if it has.
     pub(super) fn end(&mut self) -> Option<End> {
         self.timed().end
     }
 
-    /// Why a call failed, if it was no deadline: the end that was seen, or `error`.
+    /// The diagnosis for a failed call: the end of the connection, the deadline, or `error`.
     pub(super) fn failure(&mut self, error: &io::Error, timeout: Duration) -> Diagnosis {
         match (self.end(), error.kind()) {
             (Some(end), _) => diagnosis::cut_off(end.words()),

@@ -1,7 +1,6 @@
-//! Whom to examine: a URL, taken apart.
+//! Target: the URL of the relay to probe, parsed.
 //!
-//! Owns the forms of address that are understood and the words that refuse the
-//! others. Resolves nothing.
+//! Owns the accepted forms of URL and the error for any other. Does not resolve names.
 
 use std::fmt::{self, Display};
 
@@ -10,19 +9,19 @@ use http::Uri;
 /// A relay's address: `http` and `ws` mean the same, and so do `https` and `wss`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Whether it is spoken to over TLS.
+    /// Whether connections use TLS.
     pub is_tls: bool,
-    /// A name or an IP literal, one of IPv6 without its brackets.
+    /// A name or an IP address; IPv6 without brackets.
     pub host: String,
-    /// As given, or 80 or 443.
+    /// As given, or 80 or 443 by default.
     pub port: u16,
 }
 
 impl Target {
-    /// Takes a URL apart.
+    /// Parses a URL.
     ///
     /// # Errors
-    /// What is wrong with it, and what to write instead.
+    /// The fault, and the accepted forms.
     pub fn parse(url: &str) -> Result<Self, String> {
         const FORM: &str = "write https://relay.example, wss://relay.example:8443,\n\
                             http://127.0.0.1:8080 or ws://[::1]:8080";
@@ -33,28 +32,28 @@ impl Target {
             Some("https" | "wss") => true,
             _ => return refuse("does not begin with http, https, ws or wss"),
         };
-        let Some(authority) = uri.authority() else { return refuse("names no host") };
+        let Some(authority) = uri.authority() else { return refuse("has no host") };
         if authority.as_str().contains('@') {
-            // It may hold a password, which is not repeated.
-            return Err(format!("the URL has a user in it, which no relay asks for;\n{FORM}"));
+            // The URL may hold a password and is not repeated.
+            return Err(format!("the URL contains a user, which a relay does not use;\n{FORM}"));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() {
-            return refuse("names no host");
+            return refuse("has no host");
         }
         let port = match authority.port_u16() {
-            Some(0) => return refuse("names port 0, which nobody listens on"),
+            Some(0) => return refuse("has port 0, which cannot be dialled"),
             Some(port) => port,
-            None if authority.as_str() != authority.host() => return refuse("has a bad port"),
+            None if authority.as_str() != authority.host() => return refuse("has an invalid port"),
             None => default_port(is_tls),
         };
         if uri.path_and_query().is_some_and(|it| it != "/") {
-            return refuse("has a path or a query, but the relay's paths are fixed");
+            return refuse("has a path or a query; remove it: the relay's paths are fixed");
         }
         Ok(Self { is_tls, host: host.into(), port })
     }
 
-    /// What stands in the Host header: the port only where it is not the usual one.
+    /// The value of the Host header: the port is left out if it is the scheme's default.
     #[must_use]
     pub fn authority(&self) -> String {
         let Self { is_tls, host, port } = self;
@@ -79,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_of_address() {
+    fn accepted_urls_are_parsed() {
         for (url, is_tls, host, port, authority) in [
             ("http://127.0.0.1:8080", false, "127.0.0.1", 8080, "127.0.0.1:8080"),
             ("ws://relay.example", false, "relay.example", 80, "relay.example"),
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_told_the_form() {
+    fn other_urls_are_refused_with_the_accepted_forms() {
         for url in [
             "",
             "relay.example",

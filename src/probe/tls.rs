@@ -1,7 +1,7 @@
-//! TLS, and what its certificate says.
+//! TLS step: the handshake and the certificate's expiry.
 //!
-//! Owns whom to trust and the handshake. A chain is verified as a client's would be:
-//! a relay whose certificate phones refuse is not well.
+//! Owns the trusted roots and the handshake. The chain is verified as by a client, so a
+//! certificate that phones refuse fails the step.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -20,13 +20,13 @@ use super::diagnosis::Diagnosis;
 use super::stream::{Stream, Timed};
 use crate::pem::{self, NumberedCertificate};
 
-/// The certificate is warned of when it expires within so many days: a renewal is
-/// due at 30 (Let's Encrypt's 90 less two thirds), so at 14 it has failed for weeks.
+/// Days before expiry at which the step warns. A renewal is due at 30 days (a third of
+/// Let's Encrypt's 90), so at 14 it has failed for more than two weeks.
 const EXPIRES_SOON: u64 = 14;
 
 const DAY: u64 = 24 * 60 * 60;
 
-/// Whom to trust, and for which name.
+/// The trusted roots, and the name to verify.
 #[derive(Clone, Debug)]
 pub(super) struct Trust {
     config: Arc<ClientConfig>,
@@ -34,7 +34,7 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    /// Those that browsers trust, or those of `ca` alone.
+    /// The bundled web roots, or only the roots in `ca`.
     pub(super) fn new(host: &str, ca: Option<&Path>) -> Result<Self, Diagnosis> {
         let mut roots = RootCertStore::empty();
         match ca {
@@ -54,14 +54,14 @@ impl Trust {
             .map_err(|error| Diagnosis::new(error.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        // A proxy that was not asked may choose HTTP/2, in which no upgrade is.
+        // Without ALPN a proxy may choose HTTP/2, which has no upgrade.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| Diagnosis::new(format!("{host:?} is no name that TLS could check")))?;
+            .map_err(|_| Diagnosis::new(format!("{host:?} is not a name that TLS can verify")))?;
         Ok(Self { config: Arc::new(config), name })
     }
 
-    /// Shakes hands until `deadline`.
+    /// Performs the handshake before `deadline`.
     pub(super) fn handshake(
         &self,
         socket: TcpStream,
@@ -86,21 +86,21 @@ impl Trust {
     }
 }
 
-/// A handshake that succeeded.
+/// A TLS session after its handshake.
 pub(super) struct Session {
     pub(super) stream: Stream,
     pub(super) version: &'static str,
-    /// Whole days until the certificate expires, if that could be read.
+    /// Whole days until the certificate expires; `None` if it cannot be parsed.
     pub(super) expires_in: Option<u64>,
 }
 
 impl Session {
-    /// What should be seen to about the certificate.
+    /// The warning about the certificate's expiry, if it is near.
     pub(super) fn warning(&self) -> Option<String> {
         self.expires_in.filter(|days| *days < EXPIRES_SOON).map(|days| {
             format!(
-                "the certificate expires in {days} days and should have been renewed: see the log \
-                 of whoever renews it"
+                "the certificate expires in {days} days and should have been renewed: check the \
+                 log of the program that renews it"
             )
         })
     }
@@ -117,27 +117,29 @@ fn explained(error: &Error) -> Diagnosis {
     let advice = match error {
         Error::InvalidCertificate(why) => match why {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "the certificate has expired: renew it, and reload whoever serves it"
+                "the certificate has expired: renew it, and reload the server that presents it"
             }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "the certificate is not valid yet: see the clocks, this machine's too"
+                "the certificate is not valid yet: check the clocks of server and probe"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the certificate is for another name: dial that one, or get one for this name"
+                "the certificate is for another name: dial that name, or issue one for this name"
             }
             CertificateError::UnknownIssuer => {
-                "who signed the certificate is not known: an authority of your own is named with \
-                 --ca FILE; else the server does not send the certificates in between (its file \
-                 must hold the whole chain)"
+                "the issuer of the certificate is unknown: for a private authority give --ca FILE; \
+                 otherwise the server omits the intermediate certificates (put the whole chain \
+                 into its certificate file)"
             }
-            _ => "clients will refuse this certificate",
+            _ => "clients will refuse this certificate: replace it",
         },
-        Error::InvalidMessage(_) => "what answers there does not speak TLS; try http:// or ws://",
-        // A relay of an older version denies access.
+        Error::InvalidMessage(_) => "the server does not speak TLS: try http:// or ws://",
+        // Older relays send access_denied.
         Error::AlertReceived(
             AlertDescription::UnrecognisedName | AlertDescription::AccessDenied,
-        ) => "the relay serves another name (--domain); dial that one",
-        Error::NoApplicationProtocol => "it does not offer HTTP/1.1, which WebSockets need",
+        ) => "the relay serves another name (--domain): dial that name",
+        Error::NoApplicationProtocol => {
+            "the server does not offer HTTP/1.1, which WebSockets need: enable it there"
+        }
         _ => return trouble,
     };
     trouble.advise(advice)

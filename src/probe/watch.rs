@@ -1,8 +1,8 @@
-//! An idle connection, watched: whether pings come, and whether the path cuts it.
+//! Watch step: an idle connection on which pings must arrive and which must stay open.
 //!
-//! Owns what the silences mean. The relay pings every 30 s, so no silence on a
-//! well connection is longer, and a cut-off above that cannot be seen: it does
-//! not matter either.
+//! Owns the interpretation of silences. The relay pings every 30 s, so a healthy
+//! connection has no longer silence; an idle timeout on the path above that cannot be
+//! observed, and has no effect.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use super::report::{Finding, ProbeReport, millis};
 /// The name of the step.
 pub(super) const NAME: &str = "watch";
 
-/// A ping comes within this: the interval of 30 s, and the way.
+/// Maximum silence: the ping interval of 30 s, plus the latency of the path.
 const PING_WITHIN: Duration = Duration::from_secs(31);
-/// How often to show that it goes on.
+/// Interval of the progress display.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Watches a peer to which nothing is sent but pings, for `time`.
+/// Watches a connection that carries nothing but pings, for `time`.
 pub(super) fn watch(
     report: &mut ProbeReport<'_>,
     peer: &mut Peer,
@@ -50,7 +50,7 @@ pub(super) fn watch(
                 pings += 1;
             }
             Heard::Text(_) => {
-                return Err(Diagnosis::new("a message to a binary that has no phone"));
+                return Err(Diagnosis::new("a message arrived at a binary that has no phone"));
             }
             heard @ (Heard::Close(..) | Heard::End(_)) => {
                 return Err(cut(&heard, clock::now() - last, timeout));
@@ -58,7 +58,7 @@ pub(super) fn watch(
         }
     }
     let found = format!(
-        "not cut in {} s; {pings} pings; the longest silence was {:.1} s",
+        "stayed open for {} s; {pings} pings; the longest silence was {:.1} s",
         time.as_secs(),
         longest.as_secs_f64()
     );
@@ -68,32 +68,32 @@ pub(super) fn watch(
 fn cut(heard: &Heard, silence: Duration, timeout: Duration) -> Diagnosis {
     let Diagnosis { found, advice } = heard.trouble(timeout);
     let seconds = silence.as_secs_f64();
-    let trouble = Diagnosis::new(format!("cut after {seconds:.1} s of silence: {found}"));
-    // A close frame with a code of the relay's says why itself.
+    let trouble = Diagnosis::new(format!("closed after {seconds:.1} s of silence: {found}"));
+    // The code of the relay's own close frame has more precise advice.
     trouble.advise(advice.unwrap_or_else(|| {
         format!(
-            "warning: the path's idle cut-off seems to be {seconds:.0} s, under 35 s; the relay \
-             pings every 30 s, so a proxy, load balancer or NAT must let 35 s of silence pass: \
-             raise its timeout, best to 75 s (nginx proxy_read_timeout and proxy_send_timeout, \
-             HAProxy timeout client, server and tunnel)"
+            "the idle timeout of the path seems to be {seconds:.0} s, under 35 s; the relay pings \
+             every 30 s, so a proxy, load balancer or NAT must allow 35 s of silence: raise its \
+             timeout, preferably to 75 s (nginx proxy_read_timeout and proxy_send_timeout, HAProxy \
+             timeout client, server and tunnel)"
         )
     }))
 }
 
-/// No ping came: is the path dead, or the relay?
+/// No ping arrived: tells a half-open connection from a relay that does not ping.
 fn unheard(peer: &mut Peer, timeout: Duration) -> Result<Diagnosis, Diagnosis> {
     let trouble = |found: &str, advice: &str| Ok(Diagnosis::new(found).advise(advice));
     peer.ping()?;
     match peer.hear(clock::now() + timeout)? {
         Heard::Ping | Heard::Pong => trouble(
             "no ping within 31 s, though the connection is open",
-            "the relay pings every 30 s, so what answers there is another program, or a proxy \
-             answers WebSockets in its place and keeps its pings",
+            "the relay pings every 30 s, so another program answers, or a proxy ends the WebSocket \
+             and does not pass pings on: check what listens at that address, and the proxy",
         ),
         Heard::Nothing => trouble(
-            "cut without a word: no ping within 31 s, and none of ours is answered",
-            "warning: something in between (NAT, firewall, load balancer) forgets connections \
-             after less than 31 s of silence, under the 35 s that they need; raise its idle timeout",
+            "half-open connection: no ping within 31 s, and no pong to the probe's ping",
+            "a NAT, firewall or load balancer on the path drops connections after less than 31 s \
+             of silence, but must allow 35 s: raise its idle timeout",
         ),
         heard => Ok(cut(&heard, PING_WITHIN, timeout)),
     }

@@ -1,6 +1,7 @@
-//! The documents: words they avoid, links that lead somewhere, a README that stays short.
+//! Documents: words that the prose avoids, links that must resolve, the length of the README.
 //!
-//! Reads what users and contributors read as text, not the source.
+//! Reads documents, users' texts and the comments of the source; the code itself is checked
+//! elsewhere.
 
 use std::fs;
 use std::path::Path;
@@ -33,6 +34,13 @@ const PLACES: &[&str] = &[
     "src/cli/probe_help.txt",
 ];
 
+/// Files and directories of source whose comments are checked.
+const COMMENTED: &[&str] = &["src/cli.rs", "src/cli", "src/probe.rs", "src/probe"];
+
+/// How often avoided patterns still occur in the comments of a file in [`COMMENTED`]. An
+/// entry may only shrink, and is removed with its last occurrence.
+const TOLERATED: &[(&str, usize)] = &[];
+
 const README_LINES_MAX: usize = 150;
 
 /// Every file in [`PLACES`], with its text.
@@ -40,7 +48,7 @@ fn documents() -> Vec<(String, String)> {
     PLACES.iter().flat_map(read_all).collect()
 }
 
-/// The file, or all files below the directory, with their text; other files than text are
+/// The file, or all files below the directory, with their text; files that are not text are
 /// left out.
 fn read_all(place: &&str) -> Vec<(String, String)> {
     let mut waiting = vec![(*place).to_string()];
@@ -62,8 +70,8 @@ fn read_all(place: &&str) -> Vec<(String, String)> {
 
 /// Line and pattern of each avoided pattern in `text`.
 fn avoided_in(text: &str) -> Vec<(usize, &'static str)> {
-    // Words with the lines they stand on: a pattern may go on on the next line, and a
-    // comment's leader is no word.
+    // Words with their line numbers: a pattern may continue on the next line, and the
+    // leader of a comment is not a word.
     let words: Vec<(usize, String)> = text
         .lines()
         .enumerate()
@@ -85,7 +93,15 @@ fn avoided_in(text: &str) -> Vec<(usize, &'static str)> {
     found
 }
 
-/// The targets of the links in Markdown, fenced code left out.
+/// The comment lines of Rust source, at their line numbers. Each other line is replaced by
+/// a word in no pattern, so that a pattern does not continue from comment to comment.
+fn comments_of(source: &str) -> String {
+    let lines =
+        source.lines().map(|line| if line.trim_start().starts_with("//") { line } else { "_" });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The targets of the links in Markdown, without those in fenced code.
 fn links(text: &str) -> Vec<(usize, &str)> {
     let mut is_code = false;
     let mut found = Vec::new();
@@ -99,7 +115,7 @@ fn links(text: &str) -> Vec<(usize, &str)> {
     found
 }
 
-/// What a heading's anchor is: lower case, hyphens for spaces, no punctuation.
+/// The anchors of the headings: lower case, hyphens for spaces, no punctuation.
 fn anchors(text: &str) -> Vec<String> {
     let headings = text.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' '));
     headings
@@ -129,13 +145,37 @@ fn named_paths(text: &str) -> Vec<(usize, &str)> {
 }
 
 #[test]
-fn documents_avoid_what_reads_like_a_riddle() {
+fn documents_avoid_these_words() {
     let mut report = Vec::new();
     for (path, text) in documents() {
         let found = avoided_in(&text);
         report.extend(found.iter().map(|(line, word)| format!("{path}:{line}: {word:?}")));
     }
     assert!(report.is_empty(), "name the thing instead:\n{}", report.join("\n"));
+}
+
+#[test]
+fn comments_avoid_these_words() {
+    let files: Vec<_> = COMMENTED.iter().flat_map(read_all).collect();
+    let mut report = Vec::new();
+    for (path, text) in files.iter().filter(|(path, _)| path.ends_with(".rs")) {
+        let found = avoided_in(&comments_of(text));
+        let tolerated = TOLERATED.iter().find(|(file, _)| file == path).map_or(0, |it| it.1);
+        if found.len() > tolerated {
+            let lines = found.iter().map(|(line, word)| format!("{path}:{line}: {word:?}"));
+            report.extend(lines);
+        } else if found.len() < tolerated {
+            report.push(format!("{path}: lower its entry in TOLERATED to {}", found.len()));
+        }
+    }
+    for (path, count) in TOLERATED {
+        let is_checked = files.iter().any(|(file, _)| file == path);
+        if *count == 0 || !is_checked {
+            report.push(format!("{path}: remove its entry in TOLERATED"));
+        }
+    }
+    assert!(report.is_empty(), "name the thing instead:\n{}", report.join("\n"));
+    assert!(files.len() > 15, "{} files: have they moved?", files.len());
 }
 
 #[test]
@@ -156,7 +196,6 @@ fn links_and_paths_in_documents_exist() {
             count += 1;
         }
         for (line, named) in named_paths(text) {
-            // Build outputs are named by commands, not kept.
             if !Path::new(named).exists() {
                 report.push(format!("{path}:{line}: {named}"));
             }
@@ -173,7 +212,7 @@ fn documents_named_in_the_source_exist() {
     let mut report = Vec::new();
     let mut count = 0;
     let files = ["src", "tests", "deploy", "fuzz/fuzz_targets"].iter().flat_map(read_all);
-    // This file names made-up ones.
+    // This file names documents that do not exist.
     for (path, text) in files.filter(|(path, _)| !path.ends_with("/documents.rs")) {
         for (at, line) in text.lines().enumerate() {
             let is_part = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
@@ -190,7 +229,7 @@ fn documents_named_in_the_source_exist() {
     assert!(count > 5, "{count} documents: what they look like has changed");
 }
 
-/// The word, if it is the name of a document rather than an ending.
+/// The word, if it is the name of a document rather than a mere extension.
 fn document(word: &str) -> Option<&str> {
     let name = word.strip_suffix(".md")?;
     (name.ends_with(char::is_alphanumeric) && !word.contains("/usr/")).then_some(word)
@@ -214,6 +253,15 @@ fn avoided_patterns_are_found_as_words_and_across_lines() {
     ] {
         assert_eq!(avoided_in(text), expected, "{text}");
     }
+}
+
+#[test]
+fn comments_are_told_from_code() {
+    let source =
+        "//! Whom\nlet who = 1; // who\n    // is\nlet x;\n    /// none of\n    // no use\n";
+    assert_eq!(comments_of(source), "//! Whom\n_\n    // is\n_\n    /// none of\n    // no use");
+    assert_eq!(avoided_in(&comments_of(source)), [(1, "whom")]);
+    assert_eq!(avoided_in(&comments_of("/// is of\n/// no use\n")), [(1, "of no use")]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! What the program says to its log: only keys of the closed list.
+//! Log keys: only those of the closed list are logged.
 //!
-//! Reads the arguments of the macros of `log` as text, up to the `;` that ends the
-//! keys. Keys that a value brings with it, as no code here does, it cannot see.
+//! Reads the arguments of the `log` macros as text, up to the `;` that ends the keys. It
+//! cannot see keys that a value supplies at run time; no code here does that.
 
 use std::fs;
 
@@ -26,7 +26,7 @@ fn logged_keys(text: &str) -> Vec<(usize, String)> {
                 _ => {}
             }
             match c {
-                // No keys at all: what came so far is the message.
+                // No keys: the tokens so far are the message.
                 _ if depth < 0 => {
                     arguments.clear();
                     break;
@@ -39,7 +39,7 @@ fn logged_keys(text: &str) -> Vec<(usize, String)> {
                 _ => argument.push(c),
             }
         }
-        // The level that `log!` takes first is no key.
+        // The first argument of `log!` is the level, not a key.
         let is_log = text[..start].ends_with("log!(");
         keys.extend(arguments.iter().skip(usize::from(is_log)).map(|argument| {
             let is_key = |c: &char| c.is_ascii_lowercase() || *c == '_';

@@ -1,8 +1,8 @@
-//! The files of `src/relay` in the order in which they may depend on each other.
+//! Dependency order of the files in `src/relay`.
 //!
-//! Owns that order. Most of them implement one type, so neither compiler nor imports show
-//! which file calls which: a call of a method of `Relay` counts as a dependency on the
-//! file that defines it. The type itself may be named everywhere.
+//! Owns that order. Most of the files implement one type, so neither the compiler nor the
+//! imports show which file calls which: a call of a method of `Relay` counts as a dependency
+//! on the file that defines it. The type itself may be named everywhere.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

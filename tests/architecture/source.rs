@@ -1,9 +1,8 @@
-//! Rust source text as the paths it names, by a small lexer: enough for rules
-//! about paths, not a parser. Comments, lifetimes and the text of literals are
-//! left out; items under `#[cfg(test)]` can be.
+//! Rust source text as the paths that it names, found by a small lexer: enough for rules
+//! about paths, not a parser. Comments, lifetimes and the text of literals are left out;
+//! items under `#[cfg(test)]` can be.
 //!
-//! Cannot see names that a macro puts together, nor methods on values that
-//! another layer hands in.
+//! Cannot see names that a macro builds, or methods on values from another layer.
 
 use std::collections::HashMap;
 
@@ -25,7 +24,7 @@ pub(crate) struct Mention {
 /// Every path that the code names.
 pub(crate) fn mentions(tokens: &[Token], module: &[String]) -> Vec<Mention> {
     let mut found = Vec::new();
-    // What `use` calls each path in this file.
+    // The local name that `use` gives to each path in this file.
     let mut names = HashMap::new();
     let mut at = 0;
     while at < tokens.len() {
@@ -38,7 +37,7 @@ pub(crate) fn mentions(tokens: &[Token], module: &[String]) -> Vec<Mention> {
 
     let mut at = 0;
     while let Some(token) = tokens.get(at) {
-        // But `..name` is the end of a range.
+        // Except in `..name`, the end of a range.
         let is_field = at > 1 && tokens[at - 1].text == "." && tokens[at - 2].text != ".";
         if token.text == "use" {
             while at < tokens.len() && tokens[at].text != ";" {
@@ -101,7 +100,7 @@ fn use_tree(
     }
     names.extend(name.map(|name| (name, path.clone())));
     found.push(Mention { line, path, is_use: true });
-    // Whatever else stands here is no part of a `use`: step over it.
+    // Any other token is not part of a `use`: skip it.
     at + usize::from(!is(tokens, at, ",") && !is(tokens, at, "}"))
 }
 
@@ -215,7 +214,7 @@ fn block_comment(text: &str) -> usize {
     text.len()
 }
 
-/// Length of the string or character literal at the start of `text`, if one is.
+/// Length of the string or character literal at the start of `text`, if there is one.
 fn literal(text: &str) -> Option<usize> {
     let unprefixed = text.trim_start_matches(['b', 'c', 'r']);
     let prefix = &text[..text.len() - unprefixed.len()];
@@ -265,7 +264,7 @@ pub(crate) fn remove_test_items(tokens: &mut Vec<Token>) -> usize {
                 _ => {}
             }
             if depth < 0 {
-                // A last field or variant: what surrounds it ends here.
+                // A last field or variant: the enclosing item ends here.
                 break;
             }
             end += 1;

@@ -1,4 +1,4 @@
-//! Each rule fires on a made-up bad file, and only there.
+//! Tests of the rules: each one fires on a bad example, and on nothing else.
 
 use super::*;
 
@@ -91,7 +91,7 @@ fn detours_are_found() {
         ),
         ("src/server/a.rs", "use tungstenite::Message;", vec![(2, "tungstenite has one importer")]),
         ("src/relay/a.rs", "fn f() { if a! { unsafe { g() } } }", vec![(2, "no unsafe")]),
-        // Text before the offence that is no code.
+        // Text before the violation that is not code.
         ("src/time/a.rs", "/* /* */ \n */ use mio::Poll;", vec![(3, socket)]),
         ("src/time/a.rs", "const A: &str = r#\"\"\n\"#; use mio::Poll;", vec![(3, socket)]),
         ("src/time/a.rs", "const A: &[u8] = b\"\\\"//\"; use mio::Poll;", vec![(2, socket)]),

@@ -1,7 +1,7 @@
-//! The bytes of a fuzzer read as choices.
+//! Fuzzer input, read as a sequence of choices.
 //!
-//! Owns nothing but the reading position. Beyond the end every choice is zero,
-//! so each input means something and a shorter one means something simpler.
+//! Owns only the reading position. Beyond the end of the input every choice is zero, so each
+//! input is valid and a shorter one means a simpler test.
 
 use std::mem;
 

@@ -1,10 +1,9 @@
-//! RFC 8259 as a grammar, to compare other readers with.
+//! RFC 8259 as a grammar, to compare parsers with.
 //!
-//! Owns a checker that knows no value: written from the RFC without a look at
-//! any parser, with a stack of its own instead of recursion. White space is
-//! space, tab, CR and LF.
+//! Owns a checker that builds no value: written from the RFC alone, with an explicit stack
+//! instead of recursion. White space is space, tab, CR and LF.
 
-/// Where the value ends that begins `text` at `start`; `None`: there is none.
+/// The end of the value in `text` at `start`; `None` without a value there.
 pub(crate) fn value_end(text: &[u8], start: usize) -> Option<usize> {
     let mut at = start;
     // The closing brackets that are still to come.

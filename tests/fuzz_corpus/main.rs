@@ -1,9 +1,8 @@
-//! What is fuzzed, and the replay of what fuzzing has found.
+//! Fuzz targets, and the replay of the committed corpus.
 //!
-//! One module per target: `run` takes any bytes and panics if a promise is
-//! broken. `fuzz/` feeds it with what a fuzzer makes up; here every committed
-//! input of `fuzz/corpus/` goes through it once more, with the compiler that
-//! builds the relay. Uses the public API only.
+//! One module per target: `run` accepts any bytes and panics if a property does not hold.
+//! `fuzz/` calls it with a fuzzer's inputs; here every committed input of `fuzz/corpus/` is
+//! replayed with the compiler that builds the relay. Uses the public API only.
 
 mod bytes;
 pub(crate) mod envelope;

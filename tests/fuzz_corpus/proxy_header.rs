@@ -1,5 +1,5 @@
-//! A PROXY header: the verdict on a part is the verdict on the whole, and an
-//! accepted one is what the specification says, read once more by its offsets.
+//! PROXY header: the result for a prefix agrees with the result for the whole, and an accepted
+//! header matches the specification, read a second time by its offsets.
 
 use std::net::IpAddr;
 
@@ -38,7 +38,7 @@ pub(crate) fn run(data: &[u8]) {
     }
 }
 
-/// Whom a whole header names.
+/// The client that a complete header names.
 fn expected(header: &[u8]) -> Option<Proxied> {
     let fixed = header.get(..16)?;
     match (fixed[12], fixed[13]) {

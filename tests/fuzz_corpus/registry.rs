@@ -1,9 +1,8 @@
-//! Claims, grace, takeover and phones against sections 4 and 5 of the contract,
+//! Registry: claims, grace, takeover and phones against sections 4 and 5 of the contract,
 //! applied to a list of slots.
 //!
-//! The registry itself is private to the relay: it is asked through connections,
-//! by what they hear. No heartbeat disturbs; each peer answers a probe when it is
-//! told to.
+//! The registry is private to the relay, so it is observed through connections, by what they
+//! receive. No heartbeat interferes; a peer answers a probe only when the input says so.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -217,7 +216,7 @@ fn step(world: &mut World, model: &mut Model, bytes: &mut Bytes<'_>) {
         return;
     }
     let peer = who % world.peers.len();
-    // Who is nowhere says nothing that counts.
+    // A peer without a slot has no effect.
     let Some(server_id) = model.find(peer) else { return };
     let slot = model.slots.get_mut(server_id).expect("found");
     match choice {
@@ -243,7 +242,7 @@ fn step(world: &mut World, model: &mut Model, bytes: &mut Bytes<'_>) {
             world.send(peer, &wire::frame(wire::CLOSE, &wire::close_payload(3000, "")));
         }
         _ if slot.holder == Some(peer) => {
-            // To anybody, wherever it is.
+            // To any peer, of any slot.
             let to = bytes.index(world.peers.len());
             if slot.phones.contains(&to) {
                 model.heard[to].texts += 1;

@@ -1,6 +1,6 @@
-//! The whole relay below its sockets, driven by whatever peers may do.
+//! The whole relay without sockets, driven by arbitrary actions of its peers.
 //!
-//! What must hold is checked by [`World`]; here is only what can happen.
+//! Owns the possible actions. [`World`] checks the properties.
 
 use std::time::Duration;
 

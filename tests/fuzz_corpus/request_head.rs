@@ -1,5 +1,5 @@
-//! A request head: the verdict on a part is the verdict on the whole, and an
-//! accepted one holds what the contract lets in, read once more without care.
+//! Request head: the result for a prefix agrees with the result for the whole, and an accepted
+//! head satisfies the contract, checked by a second, simple parser.
 
 use pyrycode_relay::config::{Forwarded, HEAD_MAX, HEADERS_MAX};
 use pyrycode_relay::protocol::client_address::client_address;

@@ -1,5 +1,5 @@
-//! WebSocket frames: however the bytes are cut, they mean the same, and what
-//! they mean is what a reader of RFC 6455 without any cleverness says.
+//! WebSocket frames: the result does not depend on how the bytes are split, and equals that of
+//! a straightforward reader of RFC 6455.
 
 use pyrycode_relay::protocol::close::{CloseCause, is_sendable};
 use pyrycode_relay::protocol::websocket::{Assembly, Codec, Incoming};

@@ -1,4 +1,4 @@
-//! The timer wheel against a map that does the same slowly.
+//! Timer wheel, compared with a map that does the same slowly.
 
 use std::collections::BTreeMap;
 

@@ -1,17 +1,17 @@
-//! One relay in virtual time, the shell around it and its peers.
+//! World: one relay in virtual time, with the event loop around it and its peers.
 //!
-//! Owns the clock and the moving of bytes, and does what the shell does: writes
-//! once for each [`Effect::Transmit`], reads only what is wanted, reads to the
-//! end before a deadline counts. Knows nothing of what a target wants to see.
+//! Owns the clock and the movement of bytes, and acts as the event loop does: writes once for
+//! each [`Effect::Transmit`], reads only what is wanted, and reads all input before a deadline
+//! counts. Does not know what a target tests.
 //!
-//! Checked all the time:
-//! 1. Queued bytes stay within the budget after each call, and all that waits
-//!    for a peer is counted in it.
-//! 2. What has room is written, what is wanted is read: nobody is forgotten, and no
-//!    phone waits unread unless somebody is slow.
+//! Checked at every step:
+//! 1. Queued bytes stay within the budget after each call, and everything that waits for a
+//!    peer is counted in it.
+//! 2. Whatever fits is written and whatever is wanted is read: no peer is forgotten, and no
+//!    phone waits unread unless some peer is slow.
 //! 3. After timers and their effects the next deadline lies in the future.
-//! 4. The wire is well-formed, with nothing after a close frame ([`wire`]); a
-//!    peer that takes everything and does not hang up gets exactly one.
+//! 4. The wire is well-formed, with nothing after a close frame ([`wire`]); a peer that reads
+//!    everything and does not disconnect receives exactly one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -45,7 +45,7 @@ pub(crate) struct Peer {
     pub(crate) has_ended: bool,
     is_end_told: bool,
     is_half_closed: bool,
-    /// Its socket is gone, whoever began.
+    /// Its socket is gone, whichever end closed first.
     pub(crate) is_gone: bool,
     /// TLS kept bytes of it at some time.
     has_buffered: bool,
@@ -53,7 +53,7 @@ pub(crate) struct Peer {
     pub(crate) answers_pings: bool,
     /// Whatever it was told to do, it can neither be too slow nor break rules.
     pub(crate) is_honest: bool,
-    /// What it got and nobody has asked for yet.
+    /// Received pings that the test has not taken yet.
     pub(crate) pings: Vec<Vec<u8>>,
     pub(crate) status: Option<u16>,
     pub(crate) conn_id: String,
@@ -152,7 +152,7 @@ impl World {
         index
     }
 
-    /// TLS keeps so many bytes of the connection, received and to be sent.
+    /// Sets how many received and unsent bytes TLS buffers.
     pub(crate) fn buffer(&mut self, index: usize, unread: usize, unsent: usize) {
         let peer = &mut self.peers[index];
         if !peer.is_gone {
@@ -263,7 +263,7 @@ impl World {
             while let Some(effect) = self.relay.poll_effect() {
                 self.apply(effect);
             }
-            // One read each, so that nobody is read to the end before the others.
+            // One read each, so that no peer is read to its end before the others.
             if !(0..self.peers.len()).fold(false, |moved, index| moved | self.read(index)) {
                 break;
             }
@@ -276,7 +276,7 @@ impl World {
             let is_read = self.relay.is_reading(peer.id);
             assert!(is_read || is_anybody_slow || !peer.is_phone, "{:?} is not read", peer.id);
             let has_input = !peer.unread.is_empty() || peer.has_ended && !peer.is_end_told;
-            assert!(!(is_read && has_input), "{:?} has input that nobody reads", peer.id);
+            assert!(!(is_read && has_input), "{:?} has input that is never read", peer.id);
             waiting += backlog;
             if !is_read || peer.room < usize::MAX {
                 peer.silent_since = self.now;

@@ -1,4 +1,4 @@
-//! Who holds a server-id: claims, grace, takeover; and the phones on it.
+//! Claims of a server-id: claim, grace, takeover; and the phones of the slot.
 
 use crate::support::{
     Heard, NEVER, Opcode, Peer, binary_head, connect, envelope, eventually, healthz, millis, relay,
@@ -53,7 +53,7 @@ fn only_a_pong_to_the_probe_answers_it() {
 }
 
 #[test]
-fn server_ids_are_apart_and_told_apart_by_case() {
+fn server_ids_are_independent_and_case_sensitive() {
     let relay = relay(|_| {});
     let mut here = Peer::binary(relay, "home");
     let mut there = Peer::binary(relay, "Home");
@@ -69,7 +69,7 @@ fn server_ids_are_apart_and_told_apart_by_case() {
 }
 
 #[test]
-fn a_slot_is_kept_for_a_binary_however_it_left() {
+fn a_slot_is_kept_for_a_binary_however_it_closed() {
     type Leave = fn(Peer);
     let ways: [(&str, Leave); 3] = [
         ("close", |mut binary| {
@@ -90,7 +90,7 @@ fn a_slot_is_kept_for_a_binary_however_it_left() {
         after.expect_alive();
         assert_eq!(healthz(relay), (0, 2));
 
-        // What is said meanwhile reaches nobody, and its sender is told so.
+        // A frame sent meanwhile is not delivered, and its sender is closed.
         let mut speaker = Peer::phone(relay, "home");
         speaker.say("1");
         speaker.expect_close(4404, "binary disconnected");
@@ -120,7 +120,7 @@ fn the_end_of_grace_frees_the_slot_and_its_phones() {
 }
 
 #[test]
-fn a_claim_within_grace_ends_it() {
+fn a_claim_within_grace_ends_the_grace() {
     let relay = relay(|config| config.timeouts.grace = millis(400));
     drop(Peer::binary(relay, "home"));
     eventually("grace", || healthz(relay) == (0, 0));
@@ -131,7 +131,7 @@ fn a_claim_within_grace_ends_it() {
 }
 
 #[test]
-fn a_holder_that_does_not_answer_the_probe_is_deposed() {
+fn a_holder_that_does_not_answer_the_probe_is_taken_over() {
     let relay = relay(|config| config.timeouts.probe = millis(300));
     let mut holder = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
@@ -153,7 +153,7 @@ fn a_holder_that_does_not_answer_the_probe_is_deposed() {
 }
 
 #[test]
-fn a_holder_that_leaves_while_probed_makes_room_at_once() {
+fn a_holder_that_leaves_while_probed_is_replaced_at_once() {
     type Leave = fn(Peer);
     let leave: [Leave; 3] = [|mut holder| holder.send_close(1000), drop, Peer::reset];
     for leave in leave {
@@ -182,7 +182,7 @@ fn while_a_claimant_waits_it_is_neither_pinged_nor_read() {
     let mut claimant = Peer::binary(relay, "home");
     claimant.send(Opcode::Ping, b"hello");
     claimant.send(Opcode::Text, b"{}");
-    // The beginning of a message: its time does not run while nobody reads it.
+    // The start of a message: its timeout does not run while it is not read.
     claimant.send_raw(&crate::support::header(0x81, 2));
     claimant.expect_silence(millis(400));
     drop(holder);
@@ -192,7 +192,7 @@ fn while_a_claimant_waits_it_is_neither_pinged_nor_read() {
 }
 
 #[test]
-fn a_claimant_that_hangs_up_is_forgotten() {
+fn a_claimant_that_disconnects_is_forgotten() {
     type HangUp = fn(Peer);
     let ways: [(&str, HangUp); 4] = [
         ("fin", drop),
@@ -211,7 +211,7 @@ fn a_claimant_that_hangs_up_is_forgotten() {
     ];
     let relay = relay(|config| config.timeouts.probe = millis(500));
     let mut pairs = ways.map(|(way, hang_up)| {
-        // The only claimant: nobody deposes the holder, answer or not.
+        // The only claimant: no takeover follows, whether or not the holder answers.
         let mut holder = Peer::binary(relay, way);
         hang_up(Peer::binary(relay, way));
         let probe = hear_probe(&mut holder);
@@ -237,7 +237,7 @@ fn a_claimant_that_hangs_up_is_forgotten() {
 }
 
 #[test]
-fn head_and_hang_up_in_one_breath_leave_nothing_behind() {
+fn a_head_followed_at_once_by_a_disconnect_leaves_nothing() {
     use std::io::Write;
     let relay = relay(|config| config.timeouts.probe = millis(200));
     let mut holder = Peer::binary(relay, "home");

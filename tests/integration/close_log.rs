@@ -1,4 +1,4 @@
-//! The one line that the log has for the end of every WebSocket.
+//! Close log: exactly one line for the end of every WebSocket.
 
 use rustix::process::Signal;
 
@@ -13,7 +13,7 @@ fn line(process: &Process, event: &str) -> serde_json::Value {
 }
 
 #[test]
-fn the_end_of_a_connection_says_what_it_was_and_why_it_ended() {
+fn the_last_line_of_a_connection_has_its_summary_and_cause() {
     let process = Process::start(&["--log-format=json"]);
     let mut binary = Peer::binary(process.relay, "home");
     let mut phone = Peer::phone(process.relay, "home");
@@ -21,7 +21,7 @@ fn the_end_of_a_connection_says_what_it_was_and_why_it_ended() {
         phone.say(frame);
         assert_eq!(binary.hear_text(), envelope(&phone.id, frame));
     }
-    // What is not delivered is nobody's.
+    // A frame that is not delivered is counted for no phone.
     binary.tell("nobody", "0");
     binary.tell(&phone.id, "{ }");
     assert_eq!(phone.hear_text(), "{ }");
@@ -47,7 +47,7 @@ fn the_end_of_a_connection_says_what_it_was_and_why_it_ended() {
 }
 
 #[test]
-fn the_last_round_trip_is_told() {
+fn the_last_round_trip_is_logged() {
     let process = Process::start(&["--log-format=json"]);
     let mut binary = Peer::binary(process.relay, "home");
     // A claim makes the relay ping the holder at once.

@@ -1,4 +1,4 @@
-//! Ends of a connection: whoever starts it, one close frame and a FIN.
+//! Closing: one close frame and a FIN, from whichever end the close starts.
 
 use std::thread;
 
@@ -34,7 +34,7 @@ fn a_valid_close_is_echoed() {
 }
 
 #[test]
-fn what_breaks_rfc_6455_is_closed_with_its_code() {
+fn violations_of_rfc_6455_are_closed_with_their_code() {
     const MASK: [u8; 4] = [0; 4];
     let close = |code: u16| frame(Opcode::Close, true, &code.to_be_bytes());
     let start = frame(Opcode::Text, false, b"\"");
@@ -142,12 +142,12 @@ fn a_message_that_does_not_end_in_time_is_closed_1008() {
         let expected = Heard::Close(Some((1008, "message timeout".into())));
         assert_eq!(heard, expected, "{beginning:x?}");
     }
-    // Between messages nobody need say anything.
+    // Between messages silence is allowed.
     binary.expect_alive();
 }
 
 #[test]
-fn a_message_that_drips_has_no_more_time_than_one_that_halts() {
+fn a_dripping_message_has_the_same_timeout_as_a_stopped_one() {
     let relay = relay(|config| config.timeouts.message = millis(300));
     let _binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
@@ -200,7 +200,7 @@ fn a_binary_closes_its_phones_with_the_code_it_names() {
 }
 
 #[test]
-fn envelopes_that_make_no_sense_are_dropped_and_the_binary_stays() {
+fn invalid_envelopes_are_dropped_and_the_binary_stays() {
     let relay = relay(|_| {});
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
@@ -243,7 +243,7 @@ fn envelopes_that_make_no_sense_are_dropped_and_the_binary_stays() {
 }
 
 #[test]
-fn when_both_close_at_once_each_hears_one_close() {
+fn when_both_ends_close_at_once_each_receives_one_close() {
     let relay = relay(|_| {});
     let mut binary = Peer::binary(relay, "home");
     for _ in 0..50 {
@@ -300,7 +300,7 @@ fn a_close_reaches_a_peer_that_has_sent_much_and_read_nothing() {
 }
 
 #[test]
-fn a_connection_that_sends_for_ever_after_the_close_is_dropped() {
+fn a_peer_that_keeps_sending_after_the_close_is_disconnected() {
     let relay = relay(|config| config.timeouts.linger = NEVER);
     let _binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");

@@ -1,4 +1,4 @@
-//! Flags and variables as an operator meets them: exit codes and words.
+//! Command line and environment of the built program: exit codes and messages.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -7,7 +7,7 @@ use std::process::Stdio;
 use crate::support::{Process, healthz, run, run_into};
 
 #[test]
-fn what_is_refused_exits_2_with_few_words_and_no_secrets() {
+fn refusals_exit_2_with_short_messages_and_no_secrets() {
     const SECRET: &str = "hunter2-swordfish";
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
     let table: &[Case<'_>] = &[
@@ -65,7 +65,7 @@ fn what_is_refused_exits_2_with_few_words_and_no_secrets() {
 
 /// Where the relay refuses to run, and that what the refusal says helps.
 #[test]
-fn guards_say_the_fix_and_the_fix_works() {
+fn guards_name_a_fix_that_works() {
     let production = ("PYRYCODE_RELAY_PRODUCTION", "1");
     let fly = ("FLY_APP_NAME", "a-relay");
     let is_root = rustix::process::geteuid().is_root();
@@ -78,7 +78,7 @@ fn guards_say_the_fix_and_the_fix_works() {
         (
             "--insecure-listen=127.0.0.1:8080",
             &[production],
-            is_root.then_some("start it as a user of its own"),
+            is_root.then_some("start it as a dedicated user"),
         ),
         ("--proxy-protocol", &[fly], Some("PYRYCODE_RELAY_SINGLE_INSTANCE=1")),
         (
@@ -116,7 +116,7 @@ fn help_and_version_go_to_stdout() {
 }
 
 #[test]
-fn check_config_prints_what_would_run_and_runs_nothing() {
+fn check_config_prints_the_configuration_and_starts_nothing() {
     // The address is taken: it is not bound.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().to_string();
@@ -137,7 +137,7 @@ fn check_config_prints_what_would_run_and_runs_nothing() {
 }
 
 #[test]
-fn an_address_that_is_taken_exits_1() {
+fn an_address_in_use_exits_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = run(&["--insecure-listen", &address], &[]);
@@ -147,7 +147,7 @@ fn an_address_that_is_taken_exits_1() {
 }
 
 #[test]
-fn it_serves_what_its_flags_say_and_logs_in_json() {
+fn flags_apply_and_the_log_is_json() {
     let process = Process::start(&["-log-format=json", "--max-connections=7"]);
     assert_eq!(healthz(process.relay), (0, 0));
     drop(crate::support::Peer::phone(process.relay, "none"));
@@ -156,7 +156,7 @@ fn it_serves_what_its_flags_say_and_logs_in_json() {
     assert_eq!(fields["server_id"], "none");
 }
 
-/// A pipe that nobody reads any more.
+/// A pipe without a reader.
 fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -169,7 +169,7 @@ fn full() -> Stdio {
 }
 
 #[test]
-fn exit_codes_hold_whatever_state_stdout_and_stderr_are_in() {
+fn exit_codes_do_not_depend_on_stdout_and_stderr() {
     let asked = [&["--help"][..], &["--version"], &["--check-config"], &["probe", "--help"]];
     for flags in asked {
         for stderr in [Stdio::piped, closed_pipe, full] {

@@ -1,4 +1,5 @@
-//! More dialers than descriptors: the relay waits, and serves whom it has.
+//! Out of file descriptors: with more dialers than descriptors the relay waits, and keeps
+//! serving its open connections.
 
 use std::net::TcpStream;
 
@@ -41,7 +42,7 @@ fn out_of_descriptors_it_stops_accepting_without_a_spin_and_recovers() {
     let mut late = Peer::phone(relay, "home");
     late.send(Opcode::Text, b"1");
     assert_eq!(binary.hear_text(), envelope(&late.id, "1"));
-    eventually("all who left are gone", || process.descriptors() < 20);
+    eventually("all that left are gone", || process.descriptors() < 20);
     assert_eq!(healthz(relay), (1, 2));
     let again = std::iter::from_fn(|| process.next_line(millis(0)));
     assert!(again.filter(|line| line.contains("accept_paused")).count() <= 1);

@@ -1,4 +1,4 @@
-//! What the log says of envelopes that are not forwarded, of refusals and takeovers.
+//! Log lines for envelopes that are not forwarded, for refusals and for takeovers.
 
 use crate::support::{Opcode, PATIENCE, Peer, Process, envelope};
 

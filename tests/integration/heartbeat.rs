@@ -1,4 +1,4 @@
-//! A peer that is gone is found, and no other.
+//! Heartbeat: a dead peer is detected, and no live one is closed.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ fn hear_out(peer: &mut Peer) -> usize {
 
 #[test]
 fn a_silent_peer_is_closed_and_its_place_is_free_at_once() {
-    // Nobody waits for the socket: it lingers for ever.
+    // The slot must not wait for the socket, which lingers for ever.
     let relay = relay(|config| {
         beating(config);
         config.timeouts.linger = NEVER;
@@ -112,8 +112,8 @@ fn only_the_matching_pong_proves_life() {
     let relay = relay(beating);
     let mut binary = Peer::binary(relay, "home");
     let mut payload = Vec::new();
-    // Busy as it is: messages, pings of its own, pongs that nobody asked for, and
-    // for ever the first pong.
+    // The peer is busy: it sends messages, pings of its own, unsolicited pongs, and the
+    // first pong over and over.
     eventually("the close", || {
         let flurry = [
             crate::support::frame(Opcode::Pong, true, b"unasked"),

@@ -1,4 +1,4 @@
-//! Whatever is thrown at it, afterwards the relay serves and its memory is back.
+//! Hostile peers: after each attack the relay still serves, and its memory is free again.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -120,7 +120,7 @@ fn empty_fragments(relay: SocketAddr) {
     assert_eq!(binary.hear_text(), envelope(&phone.id, "1"));
 }
 
-fn pings_whose_pongs_nobody_reads(relay: SocketAddr) {
+fn pings_whose_pongs_are_not_read(relay: SocketAddr) {
     let _binary = Peer::binary(relay, "victim");
     let mut phone = Peer::upgrade(connect_reading_little(relay), &phone_head("victim"));
     let mut witness = Peer::phone(relay, "victim");
@@ -144,7 +144,7 @@ fn single_bytes(relay: SocketAddr) {
     assert_eq!(binary.hear_text(), envelope(&phone.id, &message));
 }
 
-fn backlogs_that_nobody_fetches(relay: SocketAddr) {
+fn backlogs_that_are_not_read(relay: SocketAddr) {
     let mut binary = Peer::binary(relay, "victim");
     let phones: Vec<Peer> = (0..8)
         .map(|_| Peer::upgrade(connect_reading_little(relay), &phone_head("victim")))
@@ -171,9 +171,9 @@ fn it_serves_during_and_after_every_attack_and_its_memory_comes_back() {
         ("great promises", great_promises),
         ("deep JSON", deep_json),
         ("empty fragments", empty_fragments),
-        ("pings", pings_whose_pongs_nobody_reads),
+        ("pings", pings_whose_pongs_are_not_read),
         ("single bytes", single_bytes),
-        ("backlogs", backlogs_that_nobody_fetches),
+        ("backlogs", backlogs_that_are_not_read),
     ];
     for (n, (what, attack)) in attacks.into_iter().enumerate() {
         let began = std::time::Instant::now();
@@ -182,7 +182,7 @@ fn it_serves_during_and_after_every_attack_and_its_memory_comes_back() {
         expect_service(relay, &format!("during{n}"));
         under_attack.join().unwrap();
         println!("{what} took {:?}, {} KiB", began.elapsed(), process.memory().0 >> 10);
-        eventually("all who attacked are gone", || healthz(relay) == (0, 0));
+        eventually("all attackers are gone", || healthz(relay) == (0, 0));
         expect_service(relay, &format!("after{n}"));
     }
     eventually("all sockets are closed", || process.descriptors() < 20);

@@ -1,4 +1,4 @@
-//! How often and how many: the rate limit and the caps.
+//! Limits: the rate limit and the connection caps.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -40,17 +40,17 @@ fn twenty_attempts_at_once_and_the_next_is_429() {
     for _ in 0..3 {
         assert_eq!(attempt(relay, [127, 0, 0, 1], None), 429);
     }
-    // A header that nobody was told to trust changes nothing.
+    // An untrusted header has no effect.
     assert_eq!(attempt(relay, [127, 0, 0, 1], Some("192.0.2.1")), 429);
     let answer = ask(relay, &binary_head("home"));
     assert_eq!((answer.status, answer.body.as_str()), (429, ""), "one bucket for both endpoints");
-    // Health is not limited, and neither is anybody else.
+    // /healthz is not limited, and neither is any other address.
     assert_eq!(healthz(relay), (0, 0));
     assert_eq!(attempt(relay, [127, 0, 0, 2], None), 101);
 }
 
 #[test]
-fn attempts_count_whatever_becomes_of_them_but_not_other_requests() {
+fn every_upgrade_attempt_counts_and_no_other_request() {
     let relay = relay(limited);
     for _ in 0..50 {
         assert_eq!(healthz(relay), (0, 0));
@@ -105,7 +105,7 @@ fn one_pool_for_binaries_and_phones() {
 
     drop(phone);
     eventually("there is room", || ask(relay, ready).status == 200);
-    // Whom nobody waits for takes no room, however long it lingers.
+    // A refused connection does not count, however long it lingers.
     let _refused: Vec<Peer> = (0..5).map(|_| Peer::phone(relay, "none")).collect();
     let mut phone = Peer::phone(relay, "home");
     phone.expect_alive();

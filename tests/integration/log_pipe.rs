@@ -1,4 +1,4 @@
-//! A stderr that nobody reads costs log lines and nothing else.
+//! Log pipe: a stderr that is not read loses log lines and has no other effect.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use rustix::process::Signal;
 use crate::support::{Heard, Opcode, Peer, Process, Scrape, envelope, healthz};
 
 #[test]
-fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_the_end() {
+fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_exit() {
     let mut process = Process::start_with_stuck_stderr("trace");
     let relay = process.relay;
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
     // Each is dropped with a line: many times what pipe and queue hold.
-    let nobody = envelope("nobody", "1");
+    let undeliverable = envelope("nobody", "1");
     for _ in 0..300 {
-        let flood = crate::support::frame(Opcode::Text, true, nobody.as_bytes()).repeat(100);
+        let flood = crate::support::frame(Opcode::Text, true, undeliverable.as_bytes()).repeat(100);
         binary.send_raw(&flood);
     }
     for n in 0..100 {

@@ -1,12 +1,12 @@
-//! The relay over real sockets, as its peers and its operator meet it.
+//! The relay over real sockets, as peers and operators use it.
 //!
-//! Expectations come from the contract, not from the code. Peers are plain
-//! `std` sockets that write their frames by hand ([`support::Peer`]), so that
-//! they can also write wrong ones. Nothing leaves 127.0.0.0/8, nothing needs
-//! root, and nothing sleeps: every wait is for a condition, with a deadline.
+//! Expectations come from the contract, not from the code. Peers are plain `std` sockets that
+//! write their frames by hand ([`support::Peer`]), so that they can also write invalid ones.
+//! Nothing leaves 127.0.0.0/8, nothing needs root, and nothing sleeps: every wait is for a
+//! condition, with a deadline.
 //!
-//! A test that waits for a timeout shortens that one and leaves all others as
-//! they are, so that a slow machine makes it slow and not red.
+//! A test that waits for a timeout shortens only that one, so that a slow machine makes the
+//! test slow but does not fail it.
 
 #![allow(clippy::disallowed_methods, reason = "tests live outside the deterministic core")]
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]

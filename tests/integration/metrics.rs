@@ -1,4 +1,4 @@
-//! Every metric, driven over real sockets: what happened is what is counted.
+//! Metrics: each one is driven over real sockets and counts the events that happened.
 
 use std::io::Write;
 use std::time::Instant;
@@ -99,7 +99,7 @@ fn contract() -> Vec<String> {
 }
 
 #[test]
-fn every_name_of_the_contract_is_there_at_zero() {
+fn every_documented_metric_exists_at_zero() {
     let process = Process::start(&["--max-connections=7", "--buffer-memory=2097152"]);
     let scrape = Scrape::of(process.metrics);
     for series in contract() {
@@ -137,14 +137,14 @@ fn attempt(relay: std::net::SocketAddr, head: &str) -> u16 {
 }
 
 #[test]
-fn each_attempt_is_counted_once_by_what_came_of_it() {
+fn each_attempt_is_counted_once_by_its_outcome() {
     let (relay, metrics) = watched(21, |_| {});
     let (limited, limited_metrics) = watched(100, |config| {
         config.limits.rate_per_minute = 1;
         config.limits.rate_burst = 1;
     });
     let before = Scrape::of(metrics);
-    // Sixteen phones and four binaries; of the others nobody stays.
+    // Sixteen phones and four binaries; the others are all gone.
     let mut binaries: Vec<Peer> =
         ["home", "b", "c", "d"].iter().map(|id| Peer::binary(relay, id)).collect();
     let mut phones: Vec<Peer> = (0..16).map(|_| Peer::phone(relay, "home")).collect();
@@ -279,7 +279,7 @@ fn frames_and_their_bytes_are_counted_where_they_are_forwarded() {
 }
 
 #[test]
-fn the_heartbeat_counts_its_pings_pongs_round_trips_and_dead() {
+fn pings_pongs_round_trips_and_dead_peers_are_counted() {
     let (relay, metrics) = watched(100, |config| {
         config.timeouts.ping_interval = millis(200);
         config.timeouts.pong = millis(2_000);
@@ -450,7 +450,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
 }
 
 #[test]
-fn a_relay_that_leaves_says_so_and_counts_whom_it_closed() {
+fn a_shut_down_is_shown_and_its_closes_are_counted() {
     let process = Process::start(&[]);
     let _peers = [Peer::binary(process.relay, "home"), Peer::phone(process.relay, "home")];
     process.signal(Signal::TERM);
@@ -470,7 +470,7 @@ fn a_relay_that_leaves_says_so_and_counts_whom_it_closed() {
 }
 
 #[test]
-fn nobody_can_put_a_word_of_theirs_there() {
+fn peers_cannot_put_text_into_the_metrics() {
     let process = Process::start(&[]);
     let marker = "hunter2-swordfish";
     let fields = format!(

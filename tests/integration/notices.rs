@@ -1,4 +1,4 @@
-//! The close notice, over real sockets: what a binary hears when a phone has ended.
+//! Close notice, over real sockets: what a binary receives when a phone has ended.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! The metrics listener as a door: whom it answers, and that nobody holds it shut.
+//! Admin listener: its access rules, and that no client can block it.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -17,7 +17,7 @@ fn get(metrics: SocketAddr, path: &str, host: &str) -> Answer {
 }
 
 #[test]
-fn only_who_asks_for_this_machine_is_answered() {
+fn only_requests_for_this_host_are_answered() {
     let process = Process::start(&[]);
     for host in [
         "localhost",
@@ -47,7 +47,7 @@ fn only_who_asks_for_this_machine_is_answered() {
             assert!(answer.body.contains("localhost") && !answer.body.contains("evil"));
         }
     }
-    // A browser always says whom it means.
+    // A browser always sends the Host it means.
     assert_eq!(ask(process.metrics, "GET /metrics HTTP/1.0\r\n\r\n").status, 421);
 }
 
@@ -89,7 +89,7 @@ fn paths_and_methods() {
 }
 
 #[test]
-fn nothing_runs_on_the_page_but_what_stands_in_it() {
+fn the_page_runs_only_its_own_script() {
     let process = Process::start(&[]);
     let nonce = || {
         let answer = get(process.metrics, "/", "localhost");
@@ -108,7 +108,7 @@ fn nothing_runs_on_the_page_but_what_stands_in_it() {
 }
 
 #[test]
-fn silent_and_slow_dialers_hold_nobody_up_for_long() {
+fn silent_and_slow_clients_delay_others_only_briefly() {
     let process = Process::start(&[]);
     let mut slow: Vec<_> = (0..8).map(|_| connect(process.metrics)).collect();
     for stream in &mut slow {
@@ -121,7 +121,7 @@ fn silent_and_slow_dialers_hold_nobody_up_for_long() {
 }
 
 #[test]
-fn who_asks_while_it_is_suspended_is_answered() {
+fn requests_during_a_suspension_are_answered_afterwards() {
     let process = Process::start(&[]);
     let mut stream = connect(process.metrics);
     stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
@@ -133,7 +133,7 @@ fn who_asks_while_it_is_suspended_is_answered() {
 }
 
 #[test]
-fn a_loop_that_does_not_answer_is_told_and_asked_again_once_it_does() {
+fn a_stuck_loop_is_reported_until_it_answers_again() {
     let (mut server, _) = server(10, |_| {});
     let metrics = watch(&server);
     // It does not run.
@@ -151,7 +151,7 @@ fn a_loop_that_does_not_answer_is_told_and_asked_again_once_it_does() {
 }
 
 #[test]
-fn a_metrics_address_that_is_taken_exits_1_and_says_what_to_do() {
+fn a_metrics_address_in_use_exits_1_with_advice() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let flags = ["--insecure-listen", "127.0.0.1:0", "--metrics-listen", &address];
@@ -163,7 +163,7 @@ fn a_metrics_address_that_is_taken_exits_1_and_says_what_to_do() {
 }
 
 #[test]
-fn health_is_answered_here_as_where_peers_dial() {
+fn health_is_the_same_as_on_the_relay_s_listener() {
     let process = Process::start(&[]);
     for path in ["/healthz", "/readyz"] {
         for host in ["localhost", "10.1.2.3", "relay.example.com"] {
@@ -178,7 +178,7 @@ fn health_is_answered_here_as_where_peers_dial() {
 }
 
 #[test]
-fn a_stranger_is_closed_without_an_answer() {
+fn an_address_that_is_not_allowed_is_closed_without_a_response() {
     // Every address of 127.0.0.0/8 is this machine, so what is closed is seen at another
     // address of it: its own interface, if it has one.
     let Some(own) = own_address() else { return };

@@ -1,5 +1,4 @@
-//! `pyrycode-relay probe` against relays that are well, and against what else may
-//! answer in their place.
+//! `pyrycode-relay probe` against healthy relays, and against other programs in their place.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,9 +11,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::{PATIENCE, millis, relay, run, run_suspended};
 
-/// An address where nobody listens, and the socket that keeps it so: a port that is
+/// An address without a listener, and the socket that keeps it so: a port that is
 /// free is soon another test's.
-fn nobody() -> (Socket, SocketAddr) {
+fn unused_address() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
@@ -92,7 +91,7 @@ fn tunnel(phone: &TcpStream, head: &str, relay: SocketAddr, idle: Duration) {
 }
 
 #[test]
-fn a_relay_that_is_well_passes_every_step() {
+fn a_healthy_relay_passes_every_step() {
     let relay = relay(|_| {});
     let (code, report) = probe(relay, &["--round-trips=30"]);
     assert_eq!(code, 0, "{report}");
@@ -126,7 +125,7 @@ fn a_relay_that_is_well_passes_every_step() {
 }
 
 #[test]
-fn lines_for_people_and_silence_for_health_checks() {
+fn the_report_is_lines_and_a_passed_health_check_is_silent() {
     let relay = relay(|_| {});
     let url = format!("ws://{relay}/");
     let output = run(&["probe", &url], &[]);
@@ -141,22 +140,22 @@ fn lines_for_people_and_silence_for_health_checks() {
     let here = format!("http://{relay}");
     let output = run(&["probe", "--health"], &[("PYRYCODE_RELAY_PROBE_URL", &here)]);
     assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
-    let (_socket, nobody) = nobody();
-    let nobody = format!("http://{nobody}");
+    let (_socket, unused) = unused_address();
+    let unused = format!("http://{unused}");
     // A URL on the command line takes precedence.
     let variables = [("PYRYCODE_RELAY_PROBE_URL", here.as_str())];
-    let output = run(&["probe", "--health", &nobody], &variables);
+    let output = run(&["probe", "--health", &unused], &variables);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text.contains("nobody listens there"), "{text}");
+    assert!(text.contains("no program listens there"), "{text}");
 }
 
 #[test]
-fn bad_usage_exits_2_with_the_fix() {
+fn bad_usage_exits_2_with_advice() {
     for (flags, says) in [
         (&[][..], "PYRYCODE_RELAY_PROBE_URL"),
         (&["relay.example"], "https://relay.example"),
-        (&["http://a", "http://b"], "stray argument"),
+        (&["http://a", "http://b"], "unexpected argument"),
         (&["http://a", "--frobnicate"], "probe --help"),
         (&["http://a", "--watch=0"], "--watch"),
         (&["http://a", "--ca=x.pem"], "https://"),
@@ -176,7 +175,7 @@ fn bad_usage_exits_2_with_the_fix() {
 }
 
 #[test]
-fn answers_of_others_are_explained() {
+fn responses_of_other_servers_are_explained() {
     const CASES: &[(&str, &str, &str)] = &[
         ("200 OK", "200", "does not pass WebSockets"),
         ("426 Upgrade Required", "426", "proxy_set_header Upgrade"),
@@ -235,13 +234,13 @@ fn a_proxy_that_drops_headers_is_named() {
 }
 
 #[test]
-fn who_hangs_or_hangs_up_is_told_from_who_answers() {
+fn silent_closed_and_slow_servers_are_told_apart() {
     let hangs = stand_in(|mut stream, _| {
         let _ = stream.read(&mut [0; 1]);
     });
     let (code, report) = probe(hangs, &["--timeout=1", "--health"]);
     assert_eq!((code, failure(&report).0), (1, "health"));
-    assert!(failure(&report).1.contains("no answer within 1 s"), "{report}");
+    assert!(failure(&report).1.contains("no response within 1 s"), "{report}");
 
     let closes = stand_in(|stream, _| drop(stream));
     let (code, report) = probe(closes, &["--health"]);
@@ -257,13 +256,13 @@ fn who_hangs_or_hangs_up_is_told_from_who_answers() {
     let (code, report) = probe(drips, &["--timeout=1", "--health"]);
     assert_eq!(code, 1, "{report}");
 
-    let (_socket, nobody) = nobody();
-    let (code, report) = probe(nobody, &[]);
+    let (_socket, unused) = unused_address();
+    let (code, report) = probe(unused, &[]);
     assert_eq!((code, failure(&report).0), (1, "connect"));
 }
 
 #[test]
-fn to_be_suspended_is_no_failure() {
+fn a_suspension_is_not_a_failure() {
     let relay = relay(|_| {});
     for path in ["/healthz", "/v1/server", "/v1/client"] {
         let (asked, stop) = mpsc::channel();
@@ -297,7 +296,7 @@ fn the_rate_limit_is_named() {
 }
 
 #[test]
-fn a_watch_sees_pings_and_who_cuts() {
+fn a_watch_reports_pings_and_an_early_close() {
     let relay = relay(|config| config.timeouts.ping_interval = millis(400));
     let (code, report) = probe(relay, &["--watch=2", "--round-trips=1"]);
     assert_eq!(code, 0, "{report}");
@@ -308,6 +307,6 @@ fn a_watch_sees_pings_and_who_cuts() {
     let (code, report) = probe(impatient, &["--watch=10", "--round-trips=1"]);
     let (name, found, advice) = failure(&report);
     assert_eq!((code, name), (1, "watch"), "{report}");
-    assert!(found.contains("cut after 1.") && found.contains("FIN"), "{report}");
+    assert!(found.contains("closed after 1.") && found.contains("FIN"), "{report}");
     assert!(advice.contains("under 35 s") && advice.contains("proxy_read_timeout"), "{report}");
 }

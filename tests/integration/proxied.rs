@@ -1,4 +1,4 @@
-//! The PROXY header in front of everything, as a load balancer sends it.
+//! PROXY header: the first bytes of every connection, as a load balancer sends them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -100,7 +100,7 @@ fn a_header_may_come_byte_by_byte() {
 }
 
 #[test]
-fn a_slow_header_has_the_time_of_a_head_and_then_gets_not_a_byte() {
+fn a_slow_header_has_the_head_timeout_and_is_closed_without_a_byte() {
     let relay = relay(|config| {
         behind_a_balancer(config);
         config.timeouts.head = millis(400);
@@ -119,7 +119,7 @@ fn a_slow_header_has_the_time_of_a_head_and_then_gets_not_a_byte() {
 }
 
 #[test]
-fn what_is_no_header_gets_not_a_byte() {
+fn an_invalid_header_is_closed_without_a_byte() {
     let relay = relay(patient);
     let unix = header(0x21, 0x31, &[0; 216]);
     let too_long = header(0x21, 0x11, &[0; 5_000]);
@@ -145,11 +145,11 @@ fn what_is_no_header_gets_not_a_byte() {
 }
 
 #[test]
-fn behind_the_header_everything_is_the_callers() {
+fn after_the_header_every_byte_belongs_to_the_client() {
     let relay = relay(behind_a_balancer);
     let header = client([192, 0, 2, 1]);
     for (follows, status) in [
-        // A second header, and a handshake with somebody who speaks TLS: bad requests.
+        // A second header, and a TLS handshake: bad requests.
         (header.clone(), 400),
         (local(), 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), 400),
@@ -162,7 +162,7 @@ fn behind_the_header_everything_is_the_callers() {
 }
 
 #[test]
-fn a_balancers_own_connection_asks_for_health_only() {
+fn a_load_balancers_own_connection_may_request_health_only() {
     let relay = relay(behind_a_balancer);
     for (path, status) in [("/readyz", 200), ("/healthz", 200), ("/", 403), ("/v1/client", 403)] {
         let mut stream = connect(relay);
@@ -175,7 +175,7 @@ fn a_balancers_own_connection_asks_for_health_only() {
 }
 
 #[test]
-fn limits_are_the_clients() {
+fn limits_apply_to_the_client_in_the_header() {
     let relay = relay(|config| {
         behind_a_balancer(config);
         config.limits.connections_per_ip = 1;
@@ -214,7 +214,7 @@ fn only_named_proxies_may_send_a_header() {
 }
 
 #[test]
-fn who_hangs_up_within_its_header_is_forgotten() {
+fn a_disconnect_within_the_header_leaves_nothing() {
     let relay = relay(patient);
     for len in [0, 1, 16, 27] {
         let mut stream = connect(relay);
@@ -233,7 +233,7 @@ fn who_hangs_up_within_its_header_is_forgotten() {
 }
 
 #[test]
-fn the_program_logs_clients_and_says_once_what_it_refuses() {
+fn client_addresses_are_logged_and_refused_headers_once() {
     let process = Process::start(&["--proxy-protocol", "--trusted-proxies=127.0.0.1"]);
     let mut stream = connect(process.relay);
     stream.write_all(&client_v6(7)).unwrap();
@@ -254,11 +254,11 @@ fn the_program_logs_clients_and_says_once_what_it_refuses() {
         assert!(refused.contains(words), "{refused}");
     }
     drop((binary, last));
-    eventually("all who left are gone", || process.descriptors() < 20);
+    eventually("all that left are gone", || process.descriptors() < 20);
 }
 
 #[test]
-fn many_half_headers_take_no_memory_and_delay_nobody() {
+fn many_half_headers_take_no_memory_and_delay_no_peer() {
     let process = Process::start(&["--proxy-protocol"]);
     turn(process.relay);
     let (before, _) = process.memory();

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: everybody is told, then the process ends.
+//! Shut-down: on SIGTERM and SIGINT every peer receives a close, then the process ends.
 
 use std::io::Write;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn answer_close(peer: &mut Peer) {
 }
 
 #[test]
-fn everybody_is_told_and_the_process_ends_well() {
+fn every_peer_is_closed_and_the_process_exits_with_0() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut process = Process::start(&[]);
         let relay = process.relay;
@@ -47,7 +47,7 @@ fn everybody_is_told_and_the_process_ends_well() {
 }
 
 #[test]
-fn with_nobody_there_it_ends_at_once() {
+fn without_connections_it_ends_at_once() {
     let mut process = Process::start(&[]);
     process.signal(Signal::TERM);
     let (status, took) = process.wait();
@@ -69,7 +69,7 @@ fn peers_that_answered_are_not_waited_for() {
 }
 
 #[test]
-fn while_it_drains_it_says_so_and_takes_nobody() {
+fn while_it_drains_it_reports_so_and_refuses_upgrades() {
     let mut process = Process::start(&[]);
     let relay = process.relay;
     let mut holdout = Peer::binary(relay, "home");
@@ -111,7 +111,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn whoever_is_closing_already_hears_nothing_more() {
+fn a_peer_that_is_closing_receives_nothing_more() {
     let mut process = Process::start(&[]);
     let mut peer = Peer::phone(process.relay, "none");
     assert_eq!(peer.hear(), Heard::Close(Some((4404, "no server with that id".into()))));
@@ -123,7 +123,7 @@ fn whoever_is_closing_already_hears_nothing_more() {
 }
 
 #[test]
-fn peers_that_do_not_answer_hold_it_up_for_ten_seconds_at_most() {
+fn peers_that_do_not_answer_delay_the_exit_by_at_most_ten_seconds() {
     let mut process = Process::start(&[]);
     let relay = process.relay;
     let mut binary = Peer::binary(relay, "home");

@@ -1,4 +1,5 @@
-//! Peers that do not read: a phone is shed, a binary slows its phones down.
+//! Slow peers: a phone that does not read is shed, a binary that does not read slows down its
+//! phones.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -43,7 +44,7 @@ fn hear_gapless(phone: &mut Peer, code: u16, reason: &str) -> usize {
 }
 
 #[test]
-fn a_phone_that_does_not_read_is_shed_and_delays_nobody() {
+fn a_phone_that_does_not_read_is_shed_and_delays_no_other() {
     let relay = relay(|config| {
         config.timeouts.linger = NEVER;
         // Half of it is the phone's.
@@ -76,7 +77,7 @@ fn a_phone_that_does_not_read_is_shed_and_delays_nobody() {
 }
 
 #[test]
-fn a_phone_for_which_nothing_drains_is_closed_and_may_still_read_what_was_sent() {
+fn a_phone_that_drains_nothing_is_closed_and_can_read_what_was_sent() {
     let relay = relay(|config| {
         config.timeouts.write = millis(400);
         config.timeouts.linger = NEVER;
@@ -93,7 +94,7 @@ fn a_phone_for_which_nothing_drains_is_closed_and_may_still_read_what_was_sent()
 }
 
 #[test]
-fn a_phone_that_drains_a_little_now_and_then_lives() {
+fn a_phone_that_drains_slowly_stays_open() {
     let relay = relay(|config| config.timeouts.write = millis(500));
     let mut binary = Peer::binary(relay, "home");
     let mut slow = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
@@ -108,7 +109,7 @@ fn a_phone_that_drains_a_little_now_and_then_lives() {
     slow.expect_alive();
 }
 
-/// Writes so many numbered messages of 64,000 bytes on a thread of its own.
+/// Writes this number of numbered messages of 64,000 bytes, on a separate thread.
 fn flood(phone: &Peer, count: usize) -> JoinHandle<io::Result<()>> {
     let mut stream = phone.stream.try_clone().unwrap();
     thread::spawn(move || {
@@ -120,7 +121,7 @@ fn flood(phone: &Peer, count: usize) -> JoinHandle<io::Result<()>> {
 }
 
 #[test]
-fn a_binary_for_which_nothing_drains_is_closed_and_grace_begins() {
+fn a_binary_that_drains_nothing_is_closed_and_its_grace_begins() {
     let relay = relay(|config| {
         config.timeouts.write = millis(500);
         config.timeouts.linger = NEVER;
@@ -153,7 +154,7 @@ fn a_binary_for_which_nothing_drains_is_closed_and_grace_begins() {
 }
 
 #[test]
-fn the_time_of_a_message_stands_still_while_the_relay_does_not_read() {
+fn the_message_timeout_pauses_while_the_relay_does_not_read() {
     // More than all buffers on the way hold.
     const COUNT: usize = 200;
     let relay = relay(|config| config.timeouts.message = millis(1000));
@@ -175,7 +176,7 @@ fn the_time_of_a_message_stands_still_while_the_relay_does_not_read() {
             assert_eq!(text, envelope(&flooding.id, &numbered(&flooded.to_string(), 64_000)));
             flooded += 1;
             if flooded == COUNT / 2 {
-                // It has been read again in between, and is none the worse for it.
+                // The relay has read it again in between, without harm.
                 halting.send_raw(&frame(Opcode::Text, true, b"123")[7..]);
             }
         }

@@ -1,4 +1,4 @@
-//! What every test needs: a relay to dial, peers to dial it with, patience.
+//! Test support: starts a relay, dials peers, and waits for conditions.
 
 #[path = "../support/http.rs"]
 mod http;
@@ -40,13 +40,13 @@ pub(crate) use request::{binary as binary_head, phone as phone_head, upgrade as 
 pub use scrape::Scrape;
 pub use tls::{Pair, TlsStream, through_tls, tls_connect};
 
-/// The longest wait for what should come at once. Only a failing test takes it.
+/// The longest wait for an event that should come at once. Only a failing test takes it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// So long that nothing of it happens within a test.
+/// A timeout that never expires within a test.
 pub const NEVER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Short for a test.
+/// A short interval.
 pub const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
@@ -57,14 +57,14 @@ pub fn relay(adjust: impl FnOnce(&mut Config)) -> SocketAddr {
     relay_for(10_000, adjust)
 }
 
-/// The same with room for so many WebSockets.
+/// The same with a cap on WebSockets.
 pub fn relay_for(capacity: usize, adjust: impl FnOnce(&mut Config)) -> SocketAddr {
     let (mut server, address) = server(capacity, adjust);
     thread::spawn(move || server.run());
     address
 }
 
-/// The same with its metrics, which are at the second address.
+/// The same with its metrics, at the second address.
 pub fn watched(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (SocketAddr, SocketAddr) {
     let (mut server, address) = server(capacity, adjust);
     let metrics = watch(&server);
@@ -81,7 +81,7 @@ pub fn watch(server: &Server<Relay>) -> SocketAddr {
     metrics
 }
 
-/// A relay that does not run yet, and its address.
+/// A relay that is not running yet, and its address.
 pub fn server(capacity: usize, adjust: impl FnOnce(&mut Config)) -> (Server<Relay>, SocketAddr) {
     let mut config = Config {
         timeouts: Timeouts { ping_interval: NEVER, ..Timeouts::STANDARD },
@@ -121,7 +121,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until `value` has stood still for a while and returns it.
+/// Waits until `value` has not changed for a while and returns it.
 pub fn settled<T: PartialEq>(mut value: impl FnMut() -> T) -> T {
     const STILL: Duration = Duration::from_millis(300);
     let (mut last, mut since) = (value(), Instant::now());

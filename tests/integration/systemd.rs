@@ -1,5 +1,5 @@
-//! What the built program tells systemd, and the sockets it takes from it: against a
-//! stand-in that is told and hands over as `sd_notify(3)` and `sd_listen_fds(3)` say.
+//! systemd: notifications and socket activation of the built program, against a stand-in
+//! that follows `sd_notify(3)` and `sd_listen_fds(3)`.
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -52,7 +52,7 @@ fn listener(address: &str) -> (TcpListener, SocketAddr) {
 }
 
 #[test]
-fn it_is_ready_when_it_serves_and_says_when_it_stops() {
+fn systemd_is_told_when_the_relay_is_ready_and_when_it_stops() {
     let systemd = Systemd::new("ready");
     let mut process = Process::start_in(&[("NOTIFY_SOCKET", &systemd.name)]);
     systemd.expect("READY=1");
@@ -63,7 +63,7 @@ fn it_is_ready_when_it_serves_and_says_when_it_stops() {
 }
 
 #[test]
-fn a_socket_with_a_path_will_do_and_one_that_is_not_there_does_no_harm() {
+fn a_notify_socket_may_be_a_path_and_a_missing_one_is_harmless() {
     let directory = std::env::temp_dir();
     let path = directory.join(format!("pyrycode-relay-notify-{}", std::process::id()));
     let name = path.to_str().unwrap();
@@ -79,7 +79,7 @@ fn a_socket_with_a_path_will_do_and_one_that_is_not_there_does_no_harm() {
 }
 
 #[test]
-fn the_watchdog_is_fed_at_half_its_time_by_a_loop_that_turns() {
+fn the_watchdog_is_notified_at_half_its_interval_by_a_running_loop() {
     let systemd = Systemd::new("watchdog");
     let variables = [("NOTIFY_SOCKET", systemd.name.as_str()), ("WATCHDOG_USEC", "600000")];
     let process = Process::start_in(&variables);
@@ -106,7 +106,7 @@ fn the_watchdog_is_fed_at_half_its_time_by_a_loop_that_turns() {
 }
 
 #[test]
-fn without_a_watchdog_of_its_own_an_idle_relay_never_wakes() {
+fn without_a_watchdog_an_idle_relay_never_wakes() {
     let systemd = Systemd::new("idle");
     let name = systemd.name.as_str();
     for other in [None, Some(("WATCHDOG_PID", "1"))] {
@@ -123,7 +123,7 @@ fn without_a_watchdog_of_its_own_an_idle_relay_never_wakes() {
 }
 
 #[test]
-fn what_systemd_never_sets_is_refused() {
+fn malformed_systemd_variables_are_refused() {
     for (name, value) in
         [("WATCHDOG_USEC", "soon"), ("WATCHDOG_PID", "x"), ("NOTIFY_SOCKET", "relative")]
     {
@@ -135,7 +135,7 @@ fn what_systemd_never_sets_is_refused() {
 }
 
 #[test]
-fn sockets_are_taken_over_and_who_waits_there_is_served() {
+fn inherited_sockets_and_their_waiting_connections_are_served() {
     let (first, one) = listener("127.0.0.1:0");
     let (second, other) = listener("127.0.0.1:0");
     // Dialled, and asked, before there is a relay.

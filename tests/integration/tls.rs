@@ -1,4 +1,4 @@
-//! What holds without TLS holds through it.
+//! TLS: the guarantees of plain connections hold over TLS as well.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -193,7 +193,7 @@ fn a_ping_overtakes_what_is_queued_and_a_stuck_phone_is_closed_behind_a_gapless_
 }
 
 #[test]
-fn a_phone_for_which_nothing_drains_is_closed() {
+fn a_phone_that_drains_nothing_is_closed() {
     let (relay, client) = tls_relay(|config| config.timeouts.write = millis(400));
     let mut binary = binary(relay, &client, "home");
     let stuck = through_tls(connect_reading_little(relay), &client);
@@ -205,7 +205,7 @@ fn a_phone_for_which_nothing_drains_is_closed() {
 }
 
 #[test]
-fn a_truncated_stream_is_told_from_one_that_was_ended() {
+fn truncation_and_close_notify_are_told_apart() {
     let pair = Pair::new();
     let process = Process::start_talkative(&pair.flags());
     let client = pair.client();
@@ -280,7 +280,7 @@ fn a_peer_that_returns_resumes_its_session() {
 }
 
 #[test]
-fn of_more_handshakes_than_a_turn_takes_none_is_forgotten() {
+fn more_handshakes_than_one_turn_allows_all_complete() {
     let pair = Pair::new();
     let process = Process::start_talkative(&pair.flags());
     let client = pair.client();
@@ -300,7 +300,7 @@ fn of_more_handshakes_than_a_turn_takes_none_is_forgotten() {
 }
 
 #[test]
-fn a_protocol_that_is_not_ours_is_refused() {
+fn an_unsupported_alpn_protocol_is_refused() {
     let (relay, client) = tls_relay(|_| {});
     let mut config = Arc::unwrap_or_clone(client);
     config.alpn_protocols = vec![b"h2".to_vec()];

@@ -1,4 +1,4 @@
-//! Peers that mean TLS no good.
+//! Hostile peers of the TLS listener.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -33,14 +33,14 @@ fn rest(mut stream: &TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn two_thousand_half_handshakes_delay_nobody_and_end_with_the_head_deadline() {
+fn two_thousand_half_handshakes_delay_no_peer_and_end_with_the_head_deadline() {
     let (relay, client) = tls_relay(|config| config.timeouts.head = millis(1500));
     let hello = hello(&client, relay);
     let began = Instant::now();
     let halves: Vec<TcpStream> = (0..2000)
         .map(|n| {
             let mut stream = connect(relay);
-            // Silence, half a ClientHello, or a whole one whose answer nobody answers.
+            // Silence, half a ClientHello, or a whole one whose response is not answered.
             stream.write_all(&hello[..hello.len() * (n % 3) / 2]).unwrap();
             stream
         })
@@ -68,7 +68,7 @@ fn a_dripping_handshake_ends_with_the_head_deadline() {
 }
 
 #[test]
-fn what_is_no_client_hello_gets_an_alert_and_an_end() {
+fn other_bytes_than_a_client_hello_get_an_alert_and_a_close() {
     let (relay, client) = tls_relay(|_| {});
     let hello = hello(&client, relay);
     // Behind both headers, the version and the random: the length of the session id.
@@ -108,7 +108,7 @@ fn what_is_no_client_hello_gets_an_alert_and_an_end() {
 }
 
 #[test]
-fn a_message_without_end_in_many_records_is_cut_off() {
+fn an_endless_message_in_many_records_is_cut_off() {
     let (relay, client) = tls_relay(|config| config.timeouts.head = NEVER);
     for len in [[0xff, 0xff, 0xff], [0, 0xff, 0xff]] {
         let mut stream = connect(relay);
@@ -152,7 +152,7 @@ fn a_reset_or_a_forged_record_ends_one_connection_only() {
         }
     }
     standing.expect_alive();
-    // Its slot is free: who claims it gets it at once.
+    // Its slot is free: a new claim succeeds at once.
     let mut next = Peer::upgrade(tls_connect(relay, &client), &binary_head("home"));
     next.expect_alive();
     next.send(Opcode::Pong, b"");

@@ -1,4 +1,4 @@
-//! Certificates that are replaced while the relay runs.
+//! Certificate reload while the relay runs.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -25,7 +25,7 @@ fn is_trusted(relay: SocketAddr, client: &Arc<ClientConfig>) -> bool {
 }
 
 #[test]
-fn sighup_and_a_change_reload_and_connections_live_on() {
+fn sighup_and_a_changed_file_reload_and_connections_stay_open() {
     let mut pair = Pair::new();
     let mut process = Process::start_talkative(&pair.flags());
     let first = pair.client();
@@ -54,7 +54,7 @@ fn sighup_and_a_change_reload_and_connections_live_on() {
 }
 
 #[test]
-fn a_pair_of_no_use_keeps_the_one_in_use_and_is_told_of_once() {
+fn an_invalid_pair_is_logged_once_and_the_previous_stays_in_use() {
     let pair = Pair::new();
     let process = Process::start_talkative(&pair.flags());
     let client = pair.client();
@@ -76,7 +76,7 @@ fn a_pair_of_no_use_keeps_the_one_in_use_and_is_told_of_once() {
 }
 
 #[test]
-fn a_pair_of_no_use_is_refused_at_start_with_what_to_do() {
+fn an_invalid_pair_is_refused_at_start_with_advice() {
     let pair = Pair::new();
     let refused = |named: &str| {
         let [certificate, key] = pair.flags();
@@ -140,7 +140,7 @@ const UNACCEPTABLE: [(i64, i64, &[&str], &str); 3] = [
 ];
 
 #[test]
-fn a_pair_that_no_client_accepts_takes_no_ones_place() {
+fn a_pair_that_no_client_accepts_does_not_replace_another() {
     let pair = Pair::new();
     let process = Process::start_talkative(&pair.flags());
     let client = pair.client();

@@ -1,4 +1,4 @@
-//! What stands on the wire: heads, refusals, frames both ways.
+//! Wire format: request heads, refusals, frames in both directions.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::time::Instant;
@@ -73,7 +73,7 @@ fn a_frame_crosses_both_ways_byte_for_byte() {
 }
 
 #[test]
-fn a_largest_message_goes_through_and_one_byte_more_does_not() {
+fn a_message_of_the_maximum_size_is_forwarded_and_a_larger_one_is_not() {
     const LARGEST: usize = 256 * 1024;
     let relay = relay(|_| {});
     let mut binary = Peer::binary(relay, "home");
@@ -199,7 +199,7 @@ fn refusals() -> Vec<(String, u16, Option<&'static str>)> {
 }
 
 #[test]
-fn a_refusal_has_no_body_ends_the_connection_and_names_nobody() {
+fn a_refusal_has_no_body_no_server_header_and_ends_the_connection() {
     let relay = relay(|_| {});
     for (request, status, field) in refusals() {
         let answer = ask(relay, &request);
@@ -269,7 +269,7 @@ fn a_head_that_does_not_come_in_time_is_answered_408() {
 }
 
 #[test]
-fn health_is_told_to_get_and_head() {
+fn healthz_answers_get_and_head() {
     let relay = relay(|_| {});
     let _binary = Peer::binary(relay, "home");
     let _phone = Peer::phone(relay, "home");
@@ -308,7 +308,7 @@ fn neither_subprotocol_nor_extension_is_agreed_to() {
 }
 
 #[test]
-fn a_client_that_nobody_here_wrote_gets_along() {
+fn a_third_party_client_works() {
     let relay = relay(|config| config.timeouts.ping_interval = millis(100));
     let dial = |path: &str, fields: &[(&'static str, &'static str)]| {
         let mut request = format!("ws://relay{path}").into_client_request().unwrap();

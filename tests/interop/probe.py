@@ -97,7 +97,7 @@ def certificates_that_clients_refuse_are_explained(relay):
         fails_at("tls", "--ca FILE", f"https://localhost:{port}")
         fails_at("tls", "--ca FILE", f"https://localhost:{port}", "--ca", Authority("other").file)
         # Plain where TLS is spoken.
-        fails_at("health", "another protocol", f"http://localhost:{port}", "--health")
+        fails_at("health", "try https", f"http://localhost:{port}", "--health")
 
 
 def through_haproxy_it_passes():
@@ -116,7 +116,7 @@ def an_idle_cut_off_of_haproxy_is_measured():
         with Balancer(relay, "http", "send-proxy-v2\n    timeout tunnel 4s") as balancer:
             balancer.wait("UP", ("L7OK", "200"))
             url = "http://{}:{}".format(*balancer.address)
-            fails_at("watch", "cut after 4.", url, "--watch", "45")
+            fails_at("watch", "closed after 4.", url, "--watch", "45")
 
 
 def pings_are_seen_at_their_real_times(relay):
@@ -128,7 +128,7 @@ def pings_are_seen_at_their_real_times(relay):
 
 def a_path_that_forgets_without_a_word_is_told(relay):
     with between(relay, passes=lambda *_: False) as port:
-        fails_at("watch", "without a word", f"http://127.0.0.1:{port}", "--watch", "60",
+        fails_at("watch", "half-open", f"http://127.0.0.1:{port}", "--watch", "60",
                  "--timeout", "2")
 
 

@@ -1,6 +1,6 @@
-//! A photo on its way to a phone whose link has a third of the speed of the uplink at
-//! home: 373 frames of 80 KB, which its binary sends without a pause. All of it
-//! arrives, byte for byte, and a sibling that talks to the same binary is not delayed.
+//! A photo for a phone whose link has a third of the speed of the uplink at home: 373 frames
+//! of 80 KB, which its binary sends without a pause. All of it arrives, byte for byte, and
+//! another phone of the same binary is not delayed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

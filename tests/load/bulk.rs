@@ -1,8 +1,8 @@
-//! Sixty-four mebibytes through a peer that reads slowly, but never stands still
-//! for ten seconds: all of it arrives, byte for byte and in order.
+//! Sixty-four mebibytes through a peer that reads slowly, but never pauses for ten seconds:
+//! all of it arrives, byte for byte and in order.
 //!
-//! The budget is a quarter of the traffic, so that a relay which stored what it
-//! should hold back would shed somebody. Its memory grows by less than that.
+//! The budget is a quarter of the traffic, so a relay that stored input instead of applying
+//! backpressure would shed a peer. The relay's memory grows by less than the budget.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

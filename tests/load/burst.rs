@@ -1,6 +1,6 @@
-//! What daemons and phones do as soon as they are in: hundreds of small frames in one
-//! write, with the request or right behind the 101. No connection is closed for it and
-//! nothing is lost.
+//! Bursts as daemons and phones send them after connecting: hundreds of small frames in one
+//! write, together with the request or right after the 101. No connection is closed for it
+//! and nothing is lost.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -38,7 +38,7 @@ pub fn at_connect() {
     percentiles::record("frames", HOUSEHOLDS * FRAMES * 2);
 }
 
-/// The frames of one end in one piece.
+/// The frames of one end as one buffer.
 fn burst(text: impl Fn(usize) -> String) -> Vec<u8> {
     (0..FRAMES).flat_map(|n| frame(Opcode::Text, true, text(n).as_bytes())).collect()
 }
@@ -51,11 +51,11 @@ fn household(relay: SocketAddr, number: usize) -> [Peer; 2] {
         std::io::Write::write_all(&mut stream, &request).unwrap();
         Peer::upgraded(stream)
     };
-    // To a phone that it had before it redialled; the relay knows it no more.
+    // To a phone from before the redial, which the relay no longer knows.
     let gone = burst(|n| envelope("gone", &noise(number, n, LEN)));
     let mut binary = dial(&binary_head(&name), &gone);
     binary.expect_alive();
-    // The phone does the same, and its binary all at once when it first hears of it.
+    // The phone does the same, and its binary in one write on the phone's first frame.
     let mut phone = dial(&phone_head(&name), &burst(|n| noise(number, n, LEN)));
     for n in 0..FRAMES {
         let text = binary.hear_text();

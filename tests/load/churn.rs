@@ -1,10 +1,9 @@
-//! An hour of coming and going, without the time in between.
+//! An hour of connections that come and go, without the idle time in between.
 //!
-//! A thousand households; every five minutes each binary is gone and back and two
-//! phones look in, say something, are answered and leave: 36,000 connections. Some
-//! end with a close frame, some with FIN, some with a reset. Now and then a phone
-//! dials for nobody, and a second binary for an id that is held. Afterwards the
-//! relay is what it was before.
+//! A thousand households; every five minutes each binary reconnects and two phones connect,
+//! exchange a message and close: 36,000 connections. Some end with a close frame, some with a
+//! FIN, some with a reset. Now and then a phone dials for an unknown server-id, and a second
+//! binary for a claimed one. Afterwards the relay has returned to its initial state.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -19,7 +18,7 @@ use crate::support::{
 const HOUSEHOLDS: usize = 1000;
 /// Five minutes each.
 const ROUNDS: usize = 12;
-/// The round after which every table has the size that it needs.
+/// The round after which every table has reached its final size.
 const WARM: usize = 3;
 const THREADS: usize = 4;
 
@@ -80,7 +79,7 @@ fn look_in(relay: SocketAddr, round: usize, thread: usize) {
     }
 }
 
-/// Leaves in one of the ways there are.
+/// Ends the connection in one of the possible ways.
 fn leave(mut peer: Peer, way: usize) {
     match way % 3 {
         0 => {

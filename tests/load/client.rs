@@ -1,7 +1,7 @@
-//! One client of a crowd: a non-blocking socket, and what its next bytes mean.
+//! Crowd client: one non-blocking socket and the interpretation of its input.
 //!
-//! Knows no other client and does not dial. Whatever the contract does not allow
-//! here ends the process, and with it the scenario.
+//! Does not know other clients, and does not dial. A violation of the contract ends the
+//! process, and with it the scenario.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use crate::support::{Opcode, binary_head, envelope, first_frame, frame, phone_head};
 
-/// Why a client is out.
+/// Why a client is disconnected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Out {
     /// Its open connection is gone.
@@ -24,7 +24,7 @@ pub enum Out {
     Absent,
 }
 
-/// A binary or a phone; what it has to say is the number of its pair.
+/// A binary or a phone; its message is the number of its pair.
 #[derive(Debug)]
 pub struct Client {
     number: usize,
@@ -51,7 +51,7 @@ impl Client {
         }
     }
 
-    /// Drops the connection and all that belongs to it.
+    /// Drops the connection and its state.
     pub fn leave(&mut self) {
         *self = Self::new(self.number, self.is_phone);
     }
@@ -64,7 +64,7 @@ impl Client {
         self.leave();
     }
 
-    /// Does what the socket is ready for.
+    /// Reads and writes as far as the socket is ready.
     pub fn on_ready(&mut self) -> Result<(), Out> {
         let Some(stream) = &mut self.stream else { return Ok(()) };
         if !self.has_asked {
@@ -95,7 +95,7 @@ impl Client {
         }
     }
 
-    /// Reads all there is; whether the end has come.
+    /// Reads all available input; returns whether the connection has ended.
     fn fill(&mut self) -> bool {
         let mut buffer = [0; 4096];
         let stream = self.stream.as_mut().unwrap();
@@ -138,7 +138,7 @@ impl Client {
             // A phone has gone.
             TEXT if text().contains(r#"","close_code":"#) => Ok(()),
             TEXT => {
-                // What the phone said, around which the relay puts who said it.
+                // The phone's frame, in the envelope that names the phone.
                 let conn_id = text().split('"').nth(3).unwrap();
                 assert_eq!(text(), envelope(conn_id, &self.number.to_string()));
                 self.send(Opcode::Text, text())
@@ -155,7 +155,7 @@ impl Client {
         self.send_bytes(opcode, text.as_bytes())
     }
 
-    /// Sends so little that the kernel always has room for it.
+    /// Sends a message small enough for the kernel to take it at once.
     fn send_bytes(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), Out> {
         let stream = self.stream.as_mut().unwrap();
         stream.write_all(&frame(opcode, true, payload)).map_err(|_| Out::Lost)

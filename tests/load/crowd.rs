@@ -1,9 +1,9 @@
-//! Thousands of clients in a process of their own, on one poll.
+//! Crowd: thousands of clients in a separate process, on one poll.
 //!
-//! A crowd is pairs of a binary and its phone. Each client dials at once and dials
-//! again whenever it is out; a phone that is in says its number, its binary sends
-//! it back, and then the pair is done. Who starts the process says on its stdin
-//! when all are to reset and dial again, and asks how far they are.
+//! A crowd consists of pairs of a binary and its phone. Each client dials at once and dials
+//! again whenever it is disconnected; a connected phone sends its number, its binary sends
+//! it back, and the pair is done. The parent process writes commands to stdin: to reset and
+//! dial again, and to report progress.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, ErrorKind};
@@ -20,19 +20,19 @@ use socket2::{Domain, Socket, Type};
 use crate::client::{Client, Out};
 use crate::support::source;
 
-/// The first argument of such a process; the relay's address, the number of the first
-/// pair and how many there are follow.
+/// The first argument of a crowd process, followed by the relay's address, the number of
+/// the first pair and the number of pairs.
 pub const WORD: &str = "crowd";
-/// The order to reset all connections and dial again.
+/// The command to reset all connections and dial again.
 pub const REDIAL: &str = "redial";
-/// The question how far they are, answered by a line of [`Tally`].
+/// The command to report progress, answered by a line of [`Tally`].
 pub const TALLY: &str = "tally";
 
-/// How long a client waits after it was not let in.
+/// How long a client waits after it was refused.
 const RETRY: Duration = Duration::from_millis(50);
 const ORDERS: Token = Token(usize::MAX);
 
-/// What the clients have met since the start.
+/// The outcomes of all clients since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     /// Pairs that are done now.
@@ -96,7 +96,7 @@ struct Crowd {
     poll: Poll,
     relay: SocketAddr,
     clients: Vec<Client>,
-    /// Who is to dial again, and when.
+    /// Clients that will dial again, and when.
     out: VecDeque<(Instant, usize)>,
     tally: Tally,
 }
@@ -143,7 +143,7 @@ impl Crowd {
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
         // An address has ports for some 28,000 connections, and other programs dial, too.
         socket.bind(&SocketAddr::from((source(index), 0)).into()).unwrap();
-        // What comes of it, the first event tells.
+        // The first event tells the outcome.
         let _ = socket.connect(&self.relay.into());
         let mut stream = TcpStream::from_std(socket.into());
         let interest = Interest::READABLE | Interest::WRITABLE;

@@ -1,5 +1,5 @@
-//! A peer that sends as fast as it can, beside a hundred pairs that say something
-//! now and then: all arrives. How long it takes is recorded with and without.
+//! Flood: one peer sends as fast as it can, beside a hundred pairs that exchange a frame now
+//! and then. Everything arrives; the latency is recorded with and without the flood.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use crate::support::{
 
 const PAIRS: usize = 100;
 const ROUNDS: usize = 20;
-/// A flood ends before the relay, whose pings nobody answers meanwhile, has waited
+/// A flood ends before the relay, whose pings are not answered meanwhile, has waited
 /// 30 s for a pong.
 const FLOOD_MAX: Duration = Duration::from_secs(15);
 /// Frames that the flooder writes in one call.
@@ -61,8 +61,8 @@ fn flood(kind: Opcode) {
     phone.expect_alive();
 }
 
-/// A round trip with each pair, a moment after the last, and all of it again until
-/// it is enough or the time is over.
+/// A round trip with each pair, a moment after the previous one, repeated until there are
+/// enough or the time is over.
 fn rounds(pairs: &mut [(Peer, Peer)]) -> Latencies {
     let (mut times, began) = (Latencies::default(), Instant::now());
     for n in 0..ROUNDS {
@@ -77,14 +77,14 @@ fn rounds(pairs: &mut [(Peer, Peer)]) -> Latencies {
     times
 }
 
-/// Sends numbers until it is over, then one that ends the reader, which is the
-/// largest there is. Returns how many there were.
+/// Sends numbers until the flood is over, then the largest number, which ends the reader.
+/// Returns their count.
 fn send_numbers(phone: &Peer, kind: Opcode, is_over: &Arc<AtomicBool>) -> JoinHandle<u64> {
     let (mut stream, is_over) = (phone.stream.try_clone().unwrap(), Arc::clone(is_over));
     thread::spawn(move || {
         let (mut sent, deadline) = (0, Instant::now() + PATIENCE);
         while !is_over.load(Ordering::Relaxed) {
-            assert!(Instant::now() < deadline, "nobody ended the flood");
+            assert!(Instant::now() < deadline, "the flood did not end");
             let burst = (sent..sent + BURST).flat_map(|n| frame(kind, true, &digits(n)));
             stream.write_all(&burst.collect::<Vec<u8>>()).unwrap();
             sent += BURST;
@@ -98,8 +98,8 @@ fn digits(n: u64) -> Vec<u8> {
     n.to_string().into_bytes()
 }
 
-/// Hears what becomes of the numbers until the last: each follows the one before,
-/// or, if they are pongs, a smaller one. Returns how many came.
+/// Receives the numbers until the last: each follows the one before, or, if they are
+/// pongs, a smaller one. Returns how many arrived.
 fn hear_numbers(listener: &Peer, kind: Opcode, conn_id: &str) -> JoinHandle<u64> {
     let stream = listener.stream.try_clone().unwrap();
     let around = envelope(conn_id, "|");

@@ -1,7 +1,7 @@
-//! Sees that no process outlives the suite, whatever ends it.
+//! Guard: no process outlives the suite, however the suite ends.
 //!
-//! A scenario that returns or panics drops what it started, which kills it. This
-//! is for the ends that unwind nothing: a signal, and a run that hangs.
+//! A scenario that returns or panics drops its processes, which kills them. The guard covers
+//! ends that do not unwind: a signal, and a run that hangs.
 
 use std::fs;
 use std::io::Read;

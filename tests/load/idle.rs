@@ -1,4 +1,4 @@
-//! What a connection at rest costs the relay, plain and through TLS.
+//! Idle connections: their cost to the relay, plain and over TLS.
 
 use std::io::{Read, Write};
 use std::thread;
@@ -9,7 +9,7 @@ use crate::support::{Pair, Peer, Process, binary_head, connect_from, source, thr
 
 const COUNT: usize = 10_000;
 const DIALERS: usize = 4;
-/// Of the relay's own memory, for a connection at rest with TLS.
+/// The relay's own memory for an idle TLS connection.
 const TLS_MAX: u64 = 4 * 1024;
 
 pub fn plain_and_tls() {
@@ -27,12 +27,12 @@ pub fn plain_and_tls() {
     assert!(bytes <= TLS_MAX, "{bytes} bytes a connection");
 }
 
-/// Resident memory for each of so many binaries that are in and say nothing.
+/// Resident memory per idle binary, at this number of binaries.
 fn cost<S: Read + Write + Send>(process: &Process, dial: impl Fn(usize) -> S + Sync) -> u64 {
-    // What is allocated once only, is.
+    // One-time allocations are done by now.
     drop(Peer::upgrade(dial(0), &binary_head("first")));
     let before = process.memory().0;
-    // At once, for who answers no ping has half a minute.
+    // At once: a peer that answers no ping has half a minute.
     let dial_some = &|from: usize| {
         let own = (from..COUNT).step_by(DIALERS);
         own.map(|n| Peer::upgrade(dial(n), &binary_head(&n.to_string()))).collect::<Vec<_>>()

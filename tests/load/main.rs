@@ -1,14 +1,13 @@
-//! Load and faults on real sockets: the built program under more than it likes.
+//! Load and faults on real sockets: the built program under overload.
 //!
-//! Scenarios run one after the other, each against relays of its own with the
-//! times of the protocol, and print what they measured. A broken promise of the
-//! contract fails the run; a time, a share of a processor or an amount of memory
-//! is a figure, and is judged only where the contract calls it flat, bounded or
-//! idle, and then against another figure of the same run.
+//! Scenarios run one after the other, each against relays of its own with the protocol's
+//! timeouts, and print their measurements. A violation of the contract fails the run; times,
+//! CPU and memory are only recorded, unless the contract calls them flat, bounded or idle,
+//! and then they are compared with another measurement of the same run.
 //!
-//! Nothing leaves 127.0.0.0/8 and nothing needs root. Every wait has a deadline;
-//! where a peer's pace is part of the scenario, the pause says so. Words on the
-//! command line choose the scenarios whose names contain one of them.
+//! Nothing leaves 127.0.0.0/8 and nothing needs root. Every wait has a deadline; where a
+//! peer's pace is part of the scenario, a comment at the pause says so. Arguments select the
+//! scenarios whose names contain one of them.
 
 #![allow(clippy::disallowed_methods, reason = "tests live outside the deterministic core")]
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]
@@ -46,13 +45,13 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("starved: 66 descriptors, 200 dialers", starved::to_two_connections),
     ("starved: 96 descriptors, 200 dialers", starved::with_live_pairs),
     ("idle: 10,000 binaries, plain and through TLS", idle::plain_and_tls),
-    ("mute: nobody reads stderr", mute::nobody_reads_stderr),
+    ("mute: stderr is not read", mute::stderr_is_not_read),
     ("redial: all clients at once", redial::all_at_once),
     ("churn: an hour in a minute", churn::an_hour),
 ];
 
 fn main() -> ExitCode {
-    // Words that Cargo adds, `--quiet` for one, are not for us.
+    // Cargo adds arguments such as `--quiet`, which are ignored.
     let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
     if let Some((crowd::WORD, arguments)) = words.split_first().map(|(w, rest)| (w.as_str(), rest))
     {

@@ -1,19 +1,19 @@
-//! Nobody reads stderr: the log loses lines, and counts them; nothing else is lost.
+//! Unread stderr: log lines are lost and counted, and nothing else is lost.
 
 use std::time::{Duration, Instant};
 
 use crate::percentiles::{self, Latencies, share};
 use crate::support::{Heard, Opcode, PATIENCE, Peer, Process, envelope, frame, round_trip};
 
-/// Envelopes to nobody. Each is dropped with a line: together many times what the
+/// Envelopes to an unknown phone. Each is dropped with a line: together many times what the
 /// pipe and the queue hold.
 const DROPPED: usize = 50_000;
 const BURST: usize = 100;
-/// First pings are spread over 30 s: of so many peers several hear one every
-/// second.
+/// First pings are spread over 30 s: with this number of peers several receive one
+/// every second.
 const OTHERS: usize = 200;
 
-pub fn nobody_reads_stderr() {
+pub fn stderr_is_not_read() {
     let mut process = Process::start_with_stuck_stderr("trace");
     let relay = process.relay;
     let mut binary = Peer::binary(relay, "home");
@@ -38,7 +38,7 @@ pub fn nobody_reads_stderr() {
 
     let (pinged, waited) = hear_pings(&mut others, 5);
     percentiles::record("pings heard", format!("{pinged} of {OTHERS} peers in {waited:.1?}"));
-    // They are answered, and the relay answers theirs.
+    // The peers answer the relay's pings, and the relay answers theirs.
     others.iter_mut().for_each(Peer::expect_alive);
 
     process.read_on();
@@ -47,8 +47,8 @@ pub fn nobody_reads_stderr() {
     assert!(lost > DROPPED / 2, "stderr was not stuck");
 }
 
-/// Reads the log until it has told of so many lines: those that it wrote, and
-/// those that it says were lost. There are no others.
+/// Reads the log until it accounts for this number of lines: those written, and those
+/// reported as lost. There are no others.
 fn count_lines(process: &Process, all: usize) -> (usize, usize) {
     let (mut written, mut lost) = (0, 0);
     let deadline = Instant::now() + PATIENCE;
@@ -65,7 +65,7 @@ fn count_lines(process: &Process, all: usize) -> (usize, usize) {
     (written, lost)
 }
 
-/// Waits until `enough` of the peers have been pinged, and answers; how many, and
+/// Waits until `enough` of the peers have been pinged, and answers; returns how many, and
 /// how long that took.
 fn hear_pings(peers: &mut [Peer], enough: usize) -> (usize, Duration) {
     let (mut pinged, began) = (0, Instant::now());

@@ -1,4 +1,4 @@
-//! What a run measured, as rows of a table.
+//! Measurements of a run, as rows of a table.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -17,7 +17,7 @@ impl Latencies {
         self.0.push(time);
     }
 
-    /// The time that so many of a thousand do not exceed.
+    /// The time that this number out of a thousand do not exceed.
     pub fn permille(&self, rank: usize) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -58,7 +58,7 @@ pub fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
-/// So many hundredths of a second of processor time within `time`.
+/// Hundredths of a second of processor time as a share of `time`.
 pub fn share(hundredths: u64, time: Duration) -> String {
     let of_time = hundredths as f64 / time.as_secs_f64();
     format!("{:.2} s, {of_time:.0} % of a core", hundredths as f64 / 100.0)

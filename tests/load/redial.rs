@@ -1,6 +1,6 @@
-//! Twenty thousand clients dial at once: at first, after they all reset their
-//! connections, and after the relay was killed and has started again. Every time
-//! each of them is let in, every claim succeeds and every pair exchanges a frame.
+//! Twenty thousand clients dial at once: at first, after they all reset their connections,
+//! and after the relay was killed and has restarted. Every time each of them is admitted,
+//! every claim succeeds and every pair exchanges a frame.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use crate::percentiles::{self, mib, seconds};
 use crate::support::{PATIENCE, Process, eventually, healthz, settled_descriptors};
 
 const CLIENTS: usize = 20_000;
-/// Processes that they are in: one has descriptors for so many only.
+/// Processes for the clients: one has too few descriptors for all.
 const CROWDS: usize = 2;
 
 pub fn all_at_once() {
@@ -54,7 +54,7 @@ pub fn all_at_once() {
     percentiles::record("gone: memory", mib(process.memory().0));
 }
 
-/// Waits until every pair is done; what the relay then has of memory.
+/// Waits until every pair is done; returns the relay's memory at that time.
 fn let_in(
     when: &str,
     process: &Process,
@@ -62,7 +62,7 @@ fn let_in(
     pairs: usize,
     began: Instant,
 ) -> u64 {
-    // A relay that was started anew has used nothing, and its clients' count goes on.
+    // A restarted relay has used no CPU yet, while the clients' counts continue.
     let used = if when == "killed" { 0 } else { process.processor_time() };
     let earlier: Vec<Tally> = crowds.iter().map(|crowd| crowd.counted).collect();
     let mut tallies = Vec::new();
@@ -93,7 +93,7 @@ fn let_in(
         format!("{}, {each} µs for each", seconds(Duration::from_millis(10 * used))),
     );
     percentiles::record(&format!("{when}: relay: memory"), mib(memory));
-    // Only who comes back before the relay has seen it go may find no room.
+    // Only a client that dials before the relay has seen its disconnect may find no room.
     assert!(full == 0 || when == "reset", "{full} found no room");
     memory
 }
@@ -103,7 +103,7 @@ struct Crowd {
     child: Child,
     orders: ChildStdin,
     answers: Receiver<String>,
-    /// What it had met when it was last all in.
+    /// Its outcomes when all its clients were last connected.
     counted: Tally,
 }
 

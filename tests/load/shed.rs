@@ -1,7 +1,7 @@
-//! A phone that never reads is shed, and its fifteen siblings notice nothing.
+//! A phone that never reads is shed, and its fifteen siblings are not affected.
 //!
-//! The siblings' round trips are timed with the same messages going to the same
-//! phone in three phases: it reads them, it does not, it is gone.
+//! The siblings' round trips are timed with the same messages going to the same phone in
+//! three phases: it reads them, it does not read, it is gone.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -17,12 +17,12 @@ const SIBLINGS: usize = 15;
 const ROUNDS: usize = 60;
 const LEN: usize = 64_000;
 
-/// All phones that a server-id may have, and how far they are.
+/// The maximum number of phones of one server-id, and their progress.
 struct Household {
     process: Process,
     binary: Peer,
     siblings: Vec<Peer>,
-    /// The one that will stop reading.
+    /// The phone that will stop reading.
     stuck: String,
     round: usize,
     told: usize,
@@ -40,7 +40,7 @@ impl Household {
         (Self { process, binary, siblings, stuck: id, round: 0, told: 0 }, stuck)
     }
 
-    /// A large message to the one.
+    /// Sends a large message to that phone.
     fn tell_stuck(&mut self) {
         self.binary.tell(&self.stuck, &content(0, self.told, LEN));
         self.told += 1;
@@ -137,7 +137,7 @@ fn record(mut home: Household, times: [Latencies; 3]) {
     after.expect_flat(&before);
 }
 
-/// Hears the first `count` messages on a thread of its own.
+/// Receives the first `count` messages on a separate thread.
 fn read_some(mut phone: Peer, count: usize) -> JoinHandle<Peer> {
     thread::spawn(move || {
         for n in 0..count {
@@ -147,8 +147,8 @@ fn read_some(mut phone: Peer, count: usize) -> JoinHandle<Peer> {
     })
 }
 
-/// Hears messages from number `first` on without a gap, then this close, then
-/// the end. Returns how many there were.
+/// Receives messages from number `first` on without a gap, then this close, then the end.
+/// Returns their count.
 fn hear_the_rest(mut phone: Peer, first: usize, reason: &str) -> usize {
     let mut count = 0;
     loop {

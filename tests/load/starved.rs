@@ -1,5 +1,5 @@
-//! More dialers than descriptors: the relay accepts what it can and sleeps, those
-//! it has are served, and in the end everybody is.
+//! Out of file descriptors: with more dialers than descriptors the relay accepts as many as
+//! it can and sleeps, serves its open connections, and in the end serves every dialer.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -11,18 +11,18 @@ use crate::support::{
 };
 
 const DIALERS: usize = 200;
-/// What is open, or kept by the kernel for one of the four threads that wait in
-/// accept(2) for who asks for metrics: all but one, which an accept that fails gave back.
+/// Descriptors that are open, or reserved by the kernel for one of the four threads that
+/// wait in accept(2) for requests for metrics: all but one, which a failed accept gave back.
 const ALL_BUT: usize = 1 + 4;
 /// Times that the descriptors run out.
 const EPISODES: usize = 2;
-/// Between two rounds of the live ones.
+/// The time between two rounds of the open connections.
 const PACE: Duration = Duration::from_millis(50);
 /// Shorter than the five seconds that a dialer has for its request.
 const OBSERVED: Duration = Duration::from_millis(2500);
 
-/// With 66 descriptors, of which 64 are kept for other things, the relay admits
-/// two WebSockets, of which one is there: a binary.
+/// With 66 descriptors, of which 64 are reserved, the relay admits two WebSockets; one is
+/// open, a binary.
 pub fn to_two_connections() {
     let process = Process::start_with_descriptors(66, &[]);
     let mut binary = Peer::binary(process.relay, "home");
@@ -51,8 +51,8 @@ pub fn with_live_pairs() {
     assert_eq!(healthz(process.relay), (8, 8));
 }
 
-/// Dials until nothing is left, sees how the relay takes it and `live`, a round of
-/// the connections that it has; then lets the dialers have their answers.
+/// Dials until no descriptor is left, checks the relay and `live`, a round of its open
+/// connections; then lets the dialers receive their responses.
 fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies)) {
     let before = settled_descriptors(process);
     let (mut alone, mut beside) = (Latencies::default(), Latencies::default());
@@ -79,14 +79,14 @@ fn starve(process: &Process, limit: usize, mut live: impl FnMut(&mut Latencies))
             // One that the relay has given up on may have been reset.
             let _ = dialer.write_all(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
         }
-        // Each hangs up when it has its answer, which frees a descriptor.
+        // Each disconnects after its response, which frees a descriptor.
         let answers = dialers.into_iter().map(|mut dialer| Answer::read(&mut dialer).status);
         let answers: Vec<u16> = answers.collect();
         let [served, late] = [200, 408].map(|code| answers.iter().filter(|&&c| c == code).count());
         percentiles::record("dialers served, and too late to ask", format!("{served}, {late}"));
         assert_eq!(served + late, DIALERS, "{answers:?}");
-        assert!(served > 0, "nobody");
-        eventually("all who left are gone", || process.descriptors() == before);
+        assert!(served > 0, "no client");
+        eventually("all that left are gone", || process.descriptors() == before);
         let more = std::iter::from_fn(|| process.next_line(Duration::ZERO));
         let more: Vec<String> = more.filter(|line| line.contains("accept_")).collect();
         assert!(more.is_empty(), "said again: {more:?}");

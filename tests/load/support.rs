@@ -1,5 +1,5 @@
-//! What the scenarios share: the peers and the process of the integration tests,
-//! and traffic that can be told from any other.
+//! Support for the scenarios: the peers and the process of the integration tests, and
+//! traffic with unique content.
 
 #![allow(dead_code, unused_imports, reason = "the integration tests use the rest")]
 
@@ -27,8 +27,8 @@ pub(crate) use request::{binary as binary_head, phone as phone_head};
 pub use tls::{Pair, through_tls};
 pub(crate) use wire::first_frame;
 
-/// The longest wait for what should come at once, on a machine that has other
-/// things to do. Only a failing run takes it.
+/// The longest wait for an event that should come at once, on a busy machine. Only a
+/// failing run takes it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
@@ -52,13 +52,13 @@ pub fn settled_descriptors(process: &Process) -> usize {
     count
 }
 
-/// A peer's pace, or the time between two looks.
+/// Sleeps: a peer's pace, or the interval of polling.
 pub fn pause(time: Duration) {
     thread::park_timeout(time);
 }
 
-/// The `n`-th message of sender `from`: a JSON string of `len` bytes that begins
-/// with `n` and goes on like no other message does.
+/// The `n`-th message of sender `from`: a JSON string of `len` bytes that begins with `n`
+/// and continues with unique content.
 pub fn content(from: usize, n: usize, len: usize) -> String {
     let mut text = String::with_capacity(len);
     text.push_str(&format!("\"{n}:"));
@@ -90,7 +90,7 @@ pub fn source(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, second, third, 1 + (number % 250) as u8)
 }
 
-/// A frame there and a frame back; fails unless exactly these are heard.
+/// Sends a frame there and a frame back; fails unless exactly these arrive.
 pub fn round_trip(binary: &mut Peer, phone: &mut Peer, n: usize) -> Duration {
     let (began, json) = (Instant::now(), n.to_string());
     phone.say(&json);

@@ -1,12 +1,12 @@
 """Dead peers found over real links, at the real times (docs/PROTOCOL.md).
 
 Every way to die, in every state, as phone and as binary, all at once on one
-relay: each is released in time, for the right cause, and its place is free at
-once; whoever lives beside it notices nothing. A second relay is stopped for 70 s
-and kills nobody who lives.
+relay: each peer is released in time, for the right cause, and its place is free
+at once; live peers on the relay are not affected. A second relay is stopped for
+70 s and closes no live peer.
 
-Where a peer dies idle it dies right behind a pong, which is the worst case: one
-interval and one pong timeout, 60 s, until it is found.
+An idle peer dies right behind a pong, which is the worst case: one interval and
+one pong timeout, 60 s, until it is detected.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ PONG_TIMEOUT = 30.0
 MESSAGE = 30.0
 WRITE = 10.0
 LINGER = 5.0
-# The promise: 60 s and a tick, and a little for whoever looks.
+# The bound: 60 s and a tick, plus a margin for the observation.
 FOUND = INTERVAL + PONG_TIMEOUT + 1.0
-# The relay is stopped for so long: longer than it takes to find a dead peer.
+# How long the relay is stopped: longer than the detection of a dead peer takes.
 STOPPED = 70.0
-# A cut that is mended so soon that TCP repeats what was lost in time.
+# A cut short enough for TCP to retransmit the lost segments in time.
 OUTAGE = 12.0
 PHONES_MAX = 16
 FLOOD, MESSAGE_LENGTH = 32, 64 * 1024
-# The number of a message that nobody may hear.
+# The number of a message that no peer may receive.
 STALE = 999
 
 
@@ -141,7 +141,7 @@ class Victim:
 
 
 def honest(relay, role, server_id, **options):
-    """A peer that lives, on a cable that nobody cuts."""
+    """A live peer, on a cable that is not cut."""
     with UNCUT.far_end():
         peer = upgrade(relay, role, server_id)
     # Scenarios send while it answers pings: frame by frame.
@@ -206,7 +206,7 @@ class Idle:
 
 
 class Queued(Idle):
-    """A message on its way: its kernel repeats it, and tells nobody."""
+    """A message in flight: the kernel retransmits it, and reports no error."""
 
     name = "queued"
 
@@ -292,7 +292,7 @@ def a_binary_dies(relay, cable, fault, state):
     with Victim(relay, cable, "server", server_id) as victim:
         phones = [honest(relay, "client", server_id) for _ in range(2)]
         released = die(relay, victim, fault, state, phones[0], None)
-        # Whoever had to wait for a probe would not be answered.
+        # A claim that had to wait for a probe would not be answered.
         with UNCUT.far_end():
             rival = upgrade(relay, "server", server_id, frame(PING, b"mine"))
         assert rival.read_pong(within=LATE) == b"mine"
@@ -310,7 +310,7 @@ def a_binary_dies(relay, cable, fault, state):
             # What it could not send before came while the binary was away.
             reasons.append("binary disconnected")
         assert phone.closed in [(4404, reason) for reason in reasons], phone.closed
-    # The end of the dead one's socket touches nobody.
+    # The end of the dead peer's socket affects no other peer.
     exchange(*again, 1000)
     is_unheard(STALE, again[1])
 
@@ -328,7 +328,7 @@ def bystanders_notice_nothing(relay):
 
 
 def a_stopped_relay(cable):
-    """Kills nobody who lives, and finds who died meanwhile."""
+    """Closes no live peer, and detects the peers that died meanwhile."""
     with Watched() as relay, Victim(relay, cable, "server", "dies") as victim:
         binary = honest(relay, "server", "home", delay=1.0)
         phones = [honest(relay, "client", "home", delay=1.0) for _ in range(PHONES_MAX)]

@@ -41,7 +41,7 @@ def ip(*lines):
 
 
 def drop_all_input(device):
-    """What arrives at the device is lost, ARP included, and no one is told."""
+    """Drops everything that arrives at the device, ARP included, without an error."""
     chain = "{ type filter hook ingress device %s priority 0; policy drop; }" % device
     _batch(["nft", "-f", "-"], [
         f"add table netdev cut_{device}", f"add chain netdev cut_{device} lost {chain}"])
@@ -96,7 +96,7 @@ class Cable:
             os.close(near)
 
     def unplug(self):
-        """Neither end hears the other any more; the relay's own link stays up."""
+        """Cuts the link between both ends; the relay's own link stays up."""
         ip(f"link set {self.port} down")
 
     def plug_in(self):

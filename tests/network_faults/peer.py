@@ -25,7 +25,7 @@ def say(seen, **more):
 
 def obey(peer, pipe):
     for line in pipe:
-        # Whoever reads tells of the end.
+        # The reading thread reports the end.
         with contextlib.suppress(OSError):
             peer.send(bytes.fromhex(line))
         say("sent")

@@ -1,5 +1,5 @@
-//! What TLS and certificates ask of the relay: bytes that the shell keeps below it, one
-//! host name, and a port for certificate authorities.
+//! TLS and certificates, from the relay's side: bytes that the event loop buffers in TLS, the
+//! host name, and the port for certificate authorities.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -41,7 +41,7 @@ fn status(answer: &str) -> &str {
 }
 
 #[test]
-fn a_half_close_waits_for_what_is_kept_below() {
+fn a_half_close_waits_for_bytes_buffered_in_tls() {
     let mut relay = Relay::new(&Config::default(), 10, [7; 32], NOW);
     let id = accept(&mut relay, ListenerKind::Clients);
     relay.handle(Input::Bytes(id, HEALTH), NOW);
@@ -106,7 +106,7 @@ fn the_port_for_authorities_answers_the_challenge_and_health_and_nothing_else() 
     }
     let upgrade = request("/v1/client", &["x-pyrycode-server: home", "x-pyrycode-token: t"]);
     assert_eq!(status(&answer(&mut relay, true, &upgrade)), "404");
-    // Elsewhere there is no challenge, and afterwards there is none here.
+    // Another listener serves no challenge, and afterwards neither does this one.
     assert_eq!(status(&answer(&mut relay, false, &get(path))), "404");
     relay.handle(Input::Challenge(None), NOW);
     assert_eq!(status(&answer(&mut relay, true, &get(path))), "404");

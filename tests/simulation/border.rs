@@ -1,7 +1,7 @@
-//! The border between the relay and this world: every call, in one place.
+//! Border between the relay and the simulated world: every call, in one place.
 //!
-//! Owns the trace, a hash over all that crosses the border in either direction,
-//! and the checks that follow each call whatever a test is about. Decides nothing.
+//! Owns the trace, a hash over all that crosses the border in either direction, and the
+//! checks that follow each call in every test. Decides nothing.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;

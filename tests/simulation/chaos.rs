@@ -1,31 +1,31 @@
-//! Everything at random: peers of all kinds, links that delay, stall, split and
-//! break, effects that fail and a relay that stands still.
+//! Chaos: peers of all kinds act at random; links delay, stall, split and break; effects
+//! fail, and the relay pauses.
 //!
 //! Checked at every step, by these numbers:
-//! 1. A message is delivered to its server-id and nobody else, once, in order and
-//!    byte for byte, without a gap before it; and, where both ends are still open
-//!    when the chaos is over, at all. ([`shadow`])
-//! 2. Who does not answer has lost its place 60 s and a tick after the last ping
-//!    that it did answer, and the time in which the relay stood still or did not
-//!    read it. ([`crate::oracle`])
-//! 3. Who answers in time is never told `heartbeat timeout`: only a verdict says
-//!    so, of a peer that was read to its end and owes a pong for 30 s, or for 10 s
-//!    to a probe. ([`crate::oracle`])
-//! 4. A WebSocket ends with exactly one close frame, whose code and reason are
-//!    those of its cause; without one only where the peer left or the connection
-//!    broke. ([`crate::oracle`], [`crate::wire`], [`shadow`])
-//! 5. Who holds a server-id, waits for it or is on it is what sections 4 and 5 of
-//!    the contract say. ([`crate::oracle`])
+//! 1. A message is delivered to its server-id and to no other, once, in order and byte for
+//!    byte, without a gap before it; and it is delivered at all if both ends are still open
+//!    when the chaos is over. ([`shadow`])
+//! 2. A peer that does not answer has lost its slot 60 s and a tick after the last ping that
+//!    it did answer, plus the time in which the relay paused or did not read it.
+//!    ([`crate::oracle`])
+//! 3. A peer that answers in time is never closed with `heartbeat timeout`: that takes a
+//!    verdict on a peer that was read to its end and owes a pong for 30 s, or for 10 s to a
+//!    probe. ([`crate::oracle`])
+//! 4. A WebSocket ends with exactly one close frame, whose code and reason are those of its
+//!    cause; without one only where the peer left or the connection broke.
+//!    ([`crate::oracle`], [`crate::wire`], [`shadow`])
+//! 5. The holder, the claimants and the phones of a server-id are those of sections 4 and 5
+//!    of the contract. ([`crate::oracle`])
 //! 6. Slab, wheels, registry, caps, budget and effects agree. (`Relay::audit`)
 //! 7. Queued bytes stay within the budget. ([`crate::border`])
-//! 8. After timers the next deadline lies in the future, and without time passing
-//!    relay and peers come to rest. ([`crate::world`], [`crate::shell`])
-//! 9. What is said of connections that are gone changes nothing. ([`crate::border`])
-//! 10. When faults have healed and everybody has left, nothing is left.
+//! 8. After timers the next deadline lies in the future, and while no time passes relay and
+//!    peers come to rest. ([`crate::world`], [`crate::shell`])
+//! 9. Input for a connection that is gone changes nothing. ([`crate::border`])
+//! 10. When faults have healed and all peers have left, no state is left.
 //! 11. The same seed gives the same run, to the byte.
-//! 12. Of each phone that ends its binary is told once, behind its last frame and
-//!     with the code of its cause, and nobody else is; where the contract names no
-//!     notice, there is none. ([`crate::oracle`])
+//! 12. The end of each phone is told to its binary once, behind the phone's last frame and
+//!     with the code of its cause, and to no other peer; where the contract names no notice,
+//!     the relay sends none. ([`crate::oracle`])
 
 mod kinds;
 mod shadow;
@@ -77,7 +77,7 @@ struct Chaos {
     actors: Vec<PeerId>,
     /// So few that claims and phones meet.
     server_ids: usize,
-    /// So many at once that the cap is met.
+    /// The cap on connections, low enough to be met.
     capacity: usize,
     /// The longest latency of a link, in milliseconds.
     latency: u64,
@@ -150,7 +150,7 @@ impl Chaos {
 
     fn choose(&mut self) -> Action {
         self.actors.retain(|peer| !self.world.is_gone(*peer));
-        let Some(peer) = self.somebody() else { return Action::Dial(self.kind()) };
+        let Some(peer) = self.some_peer() else { return Action::Dial(self.kind()) };
         match self.rng.random_range(0..1000) {
             0..150 => Action::Dial(self.kind()),
             150..780 => Action::Act(peer, self.shadows[peer.0].kind),
@@ -173,7 +173,7 @@ impl Chaos {
         }
     }
 
-    fn somebody(&mut self) -> Option<PeerId> {
+    fn some_peer(&mut self) -> Option<PeerId> {
         let count = self.actors.len();
         (count > 0).then(|| self.actors[self.rng.random_range(0..count)])
     }
@@ -215,7 +215,7 @@ impl Chaos {
         self.world.settle();
         self.world.is_frozen = true;
         for _ in 0..self.rng.random_range(0..5) {
-            match self.somebody() {
+            match self.some_peer() {
                 Some(peer) if self.chance(0.8) => self.behave(peer, self.shadows[peer.0].kind),
                 _ => {
                     let kind = self.kind();
@@ -282,9 +282,9 @@ fn sweep(seeds: &[u64], capacity: usize, steps: usize, test: &'static str) -> Ou
 const REGRESSIONS: [u64; 4] = [217_266, 240_783, 242_091, 266_358];
 
 #[test]
-fn small_storms() {
+fn small_chaos_runs() {
     let seeds = seeds(40, &REGRESSIONS);
-    let sum = sweep(&seeds, 60, STEPS, "chaos::small_storms");
+    let sum = sweep(&seeds, 60, STEPS, "chaos::small_chaos_runs");
     // That chaos runs are not all noise; a single one may be.
     let count = seeds.len();
     let is_lively = sum.delivered > 30 * count && sum.received > 15 * count;

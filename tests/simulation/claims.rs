@@ -1,4 +1,4 @@
-//! Claims and grace: who holds a server-id when, and who hears of it.
+//! Claims and grace: the holder of a server-id at each time, and the peers that are told.
 
 use pyrycode_relay::time::TICK;
 
@@ -7,7 +7,7 @@ use crate::world::{World, secs};
 const RECLAIMED: (u16, &str) = (4404, "binary reclaimed server-id");
 
 #[test]
-fn the_first_claim_wins_and_server_ids_do_not_touch() {
+fn the_first_claim_wins_and_server_ids_are_independent() {
     let mut world = World::new();
     let home = world.binary("home");
     let office = world.binary("office");

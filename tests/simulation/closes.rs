@@ -1,7 +1,7 @@
 //! Exactly one close frame, whichever way a WebSocket ends.
 //!
-//! That there is never a second one, nor anything after the first, is checked by
-//! the codec of every peer.
+//! The codec of every peer checks that there is never a second one, and nothing after the
+//! first.
 
 use pyrycode_relay::time::TICK;
 
@@ -102,7 +102,7 @@ fn a_text_that_is_not_utf_8_closes_either_peer() {
 }
 
 #[test]
-fn closes_that_cross_each_other_are_one_each() {
+fn crossing_closes_are_one_from_each_end() {
     let (mut world, binary, phone) = pair();
     let conn_id = world.peer(phone).conn_id().to_owned();
     // The relay has both closes in one turn, either one first.
@@ -125,7 +125,7 @@ fn closes_that_cross_each_other_are_one_each() {
 }
 
 #[test]
-fn a_close_waits_for_the_frame_that_a_blocked_write_cut() {
+fn a_close_waits_for_a_partly_written_frame() {
     let (mut world, binary, phone) = pair();
     world.stop_reading(phone, 7);
     world.deliver(binary, phone, "\"0123456789\"");
@@ -141,7 +141,7 @@ fn a_close_waits_for_the_frame_that_a_blocked_write_cut() {
 }
 
 #[test]
-fn a_close_begun_and_cut_is_finished_and_not_sent_again() {
+fn a_partly_written_close_is_completed_and_not_repeated() {
     for cut in 0..=4 {
         let (mut world, _, phone) = pair();
         world.stop_reading(phone, cut);

@@ -1,7 +1,7 @@
-//! The heartbeat at scale.
+//! Heartbeat at scale.
 //!
-//! The long run takes a virtual hour of 10,000 connections, so that it stays
-//! cheap without `--release`; `PYRYCODE_SIM_MINUTES=1440` makes it a day.
+//! The long run simulates an hour of 10,000 connections, which stays cheap without
+//! `--release`; `PYRYCODE_SIM_MINUTES=1440` makes it a day.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -41,7 +41,7 @@ fn busiest_second(events: &[(Instant, u64)]) -> u64 {
 }
 
 #[test]
-fn a_hundred_thousand_that_came_in_one_second_are_not_pinged_in_one() {
+fn pings_of_a_hundred_thousand_simultaneous_connections_are_spread() {
     const COUNT: u64 = 100_000;
     let seed = seeds(1, &[])[0];
     let _replay = Replay::new(seed, "crowd");
@@ -65,7 +65,7 @@ fn a_hundred_thousand_that_came_in_one_second_are_not_pinged_in_one() {
     assert!(busiest <= 2 * mean, "{busiest} pings in one second, {mean} are the mean");
     assert!(busiest >= mean, "the window is wrong");
     assert_eq!(world.relay.stats().pongs, counted);
-    assert_eq!(world.relay.live(), (COUNT as usize, 0), "nobody was closed");
+    assert_eq!(world.relay.live(), (COUNT as usize, 0), "no peer was closed");
 }
 
 /// What happens to the crowd of the long run.

@@ -1,4 +1,4 @@
-//! What a binary may ask for, and that it reaches its own phones only.
+//! Envelopes: what a binary may request, and that it reaches its own phones only.
 
 use pyrycode_relay::relay::envelope::Dropped;
 
@@ -140,7 +140,7 @@ fn a_binary_reaches_no_phone_of_another_server_id() {
 }
 
 #[test]
-fn a_phone_that_has_left_is_reached_no_more_nor_is_its_successor_in_the_same_place() {
+fn a_closed_phone_s_conn_id_reaches_neither_it_nor_its_successor() {
     let Pair { mut world, binary, phone, .. } = pair();
     world.hang_up(phone);
     let next = world.phone("home");
@@ -151,7 +151,7 @@ fn a_phone_that_has_left_is_reached_no_more_nor_is_its_successor_in_the_same_pla
 }
 
 #[test]
-fn a_phone_that_is_closing_is_reached_no_more() {
+fn a_closing_phone_receives_no_more_frames() {
     let Pair { mut world, binary, phone, conn_id } = pair();
     let habits = &mut world.peer_mut(phone).habits;
     (habits.answers_close, habits.hangs_up) = (false, false);

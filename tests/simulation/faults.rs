@@ -1,7 +1,7 @@
-//! What goes wrong with single effects, at random.
+//! Random faults of single effects.
 //!
-//! Owns how often. Each method stands for one system call of the shell and says
-//! how it ends; the default is a world in which all of them succeed.
+//! Owns their frequency. Each method stands for one system call of the event loop and decides
+//! its outcome; by default all of them succeed.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 /// How a write ends.
 pub(crate) enum Write {
-    /// So many bytes are taken.
+    /// A partial write of this number of bytes.
     Takes(usize),
     /// Nothing is taken now; there is room again after this time.
     WouldBlock(Duration),

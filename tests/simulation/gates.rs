@@ -1,6 +1,6 @@
-//! HTTP at the relay's door: the order of the gates, and how an answer ends.
+//! HTTP admission: the order of the checks, and how a response ends.
 //!
-//! What a head may look like is tested beside its parser.
+//! The format of a request head is tested beside its parser.
 
 use pyrycode_relay::config::Config;
 use pyrycode_relay::relay::stats::Outcome;
@@ -39,7 +39,7 @@ fn worst(faults: usize) -> String {
 }
 
 #[test]
-fn gates_stand_in_this_order() {
+fn gates_are_checked_in_this_order() {
     let mut world = World::new();
     // Key, version, upgrade, method, headers, body: the first gate decides.
     for (faults, expected) in [(1, 400), (2, 400), (3, 426), (4, 405), (5, 400), (6, 400)] {
@@ -151,7 +151,7 @@ fn a_head_may_come_in_any_pieces() {
 }
 
 #[test]
-fn a_refused_peer_hears_the_answer_however_it_behaves() {
+fn a_refused_peer_receives_the_response_however_it_behaves() {
     // It goes on sending, and it reads late.
     let mut world = World::new();
     let peer = world.dial("");
@@ -180,7 +180,7 @@ fn a_refused_peer_hears_the_answer_however_it_behaves() {
 }
 
 #[test]
-fn a_peer_that_hangs_up_within_its_head_is_gone() {
+fn a_disconnect_within_the_head_releases_the_connection() {
     for bytes in ["", "GET"] {
         let mut world = World::new();
         let peer = world.dial_from(HOME, bytes.as_bytes());

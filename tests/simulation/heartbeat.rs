@@ -1,4 +1,4 @@
-//! The heartbeat: who is dead is found in time, who lives is never closed.
+//! Heartbeat: a dead peer is detected in time, a live peer is never closed.
 
 use pyrycode_relay::time::{Instant, TICK};
 
@@ -88,7 +88,7 @@ fn a_peer_that_vanished_with_data_queued_is_found_as_fast() {
     next_ping(&mut world, phone);
     world.vanish(phone);
     let died = world.now;
-    // The link takes a little every now and then, as if somebody read: no sign
+    // The link takes a little every now and then, as if the peer read: no sign
     // of life, but nothing is stuck either.
     while world.relay.live() == (1, 1) {
         world.deliver(binary, phone, "\"are you there?\"");
@@ -100,7 +100,7 @@ fn a_peer_that_vanished_with_data_queued_is_found_as_fast() {
 }
 
 #[test]
-fn traffic_and_unsolicited_pongs_prove_nothing() {
+fn traffic_and_unsolicited_pongs_do_not_count_as_answers() {
     let mut world = World::new();
     let binary = world.binary("home");
     let phone = world.phone("home");
@@ -161,7 +161,7 @@ fn pings_differ_between_connections_and_from_each_other() {
 }
 
 #[test]
-fn a_pong_in_the_last_moment_saves() {
+fn a_pong_in_the_last_moment_counts() {
     let mut world = World::new();
     let phone = {
         world.binary("home");
@@ -179,7 +179,7 @@ fn a_pong_in_the_last_moment_saves() {
 }
 
 #[test]
-fn a_pong_that_came_while_the_relay_stood_still_is_read_before_the_verdict() {
+fn a_pong_received_while_the_relay_was_paused_is_read_before_the_verdict() {
     // Long before, at, and long after the moment of the verdict.
     for stood_still in [1, 29, 30, 31, 70, 3600] {
         let mut world = World::new();
@@ -206,7 +206,7 @@ fn a_pong_that_came_while_the_relay_stood_still_is_read_before_the_verdict() {
 }
 
 #[test]
-fn after_a_standstill_a_peer_has_its_full_time_to_answer() {
+fn after_a_pause_of_the_relay_a_peer_has_its_full_time_to_answer() {
     let mut world = World::new();
     world.binary("home");
     let phone = world.phone("home");
@@ -263,7 +263,7 @@ fn of_many_peer_pings_the_latest_is_answered_and_memory_is_bounded() {
 }
 
 #[test]
-fn a_close_for_another_reason_gets_none_from_the_heartbeat() {
+fn a_closing_connection_gets_no_heartbeat_close() {
     let mut world = World::new();
     world.binary("home");
     let phone = world.phone("home");

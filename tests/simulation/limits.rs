@@ -1,4 +1,4 @@
-//! Who may come in, and how much all that are in may hold.
+//! Limits: admission of peers, and the memory of all admitted peers together.
 
 use std::net::IpAddr;
 
@@ -91,7 +91,7 @@ fn the_cap_counts_live_websockets_of_both_kinds_and_nothing_else() {
     let mut world = World::with(config, 3, 1);
     let binary = world.binary("home");
     let phone = world.phone("home");
-    // Heads, refusals and closes in progress are none.
+    // Heads, refusals and closes in progress do not count.
     world.dial("");
     world.dial("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     for _ in 0..10 {
@@ -121,7 +121,7 @@ fn the_cap_counts_live_websockets_of_both_kinds_and_nothing_else() {
 }
 
 #[test]
-fn one_client_may_have_so_many() {
+fn connections_per_client_are_capped() {
     let mut config = Config::default();
     config.limits.rate_per_minute = 0;
     config.limits.connections_per_ip = 2;
@@ -191,7 +191,7 @@ fn x_forwarded_for_names_the_client_only_when_trusted() {
         // What the client itself wrote is on the left.
         ("10.0.0.1", "198.51.100.1, 203.0.113.2", 429),
         ("10.0.0.2", "203.0.113.1, 192.168.0.1", 429),
-        // An untrusted peer names nobody.
+        // The header of an untrusted peer has no effect.
         ("198.51.100.1", "203.0.113.3", 101),
         ("198.51.100.1", "203.0.113.4", 429),
         ("10.0.0.1", "203.0.113.3", 101),
@@ -221,7 +221,7 @@ fn pile_up(world: &mut World, binary: PeerId, phone: PeerId, kib: usize) {
 }
 
 #[test]
-fn the_largest_backlog_is_shed_and_nobody_else() {
+fn only_the_largest_backlog_is_shed() {
     let mut world = tight();
     let binary = world.binary("home");
     // None has more than one largest message, and all together more than there is.

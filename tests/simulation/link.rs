@@ -1,10 +1,10 @@
-//! One direction of a TCP connection.
+//! Link: one direction of a TCP connection.
 //!
-//! Owns the bytes between the moment one end has sent them and the moment the
-//! other reads them. Knows neither end.
+//! Owns the bytes between their sending at one end and their reading at the other. Knows
+//! neither end.
 //!
-//! 1. What goes in comes out in order, however latency and stalls change.
-//! 2. Without latency and stall it comes out at once.
+//! 1. Bytes arrive in order, however latency and stalls change.
+//! 2. Without latency and stall they arrive at once.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! The relay in virtual time.
 //!
-//! The real [`pyrycode_relay::relay::Relay`] through its public API, with peers,
-//! links and a clock that this directory makes up ([`world`]). What is promised
-//! in one section of the contract is told in one file, as transcripts: who does
-//! what, what everybody hears. Two files do it at random and at scale.
+//! The real [`pyrycode_relay::relay::Relay`] through its public API, with peers, links and a
+//! clock that this directory simulates ([`world`]). Each file covers one section of the
+//! contract, as transcripts of actions and of what each peer receives. Two files use random
+//! actions and scale.
 
 mod below;
 mod border;

@@ -1,4 +1,4 @@
-//! Messages: how long, how large, in how many pieces.
+//! Messages: lengths, sizes and fragments.
 
 use pyrycode_relay::config::MESSAGE_MAX;
 use pyrycode_relay::time::TICK;
@@ -24,7 +24,7 @@ fn control_frames_between_fragments_are_answered_and_the_message_is_whole() {
 }
 
 #[test]
-fn a_message_may_have_256_kib_and_not_a_byte_more() {
+fn a_message_is_limited_to_256_kib() {
     let mut world = World::new();
     let binary = world.binary("home");
     let phone = world.phone("home");

@@ -1,4 +1,4 @@
-//! The close notice: what a binary is told when a phone of it has ended.
+//! Close notice: what a binary receives when one of its phones has ended.
 
 use std::time::Duration;
 
@@ -236,7 +236,7 @@ fn a_close_that_the_binary_asked_for_is_not_told() {
 }
 
 #[test]
-fn a_frame_for_a_phone_that_was_told_of_is_dropped_and_tells_nothing_again() {
+fn a_frame_for_an_ended_phone_is_dropped_without_a_second_notice() {
     let (mut world, binary, phone) = pair();
     world.close(phone, 1000, "");
     assert_eq!(world.heard(binary), [world.notice(phone, 1000)]);
@@ -247,7 +247,7 @@ fn a_frame_for_a_phone_that_was_told_of_is_dropped_and_tells_nothing_again() {
 }
 
 #[test]
-fn in_grace_nothing_is_told_not_even_later() {
+fn ends_within_grace_are_never_told() {
     let (mut world, binary, leaves) = pair();
     let phones: Vec<PeerId> = (0..4).map(|_| world.phone("home")).collect();
     world.hang_up(binary);
@@ -410,7 +410,7 @@ fn notices_alone_do_not_outgrow_the_budget() {
 }
 
 #[test]
-fn sixteen_thousand_phones_that_end_in_one_turn_are_told_of_each_to_its_own() {
+fn sixteen_thousand_ends_in_one_turn_are_each_told_to_the_right_binary() {
     const HOUSES: usize = 1_000;
     let mut config = Config::default();
     config.limits.rate_per_minute = 0;

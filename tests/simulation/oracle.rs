@@ -1,10 +1,9 @@
-//! What the relay should do: sections 3, 4 and 5 of the contract as a model.
+//! Oracle: sections 3, 4 and 5 of the contract as a model of the relay.
 //!
-//! Owns who holds which server-id, who waits for it and which phones are on it,
-//! told by what went in and never by what the relay thinks; and of every
-//! connection which pings it has not answered. After each call the relay has to
-//! agree. Knows nothing of messages but the close notices: [`crate::chaos`] follows
-//! the others.
+//! Owns, for every server-id, its holder, its claimants and its phones, and for every
+//! connection its unanswered pings; all derived from the input and never from the relay's
+//! state. After each call the relay has to agree. Does not know messages other than close
+//! notices: [`crate::chaos`] follows the others.
 //!
 //! The numbers in its messages are those of [`crate::chaos`].
 
@@ -266,7 +265,7 @@ impl Oracle {
         }
     }
 
-    /// Who lost its place because of what `peer` did, and did everybody who should?
+    /// Checks that exactly the expected peers lost their place because of `peer`'s input.
     fn reconcile(&mut self, world: &World, peer: usize, call: Input<'_>) {
         let server_id = self.records[peer].server_id.clone();
         let Some(slot) = self.slots.get(&server_id) else { return };
@@ -302,7 +301,7 @@ impl Oracle {
         }
     }
 
-    /// If the peer has answered the probe of its slot, nobody waits for that any more.
+    /// If the peer has answered the probe of its slot, the wait for it ends.
     fn on_answer(&mut self, world: &World, peer: usize, server_id: &str) {
         let slot = &self.slots[server_id];
         let Some(first) = slot.claimants.first().filter(|_| slot.holder == Some(peer)) else {
@@ -402,7 +401,7 @@ impl Oracle {
         assert!(!world.config.drain.is_zero() || holders.count() == 0, "(4) a binary is left");
     }
 
-    /// Who is told of the shut-down: binaries, and a moment later their phones.
+    /// The peers that are told of the shut-down: binaries, and a moment later their phones.
     fn on_leaving(&mut self, world: &World) {
         let is_told = |oracle: &Self, peer| {
             let words = oracle.last_words(world, peer);
@@ -428,10 +427,10 @@ impl Oracle {
         }
         let has_place = |record: &Record| record.has_place;
         let is_over = world.now >= self.told_by + self.late;
-        assert!(!is_over || !self.records.iter().any(has_place), "(4) somebody was not told");
+        assert!(!is_over || !self.records.iter().any(has_place), "(4) a peer was not told");
     }
 
-    /// Memory is spent: whoever held most is closed, whatever else happens.
+    /// The budget is exhausted: the peer with the most bytes is closed in any case.
     fn on_shed(&mut self, world: &World, before: &Before) {
         let limit = world.config.limits.buffer_memory;
         assert!(

@@ -1,10 +1,9 @@
-//! One remote end and the TCP connection between it and the relay.
+//! Peer: one remote end and the TCP connection between it and the relay.
 //!
-//! Owns the two directions of the connection, what the peer has seen and what it
-//! answers by itself. Knows neither the relay nor time; [`crate::world`] moves
-//! the bytes.
+//! Owns the two directions of the connection, what the peer has received and what it answers
+//! by itself. Knows neither the relay nor time; [`crate::world`] moves the bytes.
 //!
-//! A peer that does not read holds back the relay once the link is full.
+//! A peer that does not read exerts backpressure on the relay once the link is full.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
@@ -59,7 +58,7 @@ impl Habits {
         hangs_up: true,
         forgets_texts: false,
     };
-    /// Half open: nothing comes from it any more, and nobody tells the relay.
+    /// Half-open: nothing arrives from it any more, and the relay is not told.
     pub(crate) const VANISHED: Self = Self {
         reads: false,
         answers_pings: false,
@@ -125,7 +124,7 @@ pub(crate) struct Peer {
     pub(crate) was_late: bool,
     /// To the relay.
     pub(crate) up: Pipe,
-    /// The connection broke without anybody's doing, or was too slow to its end.
+    /// The connection broke by a fault, or was too slow to its end.
     pub(crate) is_broken: bool,
     /// The relay has read the FIN.
     pub(crate) end_read: bool,

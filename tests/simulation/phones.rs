@@ -1,4 +1,4 @@
-//! Phones: where they may register, and what their frames become.
+//! Phones: where they may register, and the envelopes made of their frames.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,7 +24,7 @@ fn without_a_slot_a_phone_is_upgraded_and_closed() {
 }
 
 #[test]
-fn the_17th_phone_of_a_server_id_is_one_too_many() {
+fn the_17th_phone_of_a_server_id_is_refused() {
     let mut world = World::new();
     let binary = world.binary("home");
     world.binary("office");
@@ -47,7 +47,7 @@ fn the_17th_phone_of_a_server_id_is_one_too_many() {
 }
 
 #[test]
-fn a_phone_in_its_close_linger_counts_nowhere() {
+fn a_phone_in_its_close_linger_counts_against_no_limit() {
     let mut world = World::new();
     let binary = world.binary("home");
     let phones: Vec<PeerId> = (0..16).map(|_| world.phone("home")).collect();
@@ -84,7 +84,7 @@ fn no_server_is_checked_before_too_many() {
 }
 
 #[test]
-fn conn_ids_are_unique_short_and_not_counted_up() {
+fn conn_ids_are_unique_short_and_not_sequential() {
     let mut world = World::new();
     world.binary("home");
     let mut seen = HashSet::new();

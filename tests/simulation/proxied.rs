@@ -1,7 +1,7 @@
-//! Behind a load balancer that says who is calling: the PROXY header.
+//! PROXY header: connections through a load balancer that names the client.
 //!
-//! What a header looks like is tested beside its parser, and that it comes first on
-//! the wire over real sockets; here it has come, or has not.
+//! The format of a header is tested beside its parser, and its position on the wire over real
+//! sockets; here the header has arrived, or has not.
 
 use std::net::IpAddr;
 
@@ -84,7 +84,7 @@ fn a_balancers_own_connection_asks_for_health_and_nothing_else() {
 }
 
 #[test]
-fn without_a_good_header_there_is_a_close_and_not_a_byte() {
+fn without_a_valid_header_a_connection_is_closed_without_a_byte() {
     let mut world = World::new();
     let garbage = dial(&mut world, Some(Err(Malformed)), &claim("home"));
     assert_eq!(world.heard(garbage), [Seen::Cut]);
@@ -95,7 +95,7 @@ fn without_a_good_header_there_is_a_close_and_not_a_byte() {
     world.pass(2 * TICK);
     assert_eq!(world.heard(silent), [Seen::Cut]);
 
-    // A port check: no fault of anybody's.
+    // A port check, which is not an error.
     let checks = dial(&mut world, None, "");
     world.hang_up(checks);
     assert!(world.is_gone(checks) && world.relay.is_empty());
@@ -109,7 +109,7 @@ fn without_a_good_header_there_is_a_close_and_not_a_byte() {
 }
 
 #[test]
-fn the_head_has_its_5_s_from_accept_whatever_the_header_took() {
+fn the_head_timeout_of_5_s_starts_at_accept_and_includes_the_header() {
     let mut world = World::new();
     let peer = dial(&mut world, Some(Ok(Proxied::Client(address("192.0.2.1")))), "GET");
     world.pass(secs(5) + TICK);
@@ -154,7 +154,7 @@ fn x_forwarded_for_is_read_behind_a_trusted_source() {
     for (client, expected) in [("192.0.2.1", 101), ("192.0.2.2", 101), ("192.0.2.1", 503)] {
         assert_eq!(status(&mut world, "10.0.0.7", &head(client)), expected, "{client}");
     }
-    // A client names nobody.
+    // A client's header has no effect.
     for (client, expected) in [("192.0.2.3", 101), ("192.0.2.4", 503)] {
         assert_eq!(status(&mut world, "203.0.113.1", &head(client)), expected, "{client}");
     }

@@ -1,9 +1,8 @@
-//! Binaries that dial again at once, as the daemon does after any connection that
-//! had opened: why one is closed right after its 101, and what that costs others.
+//! Binaries that redial at once, as the daemon does after every connection that had opened:
+//! why one is closed right after its 101, and the effect on others.
 //!
-//! Only the other binary's life closes a newcomer after its 101 (4409). Every other
-//! reason against it is known before, and answered with a status that makes the
-//! daemon wait.
+//! Only the life of another binary closes a newcomer after its 101 (4409). Every other reason
+//! is known before, and answered with a status that makes the daemon wait.
 
 use pyrycode_relay::config::Config;
 
@@ -30,7 +29,7 @@ fn status(world: &mut World, server_id: &str) -> u16 {
 }
 
 #[test]
-fn a_newcomer_without_a_place_is_told_so_before_it_is_open() {
+fn a_newcomer_without_a_slot_is_refused_before_its_101() {
     // No room.
     let mut world = World::with(unlimited(), 1, 1);
     world.binary("home");
@@ -51,7 +50,7 @@ fn a_newcomer_without_a_place_is_told_so_before_it_is_open() {
     world.binary("home");
     assert_eq!(status(&mut world, "office"), 429);
     world.finish();
-    // The relay goes, whether or not the id still has a holder that is to be told.
+    // The relay shuts down, with or without a holder of the id that must be told.
     for drain in [0, 20] {
         let mut config = unlimited();
         config.drain = secs(drain);
@@ -66,7 +65,7 @@ fn a_newcomer_without_a_place_is_told_so_before_it_is_open() {
 }
 
 #[test]
-fn a_newcomer_is_not_what_is_shed_when_memory_is_spent() {
+fn a_newcomer_is_not_shed_when_memory_is_exhausted() {
     let mut config = unlimited();
     config.limits.buffer_memory = 256 * 1024;
     let mut world = World::with(config, 1_000, 1);
@@ -94,7 +93,7 @@ fn a_newcomer_is_not_what_is_shed_when_memory_is_spent() {
 }
 
 #[test]
-fn a_binary_that_comes_back_is_not_closed_whatever_state_its_id_is_in() {
+fn a_returning_binary_is_not_closed_in_any_state_of_its_id() {
     let leave: [fn(&mut World, PeerId); 3] =
         [|world, peer| world.close(peer, 1000, ""), World::hang_up, World::reset];
     for leave in leave {

@@ -1,7 +1,7 @@
-//! What the log tells of a request that is refused, and how often it warns.
+//! Log lines for refused requests, and how often the relay warns.
 //!
-//! Owns a destination of the `log` facade that keeps the lines of the test at hand: each
-//! test has its thread.
+//! Owns a `log` destination that keeps the lines of the current test: each test has its own
+//! thread.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -101,7 +101,7 @@ fn with_domain(config: &mut Config) {
 }
 
 #[test]
-fn every_kind_of_refusal_leaves_a_line_that_names_what_is_at_fault() {
+fn every_kind_of_refusal_logs_a_line_with_its_cause() {
     let server = ["x-pyrycode-server: home", "x-pyrycode-version: 1"];
     let client = ["x-pyrycode-server: home", "x-pyrycode-token: hush"];
     let (server, client) = (request("/v1/server", &server), request("/v1/client", &client));
@@ -265,7 +265,7 @@ fn limits_keep_their_own_events() {
 }
 
 #[test]
-fn a_client_is_told_to_the_second_when_it_may_try_again() {
+fn retry_after_is_exact_to_the_second() {
     let client = request("/v1/client", &["x-pyrycode-server: home", "x-pyrycode-token: t"]);
     let mut relay =
         relay(|config| (config.limits.rate_per_minute, config.limits.rate_burst) = (10, 2), 100);

@@ -1,10 +1,10 @@
 //! Seeds and settings of the random simulations, from the environment:
 //!
-//! - `PYRYCODE_SIM_SEED=n` runs seed n and no other;
-//! - `PYRYCODE_SIM_SEEDS=n` runs so many seeds where a sweep is made, from
-//!   `PYRYCODE_SIM_FIRST=n` on, and says how much was simulated;
-//! - `PYRYCODE_SIM_PEERS=n` is how many peers the crowded chaos has;
-//! - `PYRYCODE_SIM_MINUTES=n` is how much virtual time the long run takes.
+//! - `PYRYCODE_SIM_SEED=n` runs only seed n;
+//! - `PYRYCODE_SIM_SEEDS=n` runs n seeds in each sweep, starting at
+//!   `PYRYCODE_SIM_FIRST=n`, and reports how much was simulated;
+//! - `PYRYCODE_SIM_PEERS=n` is the number of peers in the crowded chaos;
+//! - `PYRYCODE_SIM_MINUTES=n` is the virtual time of the long run.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
-//! What `server/event_loop.rs` does with sockets, with the links of this world.
+//! Simulated event loop: what `server/event_loop.rs` does with sockets, on simulated links.
 //!
-//! Owns the order of a turn: dialers are accepted, room is used, input read,
-//! effects applied, and again until nobody has anything to say. Timers are
-//! [`crate::world`]'s, which calls [`World::settle`] first.
+//! Owns the order of a turn: accept dialers, write to peers with room, read input, apply
+//! effects, and repeat until no peer has anything to send. Timers belong to
+//! [`crate::world`], which calls [`World::settle`] first.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -75,7 +75,7 @@ impl World {
         self.schedule(index, next);
     }
 
-    /// Lets relay and peers exchange bytes until nobody has anything to say.
+    /// Lets relay and peers exchange bytes until none has anything to send.
     pub(crate) fn settle(&mut self) {
         if self.is_frozen {
             return;

@@ -1,4 +1,4 @@
-//! Shut-down: everybody is told once, newcomers see it leave.
+//! Shut-down: every peer is told once, and newcomers see the relay leave.
 
 use std::time::Duration;
 
@@ -55,12 +55,12 @@ fn every_websocket_is_told_once_and_the_relay_is_empty_when_all_have_answered() 
     }
     assert_eq!(world.relay.live(), (0, 0));
     world.pass(secs(5) + TICK);
-    assert!(world.relay.is_empty(), "nobody lingers longer");
+    assert!(world.relay.is_empty(), "no connection lingers longer");
     world.finish();
 }
 
 #[test]
-fn one_that_is_closing_already_gets_nothing_more() {
+fn a_closing_websocket_gets_nothing_more() {
     let mut world = World::new();
     world.binary("home");
     let phone = world.phone("home");
@@ -168,7 +168,7 @@ fn drain(seconds: u64, seed: u64) -> Vec<(PeerId, Duration, Duration)> {
 }
 
 #[test]
-fn a_drain_takes_its_time_in_an_order_of_its_own() {
+fn a_drain_is_spread_over_its_time_in_random_order() {
     let drained = drain(8, 1);
     for (_, binary, phone) in &drained {
         let moment = *phone - *binary;
@@ -191,7 +191,7 @@ fn with_no_drain_all_binaries_are_told_at_once() {
 }
 
 #[test]
-fn until_it_is_told_a_tunnel_works_as_ever() {
+fn until_its_close_a_tunnel_works_as_before() {
     let mut world = World::with(unlimited(Config { drain: secs(8), ..Config::default() }), 10, 3);
     let (binary, phone) = (world.binary("home"), world.phone("home"));
     world.shut_down();
@@ -207,7 +207,7 @@ fn until_it_is_told_a_tunnel_works_as_ever() {
 }
 
 #[test]
-fn newcomers_get_503_and_health_tells() {
+fn newcomers_get_503_and_healthz_reports_draining() {
     let mut world = World::new();
     assert_eq!(status(&mut world, HEALTH), Seen::Answer(200));
     assert_eq!(status(&mut world, READY), Seen::Answer(200));
@@ -232,7 +232,7 @@ fn newcomers_get_503_and_health_tells() {
 }
 
 #[test]
-fn frames_that_come_after_it_go_nowhere() {
+fn frames_after_the_close_are_not_forwarded() {
     let mut world = World::new();
     let binary = world.binary("home");
     let phone = world.phone("home");

@@ -1,4 +1,4 @@
-//! Peers that do not drain: who waits, who is closed, and what is lost: nothing.
+//! Slow peers: backpressure, which peers are closed, and that nothing else is lost.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn assert_ends_with_close(seen: &[Seen], code: u16, reason: &str) {
     assert_eq!(seen[seen.len() - 2..], closed(code, reason));
 }
 
-/// A world with so many bytes for all queues.
+/// A world with this budget in bytes for all queues.
 fn with_memory(bytes: usize) -> World {
     let mut config = Config::default();
     config.limits.rate_per_minute = 0;
@@ -82,7 +82,7 @@ fn a_phone_that_does_not_drain_has_half_the_budget_and_then_a_close() {
     }
     // Frames with their headers of ten bytes: the last of them passes the half.
     assert_eq!(sent, (half + LINK) / (LEN + 10) + 1, "neither less nor more than half");
-    // Nobody else noticed.
+    // No other peer was affected.
     assert_eq!(numbers(&world.heard(quick)), (0..sent).collect::<Vec<_>>());
     assert_eq!(world.heard(binary), [world.notice(slow, 1011)]);
     assert!(world.relay.buffered() < 2 * LEN, "the backlog is given back at once");
@@ -228,7 +228,7 @@ fn a_phone_that_drains_slowly_but_steadily_stays_and_gets_everything() {
 }
 
 #[test]
-fn a_phone_of_which_nothing_drains_for_10_s_is_closed() {
+fn a_phone_that_drains_nothing_for_10_s_is_closed() {
     let mut world = World::new();
     let binary = world.binary("home");
     let (slow, sibling) = (world.phone("home"), world.phone("home"));
@@ -341,7 +341,7 @@ fn a_slow_binary_stops_the_reading_of_its_phones_and_loses_nothing() {
 }
 
 #[test]
-fn a_binary_of_which_nothing_drains_for_10_s_is_closed_and_its_grace_starts() {
+fn a_binary_that_drains_nothing_for_10_s_is_closed_and_its_grace_starts() {
     let mut world = World::new();
     let binary = world.binary("home");
     let phone = world.phone("home");
@@ -383,7 +383,7 @@ fn a_takeover_from_a_slow_binary_lets_new_phones_be_read() {
 }
 
 #[test]
-fn time_in_which_a_phone_is_not_read_counts_against_no_deadline_of_its() {
+fn a_phone_s_deadlines_pause_while_it_is_not_read() {
     let mut world = World::new();
     let binary = world.binary("home");
     let (busy, half) = (world.phone("home"), world.phone("home"));

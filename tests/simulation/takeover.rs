@@ -25,7 +25,7 @@ fn an_incumbent_that_answers_the_probe_stays() {
 }
 
 #[test]
-fn an_incumbent_that_does_not_answer_for_10_s_is_deposed() {
+fn an_incumbent_that_does_not_answer_for_10_s_is_taken_over() {
     let mut world = World::new();
     let binary = world.binary("home");
     let phone = world.phone("home");
@@ -49,7 +49,7 @@ fn an_incumbent_that_does_not_answer_for_10_s_is_deposed() {
 }
 
 #[test]
-fn a_vanished_incumbent_is_deposed_too() {
+fn a_half_open_incumbent_is_taken_over_too() {
     let mut world = World::new();
     let binary = world.binary("home");
     world.vanish(binary);
@@ -172,14 +172,14 @@ fn a_claimant_is_not_pinged_and_not_read() {
 }
 
 #[test]
-fn a_claimant_that_hangs_up_is_forgotten() {
+fn a_claimant_that_disconnects_is_forgotten() {
     for leave in [World::hang_up, World::reset] {
         let mut world = World::new();
         let binary = world.binary("home");
         world.vanish(binary);
         let first = world.binary("home");
         let second = world.binary("home");
-        // Even behind data that nobody reads.
+        // Even behind data that is not read.
         world.text(first, "{}");
         leave(&mut world, first);
         assert!(world.is_gone(first));
@@ -192,7 +192,7 @@ fn a_claimant_that_hangs_up_is_forgotten() {
 }
 
 #[test]
-fn when_every_claimant_has_hung_up_the_incumbent_stays() {
+fn when_every_claimant_has_disconnected_the_incumbent_stays() {
     let mut world = World::new();
     let binary = world.binary("home");
     let phone = world.phone("home");
@@ -210,7 +210,7 @@ fn when_every_claimant_has_hung_up_the_incumbent_stays() {
 }
 
 #[test]
-fn an_incumbent_that_leaves_meanwhile_gives_way_at_once() {
+fn an_incumbent_that_closes_meanwhile_is_replaced_at_once() {
     for leave in
         [World::hang_up, World::reset, |world: &mut World, peer| world.close(peer, 1001, "")]
     {
@@ -230,7 +230,7 @@ fn an_incumbent_that_leaves_meanwhile_gives_way_at_once() {
 }
 
 #[test]
-fn what_a_displaced_binary_does_never_touches_the_new_holder() {
+fn a_displaced_binary_never_affects_the_new_holder() {
     for leave in
         [World::hang_up, World::reset, |world: &mut World, peer| world.close(peer, 1000, "")]
     {

@@ -1,4 +1,4 @@
-//! Push wakes: whose are taken on, and that an outcome is all that comes of one.
+//! Push wakes: which requests are accepted, and that a wake's only effect is its outcome.
 
 use pyrycode_relay::config::{Config, FCM_ENDPOINT, PushWake, ServiceAccount};
 use pyrycode_relay::relay::Input;
@@ -63,7 +63,7 @@ fn a_wake_is_handed_out_once_and_its_outcome_counted() {
         assert_eq!(counted(&world, outcome), 1);
     }
     assert_eq!(world.relay.stats().wakes, [1; 5]);
-    // Nobody hears of it, and frames go on.
+    // No peer is told, and frames go on.
     assert_eq!((world.heard(binary), world.heard(phone)), (vec![], vec![]));
     world.deliver(binary, phone, "1");
     assert_eq!(world.heard(phone), [text("1")]);
@@ -87,7 +87,7 @@ fn a_wake_says_which_server_id_asked() {
 }
 
 #[test]
-fn off_a_wake_is_dropped_and_the_binary_stays() {
+fn with_push_wake_off_a_wake_is_dropped_and_the_binary_stays() {
     let mut world = World::new();
     let binary = world.binary("home");
     ask(&mut world, binary, "t");
@@ -99,7 +99,7 @@ fn off_a_wake_is_dropped_and_the_binary_stays() {
 }
 
 #[test]
-fn what_is_no_wake_is_dropped_and_costs_none() {
+fn an_invalid_wake_is_dropped_and_takes_no_token() {
     let mut world = pushing();
     let binary = world.binary("home");
     for _ in 0..10 {
@@ -118,7 +118,7 @@ fn what_is_no_wake_is_dropped_and_costs_none() {
 }
 
 #[test]
-fn a_server_id_has_its_own_bucket_whoever_holds_it() {
+fn a_server_id_has_its_own_bucket_for_every_holder() {
     let mut world = pushing();
     let home = world.binary("home");
     let office = world.binary("office");
@@ -157,7 +157,7 @@ fn a_server_id_has_its_own_bucket_whoever_holds_it() {
 }
 
 #[test]
-fn so_many_are_in_flight_and_no_more_until_one_has_ended() {
+fn wakes_in_flight_are_capped() {
     let mut world = pushing();
     let binaries: Vec<PeerId> = (0..40).map(|n| world.binary(&format!("home-{n}"))).collect();
     for binary in &binaries {

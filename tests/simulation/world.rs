@@ -1,14 +1,12 @@
-//! The world around one relay: a virtual clock, peers and the links to them.
+//! World around one relay: a virtual clock, peers and the links to them.
 //!
-//! Owns what a test says and asks: who dials, who does what, what was seen, how
-//! much time passes. Bytes move in [`crate::shell`], calls cross in
-//! [`crate::border`]. Time never passes by itself; [`World::pass`] jumps from one
-//! event to the next, be it a deadline of the relay or an arrival on a link, and
-//! timers fire only when no input waits.
+//! Owns the vocabulary of a test: dialling, actions of peers, received frames, and time.
+//! Bytes move in [`crate::shell`], calls cross in [`crate::border`]. Time never passes by
+//! itself; [`World::pass`] jumps from one event to the next, be it a deadline of the relay or
+//! an arrival on a link, and timers fire only when no input waits.
 //!
-//! Whatever a test is about, the audit of the relay, its budget, a next deadline
-//! in the future and a well-formed wire ([`crate::wire`]) are checked at every
-//! step.
+//! At every step of every test it checks the audit of the relay, its budget, a next deadline
+//! in the future and a well-formed wire ([`crate::wire`]).
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -50,9 +48,9 @@ pub(crate) struct World {
     pub(crate) ready: VecDeque<usize>,
     /// Peers whose socket was written short and has room again.
     pub(crate) writable: Vec<usize>,
-    /// Through which everybody dials who does not say otherwise.
+    /// The load balancer through which peers dial by default.
     pub(crate) balancer: Option<IpAddr>,
-    /// Who has dialled and is not accepted: out of descriptors.
+    /// Peers that have dialled and are not accepted, for lack of descriptors.
     pub(crate) backlog: VecDeque<usize>,
     /// How many sockets the relay may have.
     pub(crate) descriptors: usize,
@@ -108,12 +106,12 @@ impl World {
 
     // Peers come
 
-    /// Somebody dials from `address` and sends `bytes`.
+    /// A peer dials from `address` and sends `bytes`.
     pub(crate) fn dial_from(&mut self, address: IpAddr, bytes: &[u8]) -> PeerId {
         self.dial_over(Duration::ZERO, address, bytes)
     }
 
-    /// Somebody dials over a link that takes `latency` in each direction.
+    /// A peer dials over a link that takes `latency` in each direction.
     pub(crate) fn dial_over(&mut self, latency: Duration, address: IpAddr, bytes: &[u8]) -> PeerId {
         let peer = self.come(address);
         self.on_link(peer.0, |pipe, _| {
@@ -132,7 +130,7 @@ impl World {
         self.dial_from(HOME, head.as_bytes())
     }
 
-    /// Somebody dials through a load balancer.
+    /// A peer dials through a load balancer.
     pub(crate) fn dial_through(&mut self, through: Through, head: &str) -> PeerId {
         let peer = self.come(HOME);
         self.peer_mut(peer).through = Some(through);
@@ -222,7 +220,7 @@ impl World {
         self.touch(peer);
     }
 
-    /// The peer is gone and nobody tells the relay.
+    /// The peer vanishes, and the relay is not told (a half-open connection).
     pub(crate) fn vanish(&mut self, peer: PeerId) {
         self.peer_mut(peer).habits = Habits::VANISHED;
     }
@@ -242,7 +240,7 @@ impl World {
         pipe.stall(Instant::NEVER, Instant::START);
     }
 
-    /// Latency, stalls and faults are over, for who is not half open.
+    /// Ends latency, stalls and faults, except for half-open peers.
     pub(crate) fn heal(&mut self) {
         self.faults = Faults::default();
         self.descriptors = usize::MAX;

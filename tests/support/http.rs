@@ -1,4 +1,4 @@
-//! Plain HTTP over a plain stream: ways to dial, and whole answers.
+//! HTTP over a plain stream: dialling, and reading whole responses.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -19,12 +19,12 @@ pub fn connect_from(source: impl Into<Ipv4Addr>, relay: SocketAddr) -> TcpStream
     })
 }
 
-/// Dials with a small receive buffer: full soon when this end does not read.
+/// Dials with a small receive buffer, which soon fills up if this end does not read.
 pub fn connect_reading_little(relay: SocketAddr) -> TcpStream {
     dial(relay, |socket| socket.set_recv_buffer_size(16 * 1024).unwrap())
 }
 
-/// Dials with a small send buffer: full soon when the relay does not read.
+/// Dials with a small send buffer, which soon fills up if the relay does not read.
 pub fn connect_writing_little(relay: SocketAddr) -> TcpStream {
     dial(relay, |socket| socket.set_send_buffer_size(16 * 1024).unwrap())
 }
@@ -40,15 +40,14 @@ fn dial(relay: SocketAddr, prepare: impl FnOnce(&Socket)) -> TcpStream {
     stream
 }
 
-/// Everything that came up to the end of the connection, taken apart at the
-/// first blank line.
+/// Everything received up to the end of the connection, split at the first blank line.
 #[derive(Debug)]
 pub struct Answer {
     /// The code of the status line.
     pub status: u16,
     /// Status line and fields, without the blank line.
     pub head: String,
-    /// What came after it.
+    /// Everything after the blank line.
     pub body: String,
 }
 
@@ -69,20 +68,20 @@ impl Answer {
         Self { status, head: head.into(), body: body.into() }
     }
 
-    /// Whether a field line stands in the head, exactly so.
+    /// Whether the head contains exactly this field line.
     pub fn has(&self, line: &str) -> bool {
         self.head.lines().any(|own| own == line)
     }
 }
 
-/// Asks and reads the answer to its end.
+/// Sends a request and reads the response to its end.
 pub fn ask(relay: SocketAddr, request: &str) -> Answer {
     let mut stream = connect(relay);
     stream.write_all(request.as_bytes()).unwrap();
     Answer::read(&mut stream)
 }
 
-/// Connected binaries and phones.
+/// The numbers of connected binaries and phones, from `/healthz`.
 pub fn healthz(relay: SocketAddr) -> (u64, u64) {
     let answer = ask(relay, "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
     let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();

@@ -1,7 +1,7 @@
-//! A WebSocket peer that writes its frames by hand.
+//! Peer: a WebSocket client that writes its frames by hand.
 //!
-//! It checks on every frame what the relay owes everybody: final, unmasked, no
-//! reserved bit, and nothing after a close.
+//! It checks every frame of the relay: final, unmasked, no reserved bit, and nothing after a
+//! close.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -24,7 +24,7 @@ pub enum Opcode {
     Pong = 10,
 }
 
-/// What a peer hears.
+/// An event that a peer receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     Text(String),
@@ -36,8 +36,8 @@ pub enum Heard {
     End,
 }
 
-/// The header of a masked frame whose mask is zero, so that payloads stand on
-/// the wire as they are: first byte as given, length in its shortest form.
+/// The header of a masked frame with a mask of zeros, which leaves the payload unchanged:
+/// first byte as given, length in its shortest form.
 pub fn header(first: u8, len: u64) -> Vec<u8> {
     let mut bytes = vec![first];
     wire::push_length(&mut bytes, len);
@@ -56,23 +56,23 @@ pub struct Peer<S = TcpStream> {
     pub stream: S,
     /// The `x-request-id` of the 101: a phone's conn_id.
     pub id: String,
-    /// Received and not yet taken.
+    /// Received and not yet consumed.
     inbox: Vec<u8>,
     has_heard_close: bool,
 }
 
 impl Peer {
-    /// A binary that claims `server_id`, whatever comes of it.
+    /// A binary that sends a claim of `server_id`, with any outcome.
     pub fn binary(relay: SocketAddr, server_id: &str) -> Self {
         Self::upgrade(connect(relay), &binary_head(server_id))
     }
 
-    /// A phone that dials in for `server_id`, whatever comes of it.
+    /// A phone that dials in for `server_id`, with any outcome.
     pub fn phone(relay: SocketAddr, server_id: &str) -> Self {
         Self::upgrade(connect(relay), &phone_head(server_id))
     }
 
-    /// FIN, and nothing more.
+    /// Sends only a FIN.
     pub fn finish(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
@@ -82,7 +82,7 @@ impl Peer {
         SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
-    /// Nothing at all comes for so long.
+    /// Fails if anything arrives within this time.
     pub fn expect_silence(&mut self, time: Duration) {
         self.stream.set_read_timeout(Some(time)).unwrap();
         let heard = self.try_hear();
@@ -101,7 +101,7 @@ impl<S: Read + Write> Peer<S> {
         Self::upgraded(stream)
     }
 
-    /// Reads the 101 to a request that was sent.
+    /// Reads the 101 for a request that was already sent.
     pub fn upgraded(stream: S) -> Self {
         let mut peer =
             Self { stream, id: String::new(), inbox: Vec::new(), has_heard_close: false };
@@ -118,36 +118,36 @@ impl<S: Read + Write> Peer<S> {
         peer
     }
 
-    // Speaking
+    // Sending
 
-    /// Bytes as they are.
+    /// Sends bytes unchanged.
     pub fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// One whole frame.
+    /// Sends one whole frame.
     pub fn send(&mut self, opcode: Opcode, payload: &[u8]) {
         self.send_raw(&frame(opcode, true, payload));
     }
 
-    /// One text message.
+    /// Sends one text message.
     pub fn say(&mut self, text: &str) {
         self.send(Opcode::Text, text.as_bytes());
     }
 
-    /// As a binary: one JSON value to a phone.
+    /// Sends one JSON value from a binary to a phone.
     pub fn tell(&mut self, conn_id: &str, json: &str) {
         self.say(&envelope(conn_id, json));
     }
 
-    /// A close frame with this code and no reason.
+    /// Sends a close frame with this code and no reason.
     pub fn send_close(&mut self, code: u16) {
         self.send(Opcode::Close, &code.to_be_bytes());
     }
 
-    // Listening
+    // Receiving
 
-    /// The next frame, or the end. Anything else, a reset too, fails the test.
+    /// The next frame, or the end. Anything else, including a reset, fails the test.
     pub fn hear(&mut self) -> Heard {
         self.try_hear().unwrap_or_else(|error| panic!("{}: {error}", self.id))
     }
@@ -166,7 +166,7 @@ impl<S: Read + Write> Peer<S> {
         }
     }
 
-    /// The next thing that is not a ping; pings are answered.
+    /// The next event other than a ping; answers pings.
     pub fn hear_honestly(&mut self) -> Heard {
         loop {
             match self.hear() {
@@ -176,7 +176,7 @@ impl<S: Read + Write> Peer<S> {
         }
     }
 
-    /// What the next message says; pings on the way are answered.
+    /// The text of the next message; answers pings before it.
     pub fn hear_text(&mut self) -> String {
         match self.hear_honestly() {
             Heard::Text(text) => text,
@@ -184,8 +184,8 @@ impl<S: Read + Write> Peer<S> {
         }
     }
 
-    /// The next thing but pings, which are ignored, is a close with this code
-    /// and reason; and after it there is nothing but FIN.
+    /// Expects a close with this code and reason, then only FIN; pings before it are
+    /// ignored.
     pub fn expect_close(&mut self, code: u16, reason: &str) {
         let heard = loop {
             match self.hear() {
@@ -197,8 +197,8 @@ impl<S: Read + Write> Peer<S> {
         assert_eq!(self.hear(), Heard::End, "{}", self.id);
     }
 
-    /// Everything sent so far has been read by the relay, and it is open. Close notices
-    /// on the way are skipped.
+    /// Checks that the relay has read everything sent so far and that the connection is
+    /// open. Skips close notices.
     pub fn expect_alive(&mut self) {
         self.send(Opcode::Ping, b"alive?");
         let heard = loop {
@@ -250,7 +250,7 @@ impl<S: Read + Write> Peer<S> {
     }
 }
 
-/// What carries one JSON value between a phone and its binary, either way.
+/// The envelope for one JSON value between a phone and its binary, in both directions.
 pub fn envelope(conn_id: &str, json: &str) -> String {
     format!(r#"{{"conn_id":"{conn_id}","frame":{json}}}"#)
 }

@@ -1,4 +1,4 @@
-//! The built program as a child process.
+//! Process: the built program as a child process.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -21,17 +21,17 @@ const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    /// Where it listens.
+    /// The address for peers.
     pub relay: SocketAddr,
-    /// Where its metrics are.
+    /// The address of the metrics.
     pub metrics: SocketAddr,
-    /// The line that said so.
+    /// The log line with these addresses.
     pub listening: String,
-    /// What it warned of before.
+    /// Warnings before that line.
     pub warnings: Vec<String>,
     /// Lines that a thread has read from its stderr.
     lines: Receiver<String>,
-    /// Its stderr while nobody reads it.
+    /// Its stderr while it is not read.
     stuck: Option<BufReader<ChildStderr>>,
 }
 
@@ -41,7 +41,7 @@ impl Process {
         Self::start_at(ANY_PORT, flags)
     }
 
-    /// The same on an address that may have been another's before.
+    /// The same on a given address, which another process may have used before.
     pub fn start_at(listen: SocketAddr, flags: &[&str]) -> Self {
         let mut command = bare_command(PROGRAM);
         command.args(flags);
@@ -55,27 +55,27 @@ impl Process {
         Self::spawn(command, ANY_PORT)
     }
 
-    /// Starts it with sockets at descriptors 3 and 4, as systemd does, for process
-    /// `pid`, which is a shell's word: `$$` is its own.
+    /// Starts it with sockets at descriptors 3 and 4, as systemd does, for the process
+    /// `pid`, a word for the shell: `$$` is the relay itself.
     pub fn start_with_sockets(sockets: [TcpListener; 2], pid: &str) -> Self {
         Self::spawn(command_with_sockets(sockets, pid), ANY_PORT)
     }
 
-    /// Starts it with so many descriptors at most.
+    /// Starts it with a limit on descriptors.
     pub fn start_with_descriptors(count: u32, flags: &[&str]) -> Self {
         let mut command = command_with_descriptors(count);
         command.args(flags);
         Self::spawn(command, ANY_PORT)
     }
 
-    /// Starts it with a stderr that nobody reads once it listens.
+    /// Starts it with a stderr that is not read once it listens.
     pub fn start_with_stuck_stderr(level: &str) -> Self {
         let mut command = bare_command(PROGRAM);
         command.env("PYRYCODE_RELAY_LOG", level);
         Self::spawn_stuck(command, ANY_PORT)
     }
 
-    /// Starts it with a log that says everything.
+    /// Starts it with the most verbose log.
     pub fn start_talkative(flags: &[String]) -> Self {
         let mut command = bare_command(PROGRAM);
         command.args(flags).env("PYRYCODE_RELAY_LOG", "debug");
@@ -115,7 +115,7 @@ impl Process {
         Self { child, relay, metrics, listening: line, warnings, lines, stuck: Some(stderr) }
     }
 
-    /// Begins to read a stderr that was not read so far.
+    /// Starts to read a stderr that was not read so far.
     pub fn read_on(&mut self) {
         let stderr = self.stuck.take().unwrap();
         let (sender, lines) = mpsc::channel();
@@ -125,17 +125,17 @@ impl Process {
         });
     }
 
-    /// Stops it where it stands and has it go on, as Ctrl-Z and `fg` do.
+    /// Stops and continues it, as Ctrl-Z and `fg` do.
     pub fn suspend(&self) {
         suspend(&self.child);
     }
 
-    /// Asks it to end.
+    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits for its end: the exit status, and how long that took.
+    /// Waits for its exit; returns the exit status and the time that it took.
     pub fn wait(&mut self) -> (Option<i32>, Duration) {
         let (began, mut status) = (Instant::now(), None);
         eventually("the relay ends", || {
@@ -145,7 +145,7 @@ impl Process {
         (status.and_then(|status| status.code()), began.elapsed())
     }
 
-    /// Waits for a line that holds `word`.
+    /// Waits for a line that contains `word`.
     pub fn expect_line(&self, word: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -180,14 +180,14 @@ impl Process {
         [fields[11], fields[12]].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
     }
 
-    /// How often its loop has gone to sleep so far (`proc_pid_status(5)`).
+    /// The number of times that its loop has slept so far (`proc_pid_status(5)`).
     pub fn sleeps(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         line.unwrap().trim().parse().unwrap()
     }
 
-    /// Descriptors it has open.
+    /// The number of its open descriptors.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
@@ -200,21 +200,21 @@ impl Drop for Process {
     }
 }
 
-/// Runs the program to its end, which must come soon, with these flags and
-/// environment variables.
+/// Runs the program with these flags and environment variables to its exit, which must
+/// come soon.
 pub fn run(flags: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = bare_command(PROGRAM);
     command.args(flags).envs(variables.iter().copied());
     end(command.stdout(Stdio::piped()).stderr(Stdio::piped()), &format!("{flags:?} {variables:?}"))
 }
 
-/// [`run`] with these flags, its output going elsewhere.
+/// [`run`] with these flags and its output redirected.
 pub fn run_into(flags: &[&str], stdout: Stdio, stderr: Stdio) -> Output {
     let mut command = bare_command(PROGRAM);
     end(command.args(flags).stdout(stdout).stderr(stderr), &format!("{flags:?}"))
 }
 
-/// [`run`] with so many descriptors at most.
+/// [`run`] with a limit on descriptors.
 pub fn run_with_descriptors(count: u32, flags: &[&str]) -> Output {
     let mut command = command_with_descriptors(count);
     command.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -227,8 +227,8 @@ fn command_with_descriptors(count: u32) -> Command {
     command
 }
 
-/// [`run`], stopped where it stands as soon as `stop` says so, and continued, which
-/// whoever waits for `resumed` hears by its end.
+/// [`run`], stopped (SIGSTOP) on a message to `stop`, then continued, which drops the
+/// sender `resumed`.
 pub fn run_suspended(flags: &[&str], stop: &Receiver<()>, resumed: Sender<()>) -> Output {
     let mut command = bare_command(PROGRAM);
     let child = command.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -248,7 +248,7 @@ fn suspend(child: &Child) {
     signal(Signal::CONT);
 }
 
-/// What it said by its end, which must come soon.
+/// The output up to its exit, which must come soon.
 fn end(command: &mut Command, what: &str) -> Output {
     let mut child = command.spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
@@ -279,7 +279,7 @@ fn command_with_sockets(sockets: [TcpListener; 2], pid: &str) -> Command {
     command
 }
 
-/// A command without the variables of whoever runs the tests.
+/// A command without the environment variables of the test runner.
 fn bare_command(program: &str) -> Command {
     const NAMES: [&str; 11] = [
         "CREDENTIALS_DIRECTORY",

@@ -1,4 +1,4 @@
-//! Upgrade requests, as the clients of the relay send them.
+//! Upgrade requests as the relay's clients send them.
 
 #![allow(dead_code, reason = "no suite uses all of it")]
 

@@ -1,4 +1,4 @@
-//! Certificates of one's own, and ways to dial through TLS.
+//! Test certificates, and dialling over TLS.
 
 use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpStream};
@@ -23,7 +23,7 @@ pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 pub struct Pair {
     directory: PathBuf,
     pub files: PairFiles,
-    /// The certificate, which signs itself.
+    /// The self-signed certificate.
     pub root: CertificateDer<'static>,
 }
 
@@ -42,8 +42,7 @@ impl Pair {
         pair
     }
 
-    /// Puts another certificate and key in their place, as tools do: each file in a
-    /// stroke, one after the other.
+    /// Replaces certificate and key as tools do: each file atomically, one after the other.
     pub fn renew(&mut self) {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["relay".to_owned()]).unwrap();
@@ -51,7 +50,7 @@ impl Pair {
         self.root = cert.der().clone();
     }
 
-    /// Puts these contents in their place.
+    /// Replaces the files by these contents.
     pub fn put(&self, certificate: &str, key: &str) {
         let PairFiles { certificate: certificate_path, key: key_path, .. } = &self.files;
         for (path, content, mode) in
@@ -64,13 +63,13 @@ impl Pair {
         }
     }
 
-    /// The flags that have it served.
+    /// The flags with which the relay serves it.
     pub fn flags(&self) -> [String; 2] {
         let PairFiles { certificate, key, .. } = &self.files;
         [format!("--tls-cert={}", certificate.display()), format!("--tls-key={}", key.display())]
     }
 
-    /// Trusts nothing but the certificate as it is now.
+    /// A client configuration that trusts only the current certificate.
     pub fn client(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();

@@ -1,11 +1,11 @@
-//! The peer's side of the wire: a minimal WebSocket client codec.
+//! Wire: a minimal WebSocket client codec.
 //!
-//! Owns framing (RFC 6455 §5) and the reading of HTTP answers, written without a
-//! look at the relay's own. Strict: whatever a server must not send panics, so
-//! every simulation checks the wire as well. Knows no connection and no time.
+//! Owns framing (RFC 6455 §5) and the parsing of HTTP responses, written independently of the
+//! relay's own. Strict: it panics on anything that a server must not send, so every
+//! simulation checks the wire as well. Knows no connection and no time.
 //!
 //! 1. The relay sends whole, unmasked, minimal frames: text, close, ping, pong.
-//! 2. Nothing follows a close frame or an answer other than 101.
+//! 2. Nothing follows a close frame, or a response other than 101.
 
 #![allow(dead_code, reason = "no suite uses all of it")]
 
@@ -64,7 +64,7 @@ pub(crate) fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     if code == 0 { Vec::new() } else { [&code.to_be_bytes(), reason.as_bytes()].concat() }
 }
 
-/// One thing that the relay sent.
+/// One frame or response from the relay.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     /// An HTTP answer, head and body.
@@ -80,7 +80,7 @@ pub(crate) enum Part {
     Close(u16, String),
 }
 
-/// Reads what the relay sends, in pieces of any size.
+/// Parses the relay's output, in pieces of any size.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     buffer: Vec<u8>,
@@ -96,7 +96,7 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// A frame or an answer has begun and not ended.
+    /// Whether a frame or a response is incomplete.
     pub(crate) fn is_midway(&self) -> bool {
         self.used < self.buffer.len()
     }
@@ -152,7 +152,7 @@ pub(crate) fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// The relay's next frame in `bytes`, once all of it has come: its opcode and the range
+/// The relay's next frame in `bytes`, once it is complete: its opcode and the range
 /// of its payload. Fails the test if the frame is not final, masked or not minimal.
 pub(crate) fn first_frame(bytes: &[u8]) -> Option<(u8, Range<usize>)> {
     let [first, second, rest @ ..] = bytes else { return None };

@@ -1,4 +1,4 @@
-//! What peers of each kind do when it is their turn.
+//! Actions of a peer of each kind, on its turn.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -29,7 +29,7 @@ pub(super) enum Kind {
     Firehose,
 }
 
-/// Of so many peers, these many are of each kind.
+/// The share of each kind of peer.
 const KINDS: [(Kind, u32); 8] = [
     (Kind::Honest, 30),
     (Kind::Silent, 6),
@@ -204,7 +204,7 @@ impl Chaos {
 
     fn binary_talks(&mut self, binary: PeerId, most: usize) {
         let server_id = self.shadows[binary.0].server_id;
-        // Mostly a phone of its own server-id, now and then somebody else's.
+        // Mostly a phone of its own server-id, now and then another's.
         let is_own = self.chance(0.9);
         let phones: Vec<PeerId> = self
             .actors
@@ -222,7 +222,7 @@ impl Chaos {
         let phone = phones[self.rng.random_range(0..phones.len())];
         let frame = self.frame(most);
         self.deliver(binary, phone, frame);
-        // More than is kept for anybody, if it is slow.
+        // More than the relay queues for a slow peer.
         if !self.world.peer(phone).habits.reads && self.chance(0.03) {
             for _ in 0..20 {
                 let frame = self.frame_of(250_000);

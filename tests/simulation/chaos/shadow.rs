@@ -1,4 +1,4 @@
-//! Who sent what to whom, and what of it came.
+//! Shadow: a record of each message sent, and of its delivery.
 
 use std::collections::HashMap;
 
@@ -90,7 +90,7 @@ impl Chaos {
         let id = PublicId::parse(conn_id).expect("(1) a conn_id").id;
         let is_phone = |peer: &Peer| peer.id == id;
         let phone = self.world.find(id).or_else(|| self.world.peers.iter().position(is_phone));
-        let phone = PeerId(phone.expect("(1) the conn_id of somebody"));
+        let phone = PeerId(phone.expect("(1) the conn_id of a phone"));
         let actor = self.world.peer(phone);
         // It may have sent more than its request before it could be told its name.
         assert!(!actor.is_upgraded() || actor.conn_id() == conn_id, "(1) {phone:?} is {conn_id}");
@@ -121,7 +121,7 @@ impl Chaos {
                 frames.is_some_and(|frames| frames[0] == frame)
             };
             let mut peers = (0..self.shadows.len()).map(PeerId);
-            peers.find(is_sender).expect("(1) somebody's first frame")
+            peers.find(is_sender).expect("(1) a phone's first frame")
         });
         assert_eq!(self.shadows[sender.0].server_id, server_id, "(1) {sender:?} to {phone:?}");
         let sent = &self.shadows[sender.0].sent_to[&phone];
@@ -131,7 +131,7 @@ impl Chaos {
         shadow.received_from = Some(sender);
     }
 
-    /// The chaos is over: whoever lives reads, and nothing is missing.
+    /// The chaos is over: every live peer reads, and nothing is missing.
     pub(super) fn calm_down(&mut self) {
         self.world.heal();
         for index in 0..self.shadows.len() {

@@ -1,7 +1,7 @@
-//! Which binary is told of which phone's end, and when.
+//! Oracle of the close notices: which binary receives one, for which phone, and when.
 //!
-//! Owns what is to be told by sections 4 to 6 of the contract, from what became of
-//! each phone and its slot; and compares it with what the relay queues and writes.
+//! Owns the expected notices by sections 4 to 6 of the contract, derived from the end of each
+//! phone and its slot; and compares them with what the relay queues and writes.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,4 +1,4 @@
-//! Who is dead, who is not, and whether a close says the right thing.
+//! Oracle of the heartbeat: which peers are dead, and whether a close has the right cause.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -174,7 +174,7 @@ impl Oracle {
         }
     }
 
-    /// Whoever does not answer has lost its place by now (2).
+    /// A peer that does not answer has lost its place by now (2).
     pub(crate) fn nobody_is_overdue(&self, world: &World) {
         let timeouts = &world.config.timeouts;
         let patience = timeouts.ping_interval + timeouts.pong + TICK;
@@ -214,7 +214,7 @@ impl Oracle {
             assert_eq!(slot.holder, Some(peer), "(3) {peer} held nothing");
             let had = world.now.since(slot.probed);
             assert!(had >= timeouts.probe, "(3) {peer} had {had:?} for the probe");
-            assert!(!slot.claimants.is_empty(), "(3) nobody claims the place of {peer}");
+            assert!(!slot.claimants.is_empty(), "(3) no binary claims the place of {peer}");
             assert!(pings.may_owe_by(slot.probed), "(3) {peer} answered the probe");
         } else {
             let due = world.now - timeouts.pong - pings.unread + TICK;

@@ -123,7 +123,8 @@ impl Push {
             .stack_size(STACK)
             .spawn(move || end(&service.send(&wake)));
         if let Err(error) = started {
-            end_here(&WakeReport::dropped(format_args!("no thread for the call: {error}")));
+            let why = format_args!("cannot start a thread for the call: {error}");
+            end_here(&WakeReport::dropped(why));
         }
     }
 }
@@ -158,7 +159,7 @@ impl Drop for Handle {
 
 /// Tells the log of a wake that could not be handed over, and gives its outcome.
 pub(super) fn not_handed_over(wake: &Wake) -> WakeOutcome {
-    let report = WakeReport::dropped("push wake has ended");
+    let report = WakeReport::dropped("push wake is not running");
     report.log(wake, Duration::ZERO);
     report.outcome()
 }

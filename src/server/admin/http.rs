@@ -119,8 +119,8 @@ impl AdminListener {
     pub fn bind(address: SocketAddr, allowed: &[IpNet]) -> io::Result<Self> {
         let listener = TcpListener::bind(address).map_err(|error| {
             let advice = format!(
-                "--metrics-listen {address}: {error}; choose another port, or none at all \
-                 with --metrics-listen="
+                "--metrics-listen {address}: {error}; choose another port, or disable the \
+                 listener with --metrics-listen="
             );
             io::Error::new(error.kind(), advice)
         })?;
@@ -218,7 +218,7 @@ impl AdminWorker {
         if !is_health && !request.host().is_some_and(is_ours) {
             let fault = Fault::of(Refusal::Misdirected, Cause::WrongHost, "host");
             self.door.refuse(fault, peer, path);
-            let body = "Ask for localhost or an address: this page answers to no other name.\n";
+            let body = "This host name is not accepted: use localhost or an IP address.\n";
             return Answer::text(Refusal::Misdirected.status(), body).bytes(request);
         }
         if let Err(fault) = request.read_only() {
@@ -318,7 +318,7 @@ fn page() -> Answer {
     let mut random = [0; 16];
     #[expect(clippy::disallowed_methods, reason = "a number that nobody can guess")]
     if getrandom::fill(&mut random).is_err() {
-        return Answer::text("500 Internal Server Error", "The system gives no random numbers.\n");
+        return Answer::text("500 Internal Server Error", "The system has no random numbers.\n");
     }
     let nonce = random.iter().fold(String::new(), |mut nonce, byte| {
         let _ = write!(nonce, "{byte:02x}");

@@ -216,9 +216,9 @@ impl Fetcher {
     fn take(&self, order: &Order, chain: &[u8]) -> Result<Certificate, AcmeError> {
         let key = order.key.serialize_pem();
         let certificate = Certificate::from_pem(chain, key.as_bytes())
-            .map_err(|flaw| AcmeError::refused(format_args!("what was issued: {flaw:?}")))?;
+            .map_err(|error| AcmeError::refused(format_args!("the issued chain: {error:?}")))?;
         if !certificate.is_for(&self.acme.domain) {
-            return Err(AcmeError::refused("what was issued is for another name"));
+            return Err(AcmeError::refused("the issued certificate is for another name"));
         }
         let kept = self.cache.keep_certificate(&key, chain).and_then(|()| {
             if order.is_shown { self.cache.keep_challenge(order.method) } else { Ok(()) }
@@ -245,7 +245,8 @@ fn account_key(cache: &Cache) -> Result<AccountKey, AcmeError> {
     }
     let pem = AccountKey::generate().map_err(AcmeError::refused)?;
     cache.keep_account(&pem).map_err(AcmeError::refused)?;
-    AccountKey::from_pem(pem.as_bytes()).ok_or_else(|| AcmeError::refused("no account key"))
+    AccountKey::from_pem(pem.as_bytes())
+        .ok_or_else(|| AcmeError::refused("the new account key cannot be parsed"))
 }
 
 /// What an order waits in and is heard through.

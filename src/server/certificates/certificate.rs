@@ -103,7 +103,7 @@ impl Certificate {
         let chain = pem::certificates(chain).map_err(CertificateError::Certificate)?;
         let key = pem::key(key).map_err(CertificateError::Key)?;
         let leaf = x509_cert::Certificate::from_der(&chain[0].der).map_err(|error| {
-            CertificateError::Certificate(format!("no X.509 certificate: {error}"))
+            CertificateError::Certificate(format!("not an X.509 certificate: {error}"))
         })?;
         let leaf = leaf.tbs_certificate();
         let [not_before, not_after] =
@@ -137,7 +137,7 @@ impl Certificate {
         } else if now < self.not_before {
             Some(format!("the certificate is not valid before {}", date(self.not_before)))
         } else if !self.has_name {
-            Some("the certificate names no host (subjectAltName): clients refuse it".into())
+            Some("the certificate names no host (no subjectAltName), so clients refuse it".into())
         } else {
             None
         }

@@ -28,8 +28,8 @@ pub(super) fn read(path: &Path, credentials: Option<&Path>) -> Result<KeyFile, S
     let uid = rustix::process::geteuid().as_raw();
     let explain = |error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied => format!(
-            "{error} for uid {uid}; give it to a group of that user (chgrp, chmod 640),\n\
-             or have systemd hand it over (LoadCredential= in the unit)"
+            "{error} for uid {uid}; give the file to a group of that user (chgrp, chmod 640),\n\
+             or let systemd pass it (LoadCredential= in the unit)"
         ),
         _ => error.to_string(),
     };
@@ -46,7 +46,7 @@ pub(super) fn read(path: &Path, credentials: Option<&Path>) -> Result<KeyFile, S
         if !is_read_only {
             return Err(format!("{what};\n{remedy} {}", path.display()));
         }
-        warning = Some(format!("{what}; have it mounted with mode 0400"));
+        warning = Some(format!("{what}; mount it with mode 0400"));
     }
     let mut content = Vec::new();
     file.read_to_end(&mut content).map_err(explain)?;
@@ -71,7 +71,7 @@ struct CertificateError {
 fn flaw(mode: u32, owner: u32, uid: u32) -> Option<CertificateError> {
     if owner != uid && owner != 0 {
         return Some(CertificateError {
-            what: format!("uid {owner} owns this key, not the relay's user or root"),
+            what: format!("uid {owner} owns this key; the owner must be the relay's user or root"),
             remedy: format!("chown {uid}"),
         });
     }

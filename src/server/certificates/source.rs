@@ -156,5 +156,6 @@ impl Source {
 }
 
 fn handshakes(domain: Option<&str>) -> Result<Handshakes, Unusable> {
-    Handshakes::new(domain).map_err(|error| Unusable(format!("no session tickets: {error}")))
+    Handshakes::new(domain)
+        .map_err(|error| Unusable(format!("cannot create the session ticket key: {error}")))
 }

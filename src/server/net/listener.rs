@@ -78,7 +78,7 @@ impl Listener {
             // Nothing is exposed that the flags do not expose, and were checked for.
             if is_loopback(listen.address) && !is_loopback(address) {
                 return refuse(format!(
-                    "the inherited socket {address} is open to more than this machine, \
+                    "the inherited socket {address} is reachable from other machines, \
                      but the configuration says {}: make them agree",
                     listen.address
                 ));
@@ -105,7 +105,7 @@ impl Listener {
         if !options.is_listener()? {
             return Err(io::Error::new(
                 ErrorKind::InvalidInput,
-                "an inherited socket is no listener",
+                "an inherited socket is not listening",
             ));
         }
         prepare(&options)?;

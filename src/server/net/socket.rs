@@ -238,7 +238,7 @@ impl Socket {
             Some(error) if is_fault(error) => error.to_string(),
             Some(_) => return None,
             None if !in_handshake || session.is_untouched() => return None,
-            None => "the peer hung up within the handshake".into(),
+            None => "the peer disconnected during the handshake".into(),
         };
         Some(TlsFailure { server_name: session.server_name().map(Into::into), error, in_handshake })
     }

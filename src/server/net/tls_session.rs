@@ -232,7 +232,7 @@ impl Session {
                 ConnectionState::EncodeTlsData(data) => {
                     encode(data, &mut self.unsent)?;
                     if self.unsent.len() > OWED_MAX + RECORD_MAX {
-                        return Err(Error::General("the peer reads nothing".into()));
+                        return Err(Error::General("the peer does not read".into()));
                     }
                 }
                 ConnectionState::TransmitTlsData(data) => data.done(),

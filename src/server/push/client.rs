@@ -100,8 +100,8 @@ impl Client {
 /// What went wrong, in words of ours: those of an error may be the server's.
 fn cause(error: &Error) -> &'static str {
     match error {
-        Error::Timeout(_) => "out of time",
-        Error::HostNotFound => "no such host",
+        Error::Timeout(_) => "timed out",
+        Error::HostNotFound => "host not found",
         Error::Rustls(error) => tls_cause(error),
         Error::Tls(_) | Error::TlsRequired => "TLS failed",
         Error::Io(error) => io_cause(error),
@@ -118,9 +118,9 @@ fn io_cause(error: &io::Error) -> &'static str {
         io::ErrorKind::ConnectionRefused => "connection refused",
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset",
         io::ErrorKind::UnexpectedEof => "connection closed",
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "unreachable",
-        io::ErrorKind::TimedOut => "out of time",
-        _ => "input or output failed",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "host unreachable",
+        io::ErrorKind::TimedOut => "timed out",
+        _ => "I/O error",
     }
 }
 
@@ -148,10 +148,10 @@ mod tests {
             (Error::BadUri("hunter2".into()), "the call failed"),
             (Error::Rustls(refused.clone()), "the server's certificate is not trusted"),
             (Error::Io(io::Error::other(refused)), "the server's certificate is not trusted"),
-            (Error::Io(io::Error::other("hunter2")), "input or output failed"),
+            (Error::Io(io::Error::other("hunter2")), "I/O error"),
             (Error::Io(io::ErrorKind::ConnectionRefused.into()), "connection refused"),
             (Error::Rustls(rustls::Error::General("hunter2".into())), "TLS failed"),
-            (Error::Timeout(Timeout::Global), "out of time"),
+            (Error::Timeout(Timeout::Global), "timed out"),
         ] {
             assert_eq!(cause(&error), expected, "{error:?}");
         }

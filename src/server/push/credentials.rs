@@ -60,7 +60,7 @@ impl Credentials {
             _ => return Err("private_key is not an RSA key"),
         };
         Ok(Self {
-            key: key.map_err(|_| "private_key is not a sound RSA key of 2048 to 4096 bits")?,
+            key: key.map_err(|_| "private_key is not a valid RSA key of 2048 to 4096 bits")?,
             key_id: account.private_key_id.clone(),
             issuer: account.client_email.clone(),
             token_uri: account.token_uri.clone(),
@@ -96,7 +96,7 @@ impl Credentials {
         let mut signature = vec![0; self.key.public().modulus_len()];
         self.key
             .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), jwt.as_bytes(), &mut signature)
-            .map_err(|_| "cannot sign")?;
+            .map_err(|_| "cannot sign the token request")?;
         jwt.push('.');
         BASE64URL_NOPAD.encode_append(&signature, &mut jwt);
         Ok(jwt)

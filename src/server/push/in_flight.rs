@@ -30,7 +30,7 @@ struct Flight {
 
 impl Flight {
     fn cut_short(&self, now: Instant) {
-        let words = "the relay ended before an answer came";
+        let words = "the relay stopped before an answer arrived";
         WakeReport::Failed(WakeOutcome::SendFailed, words.into()).log(&self.wake, now - self.began);
     }
 }

@@ -53,7 +53,7 @@ impl WakeReport {
             words.push_str(word);
         }
         if let Some(pause) = pause {
-            words.push_str(&format!("; no wakes for {} s", pause.as_secs()));
+            words.push_str(&format!("; wakes pause for {} s", pause.as_secs()));
         }
         Self::Failed(outcome, words)
     }
@@ -61,7 +61,7 @@ impl WakeReport {
     /// No call was made, for FCM has asked for a pause that has so much left.
     pub(super) fn paused(left: Duration) -> Self {
         let seconds = left.as_secs_f64().ceil();
-        Self::dropped(format_args!("FCM asked for a pause, {seconds} s of it are left"))
+        Self::dropped(format_args!("FCM asked for a pause; {seconds} s remain"))
     }
 
     /// No call was made.
@@ -120,12 +120,12 @@ mod tests {
             WakeReport::Sent(_) => panic!("it is sent"),
         };
         let outcome = WakeOutcome::SendFailed;
-        let cause = "the token endpoint refused";
+        let cause = "the token endpoint refused the request";
         assert_eq!(words(WakeReport::failed(outcome, Failure { status: None, cause })), cause);
         let failure = Failure { status: Some(400), cause };
         assert_eq!(
             words(WakeReport::failed(outcome, failure)),
-            "the token endpoint refused, status 400"
+            "the token endpoint refused the request, status 400"
         );
         let complaint = FcmError {
             status: Some("RESOURCE_EXHAUSTED".into()),
@@ -133,7 +133,7 @@ mod tests {
         };
         assert_eq!(
             words(WakeReport::refused(outcome, 429, &complaint, Some(Duration::from_secs(60)))),
-            "FCM answered status 429 RESOURCE_EXHAUSTED QUOTA_EXCEEDED; no wakes for 60 s"
+            "FCM answered status 429 RESOURCE_EXHAUSTED QUOTA_EXCEEDED; wakes pause for 60 s"
         );
         assert_eq!(
             words(WakeReport::refused(outcome, 404, &FcmError::default(), None)),
@@ -141,7 +141,7 @@ mod tests {
         );
         assert_eq!(
             words(WakeReport::paused(Duration::from_millis(41_200))),
-            "FCM asked for a pause, 42 s of it are left"
+            "FCM asked for a pause; 42 s remain"
         );
     }
 }

@@ -61,7 +61,7 @@ struct TokenReply {
 /// What is wrong, without a word of the reply.
 pub(super) fn grant(status: u16, body: &[u8]) -> Result<Grant, &'static str> {
     if status != 200 {
-        return Err("the token endpoint refused");
+        return Err("the token endpoint refused the request");
     }
     match serde_json::from_slice(body) {
         Ok(TokenReply { access_token, expires_in: expires_in @ 1.. })
@@ -71,7 +71,7 @@ pub(super) fn grant(status: u16, body: &[u8]) -> Result<Grant, &'static str> {
         {
             Ok(Grant { token: access_token, lifetime: Duration::from_secs(expires_in) })
         }
-        _ => Err("the token endpoint's reply is not understood"),
+        _ => Err("the token endpoint's reply is malformed"),
     }
 }
 
@@ -168,7 +168,8 @@ impl Tokens {
     }
 }
 
-const BACKING_OFF: Failure = Failure { status: None, cause: "no access token, and none asked for" };
+const BACKING_OFF: Failure =
+    Failure { status: None, cause: "no access token; the next request for one is delayed" };
 
 impl State {
     fn step(&self, now: Instant) -> Step {

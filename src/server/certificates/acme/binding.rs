@@ -38,8 +38,8 @@ impl Binding {
             .map_err(|why| format!("{path}: {why}"))?;
         let key = decode(&file.content).ok_or_else(|| {
             format!(
-                "{path}: is not an HMAC key in base64url; write what the authority shows as the\n\
-                 HMAC key, and nothing else, into the file"
+                "{path}: is not an HMAC key in base64url; the file must hold the HMAC key as the\n\
+                 authority shows it, and nothing else"
             )
         })?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key);

@@ -85,7 +85,7 @@ impl Reply {
                 let trouble = AcmeError::refused(describe(&problem));
                 AcmeError { problem: kind.map(str::to_owned), ..trouble }
             }
-            _ => AcmeError::unreachable(format!("status {}", self.status)),
+            _ => AcmeError::unreachable(format!("HTTP status {}", self.status)),
         };
         AcmeError { retry_after: self.retry_after(), ..trouble }
     }
@@ -116,7 +116,7 @@ impl Directory {
         let directory = caller.get(url)?.json();
         let url = |name: &str| match directory[name].as_str() {
             Some(url) => Ok(url.to_owned()),
-            None => Err(AcmeError::unreachable(format!("no {name} in the directory"))),
+            None => Err(AcmeError::unreachable(format!("the authority's directory has no {name}"))),
         };
         Ok(Self {
             new_nonce: url("newNonce")?,
@@ -149,7 +149,7 @@ impl<'a> Account<'a> {
         let mut account = Self { caller, key, directory, url: String::new(), nonce: None };
         let reply = account.sign_in_or_up(binding)?;
         let Some(url) = reply.header("location") else {
-            return Err(AcmeError::unreachable("the account has no URL"));
+            return Err(AcmeError::unreachable("the authority returned no account URL"));
         };
         account.url = url.to_owned();
         Ok(account)
@@ -170,7 +170,7 @@ impl<'a> Account<'a> {
         }
         let Some(binding) = binding else {
             return Err(AcmeError::refused(
-                "the authority has accounts for its customers only: \
+                "the authority requires an external account binding: \
                  give --acme-eab-kid and --acme-eab-hmac-file",
             ));
         };
@@ -203,7 +203,7 @@ impl<'a> Account<'a> {
                 break;
             }
         }
-        Err(trouble.unwrap_or_else(|| AcmeError::unreachable("no nonce is taken")))
+        Err(trouble.unwrap_or_else(|| AcmeError::unreachable("the authority accepts no nonce")))
     }
 }
 
@@ -230,7 +230,7 @@ impl Caller {
             Some(nonce) => Ok(nonce.to_owned()),
             None => Err(AcmeError {
                 retry_after: reply.retry_after(),
-                ..AcmeError::unreachable("no nonce")
+                ..AcmeError::unreachable("the authority sent no nonce")
             }),
         }
     }

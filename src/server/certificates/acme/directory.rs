@@ -54,7 +54,7 @@ impl Directory {
         }
         if !is_trusted(found.uid()) {
             return Err(format!(
-                "{path}: belongs to user {}, who could put a certificate there;\n\
+                "{path}: belongs to user {}, which could plant a certificate in it;\n\
                  chown {} {path}, or give another --cert-cache",
                 found.uid(),
                 euid()
@@ -68,8 +68,9 @@ impl Directory {
     pub(super) fn refusal(&self, mode: u32) -> String {
         let path = self.0.display();
         format!(
-            "{path}: others than its owner may use it (mode {mode:04o}), and the relay did not\n\
-             make it; chmod 700 {path}, or give a --cert-cache below it, which will be made"
+            "{path}: others than its owner have access to it (mode {mode:04o}), and the relay did\n\
+             not create it; chmod 700 {path}, or give a --cert-cache below it, which the relay\n\
+             will create"
         )
     }
 
@@ -89,7 +90,7 @@ impl Directory {
             };
         }
         accessat(CWD, path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-            .map_err(|errno| format!("{}: cannot be written: {errno}", path.display()))
+            .map_err(|errno| format!("{}: is not writable: {errno}", path.display()))
     }
 
     /// Makes it, unless it is there; returns whether it was made.
@@ -150,8 +151,8 @@ impl Directory {
         let found = file.metadata().map_err(|error| named(&path, &error))?;
         if !is_trusted(found.uid()) || found.mode() & 0o022 != 0 {
             return Err(io::Error::other(format!(
-                "{0}: others than this user may have written it (user {1}, mode {2:04o});\n\
-                 remove it, or if it is well chown {3} {0} and chmod 600 {0}",
+                "{0}: others than the relay's user can write it (user {1}, mode {2:04o});\n\
+                 remove it or, if you trust its content, chown {3} {0} and chmod 600 {0}",
                 path.display(),
                 found.uid(),
                 found.mode() & 0o7777,
@@ -286,7 +287,7 @@ mod tests {
         assert!(said.starts_with("/proc/self: "), "{said}");
         if euid() != 0 {
             let said = Directory::new("/certs/a/b".into()).check_writable().unwrap_err();
-            assert!(said.starts_with("/: cannot be written: "), "{said}");
+            assert!(said.starts_with("/: is not writable: "), "{said}");
         }
     }
 }

@@ -112,7 +112,7 @@ impl Order {
                 is_shown: false,
                 placed_at: now,
             }),
-            None => Err(AcmeError::unreachable("the order has no URL")),
+            None => Err(AcmeError::unreachable("the authority returned no order URL")),
         }
     }
 
@@ -146,7 +146,8 @@ impl Order {
                 "pending" | "processing" => {}
                 "valid" => {
                     let Some(url) = order["certificate"].as_str() else {
-                        return Err(over(AcmeError::unreachable("the order has no certificate")));
+                        let words = "the order is valid but has no certificate URL";
+                        return Err(over(AcmeError::unreachable(words)));
                     };
                     return Ok(account.post(url, None).map_err(kept_or_over)?.body);
                 }
@@ -163,7 +164,7 @@ impl Order {
 
     fn finalize(&self, account: &mut Account<'_>, order: &Value) -> Result<Reply, Stopped> {
         let Some(url) = order["finalize"].as_str() else {
-            return Err(over(AcmeError::unreachable("the order cannot be finalized")));
+            return Err(over(AcmeError::unreachable("the order has no finalize URL")));
         };
         let request = rcgen::CertificateParams::new([self.domain.clone()])
             .and_then(|params| params.serialize_request(&self.key))
@@ -260,7 +261,7 @@ fn problem(object: &Value, status: &str) -> String {
     let challenges = object["challenges"].as_array().into_iter().flatten();
     let mut errors = challenges.map(|challenge| &challenge["error"]).chain([&object["error"]]);
     let error = errors.find(|error| error.is_object());
-    error.map_or_else(|| format!("it is {status:?}"), describe)
+    error.map_or_else(|| format!("its status is {status:?}"), describe)
 }
 
 /// The looks at what the authority works on, in one attempt.
@@ -279,13 +280,13 @@ impl Polls {
         let asked = reply.retry_after();
         let pause = self.pause(asked, world.now());
         let Some(pause) = pause else {
-            let trouble = AcmeError::unreachable("the authority has not come to an end yet");
+            let trouble = AcmeError::unreachable("the authority has not completed the order yet");
             return Err(Stopped::Kept(AcmeError { retry_after: asked, ..trouble }));
         };
         if world.wait(pause) {
             Ok(())
         } else {
-            Err(Stopped::Kept(AcmeError::unreachable("the program ends")))
+            Err(Stopped::Kept(AcmeError::unreachable("the relay is shutting down")))
         }
     }
 
@@ -340,6 +341,6 @@ mod tests {
         });
         assert_eq!(problem(&problems, "invalid"), "x: first");
         assert_eq!(problem(&json!({ "error": problems["error"] }), "invalid"), "y: second");
-        assert_eq!(problem(&json!({}), "invalid"), "it is \"invalid\"");
+        assert_eq!(problem(&json!({}), "invalid"), "its status is \"invalid\"");
     }
 }

@@ -1,4 +1,4 @@
-//! Admin listener: metrics and the status page, on helper threads.
+//! Admin: the metrics and the status page, served by threads beside the event loop.
 
 pub mod http;
 mod metrics;

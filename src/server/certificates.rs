@@ -1,7 +1,7 @@
 //! Certificates: the pair of certificate and key that TLS handshakes use.
 //!
-//! Owns reading a pair, watching its files and fetching it by ACME. Must not know
-//! a socket or a session.
+//! Owns reading a pair, watching its files and fetching it by ACME. Must not know sockets
+//! or sessions.
 
 pub mod acme;
 pub mod certificate;
@@ -17,17 +17,17 @@ use rustls::ServerConfig;
 
 use self::certificate::{Certificate, Handshakes};
 
-/// What handshakes are done with, and until when it is any good.
+/// A TLS configuration for handshakes, and the expiry of its certificate.
 #[derive(Clone, Debug)]
 pub struct Certified {
-    /// For new sessions.
+    /// The configuration for new sessions.
     pub config: Arc<ServerConfig>,
     /// When the certificate's validity ends, since 1970.
     pub not_after: Duration,
 }
 
 impl Certified {
-    /// Handshakes with `certificate`.
+    /// The configuration for handshakes with `certificate`.
     #[must_use]
     pub fn new(handshakes: &Handshakes, certificate: &Certificate) -> Self {
         Self { config: handshakes.with(Some(certificate)), not_after: certificate.not_after }

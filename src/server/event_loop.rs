@@ -1,4 +1,4 @@
-//! The loop: poll → bytes → timers → effects, on one thread.
+//! Event loop: poll → bytes → timers → effects, on one thread.
 //!
 //! Owns every socket and the order of a turn. Decides nothing about peers.
 //!
@@ -49,31 +49,30 @@ use crate::time::{Instant, Throttle};
 
 const SIGNALS: Token = Token(usize::MAX - 1);
 const MAILBOX: Token = Token(usize::MAX - 2);
-/// Of the first listener; those of the others follow.
+/// The token of the first listener; those of the others follow.
 const LISTENER: usize = usize::MAX - 32;
-/// The last that may be a listener's: above stand the tokens of what there is
-/// one of.
+/// The last token that may be a listener's; the single tokens lie above it.
 const LISTENER_LAST: usize = usize::MAX - 16;
 
-/// Events that one poll returns at most.
+/// The maximum of events that one poll returns.
 const EVENTS: usize = 1024;
-/// Bytes read before what they caused is written.
+/// Bytes read before the output that they caused is written.
 const BYTES_PER_PASS: usize = 1024 * 1024;
-/// Connections accepted in one turn at most, so that a storm of dialers does not
-/// keep the others waiting.
+/// The maximum of connections accepted in one turn, so that a burst of new connections does
+/// not delay the existing ones.
 const ACCEPTS_PER_TURN: usize = 256;
-/// Bytes read of a peer before its deadline counts. Far more than a pong can stand
-/// behind: the kernel's receive buffer is 6 MiB at most by default (tcp(7)).
+/// The maximum of bytes read from a peer before its deadline counts: more than can be queued
+/// ahead of a pong, since the kernel's receive buffer is at most 6 MiB by default (tcp(7)).
 const READ_TO_END_MAX: usize = 8 * 1024 * 1024;
-/// Sockets in a TLS handshake that are read in a turn. With an RSA key of 2048 bits one
-/// takes 0.7 ms, and a turn should be over within a tick: pings are due then.
+/// The maximum of sockets in a TLS handshake that are read in one turn. With an RSA key of
+/// 2048 bits a handshake takes 0.7 ms, and a turn should fit in a tick, when pings are due.
 const HANDSHAKES_PER_TURN: usize = 32;
-/// While accepting is paused, a descriptor may become free elsewhere in the
-/// system; then no event tells.
+/// How often to retry while accepting is paused: no event reports that a descriptor became
+/// free elsewhere in the system.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
-// What a pass queues: an envelope around a one-byte frame is eight times as long
-// as the frame was on the wire.
+// The most that a pass queues: the envelope around a one-byte frame is eight times as long
+// as the frame on the wire.
 const _: () = assert!(8 * (BYTES_PER_PASS + READ_SIZE) < BUFFER_MEMORY);
 
 /// A core (the relay) on bound listeners, ready to run.
@@ -81,43 +80,43 @@ const _: () = assert!(8 * (BYTES_PER_PASS + READ_SIZE) < BUFFER_MEMORY);
 pub struct Server<C> {
     poll: Poll,
     listeners: Listeners,
-    /// What accepted connections speak TLS with, where that is spoken.
+    /// The configuration for TLS listeners; `None`: there is no TLS.
     tls: Option<Arc<ServerConfig>>,
-    /// The only name that is served with it; `None`: any.
+    /// The only server name that is served; `None`: any.
     domain: Option<Arc<str>>,
     tls_failures: Throttle,
     tls_stats: tls_stats::Stats,
     renewer: Option<RenewerHandle>,
     signals: Option<Signals>,
     mailbox: Mailbox<LoopMessage>,
-    /// Where push wakes are carried out; `None`: nowhere.
+    /// The queue for push wakes; `None`: push wake is not configured.
     push: Option<push::Handle>,
-    /// Who is told how the loop fares; `None`: nobody.
+    /// The connection to systemd, if there is one.
     notifier: Option<Notifier>,
     core: C,
     clock: Clock,
     sockets: Sockets,
     /// Sockets with input that no event will announce again.
     ready: VecDeque<ConnId>,
-    /// Connections that are read to the end before their deadline counts.
+    /// Connections to read to the end before their deadline counts.
     expiring: Vec<ConnId>,
     buffers: Buffers,
     shutdown: Duration,
-    /// When to try to accept again, while out of descriptors.
+    /// When to retry accepting, while out of descriptors.
     accept_retry: Option<Instant>,
-    /// When a shut-down ends at the latest.
+    /// The deadline of a shut-down in progress.
     drained_by: Option<Instant>,
-    /// When to say again that the loop turns.
+    /// When to notify the watchdog next.
     watchdog_due: Option<Instant>,
     date: DateClock,
 }
 
 impl<C: Core> Server<C> {
-    /// A server of a core that starts at [`Instant::START`]. It ends when one of
-    /// `signals` comes, `shutdown` after it at the latest.
+    /// A server for a core that starts at [`Instant::START`]. It ends after one of `signals`
+    /// arrives, at the latest `shutdown` later.
     ///
     /// # Errors
-    /// If the poll cannot be created or a listener not registered.
+    /// If the poll cannot be created or a listener cannot be registered.
     pub fn new(
         core: C,
         listeners: Vec<Listener>,
@@ -156,14 +155,14 @@ impl<C: Core> Server<C> {
         })
     }
 
-    /// Where other threads may write to the loop.
+    /// A handle through which other threads send messages to the loop.
     #[must_use]
     pub fn handle(&self) -> LoopHandle {
         self.mailbox.handle()
     }
 
-    /// Runs until a signal has come and every peer has gone, or the time for that
-    /// is over.
+    /// Runs until a signal has arrived and every WebSocket has closed, or the shut-down
+    /// deadline has passed.
     ///
     /// # Errors
     /// If the poll fails.
@@ -227,7 +226,7 @@ impl<C: Core> Server<C> {
         Ok(())
     }
 
-    /// How long to sleep; `None`: until something happens.
+    /// How long to sleep; `None`: until an event.
     fn timeout(&self) -> Option<Duration> {
         if !self.ready.is_empty() || self.listeners.wants_accept() {
             return Some(Duration::ZERO);
@@ -317,7 +316,7 @@ impl<C: Core> Server<C> {
         }
     }
 
-    /// One read for every socket that was in the queue when the turn began.
+    /// Reads once from every socket that was in the queue when the turn began.
     fn read(&mut self, now: Instant) {
         let (mut unwritten, mut handshakes) = (0, 0);
         for _ in 0..self.ready.len() {
@@ -341,11 +340,11 @@ impl<C: Core> Server<C> {
         }
     }
 
-    /// Reads up to one buffer full and hands it in; returns how much it was.
+    /// Reads up to one buffer, passes it to the core and returns the number of bytes.
     fn read_once(&mut self, id: ConnId, now: Instant) -> usize {
         let Some(socket) = self.sockets.find(id) else { return 0 };
         if !self.core.is_reading(id) {
-            // Unwanted input stays where it is; Effect::Resume brings us back.
+            // Backpressure: the input stays in the kernel until Effect::Resume.
             socket.is_readable = false;
             socket.has_unwanted = true;
             if socket.is_read_closed {
@@ -403,13 +402,13 @@ impl<C: Core> Server<C> {
         count
     }
 
-    /// Hands in all that a peer has sent; only then its deadline counts.
+    /// Reads all that a peer has sent, and only then lets its deadline count.
     fn read_then_expire(&mut self, id: ConnId, now: Instant) {
         let mut read = 0;
         while let Some(socket) = self.sockets.find(id)
             && read < READ_TO_END_MAX
         {
-            // The event may be in a batch that poll has not returned yet.
+            // Poll may not have returned the event for this input yet.
             socket.is_readable = true;
             match self.read_once(id, now) {
                 0 => break,
@@ -439,7 +438,7 @@ impl<C: Core> Server<C> {
                 }
                 Effect::Disconnect(id) => {
                     if let Some(socket) = self.sockets.find(id) {
-                        socket.part(&mut self.buffers);
+                        socket.close_notify(&mut self.buffers);
                     }
                     self.sockets.remove(id);
                     self.listeners.resume();
@@ -448,7 +447,7 @@ impl<C: Core> Server<C> {
         }
     }
 
-    /// Writes what waits for a peer, as far as the kernel takes it.
+    /// Writes a peer's queued output as far as the kernel accepts it.
     fn write(&mut self, id: ConnId, now: Instant) {
         while let Some(socket) = self.sockets.find(id) {
             let slices = self.core.outgoing(id);
@@ -458,13 +457,13 @@ impl<C: Core> Server<C> {
             }
             let result = socket.write(slices, &mut self.buffers);
             let buffered = socket.buffered();
-            // TLS takes one record at a time.
+            // A TLS socket accepts one record per call.
             let is_cut = socket.takes_records() && buffered.unsent == 0;
             if buffered != before {
                 self.core.handle(Input::Buffered(id, buffered), now);
             }
             match result {
-                // A short write has filled the socket: room is a new edge.
+                // After a short write the kernel's buffer is full: new room is a new edge.
                 Ok(count) => {
                     self.core.handle(Input::Written(id, count), now);
                     if !is_cut || count == 0 {
@@ -476,7 +475,7 @@ impl<C: Core> Server<C> {
         }
     }
 
-    /// Puts a socket into the queue of sockets to read.
+    /// Adds a readable socket to the queue of sockets to read.
     fn queue(&mut self, id: ConnId) {
         if let Some(socket) = self.sockets.find(id)
             && socket.is_readable

@@ -1,19 +1,18 @@
-//! Push wakes carried out: one HTTPS call to FCM, and now and then one to Google's
-//! token endpoint before it.
+//! Push: sends wakes to FCM, each with one HTTPS call, preceded by one to Google's token
+//! endpoint when a new access token is needed.
 //!
-//! Owns the threads that make these calls, one a wake, and the one that starts them.
-//! Must not know a connection, nor which wakes are allowed: the core bounds how many
-//! there are at a time, in the queue too.
+//! Owns one thread per call and the thread that starts them. Must not know connections, nor
+//! which wakes are allowed: the core limits how many are queued and in flight.
 //!
-//! 1. The loop waits for nothing here: it puts a wake into a queue and hears of the
-//!    outcome by mail. To start a thread takes many times as long. No lock in here is
-//!    taken by the loop before it ends.
-//! 2. Each wake is answered by one outcome and leaves one line in the log.
-//! 3. Nothing of a device token, an access token, the credentials or a server's
-//!    words is in a log line or an error, but FCM's two enum fields
-//!    ([`fcm::FcmError`]) and its name for a message, all of a checked form.
-//! 4. While FCM wants no calls there are none: wakes are dropped, and say so.
-//! 5. A thread that is still calling does not keep the process from ending.
+//! 1. The event loop never waits here: it queues a wake, and the outcome arrives in its
+//!    mailbox. It starts no thread, which takes many times as long as queueing, and takes no
+//!    lock of this module before it ends.
+//! 2. Each wake has exactly one outcome and one log line.
+//! 3. Log lines and errors contain nothing of device tokens, access tokens, credentials or
+//!    a server's reply, except FCM's two enum fields ([`fcm::FcmError`]) and its message
+//!    name, all checked for their form.
+//! 4. While FCM asks for a pause, no call is made: wakes are dropped with that reason.
+//! 5. A call in progress does not keep the process from ending.
 
 mod client;
 mod credentials;
@@ -44,15 +43,14 @@ use crate::relay::wake::Wake;
 use crate::server::messages::{LoopHandle, LoopMessage};
 use crate::server::os::clock::monotonic;
 
-/// The longest that one call takes, looking the name up and reading the reply
-/// included.
+/// The time limit of one call, from the name lookup to the end of the reply.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The stack of a thread that makes a call, which uses 48 KiB of it: that is all that is
-/// resident (`Rss` in smaps).
+/// The stack size of a thread that makes a call. A call touches 48 KiB of it (`Rss` in
+/// smaps); the rest is never resident.
 const STACK: usize = 512 * 1024;
 
-/// Why push wake cannot be had as configured: lines for the operator that repeat
-/// nothing of the credentials.
+/// Why push wake cannot work as configured: lines for the operator that contain nothing of
+/// the credentials.
 #[derive(Debug)]
 pub struct Unusable(String);
 
@@ -64,7 +62,7 @@ impl Display for Unusable {
 
 impl std::error::Error for Unusable {}
 
-/// Carries out wakes.
+/// Sends wakes.
 pub struct Push(Arc<Service>);
 
 impl fmt::Debug for Push {
@@ -74,10 +72,11 @@ impl fmt::Debug for Push {
 }
 
 impl Push {
-    /// Checks what can be checked without a call.
+    /// Checks everything that can be checked without a call.
     ///
     /// # Errors
-    /// If the private key is no RSA key or the file of authorities holds none.
+    /// If the private key is not an RSA key, or the file of certificate authorities cannot
+    /// be used.
     pub fn new(config: &PushWake) -> Result<Self, Unusable> {
         let credentials = Credentials::new(&config.account)
             .map_err(|why| Unusable(format!("PYRYCODE_RELAY_FCM_CREDENTIALS: {why}")))?;
@@ -88,8 +87,8 @@ impl Push {
         Ok(Self(Arc::new(Service { credentials, client, tokens, pause, send_url })))
     }
 
-    /// Starts the thread that takes wakes; each outcome is posted. It sleeps while
-    /// there are none, and ends with the [`Handle`].
+    /// Starts the thread that takes wakes and sends each outcome to the event loop. It
+    /// sleeps while there are no wakes, and ends when the [`Handle`] is dropped.
     ///
     /// # Errors
     /// If the thread cannot be started.
@@ -105,7 +104,7 @@ impl Push {
         Ok(handle)
     }
 
-    /// Carries a wake out on a thread of its own.
+    /// Sends a wake on a thread of its own.
     fn call(&self, wake: Wake, in_flight: &Arc<InFlight>, to_loop: &LoopHandle) {
         let wake = Arc::new(wake);
         let Some(number) = in_flight.begin(&wake, monotonic()) else { return };
@@ -123,12 +122,14 @@ impl Push {
             .stack_size(STACK)
             .spawn(move || end(&service.send(&wake)));
         if let Err(error) = started {
-            end_here(&WakeReport::dropped(format_args!("no thread for the call: {error}")));
+            let why = format_args!("cannot start a thread for the call: {error}");
+            end_here(&WakeReport::dropped(why));
         }
     }
 }
 
-/// The loop's end of it. When it is dropped, wakes in flight are logged as cut short.
+/// The event loop's end of the queue. When it is dropped, wakes in flight are logged as
+/// failed.
 pub struct Handle {
     queue: Sender<Wake>,
     in_flight: Arc<InFlight>,
@@ -141,10 +142,10 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Has a wake carried out; its outcome is posted.
+    /// Queues a wake; its outcome arrives in the mailbox.
     ///
     /// # Errors
-    /// The wake, if there is nothing that takes it.
+    /// Returns the wake if the thread has ended.
     pub(super) fn hand_over(&self, wake: Wake) -> Result<(), Wake> {
         self.queue.send(wake).map_err(|SendError(wake)| wake)
     }
@@ -156,9 +157,9 @@ impl Drop for Handle {
     }
 }
 
-/// Tells the log of a wake that could not be handed over, and gives its outcome.
+/// Logs a wake that could not be queued, and returns its outcome.
 pub(super) fn not_handed_over(wake: &Wake) -> WakeOutcome {
-    let report = WakeReport::dropped("push wake has ended");
+    let report = WakeReport::dropped("push wake is not running");
     report.log(wake, Duration::ZERO);
     report.outcome()
 }

@@ -239,7 +239,7 @@ def a_refused_token_is_replaced_once():
         assert (len(server.sends), len(server.exchanges)) == (5, 3)
         relay.wake(4)
         told(relay.wait_failures(2)[1], "token_fetch_failed", 4,
-             "no access token, and none asked for")
+             "no access token; the next request for one is delayed")
         assert (len(server.sends), len(server.exchanges)) == (5, 3)
 
 
@@ -339,13 +339,14 @@ def a_pause_that_fcm_asks_for_is_kept_to():
             server.on_send = Answer(status, b"", headers)
             relay.wake("refused")
             (failure,) = relay.wait_failures(1)
-            found = re.search(rf"FCM answered status {status}; no wakes for (\d+) s", failure["err"])
+            found = re.search(
+                rf"FCM answered status {status}; wakes pause for (\d+) s", failure["err"])
             assert found and least <= int(found[1]) <= most, failure
             server.on_send = Answer(200)
             relay.wake(*range(BURST))
             for dropped in relay.wait_failures(1 + BURST)[1:]:
                 told(dropped, "dropped")
-                assert re.search(r"FCM asked for a pause, \d+ s of it are left", dropped["err"])
+                assert re.search(r"FCM asked for a pause; \d+ s remain", dropped["err"])
             relay.wait_counted(send_failed=1, dropped=BURST)
             assert len(server.sends) == 1, "they were sent all the same"
 
@@ -387,7 +388,7 @@ def redirects_are_not_followed():
         server.on_token = Answer(302, b"", {"Location": f"{server.url}/elsewhere"})
         relay.wake("a")
         told(relay.wait_failures(1)[0], "token_fetch_failed", "a",
-             "the token endpoint refused, status 302")
+             "the token endpoint refused the request, status 302")
         assert [asked.path for asked in server.asked] == [google.TOKEN]
 
 
@@ -402,7 +403,7 @@ def a_token_endpoint_that_answers_nonsense():
             server.on_token = answer
             relay.wake(1)
             is_refused = answer.status != 200
-            words = "refused" if is_refused else "'s reply is not understood"
+            words = "refused the request" if is_refused else "'s reply is malformed"
             told(relay.wait_failures(1)[0], "token_fetch_failed", 1,
                  f"the token endpoint{' ' * is_refused}{words}, status {answer.status}")
             assert not server.sends
@@ -486,7 +487,7 @@ def huge_answers_are_not_read():
         server.on_token = endless(200, heads[0])
         relay.wake(1)
         told(relay.wait_failures(1)[0], "token_fetch_failed", 1,
-             "the token endpoint's reply is not understood, status 200")
+             "the token endpoint's reply is malformed, status 200")
     # More than 4 KiB, for the kernel reads on; far from a gigabyte.
     assert len(sent) == 6 and max(sent) < 32 * 1024 * 1024, sent
 
@@ -678,7 +679,7 @@ def hanging_calls_fill_the_house_and_stop_nobody():
         assert len(trips) > 100, "it crawls"
         assert CALL - 1 < time.monotonic() - started
         for failure in relay.wait_failures(IN_FLIGHT):
-            told(failure, "send_failed", says="out of time")
+            told(failure, "send_failed", says="timed out")
         # There is room again.
         server.on_send = Answer(200)
         relay.wake("34th")
@@ -717,7 +718,7 @@ def a_shut_down_waits_for_no_call():
             took.append(time.monotonic() - started)
             # Their lines are there all the same.
             for failure in relay.wait_failures(hanging):
-                told(failure, "send_failed", says="the relay ended before an answer came")
+                told(failure, "send_failed", says="the relay stopped before an answer arrived")
             assert len(relay.failures) == hanging
     print("  ended in {:.3f} s, with 32 hanging calls in {:.3f} s".format(*took))
 

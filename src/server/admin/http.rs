@@ -119,8 +119,8 @@ impl AdminListener {
     pub fn bind(address: SocketAddr, allowed: &[IpNet]) -> io::Result<Self> {
         let listener = TcpListener::bind(address).map_err(|error| {
             let advice = format!(
-                "--metrics-listen {address}: {error}; choose another port, or none at all \
-                 with --metrics-listen="
+                "--metrics-listen {address}: {error}; choose another port, or disable the \
+                 listener with --metrics-listen="
             );
             io::Error::new(error.kind(), advice)
         })?;
@@ -144,14 +144,14 @@ impl AdminListener {
     pub fn serve(self, to_loop: &LoopHandle, sink: &Sink) -> io::Result<()> {
         let started = wall_time();
         for _ in 0..THREADS {
-            let clerk = AdminWorker {
+            let worker = AdminWorker {
                 door: Arc::clone(&self.door),
                 to_loop: to_loop.clone(),
                 sink: sink.clone(),
                 started,
                 unanswered: None,
             };
-            thread::Builder::new().name("operator".into()).spawn(|| clerk.run())?;
+            thread::Builder::new().name("operator".into()).spawn(|| worker.run())?;
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ impl AdminWorker {
         if !is_health && !request.host().is_some_and(is_ours) {
             let fault = Fault::of(Refusal::Misdirected, Cause::WrongHost, "host");
             self.door.refuse(fault, peer, path);
-            let body = "Ask for localhost or an address: this page answers to no other name.\n";
+            let body = "This host name is not accepted: use localhost or an IP address.\n";
             return Answer::text(Refusal::Misdirected.status(), body).bytes(request);
         }
         if let Err(fault) = request.read_only() {
@@ -318,7 +318,7 @@ fn page() -> Answer {
     let mut random = [0; 16];
     #[expect(clippy::disallowed_methods, reason = "a number that nobody can guess")]
     if getrandom::fill(&mut random).is_err() {
-        return Answer::text("500 Internal Server Error", "The system gives no random numbers.\n");
+        return Answer::text("500 Internal Server Error", "The system has no random numbers.\n");
     }
     let nonce = random.iter().fold(String::new(), |mut nonce, byte| {
         let _ = write!(nonce, "{byte:02x}");
@@ -455,16 +455,16 @@ mod tests {
         let poll = Poll::new().unwrap();
         let mut mailbox = Mailbox::new(poll.registry(), Token(0)).unwrap();
         let sink = Sink::start(LogFormat::Logfmt, ::log::LevelFilter::Off, io::sink()).unwrap();
-        let mut clerk = AdminWorker {
+        let mut worker = AdminWorker {
             door: AdminListener::bind("127.0.0.1:0".parse().unwrap(), &[]).unwrap().door,
             to_loop: mailbox.handle(),
             sink,
             started: Duration::ZERO,
             unanswered: None,
         };
-        assert_eq!(clerk.report(), None);
+        assert_eq!(worker.report(), None);
         let Some(LoopMessage::Snapshot(reply)) = mailbox.take() else { panic!("it was not asked") };
-        assert_eq!(clerk.report(), None);
+        assert_eq!(worker.report(), None);
         assert!(mailbox.take().is_none(), "it was asked again");
 
         let counting = |binaries| {
@@ -473,7 +473,7 @@ mod tests {
             report
         };
         reply.send(counting(1)).unwrap();
-        let clerk = thread::Builder::new().spawn(move || clerk.report()).unwrap();
+        let worker = thread::Builder::new().spawn(move || worker.report()).unwrap();
         let until = monotonic() + PATIENCE;
         let reply = loop {
             match mailbox.take() {
@@ -484,6 +484,6 @@ mod tests {
             assert!(monotonic() < until, "it was not asked anew");
         };
         reply.send(counting(2)).unwrap();
-        assert_eq!(clerk.join().unwrap(), Some(counting(2)), "and not what was true before");
+        assert_eq!(worker.join().unwrap(), Some(counting(2)), "and not what was true before");
     }
 }

@@ -1,11 +1,11 @@
-//! A [`Snapshot`] in the Prometheus text format (version 0.0.4).
+//! Metrics: a [`Snapshot`] in the Prometheus text format (version 0.0.4).
 //!
-//! Owns the names, the labels and their help. Counts nothing: every value is read
-//! from the one place that counts it, so no two can disagree.
+//! Owns the metric names, labels and help texts. Counts nothing: every value is read from
+//! the one place that counts it, so that two values cannot disagree.
 //!
-//! 1. Every series is there from the start, at zero if nothing has happened; only the
-//!    certificate's expiry is not, where there is no certificate.
-//! 2. Label values are closed lists of ours: no peer's words are ever on this page.
+//! 1. Every series exists from the start, at zero until something happens, except the
+//!    certificate's expiry while there is no certificate.
+//! 2. Label values come from closed lists in this program, never from a peer.
 
 use std::time::Duration;
 
@@ -30,18 +30,18 @@ const ROLES: [&str; 2] = ["binary", "phone"];
 /// In the order of [`stats::Stats::upgrades`].
 const ENDPOINTS: [&str; 2] = ["server", "client"];
 
-/// What is known beside the relay.
+/// Facts about the process, outside the event loop.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Surroundings {
     /// When the process started, since 1970.
     pub(in crate::server) started: Duration,
-    /// What the process uses.
+    /// Resources that the process uses.
     pub(in crate::server) usage: Usage,
     /// Log lines lost.
     pub(in crate::server) log_lines_dropped: u64,
 }
 
-/// Everything, ready to be scraped.
+/// All metrics as one text, ready to be scraped.
 pub(in crate::server) fn text(report: &LoopSnapshot, around: &Surroundings) -> String {
     let LoopSnapshot { relay: snapshot, tls } = report;
     let mut families = Families(Vec::new());
@@ -60,43 +60,44 @@ impl Families {
     fn relay(&mut self, snapshot: &Snapshot) {
         self.gauge(
             "pyrycode_relay_connected_binaries",
-            "Binaries that hold a server-id.",
+            "Connected binaries that hold a server-id.",
             snapshot.binaries as f64,
         );
         self.gauge(
             "pyrycode_relay_connected_phones",
-            "Phones that are registered for a server-id.",
+            "Connected phones that are registered for a server-id.",
             snapshot.phones as f64,
         );
         self.gauge(
             "pyrycode_relay_connections",
-            "Live WebSockets as --max-connections counts them.",
+            "Live WebSocket connections, counted as --max-connections counts them.",
             snapshot.connections as f64,
         );
         self.gauge(
             "pyrycode_relay_connections_max",
-            "Most live WebSockets: --max-connections, or what the limit on open files leaves.",
+            "Maximum of live WebSocket connections: --max-connections or, if lower, the number \
+             that the limit on open files allows.",
             snapshot.connections_max as f64,
         );
         self.gauge(
             "pyrycode_relay_buffered_bytes",
-            "Bytes in the queues of all connections.",
+            "Bytes buffered in the queues of all connections.",
             snapshot.buffered as f64,
         );
         self.gauge(
             "pyrycode_relay_buffered_bytes_max",
-            "Most bytes in the queues of all connections: --buffer-memory.",
+            "Maximum of bytes buffered in the queues of all connections: --buffer-memory.",
             snapshot.buffered_max as f64,
         );
         self.gauge(
             "pyrycode_relay_draining",
-            "1 while the relay is shutting down, else 0.",
+            "1 while the relay is shutting down, 0 otherwise.",
             f64::from(u8::from(snapshot.is_draining)),
         );
         let version = label("version", env!("CARGO_PKG_VERSION"));
         self.push(
             "pyrycode_relay_build_info",
-            "1, with the version of the program.",
+            "Always 1; the label carries the version of the program.",
             MetricType::GAUGE,
             vec![gauge(vec![version], 1.0)],
         );
@@ -105,29 +106,30 @@ impl Families {
     fn traffic(&mut self, stats: &stats::Stats) {
         self.counters(
             "pyrycode_relay_frames_forwarded_total",
-            "Frames forwarded.",
+            "Frames forwarded, by direction.",
             by("direction", ["phone_to_binary", "binary_to_phone"])
                 .zip([stats.frames_to_binary, stats.frames_to_phone]),
         );
         self.counters(
             "pyrycode_relay_forwarded_bytes_total",
-            "Bytes of the frames forwarded, their envelopes not counted.",
+            "Bytes of the frames forwarded, without their envelopes, by direction.",
             by("direction", ["phone_to_binary", "binary_to_phone"])
                 .zip([stats.bytes_to_binary, stats.bytes_to_phone]),
         );
         self.counter(
             "pyrycode_relay_close_notices_total",
-            "Binaries told that a phone of theirs has ended; none of them is a frame forwarded.",
+            "Notices to binaries that one of their phones has disconnected; not counted as \
+             forwarded frames.",
             stats.close_notices,
         );
         self.counters(
             "pyrycode_relay_frames_dropped_total",
-            "Envelopes of binaries that were not delivered, by cause.",
+            "Envelopes from binaries that were not delivered, by cause.",
             by("cause", Dropped::ALL.map(Dropped::label)).zip(stats.dropped),
         );
         self.counters(
             "pyrycode_relay_push_wakes_total",
-            "Push wakes that binaries asked for, by outcome.",
+            "Push wakes requested by binaries, by outcome.",
             by("outcome", WakeOutcome::LABELS).zip(stats.wakes),
         );
     }
@@ -141,19 +143,19 @@ impl Families {
         });
         self.counters(
             "pyrycode_relay_ws_upgrade_attempts_total",
-            "Attempts to upgrade, by endpoint and outcome; each is counted once.",
+            "WebSocket upgrade attempts, by endpoint and outcome; each attempt is counted once.",
             attempts,
         );
         self.counters(
             "pyrycode_relay_proxy_header_refused_total",
-            "Connections that opened with no good PROXY header, by cause.",
+            "Connections closed for lack of a valid PROXY protocol header, by cause.",
             by("cause", ProxyRefusal::LABELS).zip(stats.proxy_refusals),
         );
         let of = |counts: &[u64; Outcome::LABELS.len()], outcome| counts[outcome as usize];
         let limited = Outcome::RejectRateLimit;
         self.counters(
             "pyrycode_relay_register_failures_total",
-            "Attempts that found no place, by kind; each is also a rejected attempt to upgrade.",
+            "Registrations refused, by kind; each is also counted as a rejected upgrade attempt.",
             by("kind", ["no_server", "server_in_use", "phones_at_cap", "ratelimit"]).zip([
                 of(client, Outcome::Reject404),
                 of(server, Outcome::Reject409),
@@ -163,12 +165,12 @@ impl Families {
         );
         self.counter(
             "pyrycode_relay_grace_expiries_total",
-            "Server-ids given up because their binary did not come back.",
+            "Server-ids released because their binary did not reconnect within the grace period.",
             stats.grace_expiries,
         );
         self.counter(
             "pyrycode_relay_takeovers_total",
-            "Server-ids taken from a binary that did not answer a probe.",
+            "Server-ids taken over from a binary that did not answer a probe.",
             stats.takeovers,
         );
     }
@@ -176,18 +178,18 @@ impl Families {
     fn liveness(&mut self, stats: &stats::Stats) {
         self.counter(
             "pyrycode_relay_heartbeat_pings_total",
-            "Pings sent, probes of a claimed server-id included.",
+            "Pings sent, including probes of a claimed server-id.",
             stats.pings,
         );
         self.counter(
             "pyrycode_relay_heartbeat_pongs_total",
-            "Pongs that answered a ping.",
+            "Pongs received in answer to a ping.",
             stats.pongs,
         );
         let timeouts = stats.closes_by(CloseCause::HeartbeatTimeout);
         self.counters(
             "pyrycode_relay_heartbeat_timeouts_total",
-            "Connections closed because a pong did not come in time, by role.",
+            "Connections closed because a pong did not arrive in time, by role.",
             by("role", ROLES).zip(timeouts),
         );
         let closes = ROLES.iter().zip(&stats.closes).flat_map(|(role, causes)| {
@@ -197,17 +199,17 @@ impl Families {
         });
         self.counters(
             "pyrycode_relay_closes_total",
-            "WebSockets that ended, by role and cause.",
+            "WebSocket connections that ended, by role and cause.",
             closes,
         );
         self.histogram(
             "pyrycode_relay_heartbeat_rtt_seconds",
-            "From a ping to its pong.",
+            "Round-trip time from a ping to its pong.",
             &stats.round_trips,
         );
         self.histogram(
             "pyrycode_relay_loop_lag_seconds",
-            "How late timers fire; up to a tick of 0.1 s is by design.",
+            "Delay between a timer's deadline and its expiry; up to one tick (0.1 s) is by design.",
             &stats.loop_lag,
         );
     }
@@ -215,23 +217,23 @@ impl Families {
     fn tls(&mut self, stats: &tls_stats::Stats) {
         self.counters(
             "pyrycode_relay_tls_reloads_total",
-            "Certificates that were to take the place of the one in use, by outcome.",
+            "Certificate reloads and renewals, by outcome.",
             by("outcome", ["ok", "failed"]).zip([stats.reloads, stats.failed_reloads]),
         );
         self.counter(
             "pyrycode_relay_tls_faults_total",
-            "TLS connections that ended in an alert of ours.",
+            "TLS connections that failed with a TLS error, in the handshake or after it.",
             stats.faults,
         );
         self.counter(
             "pyrycode_relay_tls_truncations_total",
-            "TLS connections whose peer ended them without close_notify.",
+            "TLS connections that the peer ended without close_notify.",
             stats.truncations,
         );
         if let Some(not_after) = stats.not_after {
             self.gauge(
                 "pyrycode_relay_tls_certificate_expiry_timestamp_seconds",
-                "When the certificate in use expires, since the unix epoch.",
+                "Expiry of the certificate in use since unix epoch in seconds.",
                 not_after.as_secs_f64(),
             );
         }
@@ -240,7 +242,7 @@ impl Families {
     fn surroundings(&mut self, around: &Surroundings) {
         self.counter(
             "pyrycode_relay_log_lines_dropped_total",
-            "Log lines lost because stderr was stuck.",
+            "Log lines lost because the queue was full or stderr could not be written.",
             around.log_lines_dropped,
         );
         let usage = &around.usage;
@@ -328,7 +330,7 @@ fn label(name: &str, value: &str) -> LabelPair {
     pair
 }
 
-/// The labels of as many series, which differ in one.
+/// The label sets of series that differ in the value of one label.
 fn by<'a, const N: usize>(
     name: &'a str,
     values: [&'a str; N],

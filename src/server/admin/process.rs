@@ -1,6 +1,6 @@
-//! What the process uses of the machine: the customary `process_*` metrics.
+//! Process: the resource usage behind the customary `process_*` metrics.
 //!
-//! Owns reading them from the kernel (proc(5)). What cannot be read is left out.
+//! Owns reading it from the kernel (proc(5)). A value that cannot be read is left out.
 
 use std::fs;
 use std::time::Duration;
@@ -8,16 +8,16 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-/// What the process uses.
+/// Resource usage of the process.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Usage {
-    /// User and system, of all threads.
+    /// User and system CPU time of all threads.
     pub(in crate::server) cpu: Duration,
     /// Virtual and resident memory, in bytes.
     pub(in crate::server) memory: Option<(u64, u64)>,
     /// Open descriptors.
     pub(in crate::server) descriptors: Option<u64>,
-    /// How many there may be; `None`: no limit.
+    /// The soft limit on open descriptors; `None`: no limit.
     pub(in crate::server) descriptors_max: Option<u64>,
 }
 
@@ -40,12 +40,12 @@ fn memory() -> Option<(u64, u64)> {
     Some((pages.next()? * size, pages.next()? * size))
 }
 
-/// Since Linux 6.2 the size of the directory is their number; before, they have to
-/// be listed.
+/// Since Linux 6.2 the size of the directory is the number of descriptors; on older kernels
+/// the directory has to be listed.
 fn descriptors() -> Option<u64> {
     const DIRECTORY: &str = "/proc/self/fd";
     match fs::metadata(DIRECTORY).ok()?.len() {
-        // One of them is the directory itself.
+        // One entry is the descriptor of the directory itself.
         0 => Some((fs::read_dir(DIRECTORY).ok()?.count() as u64).saturating_sub(1)),
         count => Some(count),
     }

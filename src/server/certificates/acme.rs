@@ -1,14 +1,14 @@
-//! Certificates that are fetched and renewed (ACME, RFC 8555).
+//! ACME: fetching and renewing the certificate (RFC 8555).
 //!
-//! Owns the thread on which that happens. The loop hears of it by mail and never waits:
-//! what to answer the authority, and which certificate to serve.
+//! Owns the thread that does so. The event loop never waits for it: the answers to the
+//! authority's challenges and the certificates to serve arrive in its mailbox.
 //!
-//! 1. While a certificate is renewed, or cannot be, the one there is stays in use.
-//! 2. Every failure makes the pause longer, so that the authority is not flooded; SIGHUP
-//!    ends it.
-//! 3. What was issued is on disk before it is served, and nothing is ordered that could
-//!    not be kept.
-//! 4. An order that is under way is gone on with after a failure.
+//! 1. The certificate in use stays in use while it is renewed and if renewal fails.
+//! 2. Each failure in a row lengthens the pause before the next attempt, so that the
+//!    authority is not flooded. SIGHUP ends the pause.
+//! 3. A certificate is written to disk before it is served, and none is ordered while the
+//!    cache cannot be written.
+//! 4. A failure that does not end an order keeps it, and the next attempt resumes it.
 
 mod binding;
 pub(in crate::server) mod cache;
@@ -41,12 +41,13 @@ use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::messages::{Challenge, LoopHandle, LoopMessage};
 use crate::server::os::clock::wall_time;
 
-/// The loop takes its mail at once, unless it has ended.
+/// How long to wait for the event loop to take a challenge. It takes messages at once
+/// unless it has ended.
 const MAIL_TIMEOUT: Duration = Duration::from_secs(10);
-/// An order that is older is not gone on with: authorities forget theirs after some days.
+/// The greatest age at which an order is resumed: authorities expire orders after some days.
 const ORDER_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What is needed to fetch a certificate.
+/// Everything needed to fetch a certificate.
 #[derive(Debug)]
 pub(in crate::server) struct Fetcher {
     pub(in crate::server) acme: Acme,
@@ -54,22 +55,22 @@ pub(in crate::server) struct Fetcher {
     pub(in crate::server) cache: Cache,
     pub(in crate::server) caller: Caller,
     pub(in crate::server) handshakes: Handshakes,
-    /// What is in use; `None`: none was in the cache.
+    /// The certificate in use; `None`: the cache held none.
     pub(in crate::server) certificate: Option<Certificate>,
 }
 
 impl Fetcher {
-    /// Starts the thread, which ends with the [`RenewerHandle`].
+    /// Starts the thread, which ends when the [`RenewerHandle`] is dropped.
     ///
     /// # Errors
-    /// If there is no cache directory and none can be made, or no thread.
+    /// If the cache directory cannot be created or secured, or the thread cannot be started.
     pub(in crate::server) fn start(self, to_loop: LoopHandle) -> io::Result<RenewerHandle> {
         self.cache.create()?;
-        let (nudges, asked) = mpsc::sync_channel(1);
+        let (sender, asked) = mpsc::sync_channel(1);
         let schedule = Schedule::new(self.certificate.as_ref().map(validity));
         let renewal = Renewal { fetcher: self, asked, to_loop, schedule, order: None };
         thread::Builder::new().name("acme".into()).spawn(move || renewal.run())?;
-        Ok(RenewerHandle::new(nudges))
+        Ok(RenewerHandle::new(sender))
     }
 }
 
@@ -79,7 +80,7 @@ struct Renewal {
     asked: Receiver<()>,
     to_loop: LoopHandle,
     schedule: Schedule,
-    /// One that is under way.
+    /// The order in progress.
     order: Option<Order>,
 }
 
@@ -95,13 +96,13 @@ impl Renewal {
                 Step::Ask => self.ask(),
                 Step::Order => match self.found().map_or_else(|| self.fetch(), Ok) {
                     Ok(certificate) => self.serve(certificate),
-                    Err(trouble) => self.on_trouble(&trouble),
+                    Err(error) => self.on_error(&error),
                 },
             }
         }
     }
 
-    /// Asks the authority when the certificate is to be renewed.
+    /// Asks the authority for its renewal window (ARI, RFC 9773).
     fn ask(&mut self) {
         let id = self.certificate_id();
         let Fetcher { caller, acme, .. } = &self.fetcher;
@@ -134,8 +135,8 @@ impl Renewal {
         certificate_id(self.fetcher.certificate.as_ref()?.leaf())
     }
 
-    /// A better certificate that has come into the cache meanwhile: another relay, or the
-    /// Go relay, shares it.
+    /// A certificate in the cache that expires later than the one in use: another relay, or
+    /// the Go relay, may share the directory.
     fn found(&self) -> Option<Certificate> {
         let now = wall_time();
         let found = self.fetcher.cache.certificate(now).ok()??;
@@ -154,8 +155,8 @@ impl Renewal {
         self.to_loop.send(LoopMessage::Certificate(Some(certified)));
     }
 
-    fn on_trouble(&mut self, trouble: &AcmeError) {
-        let AcmeError { words, failure, retry_after, .. } = trouble;
+    fn on_error(&mut self, error: &AcmeError) {
+        let AcmeError { words, failure, retry_after, .. } = error;
         let pause = self.schedule.on_failure(*failure, *retry_after, wall_time(), random());
         log::warn!(
             domain = self.fetcher.acme.domain, err = words, retry_in_s = pause.as_secs();
@@ -196,34 +197,34 @@ impl Renewal {
             };
             match order.finish(&mut account, &mut world) {
                 Ok(chain) => return fetcher.take(&order, &chain),
-                Err(Stopped::Kept(trouble)) => {
+                Err(Stopped::Kept(error)) => {
                     *under_way = Some(order);
-                    return Err(trouble);
+                    return Err(error);
                 }
-                Err(Stopped::Over { trouble, is_challenge: true }) => {
-                    log::warn!(domain = acme.domain, err = trouble.words; "challenge_failed");
+                Err(Stopped::Over { error, is_challenge: true }) => {
+                    log::warn!(domain = acme.domain, err = error.words; "challenge_failed");
                     untried.retain(|method| *method != order.method);
-                    failed.push(trouble.words);
+                    failed.push(error.words);
                 }
-                Err(Stopped::Over { trouble, .. }) => return Err(trouble),
+                Err(Stopped::Over { error, .. }) => return Err(error),
             }
         }
     }
 }
 
 impl Fetcher {
-    /// Takes what was issued for an order: it is checked and kept.
+    /// Checks the chain issued for an order and writes it to the cache.
     fn take(&self, order: &Order, chain: &[u8]) -> Result<Certificate, AcmeError> {
         let key = order.key.serialize_pem();
         let certificate = Certificate::from_pem(chain, key.as_bytes())
-            .map_err(|flaw| AcmeError::refused(format_args!("what was issued: {flaw:?}")))?;
+            .map_err(|error| AcmeError::refused(format_args!("the issued chain: {error:?}")))?;
         if !certificate.is_for(&self.acme.domain) {
-            return Err(AcmeError::refused("what was issued is for another name"));
+            return Err(AcmeError::refused("the issued certificate is for another name"));
         }
         let kept = self.cache.keep_certificate(&key, chain).and_then(|()| {
             if order.is_shown { self.cache.keep_challenge(order.method) } else { Ok(()) }
         });
-        // It is good all the same, until the next start.
+        // The certificate is valid all the same; it is lost only at the next start.
         if let Err(error) = kept {
             log::warn!(err:% = error; "certificate_not_kept");
         }
@@ -231,8 +232,8 @@ impl Fetcher {
     }
 }
 
-/// The account's key, made if there is none. One that cannot be kept is not used: every
-/// start would be another account.
+/// The account key, created if there is none. A key that cannot be stored is not used,
+/// because every start would create another account.
 fn account_key(cache: &Cache) -> Result<AccountKey, AcmeError> {
     if let Some((name, pem)) = cache.account().map_err(AcmeError::refused)? {
         if let Some(key) = AccountKey::from_pem(&pem) {
@@ -240,15 +241,16 @@ fn account_key(cache: &Cache) -> Result<AccountKey, AcmeError> {
         }
         let aside = cache.put_aside(&name).map_err(AcmeError::refused)?;
         log::warn!(path:% = aside.display(), err = "is not a P-256 key"; "account_key_put_aside");
-        // There may be one under another name.
+        // The cache may hold another key under a legacy name.
         return account_key(cache);
     }
     let pem = AccountKey::generate().map_err(AcmeError::refused)?;
     cache.keep_account(&pem).map_err(AcmeError::refused)?;
-    AccountKey::from_pem(pem.as_bytes()).ok_or_else(|| AcmeError::refused("no account key"))
+    AccountKey::from_pem(pem.as_bytes())
+        .ok_or_else(|| AcmeError::refused("the new account key cannot be parsed"))
 }
 
-/// What an order waits in and is heard through.
+/// The clock and the event loop as an order uses them.
 struct Surroundings<'a> {
     asked: &'a Receiver<()>,
     to_loop: &'a LoopHandle,

@@ -1,7 +1,7 @@
-//! A certificate with its key, from PEM files to what a handshake is done with.
+//! Certificate: a chain with its key, from PEM files to a TLS configuration.
 //!
-//! Owns which files are accepted and why others are not, and the settings that every
-//! handshake shares. Knows no session and no thread.
+//! Owns which files are accepted, the error texts for the others, and the settings that
+//! every handshake shares. Must not know sessions or threads.
 
 use std::fmt::{self, Display};
 use std::fs;
@@ -21,7 +21,7 @@ use crate::config::PairFiles;
 use crate::pem;
 use crate::protocol::request::is_same_host;
 
-/// The protocol of the challenge tls-alpn-01 (RFC 8737 §6.2): nothing is spoken in it.
+/// The ALPN protocol of the challenge tls-alpn-01 (RFC 8737 §6.2); it carries no data.
 pub(in crate::server) const ACME_TLS: &[u8] = b"acme-tls/1";
 
 /// A certificate chain, leaf first, its key, and how long the leaf is valid.
@@ -30,13 +30,13 @@ pub struct Certificate {
     key: Arc<CertifiedKey>,
     /// When the leaf's validity begins, since 1970.
     pub not_before: Duration,
-    /// When it ends.
+    /// When the leaf's validity ends, since 1970.
     pub not_after: Duration,
-    /// Whether the leaf names a host at all.
+    /// Whether the leaf has a subjectAltName.
     has_name: bool,
 }
 
-/// Why a pair of files is of no use: a line for the operator that names the flag and the
+/// Why a pair of files cannot be used: a text for the operator that names the flag and the
 /// file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadPair(String);
@@ -59,25 +59,25 @@ impl Display for BadPair {
 
 impl std::error::Error for BadPair {}
 
-/// An operator's own pair, read.
+/// An operator's own pair after it was read.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// What its files hold.
+    /// The content of its files.
     pub certificate: Certificate,
-    /// What the operator should see to about the key's file.
+    /// A warning about the permissions of the key file.
     pub warning: Option<String>,
 }
 
 /// Reads an operator's own pair.
 ///
 /// # Errors
-/// [`BadPair`] if a file cannot be read or parsed, the key is not this
-/// certificate's, or others than its owner may use it.
+/// [`BadPair`] if a file cannot be read or parsed, the key does not match the certificate,
+/// or the key file is accessible to other users.
 pub fn read_pair(files: &PairFiles) -> Result<Pair, BadPair> {
     let key = key_file::read(&files.key, files.credentials.as_deref())
         .map_err(|why| BadPair::key(files, why))?;
     let chain = fs::read(&files.certificate).map_err(|error| BadPair::certificate(files, error))?;
-    let certificate = Certificate::from_pem(&chain, &key.content).map_err(|flaw| match flaw {
+    let certificate = Certificate::from_pem(&chain, &key.content).map_err(|error| match error {
         CertificateError::Certificate(what) => BadPair::certificate(files, what),
         CertificateError::Key(what) => BadPair::key(files, what),
     })?;
@@ -85,25 +85,25 @@ pub fn read_pair(files: &PairFiles) -> Result<Pair, BadPair> {
     Ok(Pair { certificate, warning })
 }
 
-/// Whose fault it is that PEM is no pair.
+/// Why two PEM texts are not a usable pair, by the text at fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateError {
-    /// The chain's.
+    /// The chain.
     Certificate(String),
-    /// The key's.
+    /// The key.
     Key(String),
 }
 
 impl Certificate {
-    /// From the two files' contents.
+    /// Parses the contents of the two files.
     ///
     /// # Errors
-    /// What is wrong with which.
+    /// Names the file at fault and describes what is wrong with it.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
         let chain = pem::certificates(chain).map_err(CertificateError::Certificate)?;
         let key = pem::key(key).map_err(CertificateError::Key)?;
         let leaf = x509_cert::Certificate::from_der(&chain[0].der).map_err(|error| {
-            CertificateError::Certificate(format!("no X.509 certificate: {error}"))
+            CertificateError::Certificate(format!("not an X.509 certificate: {error}"))
         })?;
         let leaf = leaf.tbs_certificate();
         let [not_before, not_after] =
@@ -129,7 +129,7 @@ impl Certificate {
         }
     }
 
-    /// Why no client accepts it at the time `now`, if that is so.
+    /// The reason why clients reject it at the time `now`; `None`: no known one.
     #[must_use]
     pub fn unacceptable(&self, now: Duration) -> Option<String> {
         if now >= self.not_after {
@@ -137,7 +137,7 @@ impl Certificate {
         } else if now < self.not_before {
             Some(format!("the certificate is not valid before {}", date(self.not_before)))
         } else if !self.has_name {
-            Some("the certificate names no host (subjectAltName): clients refuse it".into())
+            Some("the certificate names no host (no subjectAltName), so clients refuse it".into())
         } else {
             None
         }
@@ -173,20 +173,20 @@ fn ordinal(number: usize) -> String {
     format!("{number}{ending}")
 }
 
-/// In UTC, as RFC 3339 has it.
+/// A time in UTC in the format of RFC 3339.
 fn date(since_1970: Duration) -> String {
     DateTime::from_unix_duration(since_1970)
         .map_or_else(|_| format!("second {}", since_1970.as_secs()), |it| it.to_string())
 }
 
-/// The one provider of cryptography, named wherever one is asked for: rustls would
-/// otherwise choose, and fail when a library brings a second one.
+/// The one provider of cryptography, passed explicitly everywhere: by itself rustls would
+/// choose, and fail if a library enables a second provider.
 pub(in crate::server) fn provider() -> CryptoProvider {
     ring::default_provider()
 }
 
-/// What every handshake shares, whichever certificate it is done with: session tickets
-/// outlive a reload.
+/// The state that all handshakes share, whatever their certificate, so that session tickets
+/// survive a reload.
 #[derive(Clone, Debug)]
 pub struct Handshakes {
     /// The only name that is served; `None`: any.
@@ -195,22 +195,23 @@ pub struct Handshakes {
 }
 
 impl Handshakes {
-    /// For this server name only, or for any.
+    /// Handshakes for this server name only, or for any.
     ///
     /// # Errors
-    /// If there is no randomness for the key of the tickets.
+    /// If the system provides no randomness for the ticket key.
     pub fn new(domain: Option<&str>) -> Result<Self, rustls::Error> {
         Ok(Self { domain: domain.map(Into::into), ticketer: ring::Ticketer::new()? })
     }
 
-    /// TLS 1.2 and 1.3 with `certificate`; while there is none, no handshake succeeds.
+    /// A configuration for TLS 1.2 and 1.3 with `certificate`; without one, every handshake
+    /// fails.
     #[must_use]
     pub fn with(&self, certificate: Option<&Certificate>) -> Arc<ServerConfig> {
         self.build(certificate, None)
     }
 
-    /// The same, and handshakes for the protocol of a challenge alone (RFC 8737) are done
-    /// with `challenge`.
+    /// The same, where handshakes that offer only the challenge's protocol (RFC 8737) get
+    /// `challenge` as their certificate.
     #[must_use]
     pub fn with_challenge(
         &self,
@@ -237,7 +238,7 @@ impl Handshakes {
             .expect("ring has suites for both versions")
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(resolver));
-        // Resumed sessions are the peers' to remember, in tickets: nothing here grows.
+        // Stateless resumption: the peers store the tickets, so no session cache grows here.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = Arc::clone(&self.ticketer);
         config.send_tls13_tickets = 1;
@@ -256,15 +257,15 @@ struct Resolver {
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let is_served = is_served(hello.server_name(), self.domain.as_deref());
-        // RFC 8737 §3: no other protocol is offered beside it.
+        // A validation offers this protocol alone (RFC 8737 §3).
         let is_challenge = hello.alpn().is_some_and(|protocols| protocols.eq([ACME_TLS]));
         let key = if is_challenge { &self.challenge } else { &self.key };
         key.clone().filter(|_| is_served)
     }
 }
 
-/// Whether a handshake that asks for the name `asked` gets the certificate for `served`. One
-/// that asks for no name does: a health check by address cannot name anything (RFC 6066 §3).
+/// Whether a handshake with the server name `asked` gets the certificate for `served`. One
+/// without a name does: a health check by address cannot send one (RFC 6066 §3).
 pub(in crate::server) fn is_served(asked: Option<&str>, served: Option<&str>) -> bool {
     match (asked, served) {
         (Some(asked), Some(served)) => is_same_host(asked, served),

@@ -1,11 +1,13 @@
-//! Certificate files that are replaced while the relay runs.
+//! File watcher: reloads certificate files that are replaced while the relay runs.
 //!
-//! Owns the thread that looks at them. Must not know the loop, but for where to post
-//! a new certificate; while nothing changes it posts nothing.
+//! Owns the thread that polls them. Must not know the event loop beyond its mailbox.
 //!
-//! A pair of files is not replaced in one stroke. So what has changed is read once it
-//! has stood still from one look to the next; of a pair that is of no use one line is
-//! logged, and it is not looked at again before it changes, or before its validity begins.
+//! 1. While nothing changes, nothing is sent to the event loop.
+//! 2. The two files cannot be replaced atomically, so a changed pair is read only when two
+//!    polls in a row find it the same.
+//! 3. If the new pair is invalid, one `certificate_refused` line is logged and the previous
+//!    certificate stays in use. The pair is read again when it changes, when its validity
+//!    begins, or on SIGHUP.
 
 use std::fs;
 use std::io;
@@ -22,23 +24,22 @@ use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::messages::{LoopHandle, LoopMessage};
 use crate::server::os::clock::wall_time;
 
-/// Between two looks. A change is served within two of them.
+/// The poll interval. A change is served within two of them.
 const LOOK_INTERVAL: Duration = Duration::from_secs(4);
-/// What is promised: a change is served so soon.
+/// The documented time within which a change is served.
 const RELOAD_WITHIN: Duration = Duration::from_secs(10);
 
 const _: () = assert!(2 * LOOK_INTERVAL.as_secs() < RELOAD_WITHIN.as_secs());
 
-/// What tells one content of a file from another, without reading it; `None`: there is
-/// no file.
+/// Metadata that changes with a file's content; `None`: there is no file.
 type Stamp = Option<[i64; 6]>;
 
-/// What the two files looked like.
+/// The metadata of the two files at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamps([Stamp; 2]);
 
 impl Stamps {
-    /// What they look like now. Links are followed, for some tools replace only a link.
+    /// The current metadata. Links are followed, because some tools replace only a link.
     pub(super) fn of(files: &PairFiles) -> Self {
         Self([stamp(&files.certificate), stamp(&files.key)])
     }
@@ -47,35 +48,35 @@ impl Stamps {
 fn stamp(path: &Path) -> Stamp {
     let file = fs::metadata(path).ok()?;
     let (dev, ino, size) = (file.dev() as i64, file.ino() as i64, file.size() as i64);
-    // A change of mode counts, too: it may be the mending of a refusal.
+    // ctime makes a change of mode count, which may be the remedy for a refused key file.
     Some([dev, ino, size, file.mtime(), file.mtime_nsec(), file.ctime() ^ file.ctime_nsec()])
 }
 
-/// Watches `files`, which looked like `seen` before they were first read, and posts
-/// what they hold when it has changed, until the [`RenewerHandle`] is dropped.
+/// Watches `files`, whose metadata was `seen` before they were first read, and sends the new
+/// certificate to the event loop when they change, until the [`RenewerHandle`] is dropped.
 ///
 /// # Errors
-/// If there can be no more threads.
+/// If the thread cannot be started.
 pub(super) fn start(
     files: PairFiles,
     seen: Stamps,
     handshakes: Handshakes,
     to_loop: LoopHandle,
 ) -> io::Result<RenewerHandle> {
-    let (nudges, asked) = mpsc::sync_channel(1);
+    let (sender, asked) = mpsc::sync_channel(1);
     let watcher = Watcher { files, handshakes, read: seen, last: seen, retry_at: None };
     thread::Builder::new().name("tls-files".into()).spawn(move || watcher.run(&asked, &to_loop))?;
-    Ok(RenewerHandle::new(nudges))
+    Ok(RenewerHandle::new(sender))
 }
 
 struct Watcher {
     files: PairFiles,
     handshakes: Handshakes,
-    /// What they looked like when they were last read.
+    /// The metadata when the files were last read.
     read: Stamps,
-    /// The same for the last look.
+    /// The metadata at the last poll.
     last: Stamps,
-    /// When the validity of a pair that was refused begins, since 1970.
+    /// When the validity of a refused pair begins, since 1970.
     retry_at: Option<Duration>,
 }
 
@@ -108,7 +109,7 @@ impl Watcher {
         }
     }
 
-    /// The pair, unless no client accepts it: then the one in use is better.
+    /// Reads the pair; an error if clients would reject it, so that the one in use stays.
     fn read_acceptable(&mut self) -> Result<Certificate, BadPair> {
         let certificate = read_pair(&self.files)?.certificate;
         let now = wall_time();

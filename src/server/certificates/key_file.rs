@@ -1,10 +1,13 @@
-//! Who may read a private key file, and reading it.
+//! Key file: reads a private key and checks the file's permissions.
 //!
-//! Owns the rule, which is PostgreSQL's for `ssl_key_file`: the key belongs to the relay's
-//! own user and to nobody besides, or to root and at most a group. Below systemd's
-//! `$CREDENTIALS_DIRECTORY` the system sees to it, by means that a mode does not show. On
-//! a read-only mount (secrets of Kubernetes and Docker) nothing can be tightened, so what
-//! is too open there is a warning.
+//! Owns the rule, which is PostgreSQL's for `ssl_key_file`: the file belongs to the relay's
+//! user and is accessible to that user alone, or it belongs to root and is accessible to
+//! root and at most one group.
+//!
+//! 1. Files below systemd's `$CREDENTIALS_DIRECTORY` are exempt: systemd restricts access
+//!    to them by means that a mode does not show.
+//! 2. On a read-only mount (secrets of Kubernetes and Docker) the mode cannot be changed, so
+//!    too open a mode is a warning there, and an error elsewhere.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,7 +16,7 @@ use std::path::Path;
 
 use rustix::fs::{StatVfsMountFlags, fstatvfs};
 
-/// What a key file holds, and what an operator should see to.
+/// The content of a key file, and a warning about its permissions.
 #[derive(Debug)]
 pub(super) struct KeyFile {
     pub(super) content: Vec<u8>,
@@ -23,30 +26,30 @@ pub(super) struct KeyFile {
 /// Reads the key at `path`; `credentials` is `$CREDENTIALS_DIRECTORY`.
 ///
 /// # Errors
-/// What is wrong with the file, and what helps.
+/// Describes what is wrong with the file and the remedy.
 pub(super) fn read(path: &Path, credentials: Option<&Path>) -> Result<KeyFile, String> {
     let uid = rustix::process::geteuid().as_raw();
     let explain = |error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied => format!(
-            "{error} for uid {uid}; give it to a group of that user (chgrp, chmod 640),\n\
-             or have systemd hand it over (LoadCredential= in the unit)"
+            "{error} for uid {uid}; give the file to a group of that user (chgrp, chmod 640),\n\
+             or let systemd pass it (LoadCredential= in the unit)"
         ),
         _ => error.to_string(),
     };
-    // What is judged is the file that is read, even if another takes its place meanwhile.
+    // The open descriptor is checked, so that the file cannot be replaced after the check.
     let mut file = File::open(path).map_err(explain)?;
     let metadata = file.metadata().map_err(explain)?;
     let mut warning = None;
     if !credentials.is_some_and(|directory| lies_in(path, directory))
         && let Some(CertificateError { what, remedy }) =
-            flaw(metadata.mode() & 0o7777, metadata.uid(), uid)
+            check(metadata.mode() & 0o7777, metadata.uid(), uid)
     {
         let is_read_only =
             fstatvfs(&file).is_ok_and(|it| it.f_flag.contains(StatVfsMountFlags::RDONLY));
         if !is_read_only {
             return Err(format!("{what};\n{remedy} {}", path.display()));
         }
-        warning = Some(format!("{what}; have it mounted with mode 0400"));
+        warning = Some(format!("{what}; mount it with mode 0400"));
     }
     let mut content = Vec::new();
     file.read_to_end(&mut content).map_err(explain)?;
@@ -63,24 +66,24 @@ fn lies_in(path: &Path, directory: &Path) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 struct CertificateError {
     what: String,
-    /// A command, but for the path at its end.
+    /// A command; the path follows it.
     remedy: String,
 }
 
 /// What is wrong with a key file of this mode and owner for a relay that runs as `uid`.
-fn flaw(mode: u32, owner: u32, uid: u32) -> Option<CertificateError> {
+fn check(mode: u32, owner: u32, uid: u32) -> Option<CertificateError> {
     if owner != uid && owner != 0 {
         return Some(CertificateError {
-            what: format!("uid {owner} owns this key, not the relay's user or root"),
+            what: format!("uid {owner} owns this key; the owner must be the relay's user or root"),
             remedy: format!("chown {uid}"),
         });
     }
-    let (others, mode_wanted) = match owner {
+    let (forbidden, complaint) = match owner {
         0 => (0o027, "others than root and its group may use this key"),
         _ => (0o077, "others than its owner may use this key"),
     };
-    (mode & others != 0).then(|| CertificateError {
-        what: format!("{mode_wanted} (mode {mode:04o})"),
+    (mode & forbidden != 0).then(|| CertificateError {
+        what: format!("{complaint} (mode {mode:04o})"),
         remedy: if owner == 0 && uid != 0 { "chmod 640" } else { "chmod 600" }.into(),
     })
 }
@@ -114,7 +117,7 @@ mod tests {
             (0o600, OTHER, ROOT, Some("chown 0")),
             (0o644, OTHER, RELAY, Some("chown 998")),
         ] {
-            let found = flaw(mode, owner, uid);
+            let found = check(mode, owner, uid);
             assert_eq!(
                 found.as_ref().map(|it| it.remedy.as_str()),
                 remedy,

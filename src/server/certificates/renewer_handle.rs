@@ -1,21 +1,21 @@
-//! The hold on the thread that keeps the certificate fresh.
+//! Renewer handle: controls the thread that renews or reloads the certificate.
 //!
-//! Owns waking it and, by being dropped, ending it. Knows neither files nor authorities.
+//! Owns waking the thread and, when dropped, ending it. Must not know files or authorities.
 
 use std::sync::mpsc::SyncSender;
 
-/// The thread that keeps the certificate fresh; it ends when this is dropped.
+/// A handle to the thread, which ends when the handle is dropped.
 #[derive(Debug)]
 pub(in crate::server) struct RenewerHandle(SyncSender<()>);
 
 impl RenewerHandle {
-    pub(in crate::server) fn new(nudges: SyncSender<()>) -> Self {
-        Self(nudges)
+    pub(in crate::server) fn new(sender: SyncSender<()>) -> Self {
+        Self(sender)
     }
 
-    /// Has it do now what it would do later: read files again, or try again.
+    /// Makes the thread read the files again, or attempt a due renewal, at once.
     pub(in crate::server) fn renew_now(&self) {
-        // Full: it is about to.
+        // A full channel means that a request is already pending.
         let _ = self.0.try_send(());
     }
 }

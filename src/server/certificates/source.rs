@@ -1,7 +1,7 @@
-//! Where the certificate comes from.
+//! Source: where the certificate comes from, files or ACME.
 //!
-//! Owns what is checked before anything is served, and starts the thread that keeps the
-//! certificate fresh. Must not know sockets.
+//! Owns the checks before anything is served, and starts the thread that renews or reloads
+//! the certificate. Must not know sockets.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -21,7 +21,7 @@ use crate::server::fitting::Warning;
 use crate::server::messages::LoopHandle;
 use crate::server::os::clock::wall_time;
 
-/// Why TLS cannot be had as configured: one to three lines for the operator.
+/// Why TLS cannot work as configured: a few lines for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unusable(String);
 
@@ -47,17 +47,18 @@ enum Kind {
         handshakes: Handshakes,
         certificate: Certificate,
         files: PairFiles,
-        /// What they looked like before they were read.
+        /// The files' metadata before they were read.
         seen: Stamps,
     },
     Automatic(Fetcher),
 }
 
 impl Source {
-    /// Checks what can be checked before anything is served; `None`: there is no TLS.
+    /// Checks everything that can be checked before anything is served; `None`: TLS is not
+    /// configured.
     ///
     /// # Errors
-    /// What is wrong with the operator's files or directory, and what to do about it.
+    /// Describes what is wrong with the operator's files or directory, and the remedy.
     pub fn new(serving: &Serving) -> Result<Option<Self>, Unusable> {
         match serving {
             Serving::Plain(_) => Ok(None),
@@ -74,7 +75,8 @@ impl Source {
         if let Some(text) = warning {
             warnings.push(Warning { event: "key_too_open", text });
         }
-        // Refused, it would leave a machine whose clock was wrong at boot without a relay.
+        // Only a warning: an error would keep the relay from starting on a machine whose
+        // clock is wrong at boot.
         if let Some(why) = certificate.unacceptable(wall_time()) {
             let text = format!("--tls-cert {}: {why}", pair.certificate.display());
             warnings.push(Warning { event: "certificate_unacceptable", text });
@@ -102,7 +104,7 @@ impl Source {
         });
         if let Err(why) = cache.check_writable() {
             let refused = unusable(why);
-            // What would be issued would be lost.
+            // An issued certificate could not be stored.
             if certificate.is_none() {
                 return Err(refused);
             }
@@ -119,14 +121,14 @@ impl Source {
         Ok(Self { kind, warnings })
     }
 
-    /// What the operator should see to, though it serves.
+    /// Problems that do not keep the relay from serving.
     #[must_use]
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
-    /// What to do handshakes with at once, and the same with how long it is good. Without
-    /// a certificate they fail, with an alert.
+    /// The configuration without a certificate, with which every handshake fails with an
+    /// alert, and the one with the certificate, if there is one already.
     pub(in crate::server) fn first(&self) -> (Arc<ServerConfig>, Option<Certified>) {
         let (handshakes, certificate) = match &self.kind {
             Kind::Own { handshakes, certificate, .. } => (handshakes, Some(certificate)),
@@ -144,7 +146,7 @@ impl Source {
         }
     }
 
-    /// Starts the thread that posts what to serve later.
+    /// Starts the thread that sends later certificates to the event loop.
     pub(in crate::server) fn start(self, to_loop: LoopHandle) -> io::Result<RenewerHandle> {
         match self.kind {
             Kind::Own { handshakes, files, seen, .. } => {
@@ -156,5 +158,6 @@ impl Source {
 }
 
 fn handshakes(domain: Option<&str>) -> Result<Handshakes, Unusable> {
-    Handshakes::new(domain).map_err(|error| Unusable(format!("no session tickets: {error}")))
+    Handshakes::new(domain)
+        .map_err(|error| Unusable(format!("cannot create the session ticket key: {error}")))
 }

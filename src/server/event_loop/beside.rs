@@ -1,8 +1,8 @@
-//! What works beside the loop, and what passes between the two.
+//! Beside the loop: the connections between the event loop and its helper threads.
 //!
-//! Owns the hand-over, in both directions: push wakes and reports go out, outcomes,
-//! certificates and challenges come in by mail, and a notifier hears that the loop
-//! turns. Nothing here waits for anybody.
+//! Owns the hand-over in both directions: push wakes and snapshots go out; outcomes,
+//! certificates and challenges arrive in the mailbox; systemd's watchdog is notified.
+//! Nothing here blocks.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::server::push::{self, Push};
 use crate::time::Instant;
 
 impl<C: Core> Server<C> {
-    /// Has `push` carry out the wakes that the core hands out.
+    /// Uses `push` to send the core's wakes.
     ///
     /// # Errors
     /// If its thread cannot be started.
@@ -26,11 +26,12 @@ impl<C: Core> Server<C> {
         Ok(self)
     }
 
-    /// Has listeners that [speak](crate::config::ListenerProtocol) TLS serve the certificate from `source`, and
-    /// what becomes of it, on SIGHUP at the latest.
+    /// Uses the certificate from `source`, and each later one, for listeners whose
+    /// [protocol](crate::config::ListenerProtocol) is TLS. SIGHUP makes the source look for a
+    /// new certificate at once.
     ///
     /// # Errors
-    /// If there can be no thread to look after it.
+    /// If the source's thread cannot be started.
     pub fn with_tls(mut self, source: Source) -> io::Result<Self> {
         let (config, certified) = source.first();
         self.domain = source.domain();
@@ -48,14 +49,14 @@ impl<C: Core> Server<C> {
         self.tls = Some(certified.config);
     }
 
-    /// Tells `notifier` how the loop fares.
+    /// Uses `notifier` to report the state of the loop to systemd.
     #[must_use]
     pub fn with_supervisor(self, notifier: Option<Notifier>) -> Self {
         Self { notifier, ..self }
     }
 
-    /// Says that the loop turns, if somebody watches. A loop that is stuck says
-    /// nothing, and is restarted.
+    /// Notifies the watchdog, if there is one. A loop that is stuck does not, so systemd
+    /// restarts the process.
     pub(super) fn notify_watchdog(&mut self) {
         if let Some(notifier) = &self.notifier
             && let Some(interval) = notifier.watchdog
@@ -71,7 +72,7 @@ impl<C: Core> Server<C> {
                 LoopMessage::Snapshot(reply) => {
                     let report =
                         LoopSnapshot { relay: self.core.snapshot(), tls: self.tls_stats.clone() };
-                    // Whoever asked may have given up.
+                    // The receiver may have timed out.
                     let _ = reply.try_send(report);
                 }
                 LoopMessage::WakeDone(outcome) => self.core.handle(Input::WakeDone(outcome), now),
@@ -82,7 +83,7 @@ impl<C: Core> Server<C> {
                 LoopMessage::Certificate(None) => self.tls_stats.failed_reloads += 1,
                 LoopMessage::Challenge { challenge, taken } => {
                     self.answer(challenge, now);
-                    // Whoever waits may have given up.
+                    // The receiver may have timed out.
                     let _ = taken.try_send(());
                 }
             }
@@ -102,7 +103,7 @@ impl<C: Core> Server<C> {
         }
     }
 
-    /// Hands wakes on; each is answered by mail, sooner or later.
+    /// Queues the core's wakes; the outcome of each arrives in the mailbox later.
     pub(super) fn push(&mut self, now: Instant) {
         while let Some(wake) = self.core.poll_wake() {
             let refused = match &self.push {

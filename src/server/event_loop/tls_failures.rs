@@ -1,7 +1,7 @@
-//! What the log tells of handshakes that fail.
+//! TLS failures: the log lines for failed handshakes and sessions.
 //!
-//! Owns the lines and how often one of them is a warning. A client that cannot come in is
-//! seen here only: no request was made.
+//! Owns the lines and their rate of warnings. A client whose handshake fails appears in no
+//! other line, because it made no request.
 
 use std::fmt::Display;
 
@@ -11,7 +11,7 @@ use crate::server::net::socket::TlsFailure;
 use crate::time::Instant;
 
 impl<C: Core> Server<C> {
-    /// Leaves a line of a stream that ended without close_notify, in the handshake or after.
+    /// Logs a stream that ended without close_notify, in the handshake or after it.
     pub(super) fn on_tls_cut(&mut self, id: ConnId, failure: Option<&TlsFailure>, now: Instant) {
         if let Some(failure) = failure {
             return self.on_tls_failure(id, failure, now);
@@ -20,8 +20,8 @@ impl<C: Core> Server<C> {
         log::debug!(remote, cause = "truncated"; "tls_cut");
     }
 
-    /// Leaves a line of a handshake, or of a session after its handshake, that has failed:
-    /// a warning once a minute, else at debug.
+    /// Logs a failed handshake, as a warning at most once a minute and else at debug, or a
+    /// failed session after its handshake, at debug.
     pub(super) fn on_tls_failure(&mut self, id: ConnId, failure: &TlsFailure, now: Instant) {
         let TlsFailure { server_name, error, in_handshake } = failure;
         let admitted = if *in_handshake { self.tls_failures.admit(now) } else { None };

@@ -1,7 +1,7 @@
-//! The listening sockets.
+//! Listeners: the listening sockets.
 //!
-//! Owns binding, accepting from each in turn until nothing waits, and the pause
-//! while descriptors are out. Knows nothing of what an accepted stream is for.
+//! Owns binding, accepting from each listener in turn until none has a connection waiting,
+//! and the pause while no descriptor is free. Must not know what an accepted stream is for.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{Listen, ListenerProtocol, NOTSENT_LOWAT};
 
-/// Connections that may wait to be accepted; the kernel caps it at `somaxconn`.
+/// The backlog of connections that wait to be accepted; the kernel caps it at `somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// One listening socket.
@@ -21,7 +21,7 @@ const BACKLOG: i32 = 4096;
 pub struct Listener {
     inner: TcpListener,
     speaks: ListenerProtocol,
-    /// Connections may wait that no event will announce again.
+    /// Connections may be waiting that no event will announce again.
     is_ready: bool,
     is_proxied: bool,
 }
@@ -30,10 +30,10 @@ impl Listener {
     /// Binds and listens.
     ///
     /// # Errors
-    /// What the kernel says: address in use, not ours, not permitted.
+    /// Those of the kernel: address in use, not available or not permitted.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = match bind(address) {
-            // `:8080` on a host without IPv6.
+            // `:8080` on a host without IPv6 falls back to IPv4.
             Err(error)
                 if address.ip() == Ipv6Addr::UNSPECIFIED
                     && error.kind() != ErrorKind::AddrInUse
@@ -47,18 +47,19 @@ impl Listener {
         Ok(Self { inner, speaks: ListenerProtocol::Plain, is_ready: false, is_proxied: false })
     }
 
-    /// The same, with what is spoken on what it accepts; plain if nothing is said.
+    /// Sets the protocol of accepted connections; the default is plain.
     #[must_use]
     pub fn speaking(self, speaks: ListenerProtocol) -> Self {
         Self { speaks, ..self }
     }
 
-    /// Binds what is configured, but where `inherited` sockets listen in its place:
-    /// for the only address, or for the one with the same port.
+    /// Binds the configured addresses, except those that `inherited` sockets serve: an
+    /// inherited socket takes the place of the only address, or of the one with its port.
     ///
     /// # Errors
-    /// Those of [`Self::bind`]. Of an inherited socket: that it does not listen, is
-    /// for no configured address, or is open to more than the configured one.
+    /// Those of [`Self::bind`], and if an inherited socket does not listen, matches no
+    /// configured address, or is reachable from other machines where the configured address
+    /// is not.
     pub fn open(
         listens: &[(Listen, ListenerProtocol)],
         inherited: Vec<std::net::TcpListener>,
@@ -75,10 +76,10 @@ impl Listener {
             let Some(of @ (listen, _)) = listen else {
                 return refuse(format!("no flag names the port of the inherited socket {address}"));
             };
-            // Nothing is exposed that the flags do not expose, and were checked for.
+            // The checks of the configuration covered only what the flags expose.
             if is_loopback(listen.address) && !is_loopback(address) {
                 return refuse(format!(
-                    "the inherited socket {address} is open to more than this machine, \
+                    "the inherited socket {address} is reachable from other machines, \
                      but the configuration says {}: make them agree",
                     listen.address
                 ));
@@ -99,13 +100,13 @@ impl Listener {
         self.speaking(*speaks).proxied(listen.proxy_protocol)
     }
 
-    /// Takes over a socket that is bound, and listens already.
+    /// Takes over an inherited socket, which is bound and must listen already.
     fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
         let options = SockRef::from(&socket);
         if !options.is_listener()? {
             return Err(io::Error::new(
                 ErrorKind::InvalidInput,
-                "an inherited socket is no listener",
+                "an inherited socket is not listening",
             ));
         }
         prepare(&options)?;
@@ -114,16 +115,16 @@ impl Listener {
         Ok(Self { inner, speaks: ListenerProtocol::Plain, is_ready: false, is_proxied: false })
     }
 
-    /// The same, where every connection opens with a PROXY header if `is_proxied`.
+    /// Sets whether every connection starts with a PROXY header.
     #[must_use]
     pub fn proxied(self, is_proxied: bool) -> Self {
         Self { is_proxied, ..self }
     }
 
-    /// The address really bound.
+    /// The bound address.
     ///
     /// # Errors
-    /// None that is known for a bound socket.
+    /// No known one for a bound socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()
     }
@@ -133,25 +134,25 @@ impl Listener {
 #[derive(Debug)]
 pub(in crate::server) struct Listeners {
     all: Vec<Listener>,
-    /// Whose turn to accept it is.
+    /// The index of the listener that accepted last.
     next: usize,
-    /// Out of descriptors: not accepting until one is free.
+    /// No descriptor is free: accepting waits until one is.
     is_paused: bool,
-    /// The pause has been logged; once until nothing waited any more.
+    /// The pause has been logged; reset when no connection is waiting any more.
     is_pause_logged: bool,
 }
 
-/// A connection that was accepted.
+/// An accepted connection.
 pub(in crate::server) struct Accepted {
     pub(in crate::server) stream: TcpStream,
     pub(in crate::server) peer: SocketAddr,
     pub(in crate::server) speaks: ListenerProtocol,
-    /// It opens with a PROXY header.
+    /// The connection starts with a PROXY header.
     pub(in crate::server) is_proxied: bool,
 }
 
 impl Listeners {
-    /// Has `registry` report each under one of `tokens`, in their order.
+    /// Registers each listener under one of `tokens`, in their order.
     pub(in crate::server) fn register(
         mut all: Vec<Listener>,
         registry: &Registry,
@@ -166,7 +167,7 @@ impl Listeners {
         Ok(Self { all, next: 0, is_paused: false, is_pause_logged: false })
     }
 
-    /// An event said that connections wait at the `index`th.
+    /// An event reported connections waiting at the `index`th listener.
     pub(in crate::server) fn on_ready(&mut self, index: usize) {
         if let Some(listener) = self.all.get_mut(index) {
             listener.is_ready = true;
@@ -178,18 +179,18 @@ impl Listeners {
         self.is_paused = false;
     }
 
-    /// Connections may wait, and nothing keeps us from accepting them.
+    /// Whether connections may be waiting and accepting is not paused.
     pub(in crate::server) fn wants_accept(&self) -> bool {
         !self.is_paused && self.all.iter().any(|listener| listener.is_ready)
     }
 
-    /// Out of descriptors.
+    /// Whether accepting is paused for lack of descriptors.
     pub(in crate::server) fn is_paused(&self) -> bool {
         self.is_paused
     }
 
-    /// The next connection, if one waits and can be had: from each listener in
-    /// turn, so that a storm at one does not keep dialers of another waiting.
+    /// The next waiting connection, from each listener in turn, so that a burst at one
+    /// listener does not delay connections to another.
     pub(in crate::server) fn accept(&mut self) -> Option<Accepted> {
         while self.wants_accept() {
             self.next = (self.next + 1) % self.all.len();
@@ -207,16 +208,15 @@ impl Listeners {
                     self.is_pause_logged &= self.wants_accept();
                 }
                 Err(error) if is_exhaustion(&error) => self.pause(&error),
-                // accept(2): errors already pending on the new connection, and
-                // ECONNABORTED, EINTR, EPERM (a firewall): that one is lost, the
-                // next may be well.
+                // accept(2) also returns errors of the new connection itself, ECONNABORTED,
+                // EINTR, and EPERM from a firewall: only this connection is lost.
                 Err(error) => log::debug!(err:% = error; "accept_failed"),
             }
         }
         None
     }
 
-    /// Stops accepting because `error` says that nothing more can be had.
+    /// Stops accepting because `error` reports exhaustion.
     pub(in crate::server) fn pause(&mut self, error: &io::Error) {
         self.is_paused = true;
         if !std::mem::replace(&mut self.is_pause_logged, true) {
@@ -232,10 +232,10 @@ fn is_loopback(address: SocketAddr) -> bool {
 fn bind(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    // A restart shall not wait for TIME_WAIT of the connections before.
+    // A restart must not wait for connections in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if domain == Domain::IPV6 {
-        // `:8080` means IPv4 too, whatever the host's default is.
+        // `:8080` includes IPv4, whatever the host's default (ipv6(7), bindv6only).
         socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
     }
     prepare(&socket)?;
@@ -244,14 +244,15 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Accepted sockets inherit these two, which saves each of them two calls. A
-/// frame is written when its pass ends: the kernel shall not wait for more.
+/// Sets two options that accepted sockets inherit, which saves two calls per connection.
+/// TCP_NODELAY: a frame is written when its pass ends, so the kernel must not wait for more.
 fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)
 }
 
-/// EMFILE, ENFILE, ENOBUFS, ENOMEM: to try again at once would spin.
+/// Whether an error is EMFILE, ENFILE, ENOBUFS or ENOMEM, for which an immediate retry would
+/// spin.
 pub(in crate::server) fn is_exhaustion(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
@@ -291,7 +292,7 @@ mod tests {
         let listen = |address: &str| plain(Listen::at(address.parse().unwrap()));
         let (one, other) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
         let addresses = [one.local_addr().unwrap(), other.local_addr().unwrap()];
-        // Both for the only address that is configured, which nobody binds.
+        // Both take the place of the only configured address, which is not bound.
         let proxied = Listen { proxy_protocol: true, ..Listen::at(addresses[0]) };
         let sockets = vec![one, other];
         let listeners = Listener::open(&[plain(proxied)], sockets).unwrap();
@@ -332,7 +333,7 @@ mod tests {
         assert!(listeners.accept().is_none() && !listeners.wants_accept());
         listeners.resume();
         assert!(listeners.wants_accept());
-        assert!(listeners.accept().is_none(), "nobody has dialled");
+        assert!(listeners.accept().is_none(), "no connection waits");
         assert!(!listeners.wants_accept());
     }
 

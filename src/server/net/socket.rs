@@ -1,8 +1,9 @@
-//! The streams.
+//! Sockets: the TCP streams of the connections.
 //!
-//! Owns which one is whose, reading into a shared buffer and writing several slices
-//! in one call, what the last call said about the next, and what lies on a stream below
-//! what the relay reads: a PROXY header to take off, then TLS. Knows no other protocol.
+//! Owns the mapping from connections to streams, reads into a shared buffer, writes of
+//! several slices in one call, and the readiness that the last call implies. Removes the
+//! layers below the relay's bytes: first a PROXY header, then TLS. Must not know any other
+//! protocol.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -23,39 +24,39 @@ use crate::server::os::eintr::retry_eintr;
 #[derive(Debug)]
 pub(in crate::server) struct Socket {
     stream: TcpStream,
-    /// That of the connection it belongs to.
+    /// The generation of the connection that the stream belongs to.
     generation: u32,
     tls: Option<Box<Session>>,
-    /// Input may wait that no event will announce again.
+    /// Input may be waiting that no event will announce again.
     pub(in crate::server) is_readable: bool,
-    /// It was readable while its input was not wanted.
+    /// The stream was readable while flow control had stopped reading.
     pub(in crate::server) has_unwanted: bool,
-    /// The peer has sent its last byte or the connection is broken: read to the
-    /// end even after a short read.
+    /// The peer has sent its last byte or the connection is broken: the stream is read to
+    /// its end even after a short read.
     pub(in crate::server) is_read_closed: bool,
     /// In the queue of sockets to read.
     pub(in crate::server) is_queued: bool,
-    /// FIN follows what is unsent.
+    /// FIN is sent after the unsent bytes.
     is_ending: bool,
-    /// Its PROXY header has not come.
+    /// The PROXY header has not arrived yet.
     pub(in crate::server) owes_header: bool,
 }
 
-/// Memory that all sockets share: each owns none of it for longer than a call.
+/// Buffers that all sockets share; none keeps one for longer than a call.
 #[derive(Debug)]
 pub(in crate::server) struct Buffers {
-    /// What a stream is read into.
+    /// Bytes read from a stream.
     received: Vec<u8>,
-    /// What came out of TLS.
+    /// Plaintext from TLS.
     plain: Vec<u8>,
-    /// What goes into it, of several slices.
+    /// Plaintext for TLS, joined from several slices.
     joined: Vec<u8>,
-    /// What it made of that.
+    /// Ciphertext from TLS.
     sealed: Vec<u8>,
 }
 
 impl Buffers {
-    /// `received` bytes are read at once.
+    /// Buffers for reads of `received` bytes.
     pub(in crate::server) fn new(received: usize) -> Self {
         Self {
             received: vec![0; received],
@@ -70,7 +71,7 @@ impl Buffers {
 #[derive(Debug)]
 pub(in crate::server) struct Sockets(Vec<Option<Socket>>);
 
-/// What a connection costs here; in a debug build mio adds checks of its own.
+/// The memory per connection; in a debug build mio adds checks of its own.
 #[cfg(not(debug_assertions))]
 const _: () = assert!(size_of::<Option<Socket>>() <= 24);
 
@@ -87,7 +88,7 @@ impl Sockets {
         self.0[id.index()] = Some(socket);
     }
 
-    /// The socket of this connection; what comes for an earlier one is stale.
+    /// The socket of this connection; `None` for a stale id of an earlier connection.
     pub(in crate::server) fn find(&mut self, id: ConnId) -> Option<&mut Socket> {
         let socket = self.0.get_mut(id.index())?.as_mut()?;
         (socket.generation == id.generation()).then_some(socket)
@@ -100,27 +101,27 @@ impl Sockets {
     }
 }
 
-/// What a read found.
+/// The result of a read.
 pub(in crate::server) enum Received<'b> {
-    /// The peer's next bytes, perhaps none yet, out of so many that were read;
-    /// [`Socket::is_readable`] says whether more may wait.
+    /// The peer's next bytes, possibly none yet, and the number of bytes read for them;
+    /// [`Socket::is_readable`] tells whether more may be waiting.
     Bytes(&'b [u8], usize),
-    /// Nothing now.
+    /// No input now.
     Nothing,
     /// The peer has sent its last byte.
     End,
-    /// The stream has ended, and TLS had not said that it would: who knows what is
-    /// missing, and whose doing it is (RFC 8446 §6.1).
+    /// The stream has ended without close_notify: data may be missing, possibly by an
+    /// attacker's doing (RFC 8446 §6.1).
     Cut,
 }
 
-/// How TLS has failed.
+/// A TLS failure.
 #[derive(Debug)]
 pub(in crate::server) struct TlsFailure {
-    /// What the peer asked for.
+    /// The server name that the peer asked for.
     pub(in crate::server) server_name: Option<Box<str>>,
     pub(in crate::server) error: String,
-    /// No plaintext had come or gone.
+    /// The handshake was not complete.
     pub(in crate::server) in_handshake: bool,
 }
 
@@ -148,9 +149,9 @@ impl Socket {
         })
     }
 
-    /// Takes the PROXY header off the stream, or says what is wrong with it;
-    /// `None` while it is not complete. So far as it has come it stays in the
-    /// kernel: it takes no memory here, and no byte behind it is touched.
+    /// Removes the PROXY header from the stream and returns it, or what is wrong with it;
+    /// `None` while it is incomplete. A partial header stays in the kernel: it takes no
+    /// memory here, and no byte after the header is read.
     pub(in crate::server) fn take_header(
         &mut self,
         buffers: &mut Buffers,
@@ -164,7 +165,7 @@ impl Socket {
         match proxy_header::parse(&buffer[..seen]) {
             Ok(Header::Partial) if self.is_read_closed => Err(ErrorKind::UnexpectedEof.into()),
             Ok(Header::Partial) => {
-                // More bytes are a new edge, although these were not read.
+                // New bytes cause a new edge, although these were only peeked at.
                 self.is_readable = false;
                 Ok(None)
             }
@@ -177,7 +178,7 @@ impl Socket {
         }
     }
 
-    /// Reads once.
+    /// Reads once from the stream.
     pub(in crate::server) fn read<'b>(
         &mut self,
         buffers: &'b mut Buffers,
@@ -217,7 +218,7 @@ impl Socket {
         let is_challenge = session.is_challenge();
         let is_sent = self.flush(&mut buffers.sealed);
         self.note_read(Some(count), wanted);
-        // The end, or the fault, is the next thing that a read finds.
+        // The next read returns the end or the fault.
         self.is_readable |= is_over;
         is_sent?;
         if is_challenge {
@@ -228,9 +229,9 @@ impl Socket {
         Ok(Received::Bytes(&buffers.plain, count))
     }
 
-    /// What there is to tell of TLS that failed by `error`, or of a handshake that was cut
-    /// off; `None`: it was not TLS that failed. A peer that hangs up without a byte, as
-    /// health checks of a TCP port do, has not failed.
+    /// The failure to log for `error`, or for a handshake that was cut off (`None`). Returns
+    /// `None` if TLS has not failed; a peer that disconnects without sending a byte, as TCP
+    /// health checks do, is not a failure.
     pub(in crate::server) fn tls_failure(&self, error: Option<&io::Error>) -> Option<TlsFailure> {
         let session = self.tls.as_ref()?;
         let in_handshake = session.is_handshaking();
@@ -238,19 +239,19 @@ impl Socket {
             Some(error) if is_fault(error) => error.to_string(),
             Some(_) => return None,
             None if !in_handshake || session.is_untouched() => return None,
-            None => "the peer hung up within the handshake".into(),
+            None => "the peer disconnected during the handshake".into(),
         };
         Some(TlsFailure { server_name: session.server_name().map(Into::into), error, in_handshake })
     }
 
     fn note_read(&mut self, count: Option<usize>, wanted: usize) {
-        // A short read has emptied the socket: what comes later is a new edge.
+        // A short read has emptied the socket: later input causes a new edge.
         self.is_readable =
             count.is_some_and(|count| count == wanted || count > 0 && self.is_read_closed);
     }
 
-    /// Writes the slices in one call, through TLS up to [`RECORD_MAX`] bytes of them;
-    /// returns how many bytes were taken.
+    /// Writes the slices in one call, with TLS at most [`RECORD_MAX`] bytes of them; returns
+    /// the number of bytes accepted.
     pub(in crate::server) fn write(
         &mut self,
         slices: [&[u8]; 3],
@@ -273,17 +274,17 @@ impl Socket {
         Ok(plain.len())
     }
 
-    /// Its next input costs public-key cryptography.
+    /// Whether the next input may cost public-key cryptography.
     pub(in crate::server) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|session| session.is_handshaking())
     }
 
-    /// [`Self::write`] takes a part only, however much room the kernel has.
+    /// Whether [`Self::write`] accepts one record per call, however much room the kernel has.
     pub(in crate::server) fn takes_records(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// What TLS keeps. All of it is bounded by [`Session`].
+    /// The bytes that TLS holds. [`Session`] bounds them.
     pub(in crate::server) fn buffered(&self) -> TransportBuffered {
         self.tls.as_ref().map_or(TransportBuffered::default(), |session| TransportBuffered {
             unread: session.partial().len(),
@@ -291,27 +292,28 @@ impl Socket {
         })
     }
 
-    /// Sends FIN behind everything written, and through TLS close_notify before it.
+    /// Sends FIN after everything written, with TLS preceded by close_notify.
     pub(in crate::server) fn half_close(&mut self, buffers: &mut Buffers) {
         self.is_ending = true;
         if let Some(session) = &mut self.tls {
             session.borrow(&mut buffers.sealed);
-            // Without a session there is nobody to say it to.
+            // Fails only if the handshake is incomplete or the session broken: then no
+            // close_notify is due.
             let _ = session.seal_end();
         }
-        // An error means that the peer is gone, which reading will tell.
+        // On an error the connection is broken, which the next read reports.
         let _ = self.flush(&mut buffers.sealed);
     }
 
-    /// The last that is done with it: through TLS close_notify, if it was not said
-    /// and the kernel has room for it.
-    pub(in crate::server) fn part(&mut self, buffers: &mut Buffers) {
+    /// Sends close_notify before the stream is dropped, if TLS has not sent it yet and the
+    /// kernel has room.
+    pub(in crate::server) fn close_notify(&mut self, buffers: &mut Buffers) {
         if self.tls.is_some() && !self.is_ending {
             self.half_close(buffers);
         }
     }
 
-    /// Writes what waits below the slices, as far as the kernel takes it.
+    /// Writes sealed bytes, as far as the kernel accepts them, and FIN after the last.
     fn flush(&mut self, sealed: &mut Vec<u8>) -> io::Result<()> {
         if let Some(session) = &mut self.tls {
             let sent = match &session.unsent[..] {
@@ -332,7 +334,7 @@ impl Socket {
     }
 }
 
-/// Reads once; `None`: nothing now.
+/// Reads once; `None`: no input now.
 fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     match retry_eintr(|| stream.read(buffer)) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
@@ -340,10 +342,10 @@ fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> 
     }
 }
 
-/// Writes the slices in one call; returns how many bytes the kernel took.
+/// Writes the slices in one call; returns the number of bytes that the kernel accepted.
 fn write(stream: &mut TcpStream, slices: [&[u8]; 3]) -> io::Result<usize> {
     let written = retry_eintr(|| match slices {
-        // send(2) takes less than writev(2), and it is nearly always one.
+        // send(2) is cheaper than writev(2), and there is nearly always one slice.
         [[], [], only] | [[], only, []] | [only, [], []] => stream.write(only),
         _ => stream.write_vectored(&slices.map(IoSlice::new)),
     });
@@ -353,7 +355,7 @@ fn write(stream: &mut TcpStream, slices: [&[u8]; 3]) -> io::Result<usize> {
     }
 }
 
-/// The first bytes of the slices, at most one record's.
+/// The first bytes of the slices, at most one record.
 fn joined<'a>(slices: [&'a [u8]; 3], memory: &'a mut Vec<u8>) -> &'a [u8] {
     if let [[], [], only] | [[], only, []] | [only, [], []] = slices {
         return &only[..only.len().min(RECORD_MAX)];

@@ -1,13 +1,13 @@
-//! TLS as a transport: ciphertext in, plaintext out, and back.
+//! TLS session: ciphertext in, plaintext out, and back.
 //!
-//! Owns one TLS session, with what of its ciphertext can go nowhere yet. Knows no
-//! socket and nothing of what the plaintext means.
+//! Owns one TLS session and its pending ciphertext. Must not know sockets, nor what the
+//! plaintext means.
 //!
-//! 1. Between records a session owns keys and no buffer: ciphertext is read into
-//!    lent memory, and what is sealed lies in lent memory until it is out.
-//! 2. It holds at most half a record (RFC 8446 §5.1) or, of a handshake, half a
-//!    message, and on the way out at most one record and [`OWED_MAX`].
-//! 3. What came before a fault is handed out before the fault is told.
+//! 1. Between records a session owns keys and no buffer: ciphertext is read into lent
+//!    memory, and sealed bytes lie in lent memory until they are sent.
+//! 2. Pending input is at most an incomplete record (RFC 8446 §5.1) or, in a handshake, an
+//!    incomplete message; pending output is at most one record and [`OWED_MAX`].
+//! 3. Plaintext that arrived before a fault is returned before the fault.
 
 mod hello;
 #[cfg(test)]
@@ -28,16 +28,16 @@ use rustls::{Error, ServerConfig};
 use self::hello::Hello;
 use crate::server::certificates::certificate::{ACME_TLS, is_served};
 
-/// Whether it was TLS that failed, and not the stream below it.
+/// Whether TLS failed, rather than the stream below it.
 pub(in crate::server) fn is_fault(error: &io::Error) -> bool {
     error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>)
 }
 
-/// The most plaintext that is sealed at once, one record's (RFC 8446 §5.1): a ping
-/// can overtake all that is not sealed yet.
+/// The most plaintext sealed at once, one record (RFC 8446 §5.1): a ping can overtake output
+/// that is not sealed yet.
 pub(in crate::server) const RECORD_MAX: usize = 16 * 1024;
-/// What the protocol itself may owe the peer: a handshake flight, with a long
-/// certificate chain in it. Who does not read and makes it more is dropped.
+/// The limit on output of the protocol itself: a handshake flight with a long certificate
+/// chain. A peer that causes more without reading is disconnected.
 const OWED_MAX: usize = 64 * 1024;
 
 /// One TLS session, the server's end.
@@ -45,17 +45,17 @@ pub(in crate::server) struct Session {
     inner: UnbufferedServerConnection,
     /// `None`: the handshake is complete.
     handshake: Option<Box<Handshake>>,
-    /// Received, and no whole record yet.
+    /// Received bytes of an incomplete record.
     partial: Vec<u8>,
-    /// Sealed, and not sent yet.
+    /// Sealed bytes that are not sent yet.
     pub(in crate::server) unsent: Vec<u8>,
     has_ended: bool,
     fault: Option<Error>,
 }
 
-/// What a session has to know until its handshake is complete.
+/// The state needed until the handshake is complete.
 struct Handshake {
-    /// The only name that is served; `None`: any.
+    /// The only server name that is served; `None`: any.
     served: Option<Arc<str>>,
     has_hello: bool,
     /// The name that the peer asked for.
@@ -64,12 +64,12 @@ struct Handshake {
 
 impl Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Keys belong into no log.
+        // Keys must not be logged.
         f.debug_struct("Session").finish_non_exhaustive()
     }
 }
 
-/// What is to be sealed.
+/// The output to seal.
 #[derive(Clone, Copy)]
 enum Say<'a> {
     Nothing,
@@ -79,11 +79,10 @@ enum Say<'a> {
 }
 
 impl Session {
-    /// A session whose first byte has not come. `served` is the only name that a peer may
-    /// ask for; `None`: any.
+    /// A new session. `served` is the only name that a peer may ask for; `None`: any.
     ///
     /// # Errors
-    /// None that is known for a configuration that was accepted.
+    /// No known one for a configuration that rustls has built.
     pub(in crate::server) fn new(
         config: Arc<ServerConfig>,
         served: Option<Arc<str>>,
@@ -98,50 +97,49 @@ impl Session {
         })
     }
 
-    /// No plaintext can come or go yet.
+    /// Whether the handshake is incomplete, so that no plaintext can be exchanged.
     pub(in crate::server) fn is_handshaking(&self) -> bool {
         self.inner.is_handshaking()
     }
 
-    /// Not a byte has come.
+    /// Whether no byte has arrived.
     pub(in crate::server) fn is_untouched(&self) -> bool {
         self.partial.is_empty() && self.handshake.as_ref().is_some_and(|it| !it.has_hello)
     }
 
-    /// The name that the peer asked for in a handshake that is not complete.
+    /// The server name that the peer asked for, while the handshake is incomplete.
     pub(in crate::server) fn server_name(&self) -> Option<&str> {
         self.handshake.as_ref()?.asked.as_deref()
     }
 
-    /// The peer has said that it sends no more (close_notify): a FIN is no
-    /// truncation.
+    /// Whether the peer has sent close_notify, so that a FIN is not a truncation.
     pub(in crate::server) fn has_ended(&self) -> bool {
         self.has_ended
     }
 
-    /// What broke the session.
+    /// The error that broke the session.
     pub(in crate::server) fn fault(&self) -> Option<&Error> {
         self.fault.as_ref()
     }
 
-    /// Nothing more comes out of it: it ended, well or not.
+    /// Whether the session has ended, by close_notify or a fault.
     pub(in crate::server) fn is_over(&self) -> bool {
         self.has_ended || self.fault.is_some()
     }
 
-    /// The handshake is complete, and was all that the peer wanted: it is a certificate
-    /// authority's (RFC 8737 §3).
+    /// Whether the handshake is complete and was a certificate authority's validation, which
+    /// exchanges no data (RFC 8737 §3).
     pub(in crate::server) fn is_challenge(&self) -> bool {
         !self.is_handshaking() && self.inner.alpn_protocol() == Some(ACME_TLS)
     }
 
-    /// What must stand in front of the next ciphertext.
+    /// The bytes to prepend to the next ciphertext.
     pub(in crate::server) fn partial(&self) -> &[u8] {
         &self.partial
     }
 
-    /// Takes ciphertext, [`Self::partial`] included, and appends what it means to
-    /// `plain`. What the peer is owed for it is in [`Self::unsent`].
+    /// Decrypts ciphertext, which starts with [`Self::partial`], and appends the plaintext
+    /// to `plain`. Replies of the protocol are appended to [`Self::unsent`].
     pub(in crate::server) fn receive(&mut self, ciphertext: &mut [u8], plain: &mut Vec<u8>) {
         let mut used = 0;
         let result = match self.look_at_hello(ciphertext) {
@@ -149,7 +147,7 @@ impl Session {
             Ok(false) => Ok(()),
             Err(error) => Err(error),
         };
-        // The alert that tells the peer. Nothing more may be handed in.
+        // After an error rustls takes no more input, only hands out the alert for the peer.
         while result.is_err() && self.inner.wants_write() {
             if let Ok(ConnectionState::EncodeTlsData(data)) =
                 self.inner.process_tls_records(&mut []).state
@@ -164,8 +162,9 @@ impl Session {
         self.partial = if self.is_over() { Vec::new() } else { ciphertext[used..].to_vec() };
     }
 
-    /// Before the session answers a ClientHello: whether it is complete, and names a server
-    /// that is served. rustls by itself would answer access_denied to any other name.
+    /// Whether the ClientHello is complete; an error if it asks for a name that is not
+    /// served. Checked before the session answers, because rustls would send access_denied
+    /// instead of unrecognized_name.
     fn look_at_hello(&mut self, ciphertext: &[u8]) -> Result<bool, Error> {
         let Some(handshake) = self.handshake.as_mut().filter(|it| !it.has_hello) else {
             return Ok(true);
@@ -183,12 +182,12 @@ impl Session {
     /// Seals `plain`, at most [`RECORD_MAX`] bytes, into [`Self::unsent`].
     ///
     /// # Errors
-    /// If the handshake is not complete, or the keys are worn out.
+    /// If the handshake is not complete, or the keys have reached their usage limit.
     pub(in crate::server) fn seal(&mut self, plain: &[u8]) -> Result<(), Error> {
         self.say(Say::Data(plain))
     }
 
-    /// Says that nothing more will be sealed (close_notify).
+    /// Seals close_notify: nothing more will be sent.
     ///
     /// # Errors
     /// Those of [`Self::seal`].
@@ -203,15 +202,15 @@ impl Session {
         if self.is_handshaking() {
             return Err(Error::HandshakeNotComplete);
         }
-        // The session may remember where in it half a message stands.
+        // The session may hold offsets of an incomplete message into these bytes.
         let mut partial = mem::take(&mut self.partial);
         let result = self.run(&mut 0, &mut partial, &mut Vec::new(), say);
         self.partial = partial;
         result
     }
 
-    /// Steps through the session until it wants more input; `used` counts what of
-    /// `ciphertext` is done with.
+    /// Advances the session until it wants more input; `used` counts the bytes of
+    /// `ciphertext` that it has consumed.
     fn run(
         &mut self,
         used: &mut usize,
@@ -232,7 +231,7 @@ impl Session {
                 ConnectionState::EncodeTlsData(data) => {
                     encode(data, &mut self.unsent)?;
                     if self.unsent.len() > OWED_MAX + RECORD_MAX {
-                        return Err(Error::General("the peer reads nothing".into()));
+                        return Err(Error::General("the peer does not read".into()));
                     }
                 }
                 ConnectionState::TransmitTlsData(data) => data.done(),
@@ -251,20 +250,20 @@ impl Session {
                     };
                     return append(&mut self.unsent, write);
                 }
-                // Early data is not offered, so what is left wants input, or nothing.
+                // Early data is not offered, so the other states need input or are final.
                 _ => return Ok(()),
             }
         }
     }
 
-    /// Lends memory to seal into, unless something waits already.
+    /// Lends memory to seal into, unless sealed bytes are already pending.
     pub(in crate::server) fn borrow(&mut self, memory: &mut Vec<u8>) {
         if self.unsent.is_empty() {
             self.unsent = mem::take(memory);
         }
     }
 
-    /// Gives lent memory back if nothing waits in it.
+    /// Returns lent memory if no sealed bytes are pending in it.
     pub(in crate::server) fn give_back(&mut self, memory: &mut Vec<u8>) {
         if self.unsent.is_empty() {
             *memory = mem::take(&mut self.unsent);
@@ -286,7 +285,7 @@ fn encode(
     })
 }
 
-/// Appends what `write` writes, in as much room as it says it needs.
+/// Appends the output of `write`, growing the buffer to the size that it asks for.
 fn append(
     bytes: &mut Vec<u8>,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<InsufficientSizeError>>,

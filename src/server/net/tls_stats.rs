@@ -1,17 +1,17 @@
-//! Plain counters of what TLS did, beside those of the core.
+//! TLS statistics: plain counters, beside those of the core.
 //!
-//! Owns numbers only; knows no metrics format.
+//! Owns numbers only. Must not know a metrics format.
 
 use std::time::Duration;
 
 /// Everything counted since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Certificates taken into use after the first, fetched or read.
+    /// Certificates read again or fetched while the loop runs, and taken into use.
     pub reloads: u64,
-    /// Certificates that were to be, and could not: the old one stayed in use.
+    /// Attempts to read again or fetch that failed: the previous certificate stayed in use.
     pub failed_reloads: u64,
-    /// Handshakes that ended in an alert, or sessions that did after theirs.
+    /// Connections that failed with a TLS error, in the handshake or after it.
     pub faults: u64,
     /// Streams that ended without close_notify.
     pub truncations: u64,

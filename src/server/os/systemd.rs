@@ -26,7 +26,7 @@ pub struct Malformed(&'static str);
 
 impl Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: is not what systemd sets; unset it", self.0)
+        write!(f, "{}: is not a value that systemd sets; unset it", self.0)
     }
 }
 

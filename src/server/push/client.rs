@@ -1,12 +1,11 @@
-//! One HTTPS POST.
+//! HTTP client: one HTTPS POST per call.
 //!
-//! Owns the bounds on a call and on its reply, and the words for what may go wrong.
-//! Knows neither tokens nor FCM.
+//! Owns the limits of a call and its reply, and the error texts. Must not know tokens or FCM.
 //!
 //! 1. A call takes [`CALL_TIMEOUT`] at most, whatever the server does.
-//! 2. Of a reply's head at most [`HEAD_MAX`] are read, of its body [`REPLY_MAX`].
-//! 3. Every call has a connection of its own: what a server sends too much, or a
-//!    connection that has died at rest, is no other call's concern.
+//! 2. At most [`HEAD_MAX`] bytes of a reply's head are read, and [`REPLY_MAX`] of its body.
+//! 3. Every call has its own connection, so that surplus bytes of one reply or a dead idle
+//!    connection cannot affect another call.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -24,22 +23,22 @@ use crate::server::outbound::dns::LOOKUPS_MAX;
 use crate::server::outbound::https::{self, ATTEMPTS_BESIDE_MAX};
 use crate::server::outbound::retry_after::retry_after;
 
-/// The most bytes of a reply's body that are looked at.
+/// The number of bytes of a reply's body that are read.
 const REPLY_MAX: u64 = 4096;
-/// The most bytes of a reply's head.
+/// The size limit of a reply's head.
 const HEAD_MAX: usize = 8 * 1024;
-/// A buffer of each call.
+/// The size of a call's input buffer and of its output buffer.
 const BUFFER: usize = 16 * 1024;
 
 const _: () = assert!(HEAD_MAX <= BUFFER);
-// A call has one socket at a time, and while it connects perhaps more; others may be held
-// by threads that a silent name server keeps beyond their calls.
+// A call has one socket, and more while it connects to several addresses; a silent name
+// server may keep lookup threads, each with a socket, beyond their calls.
 const _: () = assert!(IN_FLIGHT_MAX + ATTEMPTS_BESIDE_MAX + LOOKUPS_MAX <= DESCRIPTORS_RESERVED);
 
 /// Makes calls, any number at a time.
 pub(super) struct Client(Agent);
 
-/// A reply whose body is not yet read.
+/// A reply whose body has not been read.
 pub(super) struct Reply(Response<Body>);
 
 impl Reply {
@@ -47,26 +46,26 @@ impl Reply {
         self.0.status().as_u16()
     }
 
-    /// How long it asks to be left alone, if it does.
+    /// The wait that the reply asks for (Retry-After), if any.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         retry_after(self.0.headers(), wall_time())
     }
 
-    /// The body as far as it came within the bounds.
+    /// The body as far as it arrived within the limits.
     pub(super) fn read(mut self) -> Vec<u8> {
         let mut body = Vec::new();
-        // What breaks off is judged by what there is.
+        // After an error the part that arrived is used.
         let _ = self.0.body_mut().as_reader().take(REPLY_MAX).read_to_end(&mut body);
         body
     }
 }
 
 impl Client {
-    /// Trusts the authorities in the PEM file `ca` and no others; without one those
-    /// that browsers trust.
+    /// A client that trusts the certificate authorities in the PEM file `ca` and no others;
+    /// without a file, those that browsers trust.
     ///
     /// # Errors
-    /// Why the file does not do.
+    /// The reason why the file cannot be used.
     pub(super) fn new(ca: Option<&Path>) -> Result<Self, String> {
         let config = https::config(ca)?
             .timeout_global(Some(CALL_TIMEOUT))
@@ -78,10 +77,10 @@ impl Client {
         Ok(Self(https::agent(config)))
     }
 
-    /// Posts, and waits for the reply's head.
+    /// Sends a POST and waits for the reply's head.
     ///
     /// # Errors
-    /// Why there is no reply.
+    /// The reason why there is no reply.
     pub(super) fn post(
         &self,
         url: &str,
@@ -97,11 +96,11 @@ impl Client {
     }
 }
 
-/// What went wrong, in words of ours: those of an error may be the server's.
+/// The error as one of a fixed set of texts: an error's own text may quote the server.
 fn cause(error: &Error) -> &'static str {
     match error {
-        Error::Timeout(_) => "out of time",
-        Error::HostNotFound => "no such host",
+        Error::Timeout(_) => "timed out",
+        Error::HostNotFound => "host not found",
         Error::Rustls(error) => tls_cause(error),
         Error::Tls(_) | Error::TlsRequired => "TLS failed",
         Error::Io(error) => io_cause(error),
@@ -118,9 +117,9 @@ fn io_cause(error: &io::Error) -> &'static str {
         io::ErrorKind::ConnectionRefused => "connection refused",
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset",
         io::ErrorKind::UnexpectedEof => "connection closed",
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "unreachable",
-        io::ErrorKind::TimedOut => "out of time",
-        _ => "input or output failed",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "host unreachable",
+        io::ErrorKind::TimedOut => "timed out",
+        _ => "I/O error",
     }
 }
 
@@ -148,10 +147,10 @@ mod tests {
             (Error::BadUri("hunter2".into()), "the call failed"),
             (Error::Rustls(refused.clone()), "the server's certificate is not trusted"),
             (Error::Io(io::Error::other(refused)), "the server's certificate is not trusted"),
-            (Error::Io(io::Error::other("hunter2")), "input or output failed"),
+            (Error::Io(io::Error::other("hunter2")), "I/O error"),
             (Error::Io(io::ErrorKind::ConnectionRefused.into()), "connection refused"),
             (Error::Rustls(rustls::Error::General("hunter2".into())), "TLS failed"),
-            (Error::Timeout(Timeout::Global), "out of time"),
+            (Error::Timeout(Timeout::Global), "timed out"),
         ] {
             assert_eq!(cause(&error), expected, "{error:?}");
         }

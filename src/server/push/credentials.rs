@@ -1,9 +1,9 @@
-//! The service account's key, and the signed request for an access token.
+//! Credentials: the service account's key and the signed request for an access token.
 //!
-//! Owns the private key. Must not know a network.
+//! Owns the private key. Must not know the network.
 //!
-//! A JWT (RFC 7519) signed with RS256 (RFC 7518 section 3.3) is three base64url
-//! texts; ring does the RSA, which rustls has in the program already.
+//! A JWT (RFC 7519) signed with RS256 (RFC 7518 section 3.3) is three base64url texts; the
+//! RSA comes from ring, which rustls already links into the program.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use serde::Serialize;
 
 use crate::config::ServiceAccount;
 
-/// What an access token may be used for.
+/// The OAuth scope of the access token.
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
-/// How long the signed request is good for; Google takes an hour at most.
+/// The validity of the signed request; Google accepts an hour at most.
 const LIFETIME: Duration = Duration::from_secs(3600);
-/// How much earlier than now it says it was issued: Google refuses one from the
-/// future, and our clock may be ahead.
+/// How far the issue time is set back: Google refuses a request from the future, and this
+/// machine's clock may be ahead.
 const SKEW: Duration = Duration::from_secs(10);
 
 #[derive(Serialize)]
@@ -41,7 +41,7 @@ struct Claims<'a> {
     exp: u64,
 }
 
-/// A service account that can sign.
+/// A service account with its signing key.
 pub(super) struct Credentials {
     key: RsaKeyPair,
     key_id: Option<String>,
@@ -51,7 +51,7 @@ pub(super) struct Credentials {
 
 impl Credentials {
     /// # Errors
-    /// Why the key is none we can sign with, in words that repeat nothing of it.
+    /// The reason why the key cannot be used, without any of its content.
     pub(super) fn new(account: &ServiceAccount) -> Result<Self, &'static str> {
         let key = PrivateKeyDer::from_pem_slice(account.private_key.as_bytes());
         let key = match key.map_err(|_| "private_key is not a private key in PEM")? {
@@ -60,7 +60,7 @@ impl Credentials {
             _ => return Err("private_key is not an RSA key"),
         };
         Ok(Self {
-            key: key.map_err(|_| "private_key is not a sound RSA key of 2048 to 4096 bits")?,
+            key: key.map_err(|_| "private_key is not a valid RSA key of 2048 to 4096 bits")?,
             key_id: account.private_key_id.clone(),
             issuer: account.client_email.clone(),
             token_uri: account.token_uri.clone(),
@@ -71,10 +71,10 @@ impl Credentials {
         &self.token_uri
     }
 
-    /// The form that asks for an access token (RFC 7523 section 2.1).
+    /// The form that requests an access token (RFC 7523 section 2.1).
     ///
     /// # Errors
-    /// If the operating system has no randomness; blinding the key needs some.
+    /// If the system provides no randomness, which blinding the key needs.
     pub(super) fn token_request(&self, wall_time: Duration) -> Result<String, &'static str> {
         let assertion = self.assertion(wall_time)?;
         Ok(format!(
@@ -96,7 +96,7 @@ impl Credentials {
         let mut signature = vec![0; self.key.public().modulus_len()];
         self.key
             .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), jwt.as_bytes(), &mut signature)
-            .map_err(|_| "cannot sign")?;
+            .map_err(|_| "cannot sign the token request")?;
         jwt.push('.');
         BASE64URL_NOPAD.encode_append(&signature, &mut jwt);
         Ok(jwt)

@@ -1,7 +1,7 @@
-//! FCM's HTTP v1 interface: what is asked, and what a reply means. Pure.
+//! FCM: requests and replies of its HTTP v1 interface. Pure.
 //!
-//! Owns the request, the outcomes, and what of a reply may be repeated elsewhere.
-//! Knows no network.
+//! Owns the request, the outcomes, and which parts of a reply may be logged. Must not know
+//! the network.
 //!
 //! Source: the reference of `projects.messages.send`, and `ErrorCode` there.
 
@@ -12,19 +12,19 @@ use serde_json::Value;
 
 use crate::relay::stats::WakeOutcome;
 
-/// The access token was refused.
+/// The HTTP status for a refused access token.
 pub(super) const UNAUTHORIZED: u16 = 401;
 const TOO_MANY_REQUESTS: u16 = 429;
-/// The pause after a 429 that names none: what Google's guide to scaling asks for.
+/// The pause after a 429 without Retry-After, from Google's guide to scaling.
 const PAUSE_DEFAULT: Duration = Duration::from_secs(60);
-/// The detail of an error that holds FCM's own code.
+/// The type of the error detail that holds FCM's own code.
 const FCM_ERROR: &str = "type.googleapis.com/google.firebase.fcm.v1.FcmError";
-/// The longest name of a message that is told, in bytes.
+/// The longest message name that is logged, in bytes.
 const NAME_MAX: usize = 256;
-/// The longest enum value that is believed to be one, in bytes.
+/// The longest enum value that is accepted, in bytes.
 const ENUM_MAX: usize = 64;
 
-/// Where messages of a project are sent to.
+/// The URL to which a project's messages are sent.
 pub(super) fn send_url(endpoint: &str, project_id: &str) -> String {
     format!("{endpoint}/v1/projects/{project_id}/messages:send")
 }
@@ -45,18 +45,18 @@ struct Android {
     priority: &'static str,
 }
 
-/// A message without data, of high priority: it wakes the app and says nothing.
+/// A message without data and of high priority: it wakes the app and carries no content.
 pub(super) fn message(token: &str) -> String {
     let request = Request { message: FcmMessage { token, android: Android { priority: "HIGH" } } };
     serde_json::to_string(&request).expect("strings become JSON")
 }
 
-/// Whether FCM has taken the message.
+/// Whether FCM has accepted the message.
 pub(super) fn is_taken(status: u16) -> bool {
     (200..300).contains(&status)
 }
 
-/// The name that FCM gave the message, if it has the form of one.
+/// The name that FCM gave the message, if it has the form of a message name.
 pub(super) fn message_name(body: &[u8]) -> Option<String> {
     let reply: Value = serde_json::from_slice(body).ok()?;
     let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"/:%_-".contains(&byte);
@@ -65,8 +65,7 @@ pub(super) fn message_name(body: &[u8]) -> Option<String> {
     reply["name"].as_str().filter(is_name).map(str::to_owned)
 }
 
-/// What FCM says is wrong, in its two enums: words of a form that can carry
-/// neither a token nor a line feed.
+/// FCM's error in its two enum fields, whose form admits neither a token nor a line feed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FcmError {
     /// `google.rpc.Code`.
@@ -75,8 +74,8 @@ pub(super) struct FcmError {
     pub(super) error_code: Option<String>,
 }
 
-/// What of a reply's body may be repeated.
-pub(super) fn complaint(body: &[u8]) -> FcmError {
+/// The parts of an error reply that may be logged.
+pub(super) fn parse_error(body: &[u8]) -> FcmError {
     let reply: Value = serde_json::from_slice(body).unwrap_or_default();
     let error = &reply["error"];
     let mut details = error["details"].as_array().into_iter().flatten();
@@ -95,15 +94,15 @@ fn enum_word(value: &Value) -> Option<String> {
     value.as_str().filter(is_enum).map(str::to_owned)
 }
 
-/// What a refusal comes to, whatever its HTTP status.
-pub(super) fn outcome(complaint: &FcmError) -> WakeOutcome {
-    match complaint.error_code.as_deref() {
+/// The outcome of a refusal, whatever its HTTP status.
+pub(super) fn outcome(error: &FcmError) -> WakeOutcome {
+    match error.error_code.as_deref() {
         Some("UNREGISTERED") => WakeOutcome::Unregistered,
         _ => WakeOutcome::SendFailed,
     }
 }
 
-/// How long a refusal asks not to be called again, `retry_after` as it says itself.
+/// The pause that a refusal asks for; `retry_after` is the one that its header names.
 pub(super) fn pause(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
     let default = (status == TOO_MANY_REQUESTS).then_some(PAUSE_DEFAULT);
     retry_after.or(default).filter(|pause| !pause.is_zero())
@@ -119,7 +118,7 @@ mod tests {
             "details":[{{"@type":"type.googleapis.com/google.rpc.Help","errorCode":5}},
             {{"@type":"{kind}","errorCode":"{code}"}}]}}}}"#
         );
-        complaint(body.as_bytes())
+        parse_error(body.as_bytes())
     }
 
     #[test]
@@ -145,8 +144,8 @@ mod tests {
             (FCM_ERROR, "INVALID_ARGUMENT"),
             (FCM_ERROR, "unregistered"),
         ] {
-            let complaint = refusal("NOT_FOUND", kind, code);
-            assert_eq!(outcome(&complaint), WakeOutcome::SendFailed, "{kind} {code}");
+            let error = refusal("NOT_FOUND", kind, code);
+            assert_eq!(outcome(&error), WakeOutcome::SendFailed, "{kind} {code}");
         }
         for body in [
             "",
@@ -155,7 +154,7 @@ mod tests {
             r#"{"error":{"status":"UNREGISTERED"}}"#,
             r#"{"error":{"details":[{"errorCode":"UNREGISTERED"}]}}"#,
         ] {
-            assert_eq!(outcome(&complaint(body.as_bytes())), WakeOutcome::SendFailed, "{body}");
+            assert_eq!(outcome(&parse_error(body.as_bytes())), WakeOutcome::SendFailed, "{body}");
         }
     }
 
@@ -166,12 +165,12 @@ mod tests {
             assert_eq!(refusal(word, FCM_ERROR, word), FcmError::default(), "{word}");
         }
         for body in ["[]", "{}", r#"{"error":"A"}"#, r#"{"error":{"status":1}}"#, "\u{0}", "{"] {
-            assert_eq!(complaint(body.as_bytes()), FcmError::default(), "{body}");
+            assert_eq!(parse_error(body.as_bytes()), FcmError::default(), "{body}");
         }
         let longest = "A_9".repeat(21) + "Z";
-        let complaint = refusal(&longest, FCM_ERROR, "QUOTA_2");
-        assert_eq!(complaint.status, Some(longest));
-        assert_eq!(complaint.error_code.as_deref(), Some("QUOTA_2"));
+        let error = refusal(&longest, FCM_ERROR, "QUOTA_2");
+        assert_eq!(error.status, Some(longest));
+        assert_eq!(error.error_code.as_deref(), Some("QUOTA_2"));
     }
 
     #[test]

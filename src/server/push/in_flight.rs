@@ -1,7 +1,7 @@
-//! The wakes that were handed over and have not ended.
+//! In flight: wakes that were queued and have not ended.
 //!
-//! Owns that each of them leaves one line in the log, also when the relay ends first. Must
-//! not know how a wake is carried out.
+//! Owns the guarantee that each wake has one log line, also if the relay ends first. Must
+//! not know how a wake is sent.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use super::report::WakeReport;
 use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
 
-/// The wakes in flight, by a number that each is given.
+/// The wakes in flight, each under a number of its own.
 #[derive(Default)]
 pub(super) struct InFlight(Mutex<State>);
 
@@ -19,7 +19,7 @@ pub(super) struct InFlight(Mutex<State>);
 struct State {
     wakes: BTreeMap<u64, Flight>,
     next: u64,
-    /// The relay has ended: nothing is begun.
+    /// The relay has ended: no wake begins any more.
     is_over: bool,
 }
 
@@ -30,13 +30,13 @@ struct Flight {
 
 impl Flight {
     fn cut_short(&self, now: Instant) {
-        let words = "the relay ended before an answer came";
+        let words = "the relay stopped before an answer arrived";
         WakeReport::Failed(WakeOutcome::SendFailed, words.into()).log(&self.wake, now - self.began);
     }
 }
 
 impl InFlight {
-    /// A wake has been handed over; its number, unless the relay has ended.
+    /// Registers a wake and returns its number; `None`: the relay has ended.
     pub(super) fn begin(&self, wake: &Arc<Wake>, now: Instant) -> Option<u64> {
         let flight = Flight { wake: Arc::clone(wake), began: now };
         let mut state = self.lock();
@@ -51,7 +51,7 @@ impl InFlight {
         Some(number)
     }
 
-    /// A wake has come to its end, which is logged, unless it was cut short before.
+    /// Logs the end of a wake, unless [`Self::close`] has logged it already.
     pub(super) fn end(&self, number: u64, report: &WakeReport, now: Instant) {
         let flight = self.lock().wakes.remove(&number);
         if let Some(Flight { wake, began }) = flight {
@@ -59,7 +59,7 @@ impl InFlight {
         }
     }
 
-    /// The relay ends, and does not wait for any of them.
+    /// The relay ends: logs all wakes in flight as failed, without waiting for them.
     pub(super) fn close(&self, now: Instant) {
         let mut state = self.lock();
         state.is_over = true;

@@ -1,25 +1,25 @@
-//! The time in which FCM has asked not to be called.
+//! Pause: the time during which FCM has asked not to be called.
 //!
-//! Owns its end. Knows no network, and not what to do with wakes meanwhile.
+//! Owns its end. Must not know the network, nor what happens to wakes meanwhile.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The longest that is kept to: a day. A longer one is taken for a mistake.
+/// The longest pause that is observed: a day. A longer request is taken for a mistake.
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// The pause under way, if there is one.
+/// The current pause, if there is one.
 #[derive(Default)]
 pub(super) struct Pause(Mutex<Option<Instant>>);
 
 impl Pause {
-    /// There are to be no calls for so long; an earlier request for longer stands.
+    /// Pauses calls for `wait`; an earlier pause that ends later stands.
     pub(super) fn extend(&self, now: Instant, wait: Duration) {
         let mut end = self.lock();
         *end = (*end).max(Some(now + wait.min(PAUSE_MAX)));
     }
 
-    /// What is left of it; `None`: calls may be made.
+    /// The rest of the pause; `None`: calls may be made.
     pub(super) fn left(&self, now: Instant) -> Option<Duration> {
         let left = self.lock().map(|end| end.saturating_duration_since(now));
         left.filter(|left| !left.is_zero())

@@ -1,7 +1,7 @@
-//! How a wake ended, and the one line that says so.
+//! Wake report: how a wake ended, and its one log line.
 //!
-//! Owns what the log may know of it: FCM's message id and its two enum fields, all of a
-//! checked form, and words of ours. Must not know a token other than by its fingerprint.
+//! Owns what that line may contain: FCM's message name and two enum fields, all checked for
+//! their form, and fixed texts. Logs a device token only as its fingerprint.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::{DeviceToken, Wake};
 use crate::server::log::duration::GoDuration;
 
-/// Why a server gave no answer that means anything: none of it is a server's words.
+/// Why a call had no meaningful reply, without any of the server's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     /// The HTTP status, if there was a reply.
@@ -24,9 +24,9 @@ pub(super) struct Failure {
 /// How a wake ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum WakeReport {
-    /// FCM has taken it, and has perhaps said under which name.
+    /// FCM has accepted the message, with its name if the reply has one.
     Sent(Option<String>),
-    /// It has not; the words are for the log.
+    /// The message was not sent; the text is for the log.
     Failed(WakeOutcome, String),
 }
 
@@ -40,28 +40,28 @@ impl WakeReport {
         Self::Failed(outcome, words)
     }
 
-    /// FCM has refused, and has perhaps asked for a pause.
+    /// FCM has refused the message and may have asked for a pause.
     pub(super) fn refused(
         outcome: WakeOutcome,
         status: u16,
-        complaint: &FcmError,
+        error: &FcmError,
         pause: Option<Duration>,
     ) -> Self {
         let mut words = format!("FCM answered status {status}");
-        for word in [&complaint.status, &complaint.error_code].into_iter().flatten() {
+        for word in [&error.status, &error.error_code].into_iter().flatten() {
             words.push(' ');
             words.push_str(word);
         }
         if let Some(pause) = pause {
-            words.push_str(&format!("; no wakes for {} s", pause.as_secs()));
+            words.push_str(&format!("; wakes pause for {} s", pause.as_secs()));
         }
         Self::Failed(outcome, words)
     }
 
-    /// No call was made, for FCM has asked for a pause that has so much left.
+    /// No call was made, because `left` remains of a pause that FCM asked for.
     pub(super) fn paused(left: Duration) -> Self {
         let seconds = left.as_secs_f64().ceil();
-        Self::dropped(format_args!("FCM asked for a pause, {seconds} s of it are left"))
+        Self::dropped(format_args!("FCM asked for a pause; {seconds} s remain"))
     }
 
     /// No call was made.
@@ -76,7 +76,7 @@ impl WakeReport {
         }
     }
 
-    /// Logs it, `took` after the wake was handed over.
+    /// Logs the report, `took` after the wake was queued.
     pub(super) fn log(&self, wake: &Wake, took: Duration) {
         let (server_id, token_fp) = (&*wake.server_id, fingerprint(&wake.device));
         let (token_fp, duration) = (token_fp.as_str(), GoDuration(took));
@@ -96,8 +96,8 @@ impl WakeReport {
     }
 }
 
-/// The first 8 hex digits of the token's SHA-256: enough to tell whether two lines
-/// are about one device.
+/// The first 8 hex digits of the token's SHA-256: enough to see whether two lines concern
+/// the same device.
 fn fingerprint(device: &DeviceToken) -> String {
     let hash = digest(&SHA256, device.reveal().as_bytes());
     hash.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
@@ -120,20 +120,20 @@ mod tests {
             WakeReport::Sent(_) => panic!("it is sent"),
         };
         let outcome = WakeOutcome::SendFailed;
-        let cause = "the token endpoint refused";
+        let cause = "the token endpoint refused the request";
         assert_eq!(words(WakeReport::failed(outcome, Failure { status: None, cause })), cause);
         let failure = Failure { status: Some(400), cause };
         assert_eq!(
             words(WakeReport::failed(outcome, failure)),
-            "the token endpoint refused, status 400"
+            "the token endpoint refused the request, status 400"
         );
-        let complaint = FcmError {
+        let error = FcmError {
             status: Some("RESOURCE_EXHAUSTED".into()),
             error_code: Some("QUOTA_EXCEEDED".into()),
         };
         assert_eq!(
-            words(WakeReport::refused(outcome, 429, &complaint, Some(Duration::from_secs(60)))),
-            "FCM answered status 429 RESOURCE_EXHAUSTED QUOTA_EXCEEDED; no wakes for 60 s"
+            words(WakeReport::refused(outcome, 429, &error, Some(Duration::from_secs(60)))),
+            "FCM answered status 429 RESOURCE_EXHAUSTED QUOTA_EXCEEDED; wakes pause for 60 s"
         );
         assert_eq!(
             words(WakeReport::refused(outcome, 404, &FcmError::default(), None)),
@@ -141,7 +141,7 @@ mod tests {
         );
         assert_eq!(
             words(WakeReport::paused(Duration::from_millis(41_200))),
-            "FCM asked for a pause, 42 s of it are left"
+            "FCM asked for a pause; 42 s remain"
         );
     }
 }

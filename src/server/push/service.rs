@@ -1,7 +1,7 @@
-//! One wake carried out, with what all of them share.
+//! Service: sends one wake, with the state that all wakes share.
 //!
 //! Owns the order of the calls: an access token, the message, and once more with a fresh
-//! token if FCM refuses the first. Must not know a thread.
+//! token if FCM refuses the first. Must not know threads.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::relay::stats::WakeOutcome;
 use crate::relay::wake::Wake;
 use crate::server::os::clock::{monotonic, wall_time};
 
-/// What all wakes share.
+/// The state that all wakes share.
 pub(super) struct Service {
     pub(super) credentials: Credentials,
     pub(super) client: Client,
@@ -25,12 +25,12 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// That the wake is dropped, if FCM wants no calls now.
+    /// The report of a dropped wake if FCM has asked for a pause; `None`: calls may be made.
     pub(super) fn paused(&self) -> Option<WakeReport> {
         self.pause.left(monotonic()).map(WakeReport::paused)
     }
 
-    /// Sends with the token at hand; should FCM refuse that, once more with a fresh
+    /// Sends a wake with the current token and, if FCM refuses that, once more with a fresh
     /// one.
     pub(super) fn send(&self, wake: &Wake) -> WakeReport {
         let body = fcm::message(wake.device.reveal());
@@ -40,7 +40,7 @@ impl Service {
                 Ok(token) => token,
                 Err(failure) => return WakeReport::failed(WakeOutcome::TokenFetchFailed, failure),
             };
-            // Others may have been refused meanwhile.
+            // Another wake may have started a pause meanwhile.
             if let Some(paused) = self.paused() {
                 return paused;
             }
@@ -63,7 +63,7 @@ impl Service {
             }
             if fcm::is_taken(status) {
                 let name = fcm::message_name(&reply.read());
-                // It should hold neither; a name that does is not told.
+                // A name that contains a token is not logged.
                 let secrets = [wake.device.reveal(), token.reveal()];
                 let name = name.filter(|name| !secrets.iter().any(|it| name.contains(it)));
                 return WakeReport::Sent(name);
@@ -72,9 +72,9 @@ impl Service {
             if let Some(pause) = pause {
                 self.pause.extend(monotonic(), pause);
             }
-            let complaint = fcm::complaint(&reply.read());
-            let outcome = fcm::outcome(&complaint);
-            return WakeReport::refused(outcome, status, &complaint, pause);
+            let error = fcm::parse_error(&reply.read());
+            let outcome = fcm::outcome(&error);
+            return WakeReport::refused(outcome, status, &error, pause);
         }
     }
 

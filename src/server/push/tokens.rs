@@ -1,14 +1,14 @@
-//! The access token: had once, kept, renewed in time.
+//! Tokens: the access token that all wakes share, renewed before it expires.
 //!
-//! Owns the one token that all wakes use, and who asks for the next. Must not know
-//! how one is asked for. Its lock is held for a look or a change, never during a
-//! call.
+//! Owns the token and the decision which wake requests the next one. Must not know how a
+//! token is requested. Its lock is held for a look or a change, never during a call.
 //!
-//! 1. One exchange at a time: while it runs, others use the old token, or wait for
-//!    its end if there is none.
-//! 2. After a failed exchange there is none for a while, which doubles each time;
-//!    wakes fail meanwhile at once. A fresh token that FCM refuses is a failure, too.
-//! 3. A token is not used up to its last second: the servers' clocks decide.
+//! 1. There is one exchange at a time: while it runs, other wakes use the old token or, if
+//!    there is none, wait for the exchange.
+//! 2. After a failed exchange the next one is delayed, twice as long each time up to 64 s;
+//!    wakes without a token fail at once meanwhile. A fresh token that FCM refuses counts as
+//!    a failure.
+//! 3. A token is not used up to its last second, because the servers' clocks decide.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,23 +17,23 @@ use serde::Deserialize;
 
 use super::report::Failure;
 
-/// How long before its end a token is renewed; wakes go on with it meanwhile.
+/// How long before its expiry a token is renewed; wakes use it meanwhile.
 const RENEW_EARLY: Duration = Duration::from_secs(300);
-/// How long before its end a token is used no more: a call's time, and a clock that
-/// is not ours.
+/// How long before its expiry a token is no longer used: the time of a call, and the
+/// difference between the clocks.
 const SKEW: Duration = Duration::from_secs(60);
-/// The longest that a token is believed to live; Google says an hour.
+/// The longest lifetime that is accepted; Google's tokens live an hour.
 const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
-/// The time without exchanges after a first failure, …
+/// The delay after the first failure.
 const BACK_OFF: Duration = Duration::from_secs(1);
-/// … and after `1 + BACK_OFF_DOUBLINGS` and more in a row: 64 s.
+/// How often the delay doubles: after `1 + BACK_OFF_DOUBLINGS` failures in a row it is 64 s.
 const BACK_OFF_DOUBLINGS: u32 = 6;
-/// The most bytes of an access token; Google says to expect 2048.
+/// The size limit of an access token in bytes; Google says to expect 2048.
 const TOKEN_MAX: usize = 2048;
 
 const _: () = assert!(SKEW.as_secs() < RENEW_EARLY.as_secs());
 
-/// What FCM is shown. Not printed.
+/// The bearer token for FCM. Has no `Debug`, so that it cannot be logged.
 pub(super) struct AccessToken(String);
 
 impl AccessToken {
@@ -43,7 +43,7 @@ impl AccessToken {
     }
 }
 
-/// A token and how long it lives, as its server says.
+/// A token and its lifetime as the token endpoint states it.
 pub(super) struct Grant {
     token: String,
     lifetime: Duration,
@@ -55,27 +55,27 @@ struct TokenReply {
     expires_in: u64,
 }
 
-/// Reads the token endpoint's reply (RFC 6749 section 5.1).
+/// Parses the token endpoint's reply (RFC 6749 section 5.1).
 ///
 /// # Errors
-/// What is wrong, without a word of the reply.
+/// Describes what is wrong, without any of the reply's text.
 pub(super) fn grant(status: u16, body: &[u8]) -> Result<Grant, &'static str> {
     if status != 200 {
-        return Err("the token endpoint refused");
+        return Err("the token endpoint refused the request");
     }
     match serde_json::from_slice(body) {
         Ok(TokenReply { access_token, expires_in: expires_in @ 1.. })
             if (1..=TOKEN_MAX).contains(&access_token.len())
-                // What may stand in a header (RFC 6750 section 2.1 allows less).
+                // Valid in a header field (RFC 6750 section 2.1 allows less).
                 && access_token.bytes().all(|byte| byte.is_ascii_graphic()) =>
         {
             Ok(Grant { token: access_token, lifetime: Duration::from_secs(expires_in) })
         }
-        _ => Err("the token endpoint's reply is not understood"),
+        _ => Err("the token endpoint's reply is malformed"),
     }
 }
 
-/// The access token and its future.
+/// The access token and its renewal.
 #[derive(Default)]
 pub(super) struct Tokens {
     state: Mutex<State>,
@@ -86,9 +86,9 @@ pub(super) struct Tokens {
 struct State {
     current: Option<Current>,
     is_exchanging: bool,
-    /// In a row.
+    /// Failures in a row.
     failures: u32,
-    /// No exchange before this.
+    /// No exchange starts before this time.
     retry_at: Option<Instant>,
 }
 
@@ -106,11 +106,11 @@ enum Step {
 }
 
 impl Tokens {
-    /// The token to use, by `exchange` if it is time for that and nobody else is at
-    /// it. Waits for another's exchange, so no longer than one takes.
+    /// The token to use. Calls `exchange` if a new token is due and no exchange runs; waits
+    /// for a running one only if there is no usable token.
     ///
     /// # Errors
-    /// That of `exchange`, or that one has failed just before.
+    /// That of `exchange`, or [`BACKING_OFF`] after an earlier failure.
     pub(super) fn obtain(
         &self,
         clock: &impl Fn() -> Instant,
@@ -138,7 +138,7 @@ impl Tokens {
             Err(failure) => {
                 let now = clock();
                 state.fail(now);
-                // Renewal is early enough to fail.
+                // Renewal starts early, so the old token may still be usable.
                 state.usable(now).ok_or(failure)
             }
         };
@@ -146,8 +146,8 @@ impl Tokens {
         obtained
     }
 
-    /// FCM refused the token: it is used no more. If it was fresh, asking for
-    /// another is put off.
+    /// FCM refused the token, which is discarded. If it was fresh, the next exchange is
+    /// delayed.
     pub(super) fn reject(&self, token: &Arc<AccessToken>, is_fresh: bool, now: Instant) {
         let mut state = self.lock();
         if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.token, token)) {
@@ -158,7 +158,7 @@ impl Tokens {
         }
     }
 
-    /// FCM did not refuse a token: failures are over.
+    /// FCM accepted a token: resets the count of failures.
     pub(super) fn accept(&self) {
         self.lock().failures = 0;
     }
@@ -168,7 +168,8 @@ impl Tokens {
     }
 }
 
-const BACKING_OFF: Failure = Failure { status: None, cause: "no access token, and none asked for" };
+const BACKING_OFF: Failure =
+    Failure { status: None, cause: "no access token; the next request for one is delayed" };
 
 impl State {
     fn step(&self, now: Instant) -> Step {
@@ -188,14 +189,14 @@ impl State {
         Some(Arc::clone(&current.token))
     }
 
-    /// Its life began when it was `asked` for, at the earliest.
+    /// Takes a new token, whose lifetime is counted from when it was `asked` for.
     fn adopt(&mut self, grant: Grant, asked: Instant) -> Arc<AccessToken> {
         let lifetime = grant.lifetime.min(LIFETIME_MAX);
         let token = Arc::new(AccessToken(grant.token));
         self.retry_at = None;
         self.current = Some(Current {
             token: Arc::clone(&token),
-            // Of a short life, shares of it.
+            // For a short lifetime the margins are shares of it.
             renew_at: asked + lifetime.saturating_sub(RENEW_EARLY.min(lifetime / 2)),
             expires_at: asked + lifetime.saturating_sub(SKEW.min(lifetime / 4)),
         });

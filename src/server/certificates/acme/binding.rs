@@ -1,7 +1,7 @@
-//! External account binding (RFC 8555 §7.3.4): which customer of the authority an account
-//! belongs to.
+//! External account binding (RFC 8555 §7.3.4): ties an ACME account to a customer account
+//! at the authority.
 //!
-//! Owns the operator's key, which is in no log and no text. Makes no call.
+//! Owns the HMAC key, which never appears in a log line or an error text. Makes no call.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::config::ExternalAccount;
 use crate::server::certificates::key_file;
 
-/// What the authority gave the operator.
+/// The key ID and HMAC key that the authority issued to the operator.
 #[derive(Clone)]
 pub(in crate::server) struct Binding {
     kid: String,
@@ -26,10 +26,10 @@ impl fmt::Debug for Binding {
 }
 
 impl Binding {
-    /// Reads the key's file; with it what the operator should see to about the file.
+    /// Reads the key file, and returns with it a warning about the file's permissions.
     ///
     /// # Errors
-    /// What is wrong with it; nothing of its content.
+    /// Describes what is wrong with the file, without any of its content.
     pub(in crate::server) fn read(
         account: &ExternalAccount,
     ) -> Result<(Self, Option<String>), String> {
@@ -38,16 +38,16 @@ impl Binding {
             .map_err(|why| format!("{path}: {why}"))?;
         let key = decode(&file.content).ok_or_else(|| {
             format!(
-                "{path}: is not an HMAC key in base64url; write what the authority shows as the\n\
-                 HMAC key, and nothing else, into the file"
+                "{path}: is not an HMAC key in base64url; the file must hold the HMAC key as the\n\
+                 authority shows it, and nothing else"
             )
         })?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
         Ok((Self { kid: account.kid.clone(), key }, file.warning))
     }
 
-    /// The member `externalAccountBinding` of a request to `url` for a new account with
-    /// the key `jwk`.
+    /// The member `externalAccountBinding` of the request to `url` that creates an account
+    /// with the key `jwk`.
     pub(super) fn sign(&self, url: &str, jwk: &Value) -> Value {
         let header = json!({ "alg": "HS256", "kid": self.kid, "url": url });
         let [header, payload] =
@@ -58,7 +58,7 @@ impl Binding {
     }
 }
 
-/// base64url; base64 and padding are taken, too, for some authorities show these.
+/// Decodes base64url, and also base64 and padding, which some authorities show.
 fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text
         .trim_ascii()

@@ -1,15 +1,15 @@
-//! Account key and certificate on disk, where they survive a restart.
+//! Cache: account key and certificate on disk, kept across restarts.
 //!
-//! Owns the names and the form of the files. They are those of Go's autocert
+//! Owns the names and the format of the files. They are those of Go's autocert
 //! (golang.org/x/crypto/acme/autocert, `DirCache`), so that the Go relay and this one can
-//! take turns on one directory: `acme_account+key` holds the account's key, and a file
-//! named as the domain the certificate's key with the chain behind it, both PEM. Knows no
-//! authority but by the URL of its directory.
+//! take turns on one directory: `acme_account+key` holds the account key, and a file named
+//! after the domain holds the certificate's key followed by its chain, all in PEM. Knows an
+//! authority only by the URL of its directory.
 //!
-//! 1. What another authority has issued is not served in the name of the configured one:
-//!    the notes say who issued the certificate that this program wrote. One of which they
-//!    do not speak is the Go relay's, and served.
-//! 2. Nothing is overwritten that cannot be read: it is put aside.
+//! 1. A certificate issued by another authority than the configured one is not served: the
+//!    notes record the issuer of the certificate that this program wrote. A certificate
+//!    without a note was written by the Go relay and is served.
+//! 2. An account key that cannot be parsed is renamed, not overwritten.
 
 use std::io;
 use std::path::PathBuf;
@@ -27,17 +27,17 @@ use crate::config::Acme;
 use crate::server::certificates::certificate::Certificate;
 
 const ACCOUNT: &str = "acme_account+key";
-/// As old versions of autocert called it.
+/// The name that old versions of autocert used.
 const ACCOUNT_LEGACY: &str = "acme_account.key";
 const NOTES: &str = "pyrycode-relay.json";
 
-/// What this program wants to know again at its next start.
+/// Facts that the next start needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct Notes {
-    /// The inode of the directory, if the relay made it: a copy has another.
+    /// The inode of the directory, if the relay created it: a copy has another inode.
     made_directory: Option<u64>,
-    /// SHA-256 of the leaf that was kept last.
+    /// SHA-256 of the leaf that was stored last.
     certificate: Option<String>,
     /// The directory URL of the authority that issued it.
     authority: Option<String>,
@@ -55,7 +55,7 @@ pub(in crate::server) struct Cache {
 }
 
 impl Cache {
-    /// Where `acme` says. Looks at nothing.
+    /// A cache in the directory that `acme` names. Does not access it.
     pub(in crate::server) fn new(acme: &Acme) -> Self {
         Self {
             directory: Directory::new(acme.cache.clone()),
@@ -64,10 +64,10 @@ impl Cache {
         }
     }
 
-    /// Checks the directory, if it is there, and changes nothing.
+    /// Checks the directory, if it exists, without changing anything.
     ///
     /// # Errors
-    /// What is wrong with it, and what to do.
+    /// Describes what is wrong with it and the remedy.
     pub(in crate::server) fn check(&self) -> Result<(), String> {
         match self.directory.check()? {
             Found::TooOpen(mode) if !self.is_made_by_us() => Err(self.directory.refusal(mode)),
@@ -75,16 +75,16 @@ impl Cache {
         }
     }
 
-    /// Whether a certificate could be kept, as far as can be told without writing.
+    /// Checks, without writing, whether a certificate could be stored.
     ///
     /// # Errors
-    /// Why not, with the path.
+    /// The reason why not, with the path.
     pub(in crate::server) fn check_writable(&self) -> Result<(), String> {
         self.directory.check_writable()
     }
 
-    /// Makes the directory, unless it is there, and takes away what others may do with
-    /// one that the relay made.
+    /// Creates the directory unless it exists, and removes other users' permissions from a
+    /// directory that the relay created.
     ///
     /// # Errors
     /// Those of the system, with the path.
@@ -99,8 +99,8 @@ impl Cache {
         }
     }
 
-    /// Writes for a trial: an order costs the authority something, and what it issues is
-    /// lost with the process if it cannot be kept.
+    /// Writes a trial file: orders count against the authority's rate limits, and a
+    /// certificate that cannot be stored is lost when the process ends.
     ///
     /// # Errors
     /// Those of the system, with the path.
@@ -113,7 +113,7 @@ impl Cache {
         made.is_some() && made == self.directory.inode()
     }
 
-    /// The account's key in PEM, with the name of its file; `None`: there is none yet.
+    /// The account key in PEM, with the name of its file; `None`: there is none yet.
     pub(super) fn account(&self) -> io::Result<Option<(String, Vec<u8>)>> {
         let own = format!("account-{}.pem", self.authority_digest());
         for name in [ACCOUNT, ACCOUNT_LEGACY, &own] {
@@ -128,20 +128,21 @@ impl Cache {
         self.directory.write(ACCOUNT, pem)
     }
 
-    /// Keeps a file of which nothing can be made; its new name.
+    /// Renames a file that cannot be parsed, and returns its new path.
     pub(super) fn put_aside(&self, name: &str) -> io::Result<PathBuf> {
         self.directory.put_aside(name)
     }
 
-    /// The certificate to serve at `now`, since 1970: one that is valid, an EC one before
-    /// one for clients that can RSA only; if none is valid the one that was so last.
+    /// The certificate to serve at `now`, since 1970: a valid one, preferring EC over the
+    /// RSA one that autocert keeps for clients without EC support; if none is valid, the one
+    /// that expires last.
     ///
     /// # Errors
     /// Those of the system, with the path.
     pub(in crate::server) fn certificate(&self, now: Duration) -> io::Result<Option<Certificate>> {
         let notes = self.notes();
-        // The third is what a version of this program from before it took over autocert's
-        // names has written.
+        // The third name is this program's own, from versions that do not share autocert's
+        // names.
         let names = [
             self.domain.clone(),
             format!("{}+rsa", self.domain),
@@ -150,7 +151,7 @@ impl Cache {
         let mut best: Option<Certificate> = None;
         for name in names {
             let Some(pem) = self.directory.read(&name)? else { continue };
-            // One that is damaged is fetched again.
+            // A damaged file is skipped, and its certificate fetched again.
             let Ok(certificate) = Certificate::from_pem(&pem, &pem) else { continue };
             let is_anothers = notes.certificate.is_some()
                 && notes.certificate == fingerprint(&pem)
@@ -168,10 +169,10 @@ impl Cache {
         Ok(best)
     }
 
-    /// Keeps a certificate: its key and its chain, both PEM.
+    /// Stores a certificate: its key and its chain, both in PEM.
     pub(super) fn keep_certificate(&self, key: &str, chain: &[u8]) -> io::Result<()> {
-        // autocert takes no file with anything between or behind the blocks, which a
-        // chain may have.
+        // autocert rejects a file with text between or after the blocks, which a chain may
+        // contain.
         let blocks = CertificateDer::pem_slice_iter(chain).filter_map(Result::ok);
         let chain: String = blocks.map(|block| pem_block(&block)).collect();
         let notes = Notes {
@@ -179,7 +180,8 @@ impl Cache {
             authority: Some(self.authority.clone()),
             ..self.notes()
         };
-        // First who will have issued it: without it, it would be taken for the Go relay's.
+        // The note of the issuer comes first: a certificate without one would be taken for
+        // the Go relay's.
         self.keep_notes(&notes)?;
         self.directory.write(&self.domain, &format!("{}\n{chain}", key.trim()))
     }
@@ -193,7 +195,7 @@ impl Cache {
         self.keep_notes(&Notes { challenge: Some(method), ..self.notes() })
     }
 
-    /// Notes that cannot be read are none.
+    /// The notes; empty if they cannot be read.
     fn notes(&self) -> Notes {
         let read = self.directory.read(NOTES).ok().flatten();
         read.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
@@ -211,13 +213,13 @@ impl Cache {
     }
 }
 
-/// SHA-256 of the first certificate.
+/// SHA-256 of the first certificate, in hex.
 fn fingerprint(pem: &[u8]) -> Option<String> {
     let leaf = CertificateDer::from_pem_slice(pem).ok()?;
     Some(HEXLOWER.encode(digest(&SHA256, &leaf).as_ref()))
 }
 
-/// RFC 7468 §3: lines of 64.
+/// A PEM block in lines of 64 characters (RFC 7468 §2).
 fn pem_block(der: &[u8]) -> String {
     let mut block = "-----BEGIN CERTIFICATE-----\n".to_owned();
     for line in BASE64.encode(der).as_bytes().chunks(64) {

@@ -1,8 +1,8 @@
-//! How a name is shown to be ours.
+//! Challenges: how control over the domain is proven to the authority.
 //!
-//! Owns the two methods and what each has the relay answer: http-01 (RFC 8555 §8.3) on
-//! the port for authorities, tls-alpn-01 (RFC 8737) on the one that serves TLS. Knows no
-//! socket and makes no call.
+//! Owns the two methods and the relay's answer in each: http-01 (RFC 8555 §8.3) on the port
+//! for authorities, tls-alpn-01 (RFC 8737) on the port that serves TLS. Knows no socket and
+//! makes no call.
 
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::PrivateKeyDer;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::server::certificates::certificate::provider;
 
-/// A way to show it.
+/// A method of proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Method {
     /// On the port where TLS is served.
@@ -23,7 +23,7 @@ pub(super) enum Method {
 }
 
 impl Method {
-    /// As an authority calls it.
+    /// The challenge type as ACME names it.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::TlsAlpn => "tls-alpn-01",
@@ -31,8 +31,8 @@ impl Method {
         }
     }
 
-    /// Both, in the order in which they are tried: first the one that worked last, else
-    /// tls-alpn-01, for which no other port need be open.
+    /// Both methods in the order in which they are tried: the one that worked last comes
+    /// first, else tls-alpn-01, which needs no second open port.
     pub(super) fn order(worked: Option<Self>) -> [Self; 2] {
         match worked {
             Some(Self::Http) => [Self::Http, Self::TlsAlpn],
@@ -41,7 +41,7 @@ impl Method {
     }
 }
 
-/// RFC 8555 §8.3: base64url, and so nothing that could become another path.
+/// Whether a token is base64url (RFC 8555 §8.3), which cannot form another path.
 pub(super) fn is_token(token: &str) -> bool {
     let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     (1..=256).contains(&token.len()) && token.bytes().all(is_digit)
@@ -57,8 +57,8 @@ pub(super) fn certificate(domain: &str, authorization: &str) -> Result<Certified
     params.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(digest.as_ref())];
     let certificate = params.self_signed(&key).map_err(|error| error.to_string())?;
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-    // Not checked against the certificate, as from_der does: that would stumble over an
-    // extension that is critical and not for clients.
+    // CertifiedKey::from_der would parse the certificate to compare the keys, and reject the
+    // critical extension that webpki does not know.
     let key = provider().key_provider.load_private_key(key).map_err(|error| error.to_string())?;
     Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
 }

@@ -1,7 +1,7 @@
-//! One authority, and how requests are made to it (RFC 8555 §6, §7.1 to §7.3).
+//! ACME client: requests to one authority (RFC 8555 §6, §7.1 to §7.3).
 //!
-//! Owns nonces, the account's session and the bounds on a call. Must not know the loop, the
-//! cache, or what an order is.
+//! Owns the nonces, the account's session and the limits of a call. Must not know the event
+//! loop, the cache or orders.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,22 +17,23 @@ use crate::server::os::clock::wall_time;
 use crate::server::outbound::https;
 use crate::server::outbound::retry_after::retry_after;
 
-/// The longest that one call takes.
+/// The time limit of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most bytes of a reply: a certificate chain is some kilobytes.
+/// The size limit of a reply: a certificate chain takes a few kilobytes.
 const REPLY_MAX: u64 = 256 * 1024;
-/// Nonces may be refused (RFC 8555 §6.5); then a fresh one came with the refusal.
+/// Nonces tried per request: the authority may refuse one (RFC 8555 §6.5), and sends a fresh
+/// one with the refusal.
 const NONCES_MAX: usize = 8;
 const PROBLEM: &str = "urn:ietf:params:acme:error:";
 
-/// What went wrong, in words for the operator, and what that means for the next time.
+/// A failed call: a text for the operator, and what it means for the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AcmeError {
     pub(super) words: String,
     pub(super) failure: Failure,
-    /// When to come back, if the authority says so.
+    /// The time to wait before the next attempt, if the authority names one.
     pub(super) retry_after: Option<Duration>,
-    /// The kind of problem, if it is one that RFC 8555 §6.7 lists or a later one does.
+    /// The ACME error type without its URN prefix (RFC 8555 §6.7), if the reply has one.
     pub(super) problem: Option<String>,
 }
 
@@ -52,7 +53,7 @@ impl AcmeError {
     }
 }
 
-/// How calls are made, and whom they trust.
+/// Makes calls, with the trusted roots and the time limit.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct Caller(Agent);
 
@@ -76,37 +77,37 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// The problem (RFC 7807) that it tells of, or that it is no reply to us at all.
-    fn trouble(&self) -> AcmeError {
-        let trouble = match self.json() {
+    /// The problem document (RFC 7807) in the reply, or an error with its HTTP status alone.
+    fn error(&self) -> AcmeError {
+        let error = match self.json() {
             Value::Object(problem) if (400..500).contains(&self.status) => {
                 let problem = Value::Object(problem);
                 let kind = problem["type"].as_str().and_then(|it| it.strip_prefix(PROBLEM));
-                let trouble = AcmeError::refused(describe(&problem));
-                AcmeError { problem: kind.map(str::to_owned), ..trouble }
+                let error = AcmeError::refused(describe(&problem));
+                AcmeError { problem: kind.map(str::to_owned), ..error }
             }
-            _ => AcmeError::unreachable(format!("status {}", self.status)),
+            _ => AcmeError::unreachable(format!("HTTP status {}", self.status)),
         };
-        AcmeError { retry_after: self.retry_after(), ..trouble }
+        AcmeError { retry_after: self.retry_after(), ..error }
     }
 }
 
-/// What a problem document says.
+/// The text of a problem document: its type and its detail.
 pub(super) fn describe(problem: &Value) -> String {
     let [kind, detail] =
         ["type", "detail"].map(|member| problem[member].as_str().unwrap_or_default());
     format!("{}: {detail}", kind.trim_start_matches(PROBLEM))
 }
 
-/// What the authority's directory says (RFC 8555 §7.1.1).
+/// The authority's directory (RFC 8555 §7.1.1).
 #[derive(Debug)]
 pub(super) struct Directory {
     new_nonce: String,
     new_account: String,
     pub(super) new_order: String,
-    /// Where windows are asked for (RFC 9773 §4.1), if there are any.
+    /// The URL for renewal windows (RFC 9773 §4.1), if the authority has them.
     pub(super) renewal_info: Option<String>,
-    /// Accounts are for its customers only (RFC 8555 §7.3.4).
+    /// New accounts require an external account binding (RFC 8555 §7.3.4).
     needs_binding: bool,
 }
 
@@ -116,7 +117,7 @@ impl Directory {
         let directory = caller.get(url)?.json();
         let url = |name: &str| match directory[name].as_str() {
             Some(url) => Ok(url.to_owned()),
-            None => Err(AcmeError::unreachable(format!("no {name} in the directory"))),
+            None => Err(AcmeError::unreachable(format!("the authority's directory has no {name}"))),
         };
         Ok(Self {
             new_nonce: url("newNonce")?,
@@ -139,7 +140,7 @@ pub(super) struct Account<'a> {
 }
 
 impl<'a> Account<'a> {
-    /// Signs in with `key`, or up.
+    /// Opens the account of `key`, and creates it if there is none.
     pub(super) fn open(
         caller: &'a Caller,
         key: &'a AccountKey,
@@ -149,7 +150,7 @@ impl<'a> Account<'a> {
         let mut account = Self { caller, key, directory, url: String::new(), nonce: None };
         let reply = account.sign_in_or_up(binding)?;
         let Some(url) = reply.header("location") else {
-            return Err(AcmeError::unreachable("the account has no URL"));
+            return Err(AcmeError::unreachable("the authority returned no account URL"));
         };
         account.url = url.to_owned();
         Ok(account)
@@ -159,18 +160,18 @@ impl<'a> Account<'a> {
         let url = self.directory.new_account.clone();
         let mut terms = json!({ "termsOfServiceAgreed": true });
         if binding.is_none() && !self.directory.needs_binding {
-            // To the authority both are the same request.
+            // newAccount returns an existing account or creates one (RFC 8555 §7.3).
             return self.post(&url, Some(&terms));
         }
-        // A key for a binding is good for one account at some authorities: it is used only
-        // to sign up.
+        // At some authorities an HMAC key is valid for one account only, so it is used only
+        // when the account has to be created.
         match self.post(&url, Some(&json!({ "onlyReturnExisting": true }))) {
-            Err(trouble) if trouble.problem.as_deref() == Some("accountDoesNotExist") => {}
+            Err(error) if error.problem.as_deref() == Some("accountDoesNotExist") => {}
             result => return result,
         }
         let Some(binding) = binding else {
             return Err(AcmeError::refused(
-                "the authority has accounts for its customers only: \
+                "the authority requires an external account binding: \
                  give --acme-eab-kid and --acme-eab-hmac-file",
             ));
         };
@@ -178,9 +179,9 @@ impl<'a> Account<'a> {
         self.post(&url, Some(&terms))
     }
 
-    /// A signed request; its reply is a success.
+    /// Makes a signed request; any status outside 2xx is an error.
     pub(super) fn post(&mut self, url: &str, payload: Option<&Value>) -> Result<Reply, AcmeError> {
-        let mut trouble = None;
+        let mut error = None;
         for _ in 0..NONCES_MAX {
             let nonce = match self.nonce.take() {
                 Some(nonce) => nonce,
@@ -196,32 +197,32 @@ impl<'a> Account<'a> {
             if (200..300).contains(&reply.status) {
                 return Ok(reply);
             }
-            let refused = reply.trouble();
+            let refused = reply.error();
             let is_stale = refused.problem.as_deref() == Some("badNonce");
-            trouble = Some(refused);
+            error = Some(refused);
             if !is_stale {
                 break;
             }
         }
-        Err(trouble.unwrap_or_else(|| AcmeError::unreachable("no nonce is taken")))
+        Err(error.unwrap_or_else(|| AcmeError::unreachable("the authority accepts no nonce")))
     }
 }
 
 impl Caller {
-    /// Trusts the authorities in the PEM file `ca` and no others; without one those
-    /// that browsers trust.
+    /// A caller that trusts the certificate authorities in the PEM file `ca` and no others;
+    /// without a file, those that browsers trust.
     ///
     /// # Errors
-    /// Why the file does not do.
+    /// The reason why the file cannot be used.
     pub(in crate::server) fn new(ca: Option<&Path>) -> Result<Self, String> {
         let config = https::config(ca)?.timeout_global(Some(CALL_TIMEOUT)).build();
         Ok(Self(https::agent(config)))
     }
 
-    /// Anybody's request; its reply is a success.
+    /// Makes an unsigned request; any status but 200 is an error.
     pub(super) fn get(&self, url: &str) -> Result<Reply, AcmeError> {
         let reply = self.0.get(url).call().map_err(AcmeError::unreachable).and_then(read)?;
-        if reply.status == 200 { Ok(reply) } else { Err(reply.trouble()) }
+        if reply.status == 200 { Ok(reply) } else { Err(reply.error()) }
     }
 
     fn nonce(&self, url: &str) -> Result<String, AcmeError> {
@@ -230,7 +231,7 @@ impl Caller {
             Some(nonce) => Ok(nonce.to_owned()),
             None => Err(AcmeError {
                 retry_after: reply.retry_after(),
-                ..AcmeError::unreachable("no nonce")
+                ..AcmeError::unreachable("the authority sent no nonce")
             }),
         }
     }
@@ -254,7 +255,7 @@ mod tests {
     fn reply(status: u16, body: &str) -> AcmeError {
         let mut headers = HeaderMap::new();
         headers.insert("retry-after", "7".parse().unwrap());
-        Reply { status, headers, body: body.into() }.trouble()
+        Reply { status, headers, body: body.into() }.error()
     }
 
     #[test]
@@ -265,9 +266,9 @@ mod tests {
         assert_eq!(refused.failure, Failure::Refused);
         assert_eq!(refused.problem.as_deref(), Some("rateLimited"));
         for (status, body) in [(503, problem), (404, "<html>"), (400, "[]"), (302, "")] {
-            let trouble = reply(status, body);
-            assert_eq!(trouble.failure, Failure::Unreachable, "{status} {body}");
-            assert_eq!(trouble.problem, None);
+            let error = reply(status, body);
+            assert_eq!(error.failure, Failure::Unreachable, "{status} {body}");
+            assert_eq!(error.problem, None);
         }
     }
 

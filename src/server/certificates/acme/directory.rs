@@ -1,12 +1,12 @@
-//! The cache directory: owner, mode, and whether it can be written.
+//! Cache directory: owner, mode, and whether it can be written.
 //!
-//! Owns every rule about the directory and the files in it. Knows no file by name and
-//! nothing of certificates.
+//! Owns the rules for the directory and the files in it. Must not know the files by name,
+//! nor certificates.
 //!
 //! 1. [`Directory::check`] never writes.
-//! 2. The mode is changed only of a directory that the relay made.
-//! 3. What another user could have planted is not read: directory and files belong to
-//!    this user or to root.
+//! 2. The mode is changed only if the relay created the directory.
+//! 3. A file that another user could have planted is not read: directory and files must
+//!    belong to the relay's user or to root.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -15,21 +15,20 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-/// Written before an order is placed, and removed: more than account, certificate and
-/// notes together, so that a full disk is noticed.
+/// The size of the trial file that is written before an order and removed: larger than
+/// account, certificate and notes together, so that a full disk is noticed.
 const TRIAL_BYTES: usize = 64 * 1024;
 
 /// The cache directory.
 #[derive(Clone, Debug)]
 pub(super) struct Directory(PathBuf);
 
-/// What [`Directory::check`] found.
+/// The result of [`Directory::check`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// It can be used as it is, or will be made.
+    /// The directory can be used as it is, or does not exist and will be created.
     Well,
-    /// Others may use it (by the mode that is there): to be used only if the relay made
-    /// it.
+    /// Other users have access by this mode: usable only if the relay created the directory.
     TooOpen(u32),
 }
 
@@ -38,10 +37,10 @@ impl Directory {
         Self(path)
     }
 
-    /// Checks what is there.
+    /// Checks the directory, if it exists.
     ///
     /// # Errors
-    /// What is wrong with it, and what to do.
+    /// Describes what is wrong with it and the remedy.
     pub(super) fn check(&self) -> Result<Found, String> {
         let path = self.0.display();
         let found = match fs::metadata(&self.0) {
@@ -54,7 +53,7 @@ impl Directory {
         }
         if !is_trusted(found.uid()) {
             return Err(format!(
-                "{path}: belongs to user {}, who could put a certificate there;\n\
+                "{path}: belongs to user {}, which could plant a certificate in it;\n\
                  chown {} {path}, or give another --cert-cache",
                 found.uid(),
                 euid()
@@ -64,23 +63,24 @@ impl Directory {
         Ok(if mode & 0o077 == 0 { Found::Well } else { Found::TooOpen(mode) })
     }
 
-    /// The refusal of one that is too open.
+    /// The error text for a directory with too open a mode.
     pub(super) fn refusal(&self, mode: u32) -> String {
         let path = self.0.display();
         format!(
-            "{path}: others than its owner may use it (mode {mode:04o}), and the relay did not\n\
-             make it; chmod 700 {path}, or give a --cert-cache below it, which will be made"
+            "{path}: others than its owner have access to it (mode {mode:04o}), and the relay did\n\
+             not create it; chmod 700 {path}, or give a --cert-cache below it, which the relay\n\
+             will create"
         )
     }
 
-    /// Whether files can be made in it, as far as owner, mode and mount say; if it is not
-    /// there, whether it can be made.
+    /// Checks by owner, mode and mount whether files can be created in the directory or, if
+    /// it does not exist, whether it can be created.
     ///
     /// # Errors
-    /// Why not, with the path.
+    /// The reason why not, with the path.
     pub(super) fn check_writable(&self) -> Result<(), String> {
         let mut path = self.0.as_path();
-        // An empty parent is that of a relative path: the working directory.
+        // The empty parent of a relative path is the working directory.
         while matches!(fs::metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
             path = match path.parent() {
                 Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -89,10 +89,10 @@ impl Directory {
             };
         }
         accessat(CWD, path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-            .map_err(|errno| format!("{}: cannot be written: {errno}", path.display()))
+            .map_err(|errno| format!("{}: is not writable: {errno}", path.display()))
     }
 
-    /// Makes it, unless it is there; returns whether it was made.
+    /// Creates the directory unless it exists; returns whether it was created.
     ///
     /// # Errors
     /// Those of the system, with the path.
@@ -105,7 +105,7 @@ impl Directory {
         Ok(true)
     }
 
-    /// Takes away what others may do with it.
+    /// Removes other users' permissions.
     pub(super) fn tighten(&self, from: u32) -> io::Result<()> {
         fs::set_permissions(&self.0, Permissions::from_mode(0o700))
             .map_err(|error| named(&self.0, &error))?;
@@ -116,12 +116,12 @@ impl Directory {
         Ok(())
     }
 
-    /// What tells it from every other directory of its file system.
+    /// The inode, which identifies the directory within its file system.
     pub(super) fn inode(&self) -> Option<u64> {
         fs::metadata(&self.0).ok().map(|found| found.ino())
     }
 
-    /// Writes a file of some size and removes it.
+    /// Writes and removes a trial file of [`TRIAL_BYTES`].
     ///
     /// # Errors
     /// Those of the system, with the path.
@@ -136,7 +136,7 @@ impl Directory {
         written.map_err(|error| named(&self.0, &error))
     }
 
-    /// The file's content; `None`: there is none.
+    /// The content of a file; `None`: the file does not exist.
     ///
     /// # Errors
     /// Those of the system, and if another user could have written it; with the path.
@@ -150,8 +150,8 @@ impl Directory {
         let found = file.metadata().map_err(|error| named(&path, &error))?;
         if !is_trusted(found.uid()) || found.mode() & 0o022 != 0 {
             return Err(io::Error::other(format!(
-                "{0}: others than this user may have written it (user {1}, mode {2:04o});\n\
-                 remove it, or if it is well chown {3} {0} and chmod 600 {0}",
+                "{0}: others than the relay's user can write it (user {1}, mode {2:04o});\n\
+                 remove it or, if you trust its content, chown {3} {0} and chmod 600 {0}",
                 path.display(),
                 found.uid(),
                 found.mode() & 0o7777,
@@ -163,12 +163,12 @@ impl Directory {
         Ok(Some(content))
     }
 
-    /// All of it or nothing, even if the machine stops meanwhile.
+    /// Replaces a file atomically, even if the machine stops meanwhile.
     pub(super) fn write(&self, name: &str, content: &str) -> io::Result<()> {
         let path = self.0.join(name);
-        // No host name has a plus sign in it.
+        // A host name contains no plus sign, so the name cannot collide.
         let new = self.0.join(format!("{name}+new"));
-        // One that was left behind may have another mode.
+        // A left-over file may have another mode.
         let _ = fs::remove_file(&new);
         let written = create_new(&new).and_then(|mut file| {
             file.write_all(content.as_bytes())?;
@@ -179,7 +179,7 @@ impl Directory {
         written.map_err(|error| named(&path, &error))
     }
 
-    /// Keeps a file that is of no use under another name.
+    /// Renames a file that cannot be used, so that it is not overwritten.
     pub(super) fn put_aside(&self, name: &str) -> io::Result<PathBuf> {
         let aside = self.0.join(format!("{name}+unusable"));
         let path = self.0.join(name);
@@ -200,7 +200,7 @@ fn euid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// Root can replace the program itself.
+/// Root is trusted because it can replace the program itself.
 fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == euid()
 }
@@ -286,7 +286,7 @@ mod tests {
         assert!(said.starts_with("/proc/self: "), "{said}");
         if euid() != 0 {
             let said = Directory::new("/certs/a/b".into()).check_writable().unwrap_err();
-            assert!(said.starts_with("/: cannot be written: "), "{said}");
+            assert!(said.starts_with("/: is not writable: "), "{said}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The account key, and requests signed with it (RFC 8555 §6.2, RFC 7515).
+//! Account key: signs requests to the authority (RFC 8555 §6.2, RFC 7515).
 //!
-//! Owns ES256 and the JSON around it. Knows no URL by meaning and makes no call.
+//! Owns ES256 and the JSON around it. Must not know what a URL means, and makes no call.
 
 use data_encoding::BASE64URL_NOPAD;
 use ring::digest::{SHA256, digest};
@@ -10,11 +10,11 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-/// Who a request is from.
+/// How a request names its signer.
 pub(super) enum Signer<'a> {
-    /// A key that the authority may not know yet.
+    /// By the public key, which the authority may not know yet.
     Key,
-    /// An account, by its URL.
+    /// By the URL of the account.
     Account(&'a str),
 }
 
@@ -25,13 +25,13 @@ pub(super) struct AccountKey {
 }
 
 impl AccountKey {
-    /// A new one, as PEM (PKCS#8).
+    /// A new key in PEM (PKCS#8).
     pub(super) fn generate() -> Result<String, rcgen::Error> {
         Ok(rcgen::KeyPair::generate()?.serialize_pem())
     }
 
-    /// A P-256 key as [`Self::generate`] or Go's autocert writes it (PKCS#8, SEC1);
-    /// `None`: something else.
+    /// Parses a P-256 key in the form that [`Self::generate`] (PKCS#8) or Go's autocert
+    /// (SEC1) writes; `None`: the PEM holds something else.
     pub(super) fn from_pem(pem: &[u8]) -> Option<Self> {
         let random = SystemRandom::new();
         let der = match PrivateKeyDer::from_pem_slice(pem).ok()? {
@@ -44,23 +44,22 @@ impl AccountKey {
         Some(Self { pair, random })
     }
 
-    /// The public half (RFC 7517). serde_json keeps the members in alphabetical order,
-    /// as the thumbprint wants them.
+    /// The public key as a JWK (RFC 7517). serde_json sorts the members, as the thumbprint
+    /// requires.
     pub(super) fn public(&self) -> Value {
-        // RFC 5480 §2.2: 4, then both coordinates.
+        // An uncompressed point: 4, then both coordinates (RFC 5480 §2.2).
         let (x, y) = self.pair.public_key().as_ref()[1..].split_at(32);
         let [x, y] = [x, y].map(|coordinate| BASE64URL_NOPAD.encode(coordinate));
         json!({ "crv": "P-256", "kty": "EC", "x": x, "y": y })
     }
 
-    /// What a challenge is answered with (RFC 8555 §8.1, RFC 7638).
+    /// The key authorization that answers a challenge (RFC 8555 §8.1, RFC 7638).
     pub(super) fn authorization(&self, token: &str) -> String {
         let thumbprint = digest(&SHA256, self.public().to_string().as_bytes());
         format!("{token}.{}", BASE64URL_NOPAD.encode(thumbprint.as_ref()))
     }
 
-    /// The body of a POST to `url`. Without a payload it only asks (POST-as-GET, RFC
-    /// 8555 §6.3).
+    /// The body of a POST to `url`; without a payload, of a POST-as-GET (RFC 8555 §6.3).
     pub(super) fn sign(
         &self,
         signer: &Signer<'_>,
@@ -85,7 +84,7 @@ impl AccountKey {
     }
 }
 
-/// The key of a SEC1 block (RFC 5915) in PKCS#8 (RFC 5208), which ring reads.
+/// Wraps the key of a SEC1 block (RFC 5915) in PKCS#8 (RFC 5208), the format that ring reads.
 fn pkcs8(sec1: &[u8]) -> Option<Vec<u8>> {
     // Version 0; id-ecPublicKey with the curve prime256v1 (RFC 5480 §2.1.1).
     const HEAD: &[u8] = &[
@@ -96,7 +95,7 @@ fn pkcs8(sec1: &[u8]) -> Option<Vec<u8>> {
     der(0x30, &[HEAD, &key].concat())
 }
 
-/// One value of up to 255 bytes, which a P-256 key does not reach (X.690 §8.1.3).
+/// One DER value of up to 255 bytes (X.690 §8.1.3); a P-256 key is shorter.
 fn der(tag: u8, content: &[u8]) -> Option<Vec<u8>> {
     let len = u8::try_from(content.len()).ok()?;
     let head = if len < 0x80 { vec![tag, len] } else { vec![tag, 0x81, len] };

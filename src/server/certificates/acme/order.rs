@@ -1,8 +1,8 @@
-//! An order, from being placed to the certificate (RFC 8555 §7.4, §7.5).
+//! Order: one certificate order, from placement to issuance (RFC 8555 §7.4, §7.5).
 //!
-//! Owns its key and how far it has come, so that an attempt that is cut short, by a lost
-//! connection or an authority that takes its time, is gone on with, and not begun anew.
-//! Must not know the loop or the cache.
+//! Owns the certificate's key and the progress of the order, so that an attempt interrupted
+//! by a lost connection or a slow authority is resumed instead of started anew. Must not
+//! know the event loop or the cache.
 
 use std::time::Duration;
 
@@ -14,71 +14,72 @@ use super::challenge::{self, Method, is_token};
 use super::client::{Account, AcmeError, Reply, describe};
 use super::schedule::Failure;
 
-/// Between two looks at what the authority works on, unless it says otherwise: the first
-/// time, and the longest.
+/// The first and the longest interval between polls of the authority, unless its reply names
+/// one (Retry-After).
 const POLL_FIRST: Duration = Duration::from_secs(1);
 const POLL_MAX: Duration = Duration::from_secs(10);
-/// How long one attempt stays with an order. It is gone on with at the next one.
+/// How long one attempt waits for an order. The next attempt resumes it.
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
 
-/// What an order needs to wait and to be heard.
+/// The clock and the relay as an order needs them.
 pub(super) trait World {
     /// The time since 1970.
     fn now(&self) -> Duration;
-    /// Waits so long, or until told to go on; `false`: the program ends.
+    /// Waits for `time` or until renewal is requested; `false`: the relay is shutting down.
     fn wait(&mut self, time: Duration) -> bool;
-    /// Has the relay answer this, or nothing any more, before it returns.
+    /// Makes the relay give this answer, or none any more, from before the call returns.
     fn answer(&mut self, answer: Option<ChallengeAnswer>);
 }
 
-/// What to answer the authority.
+/// The relay's answer to the authority's validation request.
 pub(super) enum ChallengeAnswer {
-    /// On the path of a token.
+    /// http-01: the key authorization, on the path of the token.
     Http { token: String, authorization: String },
-    /// In a handshake with ALPN acme-tls/1.
+    /// tls-alpn-01: the certificate of a handshake with ALPN acme-tls/1.
     Tls(CertifiedKey),
 }
 
-/// Why there is no certificate yet.
+/// Why an attempt ended without a certificate.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    /// The order is worth going on with.
+    /// The order can be resumed.
     Kept(AcmeError),
-    /// It is over; another may do better, with another challenge if this one failed.
-    Over { trouble: AcmeError, is_challenge: bool },
+    /// The order has failed; a new one is needed, with the other challenge if
+    /// `is_challenge`.
+    Over { error: AcmeError, is_challenge: bool },
 }
 
-fn over(trouble: AcmeError) -> Stopped {
-    Stopped::Over { trouble, is_challenge: false }
+fn over(error: AcmeError) -> Stopped {
+    Stopped::Over { error, is_challenge: false }
 }
 
-/// A lost connection or a busy authority does not end an order; a no does.
-fn kept_or_over(trouble: AcmeError) -> Stopped {
-    if is_final(&trouble) { over(trouble) } else { Stopped::Kept(trouble) }
+/// A lost connection or a busy authority does not end an order; a refusal does.
+fn kept_or_over(error: AcmeError) -> Stopped {
+    if is_final(&error) { over(error) } else { Stopped::Kept(error) }
 }
 
-fn is_final(trouble: &AcmeError) -> bool {
-    trouble.failure == Failure::Refused
-        && !matches!(trouble.problem.as_deref(), Some("rateLimited" | "badNonce"))
+fn is_final(error: &AcmeError) -> bool {
+    error.failure == Failure::Refused
+        && !matches!(error.problem.as_deref(), Some("rateLimited" | "badNonce"))
 }
 
-/// An order.
+/// An order in progress.
 pub(super) struct Order {
     domain: String,
     url: String,
-    /// Of the certificate.
+    /// The certificate's key.
     pub(super) key: KeyPair,
-    /// How to show that the name is ours; the other if the authority does not offer it.
+    /// The challenge to use; the other one if the authority does not offer it.
     pub(super) method: Method,
-    /// Whether that has been asked for.
+    /// Whether the challenge's answer has been published.
     pub(super) is_shown: bool,
     /// When it was placed, since 1970.
     pub(super) placed_at: Duration,
 }
 
 impl Order {
-    /// Orders a certificate for `domain`, in place of the one called `replaces` (RFC 9773
-    /// §5).
+    /// Orders a certificate for `domain` that replaces the one with the identifier `replaces`
+    /// (RFC 9773 §5).
     pub(super) fn place(
         account: &mut Account<'_>,
         domain: &str,
@@ -96,9 +97,9 @@ impl Order {
         };
         let new_order = account.directory.new_order.clone();
         let reply = match account.post(&new_order, Some(&order(replaces))) {
-            // It was replaced already, or is another account's.
-            Err(trouble) if replaces.is_some() && is_final(&trouble) => {
-                log::debug!(domain, err = trouble.words; "certificate_not_replaced");
+            // The certificate was replaced already, or belongs to another account.
+            Err(error) if replaces.is_some() && is_final(&error) => {
+                log::debug!(domain, err = error.words; "certificate_not_replaced");
                 account.post(&new_order, Some(&order(None)))
             }
             result => result,
@@ -112,11 +113,11 @@ impl Order {
                 is_shown: false,
                 placed_at: now,
             }),
-            None => Err(AcmeError::unreachable("the order has no URL")),
+            None => Err(AcmeError::unreachable("the authority returned no order URL")),
         }
     }
 
-    /// Goes on with it until there is a certificate: its chain in PEM.
+    /// Advances the order until the certificate is issued; returns its chain in PEM.
     pub(super) fn finish(
         &mut self,
         account: &mut Account<'_>,
@@ -135,7 +136,7 @@ impl Order {
                     continue;
                 }
                 "ready" => {
-                    // Its reply is the order (RFC 8555 §7.4).
+                    // The reply to finalize is the order (RFC 8555 §7.4).
                     reply = self.finalize(account, &order)?;
                     if reply.json()["status"] != "valid" {
                         polls.wait(&reply, world)?;
@@ -146,7 +147,8 @@ impl Order {
                 "pending" | "processing" => {}
                 "valid" => {
                     let Some(url) = order["certificate"].as_str() else {
-                        return Err(over(AcmeError::unreachable("the order has no certificate")));
+                        let words = "the order is valid but has no certificate URL";
+                        return Err(over(AcmeError::unreachable(words)));
                     };
                     return Ok(account.post(url, None).map_err(kept_or_over)?.body);
                 }
@@ -163,7 +165,7 @@ impl Order {
 
     fn finalize(&self, account: &mut Account<'_>, order: &Value) -> Result<Reply, Stopped> {
         let Some(url) = order["finalize"].as_str() else {
-            return Err(over(AcmeError::unreachable("the order cannot be finalized")));
+            return Err(over(AcmeError::unreachable("the order has no finalize URL")));
         };
         let request = rcgen::CertificateParams::new([self.domain.clone()])
             .and_then(|params| params.serialize_request(&self.key))
@@ -188,7 +190,7 @@ impl Order {
         Ok(())
     }
 
-    /// Shows that a name is ours.
+    /// Proves control over the name of one authorization.
     fn authorize(
         &mut self,
         account: &mut Account<'_>,
@@ -209,18 +211,18 @@ impl Order {
                 }
                 "pending" | "processing" => polls.wait(&reply, world)?,
                 status => {
-                    let trouble = AcmeError::refused(format!(
+                    let error = AcmeError::refused(format!(
                         "{}: {}",
                         self.method.name(),
                         problem(&authorization, status)
                     ));
-                    return Err(Stopped::Over { trouble, is_challenge: self.is_shown });
+                    return Err(Stopped::Over { error, is_challenge: self.is_shown });
                 }
             }
         }
     }
 
-    /// Publishes the answer and asks the authority to look at it.
+    /// Publishes the answer and asks the authority to validate it.
     fn show(
         &mut self,
         account: &mut Account<'_>,
@@ -247,7 +249,7 @@ impl Order {
             }
         }));
         self.is_shown = true;
-        // One that was asked for in an earlier attempt is being looked at.
+        // Any other status: an earlier attempt has asked for validation already.
         if status == "pending" {
             account.post(url, Some(&json!({}))).map_err(kept_or_over)?;
         }
@@ -255,15 +257,15 @@ impl Order {
     }
 }
 
-/// What an order or an authorization that came to nothing says of it.
+/// The reason that a failed order or authorization gives.
 fn problem(object: &Value, status: &str) -> String {
     let challenges = object["challenges"].as_array().into_iter().flatten();
     let mut errors = challenges.map(|challenge| &challenge["error"]).chain([&object["error"]]);
     let error = errors.find(|error| error.is_object());
-    error.map_or_else(|| format!("it is {status:?}"), describe)
+    error.map_or_else(|| format!("its status is {status:?}"), describe)
 }
 
-/// The looks at what the authority works on, in one attempt.
+/// The poll intervals of one attempt.
 struct Polls {
     until: Duration,
     next: Duration,
@@ -274,22 +276,22 @@ impl Polls {
         Self { until: now + PATIENCE, next: POLL_FIRST }
     }
 
-    /// Waits as long as `reply` asks for, or a little longer each time.
+    /// Waits as long as `reply` asks for (Retry-After), else with growing intervals.
     fn wait(&mut self, reply: &Reply, world: &mut impl World) -> Result<(), Stopped> {
         let asked = reply.retry_after();
         let pause = self.pause(asked, world.now());
         let Some(pause) = pause else {
-            let trouble = AcmeError::unreachable("the authority has not come to an end yet");
-            return Err(Stopped::Kept(AcmeError { retry_after: asked, ..trouble }));
+            let error = AcmeError::unreachable("the authority has not completed the order yet");
+            return Err(Stopped::Kept(AcmeError { retry_after: asked, ..error }));
         };
         if world.wait(pause) {
             Ok(())
         } else {
-            Err(Stopped::Kept(AcmeError::unreachable("the program ends")))
+            Err(Stopped::Kept(AcmeError::unreachable("the relay is shutting down")))
         }
     }
 
-    /// `None`: that is for another attempt.
+    /// The time to wait; `None`: it would exceed the time of this attempt.
     fn pause(&mut self, asked: Option<Duration>, now: Duration) -> Option<Duration> {
         let pause = asked.unwrap_or(self.next).max(POLL_FIRST);
         self.next = (self.next * 2).min(POLL_MAX);
@@ -323,8 +325,8 @@ mod tests {
     fn what_does_not_end_an_order_keeps_it() {
         let limited =
             AcmeError { problem: Some("rateLimited".into()), ..AcmeError::refused("later") };
-        for trouble in [limited, AcmeError::unreachable("status 503")] {
-            assert!(matches!(kept_or_over(trouble), Stopped::Kept(_)));
+        for error in [limited, AcmeError::unreachable("status 503")] {
+            assert!(matches!(kept_or_over(error), Stopped::Kept(_)));
         }
         let gone =
             AcmeError { problem: Some("malformed".into()), ..AcmeError::refused("no order") };
@@ -340,6 +342,6 @@ mod tests {
         });
         assert_eq!(problem(&problems, "invalid"), "x: first");
         assert_eq!(problem(&json!({ "error": problems["error"] }), "invalid"), "y: second");
-        assert_eq!(problem(&json!({}), "invalid"), "it is \"invalid\"");
+        assert_eq!(problem(&json!({}), "invalid"), "its status is \"invalid\"");
     }
 }

@@ -1,7 +1,8 @@
-//! When an authority would like a certificate to be renewed (ARI, RFC 9773).
+//! Renewal information: the window in which an authority wants a certificate to be renewed
+//! (ARI, RFC 9773).
 //!
-//! Owns the certificate's name in this protocol and the reading of the answer. Pure: makes
-//! no call, and a random number is handed in.
+//! Owns the certificate identifier and the parsing of the reply. Pure: makes no call, and
+//! takes random numbers as arguments.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use x509_cert::der::Decode;
 use x509_cert::ext::pkix::AuthorityKeyIdentifier;
 
-/// From when until when to renew, since 1970.
+/// The suggested window; times since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     pub(super) start: Duration,
@@ -20,27 +21,27 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// What the authority says; `None`: nothing that makes sense (RFC 9773 §4.2: an end
-    /// that is not after the start counts as an error).
+    /// Parses the authority's reply; `None`: it is malformed, or the window's end is not
+    /// after its start (RFC 9773 §4.2).
     pub(super) fn read(renewal_info: &Value) -> Option<Self> {
         let at = |member: &str| {
             let text = renewal_info["suggestedWindow"][member].as_str()?;
             let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-            // Before 1970 is the past all the same.
+            // A time before 1970 lies in the past like 1970 itself.
             Some(Duration::from_secs(at.unix_timestamp().try_into().unwrap_or(0)))
         };
         let window = Self { start: at("start")?, end: at("end")? };
         (window.start < window.end).then_some(window)
     }
 
-    /// A time in it, so that not all renew at once (RFC 9773 §4.2).
+    /// A random time in the window, so that clients do not renew all at once (RFC 9773 §4.2).
     pub(super) fn choose(&self, random: u64) -> Duration {
         self.start + (self.end - self.start).mul_f64(random as f64 / u64::MAX as f64)
     }
 }
 
-/// What the certificate is called there (RFC 9773 §4.1); `None`: it does not say which key
-/// signed it.
+/// The certificate's identifier (RFC 9773 §4.1); `None`: the certificate does not identify
+/// the key that signed it.
 pub(super) fn certificate_id(leaf: &[u8]) -> Option<String> {
     let leaf = x509_cert::Certificate::from_der(leaf).ok()?;
     let leaf = leaf.tbs_certificate();

@@ -1,75 +1,75 @@
-//! When to ask for a certificate, and when again.
+//! Schedule: when to order a certificate, and when to retry.
 //!
-//! Pure: times since 1970 and random numbers are handed in.
+//! Pure: takes times since 1970 and random numbers as arguments.
 //!
-//! 1. A certificate is renewed in the window that the authority names (RFC 9773), and with
-//!    a tenth of its lifetime left whatever the window; without one with a third left.
-//! 2. Every failure makes the pause longer, and it is never shorter than the authority
-//!    asked for.
+//! 1. A certificate is renewed in the window that the authority names (RFC 9773), at the
+//!    latest with a tenth of its lifetime left; without a window, with a third left.
+//! 2. Each failure in a row lengthens the pause, which is never shorter than the authority
+//!    asked for, up to a day.
 //! 3. After a success nothing is ordered for a while, whatever clocks and windows say.
 
 use std::time::Duration;
 
 use super::renewal_info::Window;
 
-/// After the authority could not be reached: it has had no work with us.
+/// The first pause after the authority could not be reached: the attempt cost it nothing.
 const UNREACHABLE_FIRST: Duration = Duration::from_secs(5);
-/// After it has said no. Let's Encrypt locks a name out for an hour after five failed
-/// validations; doubled each time, five take half an hour.
+/// The first pause after a refusal. Let's Encrypt locks a name out for an hour after five
+/// failed validations; with the pause doubled each time, five take half an hour.
 const REFUSED_FIRST: Duration = Duration::from_secs(60);
-/// The longest between two attempts.
+/// The longest pause between two attempts.
 const RETRY_MAX: Duration = Duration::from_secs(6 * 60 * 60);
-/// The longest sleep: the calendar may be set, or the machine suspended.
+/// The longest sleep: the wall clock may be set, or the machine suspended, meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// Between two questions for the window, unless the authority says otherwise.
+/// The interval between requests for the window, unless the authority names one.
 const ASK_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
-/// What it may say (RFC 9773 §4.3.2).
+/// The bounds on an interval that the authority names (RFC 9773 §4.3.2).
 const ASK_MIN: Duration = Duration::from_secs(60);
 const ASK_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// No answer, or none that means anything.
+    /// No reply, or not a meaningful one.
     Unreachable,
-    /// A no.
+    /// A refusal.
     Refused,
 }
 
-/// What is to be done.
+/// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Ask the authority for the window.
     Ask,
     /// Order a certificate.
     Order,
-    /// Nothing for so long.
+    /// Wait for this long.
     Wait(Duration),
 }
 
-/// When what is due for the certificate in use.
+/// When the certificate in use is due for renewal.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    /// From when until when it is valid; `None`: there is none.
+    /// The start and end of its validity; `None`: there is no certificate.
     validity: Option<(Duration, Duration)>,
-    /// What the authority said, and the time in it that was chosen.
+    /// The authority's window, and the time chosen in it.
     window: Option<(Window, Duration)>,
     ask_at: Duration,
-    /// Nothing is ordered before.
+    /// No order is placed before this time.
     order_from: Duration,
     failures: u32,
 }
 
 impl Schedule {
-    /// For a certificate that is valid from the first until the second.
+    /// A schedule for a certificate that is valid from the first time until the second.
     pub(super) fn new(validity: Option<(Duration, Duration)>) -> Self {
         Self { validity, ..Self::default() }
     }
 
-    /// What to do at `now`.
+    /// The action due at `now`.
     pub(super) fn step(&self, now: Duration) -> Step {
         let due = self.due().max(self.order_from);
-        // An expired certificate is renewed whatever the authority would like.
+        // An expired certificate is renewed whatever the window says.
         let is_valid = self.validity.is_some_and(|(_, not_after)| now < not_after);
         if is_valid && self.ask_at <= now {
             return Step::Ask;
@@ -81,7 +81,7 @@ impl Schedule {
         Step::Wait((next - now).min(LOOK_INTERVAL))
     }
 
-    /// Whether the certificate is to be renewed at `now`.
+    /// Whether the certificate is due for renewal at `now`.
     pub(super) fn is_due(&self, now: Duration) -> bool {
         self.due() <= now
     }
@@ -95,12 +95,12 @@ impl Schedule {
         }
     }
 
-    /// The operator wants what is due to be done now.
+    /// Ends the pauses: the authority is asked, and an order that is due placed, at once.
     pub(super) fn renew_now(&mut self) {
         (self.ask_at, self.order_from) = (Duration::ZERO, Duration::ZERO);
     }
 
-    /// The authority names this window, if any, and wants to be asked again after so long.
+    /// The authority named this window, if any, and the time after which to ask again.
     pub(super) fn on_window(
         &mut self,
         window: Option<Window>,
@@ -116,31 +116,31 @@ impl Schedule {
         }
     }
 
-    /// The authority has no windows: it is asked again tomorrow.
+    /// The authority has no windows: it is asked again after a day.
     pub(super) fn on_no_windows(&mut self, now: Duration) {
         self.window = None;
         self.ask_at = now + ASK_MAX;
     }
 
-    /// The authority did not answer; what it said before stands.
+    /// The authority did not reply; the previous window stands.
     pub(super) fn on_unanswered(&mut self, retry_after: Option<Duration>, now: Duration) {
         self.ask_at = now + retry_after.unwrap_or(LOOK_INTERVAL).clamp(ASK_MIN, ASK_MAX);
     }
 
-    /// There is another certificate, ordered or found; returns whether it is due already,
-    /// as none should be.
+    /// Starts anew with another certificate, issued or found in the cache; returns whether
+    /// it is already due for renewal, which it should not be.
     pub(super) fn on_certificate(&mut self, validity: (Duration, Duration), now: Duration) -> bool {
         *self = Self::new(Some(validity));
         let is_due = self.is_due(now);
         let (not_before, not_after) = validity;
-        // One of the clocks is wrong, and would be the next time.
+        // If it is due, one of the clocks is wrong, and a second order would not help.
         let gap = if is_due { LOOK_INTERVAL } else { not_after.saturating_sub(not_before) / 6 };
         self.order_from = now + gap.min(LOOK_INTERVAL);
         is_due
     }
 
-    /// An attempt failed, and the authority may have said when to come back; returns the
-    /// pause.
+    /// An attempt failed; the authority may have named a time after which to retry. Returns
+    /// the pause.
     pub(super) fn on_failure(
         &mut self,
         failure: Failure,
@@ -155,8 +155,8 @@ impl Schedule {
     }
 }
 
-/// How long to wait after the `failures`th failure in a row; `random` spreads many
-/// relays that one event made fail, by a quarter to both sides.
+/// How long to wait after the `failures`th failure in a row; `random` spreads relays that
+/// one event made fail, by a quarter in both directions.
 fn pause(failure: Failure, asked: Option<Duration>, failures: u32, random: u64) -> Duration {
     let first = match failure {
         Failure::Unreachable => UNREACHABLE_FIRST,
@@ -165,7 +165,7 @@ fn pause(failure: Failure, asked: Option<Duration>, failures: u32, random: u64) 
     let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY_MAX);
     let spread = doubled / 2;
     let pause = doubled - spread / 2 + spread.mul_f64(random as f64 / u64::MAX as f64);
-    // A request to stay away longer than for ever is none.
+    // At most a day: a longer Retry-After would stop renewal for good.
     pause.max(asked.unwrap_or_default().min(4 * RETRY_MAX))
 }
 
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nudge_asks_and_tries_again_at_once() {
+    fn renew_now_asks_and_orders_at_once() {
         let now = seconds(120 * DAY);
         let mut schedule = asked(Some((1, 2)), 120 * DAY);
         schedule.on_failure(Failure::Refused, None, now, 0);

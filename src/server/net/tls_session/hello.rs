@@ -1,38 +1,38 @@
-//! The ClientHello, seen before the session that answers it.
+//! ClientHello: inspected before the TLS session answers it.
 //!
-//! Owns how much of it must have come, the name it asks for, and the answer to a name that
-//! is not served (RFC 6066 §3). Knows no certificate. The session reads the same bytes
-//! again: a hello is some kilobytes at most, and parsing one takes microseconds.
+//! Owns when it is complete, the server name in it, and the alert for a name that is not
+//! served (RFC 6066 §3). Must not know certificates. The session parses the same bytes
+//! again: a hello takes a few kilobytes, and parsing one takes microseconds.
 //!
-//! Nothing is kept here while a hello is incomplete: its bytes stay with the session.
+//! 1. No state is kept while a hello is incomplete: its bytes stay with the session.
 
 use rustls::server::{Acceptor, ClientHello};
 
 use super::RECORD_MAX;
 
-/// The most ciphertext that is waited for. A hello that takes more is left to the session,
-/// which finds the certificate, or refuses, by itself. Those of browsers take 2 KiB with a
-/// post-quantum key share; one record takes 16 KiB (RFC 8446 §5.1).
+/// The most ciphertext to wait for. A longer hello is left to the session, which selects the
+/// certificate or refuses by itself. Browsers send 2 KiB with a post-quantum key share; one
+/// record holds up to 16 KiB (RFC 8446 §5.1).
 const HELLO_MAX: usize = RECORD_MAX + HEADER;
-/// Of a record: its type, a version, the length of the rest.
+/// The length of a record header: type, version, length of the rest.
 const HEADER: usize = 5;
 /// The type of a record of handshake messages.
 const HANDSHAKE: u8 = 22;
 
-/// A fatal alert in a record of its own: unrecognized_name (RFC 8446 §6).
+/// A record with the fatal alert unrecognized_name (RFC 8446 §6).
 pub(super) const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 3, 0, 2, 2, 112];
 
-/// What is known of the hello.
+/// The state of the hello.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hello {
-    /// More bytes have to come.
+    /// Incomplete: more bytes are needed.
     Partial,
-    /// It is there, and names this server, if one at all. Bytes that are no hello name
-    /// none: the session says what is wrong with them.
+    /// Complete, with the server name that it asks for, if any. Bytes that are not a hello
+    /// count as complete without a name: the session reports the error.
     Complete(Option<Box<str>>),
 }
 
-/// Looks at all ciphertext so far.
+/// Parses all ciphertext received so far.
 pub(super) fn read(ciphertext: &[u8]) -> Hello {
     if ciphertext.len() < HELLO_MAX && is_partial(ciphertext) {
         return Hello::Partial;
@@ -57,7 +57,7 @@ fn name(hello: &ClientHello<'_>) -> Option<Box<str>> {
     hello.server_name().map(Into::into)
 }
 
-/// Whether more records are needed for the first handshake message to be whole.
+/// Whether more bytes are needed to complete the first handshake message.
 fn is_partial(ciphertext: &[u8]) -> bool {
     let (mut rest, mut head, mut received) = (ciphertext, [0; 4], 0);
     loop {
@@ -65,7 +65,7 @@ fn is_partial(ciphertext: &[u8]) -> bool {
             return rest.first().is_none_or(|kind| *kind == HANDSHAKE);
         };
         let len = usize::from(u16::from_be_bytes([*high, *low]));
-        // What breaks the rules, or cannot fit, is the session's to answer at once.
+        // The session answers a malformed or oversized record at once.
         if *kind != HANDSHAKE || len == 0 || len > RECORD_MAX {
             return false;
         }
@@ -74,7 +74,7 @@ fn is_partial(ciphertext: &[u8]) -> bool {
             *to = *from;
         }
         received += len;
-        // Its type, then its length.
+        // The header of a handshake message: its type, then its length.
         let [_, length @ ..] = head;
         let whole = length.iter().fold(0, |sum, byte| 256 * sum + usize::from(*byte));
         let is_known = received >= head.len();

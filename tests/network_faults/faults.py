@@ -315,7 +315,7 @@ def a_binary_dies(relay, cable, fault, state):
     is_unheard(STALE, again[1])
 
 
-def bystanders_notice_nothing(relay):
+def live_peers_are_not_affected(relay):
     """A live pair, while all the others die."""
     binary, phone = honest(relay, "server", "bystander"), honest(relay, "client", "bystander")
     ends = time.monotonic() + INTERVAL + FOUND + SOON
@@ -357,7 +357,7 @@ def a_stopped_relay(cable):
             exchange(binary, phone, number)
 
 
-def an_outage_is_outlived(relay, cable, role):
+def a_short_outage_has_no_effect(relay, cable, role):
     """A cable that is cut briefly around a ping has no effect."""
     server_id = f"{role}_outage"
     others_role = "client" if role == "server" else "server"
@@ -396,14 +396,14 @@ def scenarios(relay):
 
     # The longest first.
     yield scenario("relay_stopped", a_stopped_relay, Cable())
-    yield scenario("bystanders", bystanders_notice_nothing, relay)
+    yield scenario("bystanders", live_peers_are_not_affected, relay)
     for role, dies in {"phone": a_phone_dies, "binary": a_binary_dies}.items():
         for state in STATES:
             for fault in FAULTS:
                 yield scenario(
                     f"{role}_{fault}_{state.name}", dies, relay, Cable(), fault, state)
-    yield scenario("phone_outage", an_outage_is_outlived, relay, Cable(), "client")
-    yield scenario("binary_outage", an_outage_is_outlived, relay, Cable(), "server")
+    yield scenario("phone_outage", a_short_outage_has_no_effect, relay, Cable(), "client")
+    yield scenario("binary_outage", a_short_outage_has_no_effect, relay, Cable(), "server")
 
 
 if __name__ == "__main__":

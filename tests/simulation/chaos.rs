@@ -242,7 +242,7 @@ impl Chaos {
             takeovers: stats.takeovers,
             verdicts: stats.closes.iter().map(|causes| causes[2]).sum(),
         };
-        self.replay.step(&"everybody leaves");
+        self.replay.step(&"all peers leave");
         self.world.finish();
         outcome
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::json;
 
-/// What [`envelope::unwrap`] should say.
+/// The expected result of [`envelope::unwrap`].
 #[derive(Debug, PartialEq)]
 enum Verdict<'a> {
     Dropped,

@@ -25,7 +25,7 @@ mod replay {
     use std::fs;
     use std::path::Path;
 
-    /// Runs every committed input of a target. What is printed last has failed.
+    /// Runs every committed input of a target. The input printed last has failed.
     fn replay(target: &str, run: fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
         let entries = fs::read_dir(&corpus).expect("every target has a corpus");

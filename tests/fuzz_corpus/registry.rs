@@ -17,7 +17,7 @@ use super::world::{World, claim, join};
 const PEERS_MAX: usize = 60;
 const STEPS_MAX: usize = 200;
 const SERVER_IDS: [&str; 3] = ["home", "away", "none"];
-/// Nothing is done closer than this to a deadline, of which a tick may be left.
+/// No step is closer than this to a deadline, which may be a tick late.
 const MARGIN: Duration = Duration::from_millis(200);
 
 /// One server-id that is held or in grace.
@@ -30,7 +30,7 @@ struct Slot {
     until: Instant,
 }
 
-/// What one peer should have heard.
+/// The expected input of one peer.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Heard {
     close: Option<u16>,
@@ -70,7 +70,7 @@ impl Model {
         }
     }
 
-    /// The peer is nowhere any more.
+    /// The peer has lost its slot.
     fn leave(&mut self, peer: usize, now: Instant) {
         let Some(server_id) = self.find(peer) else { return };
         let slot = self.slots.get_mut(server_id).expect("found");
@@ -150,7 +150,7 @@ impl Slot {
     }
 }
 
-/// Each step is done to both; then everybody must have heard the same.
+/// Applies each step to both; then every peer must have received what the model says.
 pub(crate) fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let mut config = Config::default();

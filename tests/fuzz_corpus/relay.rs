@@ -14,11 +14,11 @@ use super::world::{World, claim, join};
 
 /// So few that the cap, and more phones than one server-id takes, are met.
 const CAPACITY: usize = 24;
-/// More take time and meet nothing new.
+/// More would take time without reaching new states.
 const PEERS_MAX: usize = 40;
 const STEPS_MAX: usize = 300;
 
-/// Does what the bytes say, then lets everybody go.
+/// Performs the actions in the bytes, then disconnects all peers.
 pub(crate) fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let mut config = Config::default();
@@ -34,7 +34,7 @@ pub(crate) fn run(data: &[u8]) {
     world.finish();
 }
 
-/// One thing that one peer does, or time.
+/// One action of one peer, or time passes.
 fn step(world: &mut World, bytes: &mut Bytes<'_>) {
     let (choice, who) = (bytes.byte() % 22, bytes.byte());
     if choice < 5 {
@@ -150,7 +150,7 @@ fn envelope(conn_id: &str, bytes: &mut Bytes<'_>, closes: bool) -> String {
     envelope + "}"
 }
 
-/// What is said of a connection that is gone, or never was, changes nothing.
+/// Input for a connection that is gone, or never existed, changes nothing.
 fn stale(world: &mut World, bytes: &mut Bytes<'_>) {
     let gone = world.peers.iter().filter(|peer| peer.is_gone).map(|peer| peer.id);
     let gone: Vec<ConnId> = gone.chain([ConnId::new(3, u32::MAX)]).collect();

@@ -9,7 +9,7 @@ use super::bytes::{Bytes, pieces};
 /// One so small that short inputs reach it, and one that they can only declare.
 const MESSAGE_MAX: [usize; 2] = [600, 100_000];
 
-/// What a peer said, in this order.
+/// The events on a connection, in order.
 #[derive(Debug, PartialEq)]
 struct Said {
     events: Vec<Event>,
@@ -26,7 +26,7 @@ enum Event {
     Close(Vec<u8>),
 }
 
-/// Reads the bytes in pieces, whole, and plainly.
+/// Reads the bytes in pieces, whole, and with the simple reader.
 pub(crate) fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let pattern = bytes.take(4);
@@ -143,7 +143,7 @@ fn split_frame<'a>(
     Ok(Some((Frame { is_final, opcode, payload }, rest)))
 }
 
-/// What a frame completes, if anything.
+/// The message that a frame completes, if any.
 fn accept(frame: Frame, message: &mut Option<Begun>) -> Result<Option<Event>, CloseCause> {
     match frame.opcode {
         8 => return close(frame.payload).map(Some),

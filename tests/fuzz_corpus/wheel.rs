@@ -9,7 +9,7 @@ use super::bytes::Bytes;
 /// One tick less than this is as far ahead as the wheel sees.
 const TURN: u64 = 1024;
 
-/// What is armed: the tick at which a key fires, and how manieth arming it was.
+/// The armed keys: the tick at which each fires, and the sequence number of its arming.
 struct Model {
     now: u64,
     count: u64,
@@ -49,7 +49,7 @@ fn tick_micros() -> u64 {
     TICK.as_micros() as u64
 }
 
-/// Each operation is done to both; then both must say the same.
+/// Applies each operation to both; then both must agree.
 pub(crate) fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let start = bytes.long() >> 8;

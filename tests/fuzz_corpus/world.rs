@@ -26,10 +26,10 @@ use pyrycode_relay::time::{Instant, TICK};
 use super::request;
 use super::wire::{self, Decoder, Part};
 
-/// What the network holds of one peer.
+/// The capacity of the network for one peer.
 const UNREAD_SIZE: usize = 1024 * 1024;
 
-/// One connection from the outside.
+/// One peer's end of a connection.
 pub(crate) struct Peer {
     pub(crate) id: ConnId,
     is_phone: bool,
@@ -51,7 +51,7 @@ pub(crate) struct Peer {
     has_buffered: bool,
     decoder: Decoder,
     pub(crate) answers_pings: bool,
-    /// Whatever it was told to do, it can neither be too slow nor break rules.
+    /// None of its actions can be too slow or violate the protocol.
     pub(crate) is_honest: bool,
     /// Received pings that the test has not taken yet.
     pub(crate) pings: Vec<Vec<u8>>,
@@ -65,7 +65,7 @@ pub(crate) struct Peer {
     silent_since: Instant,
 }
 
-/// The relay and everybody around it.
+/// The relay and all its peers.
 pub(crate) struct World {
     pub(crate) relay: Relay,
     pub(crate) now: Instant,
@@ -96,7 +96,7 @@ impl World {
         }
     }
 
-    // What peers do
+    // Actions of peers
 
     /// A peer connects and sends `bytes`; returns its index.
     pub(crate) fn dial(&mut self, bytes: &[u8]) -> usize {
@@ -237,7 +237,7 @@ impl World {
         }
     }
 
-    /// The relay stands still for a time; then it does everything at once.
+    /// Pauses the relay for a time; then it handles everything at once.
     pub(crate) fn stall(&mut self, time: Duration) {
         self.now += time;
         for peer in &mut self.peers {
@@ -255,7 +255,7 @@ impl World {
         assert!(next.is_none_or(|next| next > self.now), "a deadline that has passed is left");
     }
 
-    // What the shell does
+    // The event loop
 
     /// Effects and input, until there is neither.
     pub(crate) fn settle(&mut self) {
@@ -352,7 +352,7 @@ impl World {
             }
             return self.relay.len() < before;
         } else if !peer.unread.is_empty() {
-            // Many bytes one by one would show nothing that few do not.
+            // Many single bytes would show no more than a few.
             let count = peer.piece.max(peer.unread.len() / 256).min(peer.unread.len());
             let piece: Vec<u8> = peer.unread.drain(..count).collect();
             self.relay.handle(Input::Bytes(peer.id, &piece), self.now);
@@ -386,15 +386,15 @@ impl World {
         self.check();
     }
 
-    /// What must hold after every call.
+    /// Checks the properties that hold after every call.
     fn check(&self) {
         let buffered = self.relay.buffered();
         assert!(buffered <= self.budget, "{buffered} of {} bytes", self.budget);
         self.relay.audit();
     }
 
-    /// Everybody takes all that waits and goes; then nothing may be left, and all
-    /// places are free again.
+    /// All peers read everything and disconnect; then no state may be left, and all slots
+    /// are free again.
     pub(crate) fn finish(mut self) {
         self.leave();
         if !self.is_draining {

@@ -169,7 +169,7 @@ fn a_ping_overtakes_what_is_queued_and_a_stuck_phone_is_closed_behind_a_gapless_
         }
     }
     let overtaking = before_pings.iter().filter(|before| (3..28).contains(*before)).count();
-    assert!(overtaking > 0, "pings came behind so many messages: {before_pings:?}");
+    assert!(overtaking > 0, "pings came behind this number of messages: {before_pings:?}");
 
     for n in 50..150 {
         binary.tell(&slow.id, &numbered(n, 64_000));

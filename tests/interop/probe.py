@@ -73,7 +73,7 @@ def between(relay, context=None, passes=lambda chunk, relay_end: True):
         yield listener.getsockname()[1]
 
 
-def tls_is_verified_and_the_days_are_told(relay):
+def tls_is_verified_and_the_days_to_expiry_are_reported(relay):
     authority = Authority("probed")
     for days, outcome in [(100, "ok"), (5, "warning")]:
         life = datetime.timedelta(days=days, minutes=5)
@@ -96,7 +96,7 @@ def certificates_that_clients_refuse_are_explained(relay):
     with between(relay, authority.context()) as port:
         fails_at("tls", "--ca FILE", f"https://localhost:{port}")
         fails_at("tls", "--ca FILE", f"https://localhost:{port}", "--ca", Authority("other").file)
-        # Plain where TLS is spoken.
+        # Plain HTTP to a TLS port.
         fails_at("health", "try https", f"http://localhost:{port}", "--health")
 
 
@@ -105,12 +105,12 @@ def through_haproxy_it_passes():
         balancer.wait("UP", ("L7OK", "200"))
         status, steps = probe("http://{}:{}".format(*balancer.address))
         assert status == 0 and {step["outcome"] for step in steps.values()} == {"ok"}, steps
-    # And without, PROXY headers are waited for.
+    # Without HAProxy, the relay waits for a PROXY header.
     with Relay("--proxy-protocol") as relay:
         fails_at("health", "PROXY header", f"http://{relay.url}", "--health")
 
 
-def an_idle_cut_off_of_haproxy_is_measured():
+def an_idle_timeout_of_haproxy_is_measured():
     with Relay("--proxy-protocol") as relay:
         # The line of the server is the last of the backend, so this is, too.
         with Balancer(relay, "http", "send-proxy-v2\n    timeout tunnel 4s") as balancer:
@@ -119,20 +119,20 @@ def an_idle_cut_off_of_haproxy_is_measured():
             fails_at("watch", "closed after 4.", url, "--watch", "45")
 
 
-def pings_are_seen_at_their_real_times(relay):
+def pings_are_seen_at_their_real_intervals(relay):
     status, steps = probe(f"http://{relay.url}", "--watch", "63")
     watch = steps["watch"]
     assert status == 0 and watch["pings"] >= 2, steps
     assert 29_000 <= watch["longest_silence_ms"] <= 31_000, watch
 
 
-def a_path_that_forgets_without_a_word_is_told(relay):
+def a_half_open_connection_is_reported(relay):
     with between(relay, passes=lambda *_: False) as port:
         fails_at("watch", "half-open", f"http://127.0.0.1:{port}", "--watch", "60",
                  "--timeout", "2")
 
 
-def a_proxy_that_keeps_pings_is_told(relay):
+def a_proxy_that_swallows_pings_is_reported(relay):
     def passes(chunk, relay_end):
         # A ping is alone in its segment. It is answered here, with a mask of zeros.
         if chunk[0] != 0x89:
@@ -146,11 +146,11 @@ def a_proxy_that_keeps_pings_is_told(relay):
 
 if __name__ == "__main__":
     main([
-        pings_are_seen_at_their_real_times,
-        a_path_that_forgets_without_a_word_is_told,
-        a_proxy_that_keeps_pings_is_told,
-        an_idle_cut_off_of_haproxy_is_measured,
-        tls_is_verified_and_the_days_are_told,
+        pings_are_seen_at_their_real_intervals,
+        a_half_open_connection_is_reported,
+        a_proxy_that_swallows_pings_is_reported,
+        an_idle_timeout_of_haproxy_is_measured,
+        tls_is_verified_and_the_days_to_expiry_are_reported,
         certificates_that_clients_refuse_are_explained,
         through_haproxy_it_passes,
     ])

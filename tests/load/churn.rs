@@ -35,7 +35,7 @@ pub fn an_hour() {
                 .map(|thread| thread::spawn(move || look_in(relay, round, thread)))
                 .collect();
             threads.into_iter().for_each(|thread| thread.join().unwrap());
-            eventually("everybody is gone", || healthz(relay) == (0, 0));
+            eventually("every peer is gone", || healthz(relay) == (0, 0));
             process.memory().0
         })
         .collect();

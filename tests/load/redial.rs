@@ -48,7 +48,7 @@ pub fn all_at_once() {
     let_in("killed", &process, &mut crowds, pairs, began);
 
     drop(crowds);
-    eventually("everybody is gone", || healthz(relay) == (0, 0));
+    eventually("every peer is gone", || healthz(relay) == (0, 0));
     let what = format!("{descriptors} descriptors as at the start");
     eventually(&what, || process.descriptors() == descriptors);
     percentiles::record("gone: memory", mib(process.memory().0));

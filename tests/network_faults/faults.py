@@ -46,7 +46,7 @@ STALE = 999
 
 
 class Watched(Relay):
-    """A relay that is reached over the switch and whose log is told apart."""
+    """A relay that is reached over the switch, with its parsed log."""
 
     def __init__(self):
         # By conn_id: when it was released, and why.
@@ -69,7 +69,7 @@ class Watched(Relay):
 
 
 class Victim:
-    """A peer process at the end of a cable of its own."""
+    """A peer process at the end of its own cable."""
 
     def __init__(self, relay, cable, role, server_id):
         self.cable, self.name = cable, server_id
@@ -90,7 +90,7 @@ class Victim:
             self.seen.put(json.loads(line))
 
     def expect(self, what, within=SOON):
-        """The next thing it saw, pings and messages before it apart."""
+        """Its next event; skips pings and messages before it."""
         found = self.seen.get(timeout=within)
         while found["seen"] in ("ping", "message") and found["seen"] != what:
             found = self.seen.get(timeout=within)
@@ -102,12 +102,12 @@ class Victim:
         self.expect("sent")
 
     def stop(self):
-        """Its kernel goes on acknowledging."""
+        """Stops the process; its kernel still acknowledges."""
         freeze(self.process)
 
     def finds_its_end(self, expected):
-        """Continued, it finds all that it missed, in order, then that close, then
-        the end."""
+        """Continues the process, which then receives all that it missed, in order, then
+        that close, then the end."""
         self.process.send_signal(signal.SIGCONT)
         numbers = []
         while (found := self.seen.get(timeout=SOON))["seen"] in ("ping", "message"):
@@ -158,7 +158,7 @@ def numbered(number, length=MESSAGE_LENGTH):
 
 
 def send_to(sender, conn_id, number, length=MESSAGE_LENGTH):
-    """To the phone with that conn_id; without one to the binary."""
+    """Sends to the phone with that conn_id; without one to the binary."""
     message = numbered(number, length)
     sender.peer.send(frame(TEXT, envelope(conn_id, message) if conn_id else message))
 
@@ -174,14 +174,14 @@ def is_unheard(number, peer):
 
 
 def exchange(binary, phone, number):
-    """A message each way, soon."""
+    """A message in each direction, which must arrive soon."""
     send_to(phone, None, number, length=1)
     wait_message(binary, number)
     send_to(binary, phone.peer.request_id, number, length=1)
     wait_message(phone, number)
 
 
-# How peers die, and what they were at
+# Causes of death, and the states in which peers die
 
 
 FAULTS = {
@@ -215,7 +215,7 @@ class Queued(Idle):
 
 
 class Backlogged:
-    """More than kernels take, cut within a frame."""
+    """A backlog larger than the kernels' buffers, cut within a frame."""
 
     name = "backlogged"
     found = WRITE, FOUND
@@ -234,7 +234,7 @@ class Backlogged:
 
 
 class MidMessage:
-    """It had begun to say something."""
+    """The peer has sent a part of a message."""
 
     name = "mid_message"
     found = MESSAGE - 1.0, MESSAGE + 1.0
@@ -315,8 +315,8 @@ def a_binary_dies(relay, cable, fault, state):
     is_unheard(STALE, again[1])
 
 
-def bystanders_notice_nothing(relay):
-    """While all the others die."""
+def live_peers_are_not_affected(relay):
+    """A live pair, while all the others die."""
     binary, phone = honest(relay, "server", "bystander"), honest(relay, "client", "bystander")
     ends = time.monotonic() + INTERVAL + FOUND + SOON
     number = 0
@@ -357,8 +357,8 @@ def a_stopped_relay(cable):
             exchange(binary, phone, number)
 
 
-def an_outage_is_outlived(relay, cable, role):
-    """A cable that is cut around a ping, but not for long, costs nothing."""
+def a_short_outage_has_no_effect(relay, cable, role):
+    """A cable that is cut briefly around a ping has no effect."""
     server_id = f"{role}_outage"
     others_role = "client" if role == "server" else "server"
     with contextlib.ExitStack() as stack:
@@ -396,14 +396,14 @@ def scenarios(relay):
 
     # The longest first.
     yield scenario("relay_stopped", a_stopped_relay, Cable())
-    yield scenario("bystanders", bystanders_notice_nothing, relay)
+    yield scenario("bystanders", live_peers_are_not_affected, relay)
     for role, dies in {"phone": a_phone_dies, "binary": a_binary_dies}.items():
         for state in STATES:
             for fault in FAULTS:
                 yield scenario(
                     f"{role}_{fault}_{state.name}", dies, relay, Cable(), fault, state)
-    yield scenario("phone_outage", an_outage_is_outlived, relay, Cable(), "client")
-    yield scenario("binary_outage", an_outage_is_outlived, relay, Cable(), "server")
+    yield scenario("phone_outage", a_short_outage_has_no_effect, relay, Cable(), "client")
+    yield scenario("binary_outage", a_short_outage_has_no_effect, relay, Cable(), "server")
 
 
 if __name__ == "__main__":

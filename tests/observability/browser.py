@@ -17,12 +17,12 @@ from harness import SOON, spawn, wait_until
 
 
 class Browser:
-    """A browser process with a profile of its own, gone on leaving."""
+    """A browser process with its own profile; ends with the context."""
 
     def __init__(self):
         self.profile = tempfile.mkdtemp(prefix="chromium-")
-        # Root may not use the sandbox; a container's /dev/shm may be small; and it
-        # shall call nobody.
+        # Root cannot use the sandbox; a container's /dev/shm may be small; and the
+        # browser must contact no other server.
         self.process = spawn(
             [
                 "chromium", "--headless=new", "--no-sandbox", "--disable-gpu",

@@ -228,7 +228,7 @@ def the_status_page_shows_what_is_there(relay):
             assert page.text("state") == "All is well", page.text("concerns")
             assert_agrees(page, relay)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
-            # Nothing that is to be read is cut off or lies over something else.
+            # No text is cut off or overlaps another.
             cut = page.evaluate(
                 "[...document.querySelectorAll('section, td, th, p, h2, .scale span')]"
                 ".filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')"

@@ -12,7 +12,7 @@ use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
 
 use crate::world::World;
 
-/// Everything that crossed the border, as one number.
+/// A hash of everything that crossed the border.
 #[derive(Default)]
 pub(crate) struct Trace(DefaultHasher);
 
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    /// What is told of a connection that is not there changes nothing (9).
+    /// Input for a connection that does not exist changes nothing (9).
     pub(crate) fn tell_stale(&mut self, id: ConnId) {
         let (relay, now) = (&mut self.relay, self.now);
         let look = |relay: &Relay| {

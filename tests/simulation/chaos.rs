@@ -66,14 +66,14 @@ enum Action {
     ShutDown,
 }
 
-/// One world, and what is known of everybody in it.
+/// One world, and the state of all its peers.
 struct Chaos {
     world: World,
     rng: StdRng,
     replay: Replay,
     /// By peer.
     shadows: Vec<Shadow>,
-    /// Peers that may still do something.
+    /// Peers that can still act.
     actors: Vec<PeerId>,
     /// So few that claims and phones meet.
     server_ids: usize,
@@ -88,7 +88,7 @@ struct Chaos {
     is_late: bool,
 }
 
-/// What came of a chaos.
+/// The result of a chaos run.
 #[derive(Debug, Default)]
 struct Outcome {
     /// Of all that crossed the border.
@@ -101,13 +101,13 @@ struct Outcome {
 }
 
 impl Chaos {
-    /// The weather depends on the seed.
+    /// The conditions depend on the seed.
     fn new(seed: u64, capacity: usize, test: &'static str) -> Self {
         let mut config = Config::default();
         config.limits.rate_per_minute = 0;
         config.drain = Duration::from_secs(seed % (DRAIN_SECONDS_MAX + 1));
         if seed.is_multiple_of(3) {
-            // So little memory that it is spent.
+            // A budget small enough to be exhausted.
             config.limits.buffer_memory = capacity * 8 * 1024;
         } else if seed % 3 == 1 {
             // A flood passes a phone's part of it.
@@ -210,7 +210,7 @@ impl Chaos {
         self.listen();
     }
 
-    /// The relay does nothing for a while, and then everything at once.
+    /// Pauses the relay for a while.
     fn stand_still(&mut self, time: Duration) {
         self.world.settle();
         self.world.is_frozen = true;
@@ -243,7 +243,7 @@ impl Chaos {
             takeovers: stats.takeovers,
             verdicts: stats.closes_by(CloseCause::HeartbeatTimeout).iter().sum(),
         };
-        self.replay.step(&"everybody leaves");
+        self.replay.step(&"all peers leave");
         self.world.finish();
         outcome
     }
@@ -278,7 +278,7 @@ fn sweep(seeds: &[u64], capacity: usize, steps: usize, test: &'static str) -> Ou
     sum
 }
 
-/// Seeds of small chaos runs that found something.
+/// Seeds of small chaos runs that found a fault.
 const REGRESSIONS: [u64; 4] = [217_266, 240_783, 242_091, 266_358];
 
 #[test]

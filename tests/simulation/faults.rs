@@ -18,13 +18,13 @@ pub(crate) enum Write {
     Broken,
 }
 
-/// The dice of one run.
+/// The random decisions of one run.
 #[derive(Default)]
 pub(crate) struct Faults(Option<Dice>);
 
 struct Dice {
     rng: StdRng,
-    /// Not only splits, but failures too.
+    /// Failures in addition to splits.
     fails: bool,
 }
 
@@ -34,7 +34,7 @@ impl Faults {
         Self(Some(Dice { rng: StdRng::seed_from_u64(seed), fails }))
     }
 
-    /// Bytes that one read gives of `most`.
+    /// The number of bytes that one read returns, at most `most`.
     pub(crate) fn read(&mut self, most: usize) -> usize {
         self.0.as_mut().map_or(most, |dice| dice.split(most))
     }

@@ -28,7 +28,7 @@ enum Cargo {
 #[derive(Debug)]
 pub(crate) struct Pipe {
     pub(crate) latency: Duration,
-    /// Nothing comes out before; [`Instant::NEVER`]: half open.
+    /// Nothing arrives before this time; [`Instant::NEVER`]: half-open.
     stalled_until: Instant,
     flight: VecDeque<(Instant, Cargo)>,
     flight_len: usize,
@@ -108,7 +108,7 @@ impl Pipe {
         self.arrive(now)
     }
 
-    /// Nothing holds it up any longer, unless it is half open for ever.
+    /// Ends a stall, unless the link is half-open for ever.
     pub(crate) fn heal(&mut self, now: Instant) -> Option<Instant> {
         if self.stalled_until < Instant::NEVER {
             self.stalled_until = Instant::START;

@@ -25,7 +25,7 @@ use notices::Notices;
 use verdict::Pings;
 pub(crate) use verdict::Words;
 
-/// What a connection asked to be.
+/// The role that a connection requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     Binary,
@@ -33,7 +33,7 @@ enum Wish {
     Nothing,
 }
 
-/// What is known of one peer.
+/// The state of one peer.
 struct Record {
     wish: Wish,
     server_id: String,
@@ -84,13 +84,13 @@ pub(crate) struct Oracle {
     place_count: usize,
     capacity: usize,
     is_draining: bool,
-    /// When everybody was told of the shut-down.
+    /// When all peers were told of the shut-down.
     told_by: Instant,
-    /// The call under way has spent the memory.
+    /// The current call has exhausted the budget.
     is_shedding: bool,
-    /// In the call under way a binary had a phone closed.
+    /// In the current call a binary had a phone closed.
     is_requested: bool,
-    /// How late the relay came to its timers, all in all, and when it last was.
+    /// The total delay of the relay's timers, and the time of the last one.
     late: Duration,
     woke: Instant,
     notices: Notices,
@@ -288,7 +288,7 @@ impl Oracle {
         }
     }
 
-    /// What a binary does to its phones, before anything happens to itself.
+    /// The effect of a binary on its phones, before any effect on itself.
     fn on_envelopes(&mut self, world: &World, binary: usize) {
         let Some(slot) = self.slots.get(&self.records[binary].server_id) else { return };
         if slot.holder != Some(binary) {
@@ -322,7 +322,7 @@ impl Oracle {
         }
     }
 
-    /// A peer has left its slot; what follows from that has to have happened.
+    /// A peer has left its slot; checks that the consequences have happened.
     fn leave(&mut self, world: &World, peer: usize) {
         self.lose_place(peer);
         if self.records[peer].wish == Wish::Phone {

@@ -16,12 +16,12 @@ use crate::link::{End, Pipe};
 use crate::requests;
 use crate::wire::{self, Decoder, Part};
 
-/// No connection has this name.
+/// The id of no connection.
 pub(crate) const NOBODY: ConnId = ConnId::from_bits(u64::MAX);
-/// What the link holds of a peer that does not read: both kernels' buffers.
+/// The capacity of the link of a peer that does not read: both kernels' buffers.
 pub(crate) const LINK: usize = 64 * 1024;
 
-/// What a peer saw, in order. Pings are not in it: they are answered.
+/// An event that a peer received. Pings are not recorded: they are answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// The status of an HTTP answer.
@@ -36,10 +36,10 @@ pub(crate) enum Seen {
     Cut,
 }
 
-/// What a peer does by itself. The default is an honest one.
+/// The automatic behaviour of a peer. By default it follows the contract.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Habits {
-    /// Takes bytes off the link.
+    /// Reads bytes from the link.
     pub(crate) reads: bool,
     pub(crate) answers_pings: bool,
     /// Answers a close frame with one.
@@ -89,7 +89,7 @@ pub(crate) struct Through {
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
-    /// What stands between it and the relay.
+    /// A load balancer between it and the relay.
     pub(crate) through: Option<Through>,
     /// [`NOBODY`] until it is accepted.
     pub(crate) id: ConnId,
@@ -97,7 +97,7 @@ pub(crate) struct Peer {
     pub(crate) seen: Vec<Seen>,
     /// The last HTTP answer, whole.
     pub(crate) answer: String,
-    /// Pings and texts that came, whether kept in `seen` or not.
+    /// Received pings and texts, whether kept in `seen` or not.
     pub(crate) pings: usize,
     pub(crate) texts: usize,
     pub(crate) last_ping: Vec<u8>,
@@ -118,7 +118,7 @@ pub(crate) struct Peer {
     pub(crate) sending: Sending,
     /// The end of sending is on the link.
     pub(crate) end_sent: bool,
-    /// It did something that the relay may hold against it.
+    /// It has done something for which the relay may close it.
     pub(crate) was_bad: bool,
     /// Half a message of it may wait for the other half: it or its link stopped.
     pub(crate) was_late: bool,
@@ -331,7 +331,7 @@ impl Peer {
         self.midway.is_some()
     }
 
-    /// The relay has said its last word.
+    /// The relay has sent its last byte.
     pub(crate) fn has_ended(&self) -> bool {
         self.half_closed || self.is_gone
     }

@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-/// Tells how to replay a run that fails, wherever in it that happens.
+/// Prints how to replay a run, wherever it fails.
 pub(crate) struct Replay {
     seed: u64,
     /// Name of the test.
@@ -22,7 +22,7 @@ impl Replay {
         Self { seed, test, step: 0, action: "none".to_owned() }
     }
 
-    /// The next thing that is done.
+    /// Records the next step.
     pub(crate) fn step(&mut self, action: &impl fmt::Debug) {
         self.step += 1;
         self.action = format!("{action:?}");
@@ -50,8 +50,8 @@ pub(crate) fn setting(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value}")))
 }
 
-/// The seeds to run: the one that is asked for, or those that once found
-/// something and then the first `count`.
+/// The seeds to run: the requested one, or those that have found a fault and then the
+/// first `count`.
 pub(crate) fn seeds(count: u64, regressions: &[u64]) -> Vec<u64> {
     if let Some(seed) = setting("PYRYCODE_SIM_SEED") {
         return vec![seed];

@@ -16,7 +16,7 @@ use crate::link::{End, Pipe};
 use crate::peer::{NOBODY, Peer, Sending, Through};
 use crate::world::{PeerId, World};
 
-/// Rounds without time passing that no honest exchange needs.
+/// More rounds without time passing than any valid exchange needs.
 const LIVELOCK: usize = 100_000;
 
 impl World {
@@ -33,7 +33,7 @@ impl World {
         }
     }
 
-    /// Something is due on the link of this peer, one way or the other.
+    /// An event is due on the link of this peer, in either direction.
     pub(crate) fn on_event(&mut self, index: usize) {
         self.on_link(index, Pipe::arrive);
         self.react(index);
@@ -41,7 +41,7 @@ impl World {
         self.unblock(index);
     }
 
-    /// Does something to both directions of a link.
+    /// Applies a function to both directions of a link.
     pub(crate) fn on_link(
         &mut self,
         index: usize,
@@ -60,7 +60,7 @@ impl World {
         }
     }
 
-    /// Puts on the link what the peer has sent.
+    /// Moves the peer's sent bytes to the link.
     fn ship(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         let mut next = None;
@@ -186,7 +186,7 @@ impl World {
                 let peer = self.find(id).expect("half-closes a connection that is there");
                 self.peers[peer].on_half_close();
                 if self.faults.half_close() {
-                    // What an error here means, reading will tell.
+                    // The next read reports the cause of an error here.
                     return self.break_link(peer);
                 }
                 let next = self.peers[peer].down.end(End::Fin, self.wall);
@@ -233,7 +233,7 @@ impl World {
         self.queue(index);
     }
 
-    /// Writes what waits for a peer, as far as its link takes it.
+    /// Writes the bytes queued to a peer, as far as its link takes them.
     fn write(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         let (id, wall) = (peer.id, self.wall);

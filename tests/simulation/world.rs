@@ -27,17 +27,17 @@ use crate::oracle::Oracle;
 use crate::peer::{self, HOME, Habits, Peer, Seen, Sending, Through};
 use crate::wire;
 
-/// What the relay's clock counts of a standstill, beyond the sleep it had asked for.
+/// The part of a pause that the relay's clock counts, beyond the sleep it had asked for.
 const TURN_MAX: Duration = Duration::from_secs(1);
 
 /// Handle of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct PeerId(pub(crate) usize);
 
-/// One relay and everybody around it.
+/// One relay and all its peers.
 pub(crate) struct World {
     pub(crate) relay: Relay,
-    /// The relay's time, which stands still while the relay does.
+    /// The relay's time, which stops while the relay is paused.
     pub(crate) now: Instant,
     /// The time of the peers and their links.
     pub(crate) wall: Instant,
@@ -52,20 +52,20 @@ pub(crate) struct World {
     pub(crate) balancer: Option<IpAddr>,
     /// Peers that have dialled and are not accepted, for lack of descriptors.
     pub(crate) backlog: VecDeque<usize>,
-    /// How many sockets the relay may have.
+    /// The relay's limit on sockets.
     pub(crate) descriptors: usize,
-    /// When something happens on the link of which peer; the number keeps what
-    /// happens at one instant in order.
+    /// The times of events on the links of peers; the number orders events of the same
+    /// instant.
     pub(crate) events: BinaryHeap<Reverse<(Instant, u64, usize)>>,
     pub(crate) event_count: u64,
-    /// The relay does not run: nothing is settled until it does again.
+    /// The relay is paused: nothing is settled until it continues.
     pub(crate) is_frozen: bool,
     pub(crate) faults: Faults,
-    /// Knows what the relay should do; not every test needs it.
+    /// The model of the relay, if the test needs it.
     pub(crate) oracle: Option<Box<Oracle>>,
     pub(crate) trace: Trace,
     pub(crate) calls: u64,
-    /// How long connections with a place have been open, of all together.
+    /// The total time for which connections with a slot have been open.
     pub(crate) open_time: Duration,
 }
 
@@ -104,7 +104,7 @@ impl World {
         }
     }
 
-    // Peers come
+    // Dialling
 
     /// A peer dials from `address` and sends `bytes`.
     pub(crate) fn dial_from(&mut self, address: IpAddr, bytes: &[u8]) -> PeerId {
@@ -167,7 +167,7 @@ impl World {
         peer
     }
 
-    // Peers act
+    // Actions of peers
 
     pub(crate) fn peer(&self, peer: PeerId) -> &Peer {
         &self.peers[peer.0]
@@ -182,7 +182,7 @@ impl World {
         self.touch(peer);
     }
 
-    /// Sends a part of a frame: what the peer answers by itself waits for the rest.
+    /// Sends a part of a frame: the peer's automatic answers wait for the rest.
     pub(crate) fn send_part(&mut self, peer: PeerId, bytes: &[u8]) {
         self.peer_mut(peer).send_part(bytes);
         self.touch(peer);
@@ -212,7 +212,7 @@ impl World {
         self.touch(peer);
     }
 
-    /// The connection breaks: what was not read yet is lost.
+    /// The connection breaks: unread bytes are lost.
     pub(crate) fn reset(&mut self, peer: PeerId) {
         let peer_mut = self.peer_mut(peer);
         peer_mut.sending = Sending::Reset;
@@ -225,14 +225,14 @@ impl World {
         self.peer_mut(peer).habits = Habits::VANISHED;
     }
 
-    /// Nothing comes through the link either way for a while.
+    /// The link stalls in both directions for a while.
     pub(crate) fn stall(&mut self, peer: PeerId, time: Duration) {
         let until = self.wall + time;
         self.peer_mut(peer).was_late = true;
         self.on_link(peer.0, |pipe, now| pipe.stall(until, now));
     }
 
-    /// Half open: nothing comes any more from the peer, or nothing to it.
+    /// A half-open connection: one direction of the link delivers nothing any more.
     pub(crate) fn cut(&mut self, peer: PeerId, from_peer: bool) {
         let peer = self.peer_mut(peer);
         peer.was_late = true;
@@ -251,7 +251,7 @@ impl World {
         self.settle();
     }
 
-    /// The peer takes nothing off the link, which holds `link` bytes more.
+    /// The peer reads nothing from the link, which takes `link` bytes more.
     pub(crate) fn stop_reading(&mut self, peer: PeerId, link: usize) {
         let peer = self.peer_mut(peer);
         peer.habits.reads = false;
@@ -271,9 +271,9 @@ impl World {
         self.touch(peer);
     }
 
-    // What peers saw
+    // Observations
 
-    /// What the peer saw since the last call.
+    /// The events that the peer has received since the last call.
     pub(crate) fn heard(&mut self, peer: PeerId) -> Vec<Seen> {
         std::mem::take(&mut self.peer_mut(peer).seen)
     }
@@ -282,13 +282,13 @@ impl World {
         format!(r#"{{"conn_id":"{}","frame":{frame}}}"#, self.peer(phone).conn_id())
     }
 
-    /// What the binary is told when the phone has ended.
+    /// The notice to the binary about the end of the phone.
     pub(crate) fn notice(&self, phone: PeerId, code: u16) -> Seen {
         let conn_id = self.peer(phone).conn_id();
         text(&format!(r#"{{"conn_id":"{conn_id}","close_code":{code}}}"#))
     }
 
-    /// The peer saw this close and nothing else, and its connection has ended.
+    /// Checks that the peer received only this close, and that its connection has ended.
     pub(crate) fn assert_closed(&mut self, peer: PeerId, (code, reason): (u16, &str)) {
         assert_eq!(self.heard(peer), closed(code, reason));
         assert!(self.is_gone(peer) || !self.peer(peer).habits.hangs_up, "nothing to wait for");
@@ -309,7 +309,7 @@ impl World {
         self.relay.is_reading(self.peer(peer).id)
     }
 
-    /// Bytes that are queued to the peer.
+    /// The number of bytes queued to the peer.
     pub(crate) fn backlog(&self, peer: PeerId) -> usize {
         self.relay.outgoing(self.peer(peer).id).iter().map(|part| part.len()).sum()
     }
@@ -322,7 +322,7 @@ impl World {
         while self.step(until) {}
     }
 
-    /// Goes on to the next event, or to `until` if that is earlier; then false.
+    /// Advances to the next event, or to `until` if that is earlier, and then returns false.
     pub(crate) fn step(&mut self, until: Instant) -> bool {
         self.settle();
         let arrival = self.events.peek().map(|Reverse((at, ..))| self.now + at.since(self.wall));
@@ -373,15 +373,13 @@ impl World {
         self.now.since(start)
     }
 
-    /// The whole relay stands still for `time`, while peers do `meanwhile`, and
-    /// does not notice but by its timers. When it wakes it reads what has come
-    /// before it looks at them.
+    /// Pauses the whole relay for `time`, while peers do `meanwhile`. The relay notices only
+    /// by its timers; it reads all input before it handles them.
     pub(crate) fn freeze(&mut self, time: Duration, meanwhile: impl FnOnce(&mut Self)) {
         self.stand_still(time, time, meanwhile);
     }
 
-    /// The same with the clock of `server/clock.rs`, on which of a standstill
-    /// hardly anything counts.
+    /// The same with the clock of `server/clock.rs`, which counts hardly any of a pause.
     pub(crate) fn stop(&mut self, time: Duration, meanwhile: impl FnOnce(&mut Self)) {
         let asked = self.relay.next_deadline().map_or(time, |due| due.since(self.now));
         let counted = time.min(asked + TURN_MAX);
@@ -425,7 +423,7 @@ impl World {
         self.settle();
     }
 
-    /// Everybody hangs up, time passes, and the relay is as empty as at first.
+    /// Disconnects all peers, lets time pass, and checks that the relay is empty again.
     pub(crate) fn finish(mut self) {
         for peer in 0..self.peers.len() {
             self.hang_up(PeerId(peer));

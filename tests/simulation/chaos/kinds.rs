@@ -11,19 +11,19 @@ use crate::world::PeerId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Talks, answers, leaves politely.
+    /// Sends, answers, and closes with a close frame.
     Honest,
-    /// Says nothing, or not even all of its request.
+    /// Sends nothing, or only a part of its request.
     Silent,
     /// Reads now and then.
     Slow,
     /// Its kernel acknowledges everything; it answers nothing.
     Frozen,
-    /// Breaks rules.
+    /// Violates the protocol.
     Malformed,
-    /// Leaves in every way and dials again, for the same server-id.
+    /// Disconnects in every way and dials again, for the same server-id.
     Reconnecting,
-    /// A binary for a server-id that may well be taken.
+    /// A binary for a server-id that may be claimed already.
     Duplicate,
     /// Sends as much as it can.
     Firehose,

@@ -9,7 +9,7 @@ use super::kinds::Kind;
 use crate::peer::{Peer, Seen, Sending};
 use crate::world::{PeerId, secs};
 
-/// What is known of one peer.
+/// The record of one peer.
 pub(super) struct Shadow {
     pub(super) kind: Kind,
     pub(super) server_id: usize,

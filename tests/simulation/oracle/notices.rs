@@ -22,7 +22,7 @@ pub(super) struct Notices {
     /// Server-ids whose binary was closed in the call under way while memory was
     /// spent: whether the phone or the binary ended first cannot be seen.
     unsure: HashSet<String>,
-    /// How many the call under way may queue: at least and at most.
+    /// The minimum and maximum number that the current call may queue.
     least: u64,
     most: u64,
 }
@@ -76,14 +76,14 @@ impl Oracle {
         assert!(before.is_none() && !notices.told.contains(&id), "(12) {phone} ended twice");
     }
 
-    /// The relay has queued what it should.
+    /// Checks that the relay has queued what it should.
     pub(super) fn check_notices(&self, before: &Before, after: &Before) {
         let Notices { least, most, .. } = self.notices;
         let queued = after.notices - before.notices;
         assert!((least..=most).contains(&queued), "(12) {queued} notices, not {least} to {most}");
     }
 
-    /// Every binary that was to be told and is still there has been.
+    /// Checks that every binary still connected has received its notices.
     pub(crate) fn no_notice_is_missing(&self) {
         for (id, notice) in &self.notices.due {
             let is_there = self.records[notice.binary].has_place;
@@ -93,7 +93,7 @@ impl Oracle {
 }
 
 impl Notices {
-    /// A binary is sent this.
+    /// Handles a message written to a binary.
     pub(super) fn on_text(&mut self, binary: usize, text: &str) {
         let rest = text.strip_prefix("{\"conn_id\":\"").expect("(12) a conn_id");
         let (conn_id, rest) = rest.split_once("\",\"").expect("(12) a conn_id");

@@ -12,7 +12,7 @@ use super::{Before, Oracle, Wish, has_place};
 use crate::wire::{self, Part};
 use crate::world::{PeerId, World};
 
-/// A ping that is late by this was held up by the relay standing still.
+/// A ping that is late by more than this was delayed by a pause of the relay.
 const HELD_UP: Duration = Duration::from_secs(1);
 
 /// Code and reason of a close frame.
@@ -102,8 +102,8 @@ impl Pings {
         }
     }
 
-    /// It is probed: gives how many pings it was sent before. An unanswered probe
-    /// is sent again, and any answer to it counts.
+    /// Records a probe; returns how many pings were sent before. An unanswered probe is sent
+    /// again, and any answer to it counts.
     pub(super) fn probe(&mut self) -> usize {
         let probed = self.probed.filter(|probed| self.answered <= *probed);
         *self.probed.insert(probed.unwrap_or(self.answered + self.asked.len()))
@@ -157,7 +157,7 @@ impl Oracle {
         }
     }
 
-    /// The relay is about to get these pongs.
+    /// These pongs are about to reach the relay.
     pub(crate) fn on_pongs(&mut self, peer: usize, payloads: &[Vec<u8>]) {
         let pings = &mut self.records[peer].pings;
         for payload in payloads {

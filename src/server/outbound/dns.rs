@@ -27,8 +27,8 @@ const ADDRESSES_MAX: usize = 8;
 const STACK: usize = 512 * 1024;
 
 /// Looks names up on separate threads, because getaddrinfo(3) has no deadline. ureq's
-/// resolver does the same, but panics if a thread cannot be started, and starts threads
-/// without limit while a name server is silent.
+/// resolver does the same, but panics, which ends the process, if a thread cannot be
+/// started, and starts threads without limit while a name server is silent.
 pub(in crate::server) struct DnsResolver {
     /// One place per lookup thread, which may outlive its call.
     places: Places,

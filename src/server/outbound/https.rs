@@ -5,8 +5,8 @@
 //!
 //! 1. Redirects are not followed, no proxy is used, and plain HTTP is refused.
 //! 2. A name lookup counts against the call's time; at most [`LOOKUPS_MAX`] run at once.
-//! 3. A host's addresses are tried 250 ms apart (RFC 8305), all within the call's time. All
-//!    calls together have at most [`ATTEMPTS_BESIDE_MAX`] sockets beyond one per call.
+//! 3. A host's addresses are tried 250 ms apart (RFC 8305), all within the call's time. The
+//!    calls of an agent together have at most [`ATTEMPTS_BESIDE_MAX`] sockets beyond one each.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The program: parse, configure, bind, run, exit code. Decides nothing else.
+//! Main: parses the command line, prepares, binds, runs, and returns the exit code.
+//! Decides nothing else.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
@@ -23,7 +24,7 @@ use pyrycode_relay::server::{
 use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::time::Instant;
 
-/// The configuration is refused.
+/// The exit code for a refused configuration.
 const REFUSED: u8 = 2;
 
 fn main() -> ExitCode {
@@ -65,9 +66,9 @@ fn examine(plan: &Plan) -> ExitCode {
     if is_well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-/// A configuration that was checked against this machine, its files and keys read.
+/// A configuration that was checked against this machine, with its files and keys read.
 struct Prepared {
-    /// Its limits are those that the machine allows.
+    /// The configuration, with limits that the machine allows.
     config: Config,
     descriptors: usize,
     connections: usize,
@@ -90,7 +91,7 @@ impl Prepared {
         Ok(Self { config, descriptors, connections, push, source, warnings })
     }
 
-    /// What `--check-config` says.
+    /// Prints the report of `--check-config`.
     fn report(&self) -> ExitCode {
         for warning in &self.warnings {
             complain(format_args!("warning: {warning}"));
@@ -101,11 +102,11 @@ impl Prepared {
 
 fn serve(prepared: Prepared) -> ExitCode {
     let variables = |name: &str| std::env::var_os(name);
-    let wishes = match NotifyConfig::read(&variables, std::process::id()) {
-        Ok(wishes) => wishes,
+    let notify = match NotifyConfig::read(&variables, std::process::id()) {
+        Ok(notify) => notify,
         Err(malformed) => return refuse(malformed),
     };
-    // Before there are threads: what it read it removes from the environment.
+    // Before any thread starts: the call removes the variables from the environment.
     let inherited = match systemd::inherited(&variables) {
         Ok(sockets) => sockets,
         Err(error) => {
@@ -121,7 +122,7 @@ fn serve(prepared: Prepared) -> ExitCode {
         }
     };
     prepared.warnings.iter().for_each(Warning::log);
-    let outcome = run(prepared, inherited, &wishes, &sink);
+    let outcome = run(prepared, inherited, &notify, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
     }
@@ -132,7 +133,7 @@ fn serve(prepared: Prepared) -> ExitCode {
 fn run(
     prepared: Prepared,
     inherited: Vec<TcpListener>,
-    wishes: &NotifyConfig,
+    notify: &NotifyConfig,
     sink: &sink::Sink,
 ) -> io::Result<()> {
     let Prepared { config, descriptors, connections, push, source, warnings: _ } = prepared;
@@ -141,26 +142,26 @@ fn run(
     let listens: Vec<_> = config.serving.listens().collect();
     let listeners = Listener::open(&listens, inherited)?;
     let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
-    let operator = config.metrics_listen;
-    let operator =
-        operator.map(|address| AdminListener::bind(address, &config.metrics_allow)).transpose()?;
-    let metrics_listen = operator.as_ref().map(AdminListener::local_addr).transpose()?;
+    let admin = config.metrics_listen;
+    let admin =
+        admin.map(|address| AdminListener::bind(address, &config.metrics_allow)).transpose()?;
+    let metrics_listen = admin.as_ref().map(AdminListener::local_addr).transpose()?;
     let mut seed = [0; 32];
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(&config, connections, seed, Instant::START);
     let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
-    // Where nobody listens for it, the relay serves all the same.
-    let notifier = wishes.connect().unwrap_or_else(|error| {
+    // The relay serves even if systemd's socket cannot be reached.
+    let notifier = notify.connect().unwrap_or_else(|error| {
         log::warn!(err:% = error; "notify_failed");
         None
     });
-    let mut server = server.with_push(push)?.with_supervisor(notifier);
+    let mut server = server.with_push(push)?.with_notifier(notifier);
     if let Some(source) = source {
         server = server.with_tls(source)?;
     }
-    if let Some(operator) = operator {
-        operator.serve(&server.handle(), sink)?;
+    if let Some(admin) = admin {
+        admin.serve(&server.handle(), sink)?;
     }
     let metrics_listen = metrics_listen.map(|address| address.to_string());
     for listen in bound {

@@ -1,12 +1,11 @@
-//! PEM files (RFC 7468): certificates and private keys.
+//! PEM: certificates and private keys in PEM files (RFC 7468).
 //!
-//! Owns how a file is cut into blocks, and the words for a block that is not understood.
-//! Must not know a flag or the name of a file. rustls-pki-types decodes the blocks; used
-//! alone it skips what it does not recognise, and a chain is served without its
-//! intermediate.
+//! Owns how a file is split into blocks, and the error texts. Must not know flags or file
+//! names. rustls-pki-types decodes the blocks; used alone it skips blocks that it does not
+//! recognise, so that a chain could be served without its intermediate.
 //!
-//! 1. Every line that begins or ends a block is understood or refused with its number.
-//! 2. No refusal repeats anything of a block but its label.
+//! 1. Every line that begins or ends a block is parsed, or refused with its line number.
+//! 2. An error repeats nothing of a block but its label.
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -18,17 +17,16 @@ mod tests;
 /// A certificate and the line of the file in which its block begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NumberedCertificate {
-    /// The first line of a file is 1.
+    /// The line number; the first line of a file is 1.
     pub line: usize,
-    /// What the block holds.
+    /// The content of the block.
     pub der: CertificateDer<'static>,
 }
 
-/// The certificates of a file, of which there is at least one. Keys and parameters beside
-/// them are skipped.
+/// The certificates of a file, at least one. Keys and parameters in the file are skipped.
 ///
 /// # Errors
-/// What is wrong with the file, for the operator.
+/// Describes what is wrong with the file, for the operator.
 pub fn certificates(file: &[u8]) -> Result<Vec<NumberedCertificate>, String> {
     let mut certificates = Vec::new();
     for Block { line, text, .. } in blocks(file)?.iter().filter(|it| it.kind == Kind::Certificate) {
@@ -43,10 +41,10 @@ pub fn certificates(file: &[u8]) -> Result<Vec<NumberedCertificate>, String> {
     Ok(certificates)
 }
 
-/// The one private key of a file. Certificates and parameters beside it are skipped.
+/// The one private key of a file. Certificates and parameters in the file are skipped.
 ///
 /// # Errors
-/// What is wrong with the file, for the operator.
+/// Describes what is wrong with the file, for the operator.
 pub fn key(file: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     let mut blocks = blocks(file)?;
     blocks.retain(|block| matches!(block.kind, Kind::Key | Kind::EncryptedKey));
@@ -75,13 +73,13 @@ enum Kind {
     Certificate,
     Key,
     EncryptedKey,
-    /// Of a curve or of Diffie-Hellman: some tools put them beside a key.
+    /// Parameters of a curve or of Diffie-Hellman, which some tools write beside a key.
     Parameters,
 }
 
 #[derive(Debug)]
 struct Block {
-    /// The line in which it begins.
+    /// The line in which the block begins.
     line: usize,
     kind: Kind,
     label: String,
@@ -89,25 +87,25 @@ struct Block {
     text: String,
 }
 
-/// What a line is to the blocks around it.
+/// The role of a line.
 #[derive(Debug, PartialEq, Eq)]
 enum Line<'a> {
     Begin(&'a str),
     End(&'a str),
-    /// It has a boundary in it, but is not one.
+    /// A malformed boundary, or a line that contains one.
     Broken,
     Text,
 }
 
 fn blocks(file: &[u8]) -> Result<Vec<Block>, String> {
     refuse_other_formats(file)?;
-    // Text between blocks may be of any encoding.
+    // Text between blocks may have any encoding.
     let text = String::from_utf8_lossy(file).replace("\r\n", "\n");
     let mut blocks = Vec::new();
     let mut open: Option<Block> = None;
     for (index, line) in text.split(['\n', '\r']).enumerate() {
         let number = index + 1;
-        // A byte order mark stands at the start of each file of those that were joined.
+        // Concatenated files may each start with a byte order mark.
         let line = line.trim_start_matches('\u{feff}').trim();
         open = match (open.take(), classify(line)) {
             (_, Line::Broken) => return Err(broken(number, line)),
@@ -129,7 +127,7 @@ fn blocks(file: &[u8]) -> Result<Vec<Block>, String> {
                 ));
             }
             (Some(mut block), Line::Text) => {
-                // RFC 1421 §4.6.1.1, which OpenSSL still writes into its own formats.
+                // RFC 1421 §4.6.1.1; OpenSSL's traditional key formats still use it.
                 if line.starts_with("Proc-Type:") && line.contains("ENCRYPTED") {
                     block.kind = Kind::EncryptedKey;
                 }
@@ -172,7 +170,7 @@ fn classify(line: &str) -> Line<'_> {
         return Line::End(label);
     }
     let has_boundary = line.contains("-----BEGIN") || line.contains("-----END");
-    // A dash too few, or lower case.
+    // A boundary with a dash missing, or in lower case.
     let is_like_one = line.starts_with("--") && {
         let word = line.trim_start_matches('-').trim_start().to_ascii_uppercase();
         word.starts_with("BEGIN ") || word.starts_with("END ")
@@ -226,9 +224,9 @@ fn refuse_other_formats(file: &[u8]) -> Result<(), String> {
     }
     match file {
         [] => Err("is empty".into()),
-        // A SEQUENCE in DER whose length takes more than a byte.
+        // A DER SEQUENCE whose length takes more than one byte.
         [0x30, length, ..] if *length >= 0x80 => {
-            // What it begins with; version 3 is PKCS#12 (RFC 7292 §4).
+            // PKCS#12 begins with the version 3 (RFC 7292 §4).
             let is_pkcs12 =
                 file.get(..16).is_some_and(|it| it.windows(3).any(|it| it == [2, 1, 3]));
             Err(if is_pkcs12 {

@@ -1,8 +1,8 @@
-//! What the program says on stdout and stderr besides its log.
+//! Terminal: output to stdout and stderr besides the log.
 //!
-//! Owns what a stream that cannot be written means for the exit code. `println!` and its
-//! kin panic on such a stream, which ends the program by SIGABRT: nothing else in `src/`
-//! may use them (tests/architecture.rs).
+//! Owns the exit code for a stream that cannot be written. `println!` and its kin panic on
+//! such a stream, which ends the program by SIGABRT, so `src/` must not use them
+//! (tests/architecture.rs).
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -11,9 +11,9 @@ use std::process::ExitCode;
 /// A listener failed, a probe found something wrong, or stdout could not be written.
 pub const FAILED: u8 = 1;
 
-/// Prints `text` to stdout: the exit code of a program that was asked for nothing else.
+/// Prints `text` to stdout and returns the exit code of a program whose only task that was.
 ///
-/// A reader that has gone away (EPIPE) has read what it wanted, so that is no failure.
+/// EPIPE is not a failure: the reader has closed the pipe because it has read enough.
 #[must_use]
 pub fn print(text: &str) -> ExitCode {
     match written(&mut io::stdout().lock(), text) {
@@ -25,10 +25,10 @@ pub fn print(text: &str) -> ExitCode {
     }
 }
 
-/// Says on stderr what is wrong. The exit code tells it too, so a stderr that cannot be
-/// written is ignored.
+/// Prints an error to stderr. The exit code reports the error too, so a stderr that cannot
+/// be written is ignored.
 pub fn complain(what: impl Display) {
-    // In one piece: stderr is not buffered, and a line may be shared with other programs.
+    // One write: stderr is unbuffered, and other programs may write to the same terminal.
     let _ = io::stderr().write_all(format!("pyrycode-relay: {what}\n").as_bytes());
 }
 
@@ -43,7 +43,7 @@ fn written(stream: &mut impl Write, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Fails with this at the first write.
+    /// Fails with this error at the first write.
     struct Full(io::ErrorKind);
 
     impl Write for Full {

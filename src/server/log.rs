@@ -1,17 +1,15 @@
-//! The sink behind the `log` facade: one line per event on stderr.
+//! Log: the sink behind the `log` facade, one line per event on stderr.
 //!
-//! Owns the queue between whoever logs and the one thread that writes. Must
-//! not know what is logged; what a line looks like is `line`'s.
+//! Owns the queue between the logging threads and the one thread that writes. Must not know
+//! what is logged; `line` owns the format of a line.
 //!
-//! 1. Logging never blocks: a record becomes a line, and a line that finds the
-//!    queue full is lost and counted.
-//! 2. Each lost line is reported once: `log_lines_dropped lost=N`, written as
-//!    soon as the writer takes bytes again.
-//! 3. A line is written whole or not at all, unless the process ends within it.
-//! 4. With nothing to log, the thread sleeps in `recv`: an idle relay wakes
-//!    zero times.
-//! 5. Only the relay's own records are written. Its dependencies log through
-//!    the same facade, and tungstenite prints payloads.
+//! 1. Logging never blocks: a line that finds the queue full is lost and counted.
+//! 2. Each lost line is reported once: `log_lines_dropped lost=N`, written as soon as the
+//!    writer accepts bytes again.
+//! 3. A line is written whole or not at all, unless the process ends in the middle of it.
+//! 4. With nothing to log, the thread sleeps in `recv`, so that it never wakes an idle relay.
+//! 5. Only the relay's own records are written: its dependencies log through the same
+//!    facade, and tungstenite logs payloads.
 
 pub(in crate::server) mod duration;
 mod line;
@@ -33,19 +31,19 @@ use crate::server::os::clock::wall_time;
 
 pub use line::{KEYS, VALUE_MAX};
 
-/// The most bytes of lines that wait for the writer, their places in the queue
-/// included. A usual line of 200 bytes costs 288 here, so some 3,600 of them
-/// wait; one whose every value a peer has stretched costs 1 KiB.
+/// The budget for queued lines, including their queue entries. A usual line of 200 bytes
+/// costs 288, so about 3,600 of them fit; a line with the longest values that peers can
+/// cause costs 1 KiB.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 
-/// A write is no longer put off for more lines once so many bytes are gathered.
+/// A batch of this size is written without waiting for more lines.
 const BATCH_BYTES: usize = 16 * 1024;
 
-/// How long a first line waits for others. To wake the thread costs the loop more
-/// than a line does: in a storm of upgrades a third of all CPU time.
+/// How long a first line waits for others. Waking the thread costs the event loop more than
+/// a line does: in a burst of upgrades a third of all CPU time.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// How long [`log::Log::flush`] waits for the writer.
+/// The time limit of [`log::Log::flush`].
 pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The crate whose records are written.
@@ -66,8 +64,8 @@ pub fn install(config: &Config) -> io::Result<Sink> {
     Ok(sink)
 }
 
-/// Where records go. Clones share one queue and one thread, which ends after
-/// the last clone.
+/// The destination of records. Clones share one queue and one thread, which ends after the
+/// last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Sink {
     format: LogFormat,
@@ -78,7 +76,7 @@ pub struct Sink {
 
 #[derive(Debug, Default)]
 struct Counters {
-    /// What the lines in the queue cost.
+    /// The cost of the queued lines.
     queued_bytes: AtomicUsize,
     /// Lines lost since the start.
     lines_dropped: AtomicU64,
@@ -88,7 +86,7 @@ struct Counters {
 enum Entry {
     /// One line with its line feed.
     Line(String),
-    /// Everything before has been written or lost.
+    /// Answered when every entry before it has been written or lost.
     Flush(SyncSender<()>),
 }
 
@@ -127,8 +125,8 @@ impl Sink {
         self.counters.lines_dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until every line logged before has left the queue, at most
-    /// `timeout`; whether it has.
+    /// Waits up to `timeout` until every line logged before has left the queue; returns
+    /// whether it has.
     pub fn flush_within(&self, timeout: Duration) -> bool {
         let (done, flushed) = mpsc::sync_channel(1);
         self.queue.send(Entry::Flush(done)).is_ok() && flushed.recv_timeout(timeout).is_ok()
@@ -160,22 +158,22 @@ impl log::Log for Sink {
     }
 }
 
-/// The memory a queued line takes.
+/// The memory that a queued line takes.
 fn cost(line: &String) -> usize {
     size_of::<Entry>() + line.capacity()
 }
 
-/// The writing end, on its thread.
+/// The writer's end of the queue, on its thread.
 struct Drain<W> {
     entries: Receiver<Entry>,
     counters: Arc<Counters>,
     format: LogFormat,
     writer: W,
-    /// What is to be written next.
+    /// The bytes to write next.
     batch: Vec<u8>,
-    /// The writer has taken a part of the line that `batch` starts within.
+    /// The writer has accepted a part of the line whose rest `batch` starts with.
     is_mid_line: bool,
-    /// How many lost lines `log_lines_dropped` has told of.
+    /// The number of lost lines that `log_lines_dropped` has reported.
     reported: u64,
 }
 
@@ -197,25 +195,25 @@ impl<W: Write> Drain<W> {
             }
             self.write_batch();
             if let Some(done) = flush {
-                // Whoever asked may have given up.
+                // The receiver may have timed out.
                 let _ = done.try_send(());
             }
         }
     }
 
-    /// The next entry. If none was there, others have had time to join it.
+    /// The next entry. If the queue was empty, waits [`GATHER`] for more to follow.
     fn next(&self) -> Option<Entry> {
         self.entries.try_recv().ok().or_else(|| {
             let first = self.entries.recv().ok()?;
-            #[expect(clippy::disallowed_methods, reason = "nobody waits for this thread")]
+            #[expect(clippy::disallowed_methods, reason = "no thread waits for this one")]
             thread::sleep(GATHER);
             Some(first)
         })
     }
 
-    /// Writes the batch and, after it, how many lines were lost. Lines the
-    /// writer refuses are lost; of a line it took in part, the rest is kept for
-    /// the next batch, lest the next line be glued to its head.
+    /// Writes the batch and, after it, the number of lost lines. Lines that the writer
+    /// refuses are lost; the rest of a line that it accepted in part is kept for the next
+    /// batch, so that no line follows an incomplete one.
     fn write_batch(&mut self) {
         let dropped = self.counters.lines_dropped.load(Ordering::Relaxed);
         let lines = self.batch.len();
@@ -244,9 +242,8 @@ impl<W: Write> Drain<W> {
     }
 }
 
-/// Writes until everything is written or the writer fails; how many bytes it
-/// took. A non-blocking stderr that is full fails too: waiting for it would be
-/// a busy loop.
+/// Writes until everything is written or the writer fails; returns the number of bytes
+/// accepted. A full non-blocking stderr counts as a failure: retrying would be a busy loop.
 fn write_most(writer: &mut impl Write, bytes: &[u8]) -> usize {
     let mut written = 0;
     while written < bytes.len() {
@@ -259,7 +256,7 @@ fn write_most(writer: &mut impl Write, bytes: &[u8]) -> usize {
     written
 }
 
-/// The line that tells of `lost` others; written at every level.
+/// The line that reports `lost` lines; written at every level.
 fn dropped_notice(format: LogFormat, lost: u64) -> String {
     let lost = ("lost", lost);
     let record = Record::builder()

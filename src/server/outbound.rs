@@ -1,4 +1,4 @@
-//! Outbound HTTPS calls, made by helper threads beside the event loop.
+//! Outbound: HTTPS calls made by threads beside the event loop.
 
 mod dial;
 pub(in crate::server) mod dns;

@@ -1,20 +1,20 @@
-//! The listener for whoever operates the relay: `/metrics` and the status page.
+//! Admin listener: `/metrics`, the health endpoints and the status page.
 //!
-//! Owns a few threads that answer plain HTTP on loopback, one request a
-//! connection. Must not touch the loop's state: it asks by [`LoopHandle`] and waits.
+//! Owns a few threads that answer plain HTTP, one request per connection. Must not touch
+//! the event loop's state: it requests a snapshot through [`LoopHandle`] and waits.
 //!
-//! 1. Nobody here can slow the loop: a question costs it a copy of a kilobyte.
-//! 2. A loop that does not answer is itself news: 503 says so.
-//! 3. A connection lasts [`PATIENCE`] at most, whatever its peer does; with
-//!    [`THREADS`] of them at a time, the next waits in the kernel's queue.
-//! 4. With nothing to answer the threads sleep in accept(2), each with the
-//!    descriptor of its next connection in hand: when the relay has used up all
-//!    others, this is still answered.
-//! 5. Web pages elsewhere get nothing: no CORS, and a Host that is a name of theirs,
-//!    which they could make to mean this listener (DNS rebinding), is refused. The health
-//!    endpoints answer to any name, as they do where peers dial.
-//! 6. Beyond loopback it answers the networks of `--metrics-allow`; everybody else is
-//!    closed without a byte.
+//! 1. A request cannot slow the event loop: a snapshot costs it a copy of a kilobyte.
+//! 2. If the event loop does not answer in time, the response is 503.
+//! 3. A connection lasts [`PATIENCE`] at most, whatever its peer does; with [`THREADS`]
+//!    connections in progress, the next one waits in the kernel's backlog.
+//! 4. Idle threads sleep in accept(2), in which the kernel has already reserved the
+//!    descriptor of the next connection: they can answer even when the relay has used up all
+//!    other descriptors.
+//! 5. Web pages of other origins cannot read anything: there is no CORS, and a Host header
+//!    with a public name is refused, because its owner could point it at this listener (DNS
+//!    rebinding). The health endpoints accept any name, as on the public listeners.
+//! 6. Peers outside loopback and the networks of `--metrics-allow` are closed without a
+//!    response.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
@@ -41,19 +41,19 @@ use crate::server::os::date;
 use crate::server::os::eintr::retry_eintr;
 use crate::time::Throttle;
 
-/// Connections answered at a time. A browser opens one or two more than it uses.
+/// The maximum of connections answered at once. A browser opens one or two more than it uses.
 const THREADS: usize = 4;
-/// The longest that a connection lasts.
+/// The time limit of a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long to wait for the loop. Prometheus gives up after 10 s by default.
+/// How long to wait for the event loop. Prometheus gives up after 10 s by default.
 const LOOP_PATIENCE: Duration = Duration::from_secs(2);
-/// How long to wait for a descriptor when there is none.
+/// The delay before accepting again when no descriptor is free.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
-// Who asks a loop that is stuck is told so before it is cut off.
+// The 503 for a stuck loop must be sent before the connection's time is over.
 const _: () = assert!(LOOP_PATIENCE.as_secs() < PATIENCE.as_secs());
 
-/// The status page; `{nonce}` stands where its script and its style are allowed.
+/// The status page; `{nonce}` marks the places of the nonce that admits its script and style.
 const PAGE: &str = include_str!("http/status.html");
 
 /// A bound listener.
@@ -62,18 +62,18 @@ pub struct AdminListener {
     door: Arc<Door>,
 }
 
-/// What all threads share.
+/// The state that all threads share.
 #[derive(Debug)]
 struct Door {
     listener: TcpListener,
-    /// Which networks may ask beside this machine.
+    /// The networks that are admitted besides loopback.
     allowed: Vec<IpNet>,
-    /// Since when it answers.
+    /// When the listener was bound.
     opened: Instant,
     log: Mutex<DoorLog>,
 }
 
-/// What was warned of, and when.
+/// The rate limits of the log lines.
 #[derive(Debug, Default)]
 struct DoorLog {
     requests: Refusals,
@@ -81,12 +81,12 @@ struct DoorLog {
 }
 
 impl Door {
-    /// Since it was opened, on the time line of warnings.
+    /// The time since the listener was bound, on the time line of the rate limits.
     fn now(&self) -> crate::time::Instant {
         crate::time::Instant::START + monotonic().saturating_duration_since(self.opened)
     }
 
-    /// Whether `peer` may ask. This machine always may: its health checks come from here.
+    /// Whether `peer` is admitted. Loopback always is: the machine's own health checks use it.
     fn admits(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         peer.is_loopback() || self.allowed.iter().any(|network| network.contains(&peer))
@@ -103,7 +103,7 @@ impl Door {
         );
     }
 
-    /// The answer to a request that is refused.
+    /// Logs a refused request and returns its response.
     fn refuse(&self, fault: Fault, peer: IpAddr, path: Option<&str>) -> Vec<u8> {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.requests.log(fault, peer.to_canonical(), path, self.now());
@@ -112,10 +112,10 @@ impl Door {
 }
 
 impl AdminListener {
-    /// Binds and listens, for this machine and the networks that are `allowed`.
+    /// Binds and listens for loopback and the `allowed` networks.
     ///
     /// # Errors
-    /// What the kernel says, with what to do about it.
+    /// Those of the kernel, with the remedy.
     pub fn bind(address: SocketAddr, allowed: &[IpNet]) -> io::Result<Self> {
         let listener = TcpListener::bind(address).map_err(|error| {
             let advice = format!(
@@ -129,15 +129,15 @@ impl AdminListener {
         Ok(Self { door: Arc::new(Door { listener, allowed, opened, log }) })
     }
 
-    /// The address really bound.
+    /// The bound address.
     ///
     /// # Errors
-    /// None that is known for a bound socket.
+    /// No known one for a bound socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.door.listener.local_addr()
     }
 
-    /// Answers from now until the process ends.
+    /// Starts the threads, which answer until the process ends.
     ///
     /// # Errors
     /// If a thread cannot be started.
@@ -164,7 +164,7 @@ struct AdminWorker {
     sink: Sink,
     /// When the process started, since 1970.
     started: Duration,
-    /// What the loop was asked and has not answered in time.
+    /// A request that the event loop has not answered in time.
     unanswered: Option<Receiver<LoopSnapshot>>,
 }
 
@@ -175,10 +175,10 @@ impl AdminWorker {
                 Ok((_, peer)) if !self.door.admits(peer.ip()) => {
                     self.door.log_stranger(peer.ip());
                 }
-                // What goes wrong with one connection concerns no other.
+                // An error of one connection must not affect the others.
                 Ok((stream, peer)) => drop(self.serve(&stream, peer.ip())),
                 Err(error) if is_exhaustion(&error) => {
-                    #[expect(clippy::disallowed_methods, reason = "nobody waits for this thread")]
+                    #[expect(clippy::disallowed_methods, reason = "no thread waits for this one")]
                     thread::sleep(ACCEPT_RETRY);
                 }
                 Err(_) => {}
@@ -204,8 +204,8 @@ impl AdminWorker {
             }
         };
         stream.write_all(&answer)?;
-        // Unread input would make the kernel reset the connection, and the answer
-        // might be lost with it.
+        // With unread input the kernel would reset the connection, and the response could
+        // be lost (RFC 9112 §9.6).
         stream.stream.shutdown(Shutdown::Write)?;
         while stream.read(&mut [0; 4096])? > 0 {}
         Ok(())
@@ -236,7 +236,7 @@ impl AdminWorker {
         }
     }
 
-    /// As where peers dial, and a loop that is stuck is not well.
+    /// Answers as the public listeners do, and 503 if the event loop is stuck.
     fn health(&mut self, request: &Request<'_>) -> Vec<u8> {
         let Some(report) = self.report() else { return stuck().bytes(request) };
         let health = Health {
@@ -270,10 +270,10 @@ impl AdminWorker {
         Answer { media_type: metrics::MEDIA_TYPE, ..Answer::text("200 OK", body) }
     }
 
-    /// Asks the loop, unless it still owes an answer: however long it is stuck, one
-    /// question of each thread waits for it.
+    /// Requests a snapshot from the event loop, unless an earlier request is unanswered:
+    /// while the loop is stuck, each thread has at most one request in the mailbox.
     fn report(&mut self) -> Option<LoopSnapshot> {
-        // An answer that came late is old by now.
+        // An answer that arrived late is out of date and discarded.
         let owed =
             self.unanswered.take().filter(|owed| owed.try_recv() == Err(TryRecvError::Empty));
         let reply = owed.unwrap_or_else(|| {
@@ -292,16 +292,16 @@ impl AdminWorker {
     }
 }
 
-/// What is said of a loop that does not answer.
+/// The response if the event loop does not answer.
 fn stuck() -> Answer {
     let body = format!("The event loop has not answered within {LOOP_PATIENCE:?}.\n");
     Answer::text(Refusal::Unavailable.status(), body)
 }
 
-/// A host that no web page elsewhere can make to mean this listener: one that means this
-/// machine or, if others may ask (`is_open`), any address and any name that the public DNS
-/// does not have, as containers and private networks use them (RFC 6761, RFC 6762,
-/// RFC 8375; `internal` is reserved by ICANN).
+/// Whether a host is safe from DNS rebinding: a name or address of loopback or, if other
+/// networks are admitted (`is_open`), any address and any name that cannot exist in the
+/// public DNS, as containers and private networks use them (RFC 6761, RFC 6762, RFC 8375;
+/// `internal` is reserved by ICANN).
 fn is_name_of_ours(host: &str, is_open: bool) -> bool {
     if let Ok(address) = host.parse::<IpAddr>() {
         return is_open || address.to_canonical().is_loopback();
@@ -312,11 +312,11 @@ fn is_name_of_ours(host: &str, is_open: bool) -> bool {
         || is_open && (!name.contains('.') || private.iter().any(|it| name.ends_with(it)))
 }
 
-/// The status page. What runs in it is what stands in it: its script and its style
-/// carry a number that nobody can know before.
+/// The status page. Only its own script and style are applied: they carry a nonce that
+/// cannot be guessed, and the Content-Security-Policy admits nothing else.
 fn page() -> Answer {
     let mut random = [0; 16];
-    #[expect(clippy::disallowed_methods, reason = "a number that nobody can guess")]
+    #[expect(clippy::disallowed_methods, reason = "a nonce that cannot be guessed")]
     if getrandom::fill(&mut random).is_err() {
         return Answer::text("500 Internal Server Error", "The system has no random numbers.\n");
     }
@@ -368,7 +368,7 @@ impl Answer {
     }
 }
 
-/// A stream that is over at an instant, in whatever small steps its peer moves.
+/// A stream with a deadline for all reads and writes together, however slow the peer is.
 struct Bounded<'a> {
     stream: &'a TcpStream,
     until: Instant,
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn this_machine_and_the_allowed_networks_may_ask() {
         let allowed = ["10.0.0.0/8".parse().unwrap(), "fdaa::/16".parse().unwrap()];
-        let operator = AdminListener::bind("127.0.0.1:0".parse().unwrap(), &allowed).unwrap();
+        let admin = AdminListener::bind("127.0.0.1:0".parse().unwrap(), &allowed).unwrap();
         for (peer, admitted) in [
             ("127.0.0.1", true),
             ("::1", true),
@@ -446,7 +446,7 @@ mod tests {
             ("192.0.2.1", false),
             ("fdab::1", false),
         ] {
-            assert_eq!(operator.door.admits(peer.parse().unwrap()), admitted, "{peer}");
+            assert_eq!(admin.door.admits(peer.parse().unwrap()), admitted, "{peer}");
         }
     }
 

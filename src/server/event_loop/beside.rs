@@ -51,7 +51,7 @@ impl<C: Core> Server<C> {
 
     /// Uses `notifier` to report the state of the loop to systemd.
     #[must_use]
-    pub fn with_supervisor(self, notifier: Option<Notifier>) -> Self {
+    pub fn with_notifier(self, notifier: Option<Notifier>) -> Self {
         Self { notifier, ..self }
     }
 

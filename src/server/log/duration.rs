@@ -1,7 +1,7 @@
-//! A duration as Go writes one (`time.Duration.String`): `152.3ms`, `1m2.5s`.
+//! Duration: in the format of Go's `time.Duration.String`: `152.3ms`, `1m2.5s`.
 //!
-//! Owns the rounding: to a tenth of a millisecond, below one to a tenth of a microsecond.
-//! More digits than that say nothing about a call over a network.
+//! Owns the rounding: to 0.1 ms, below 1 ms to 0.1 µs, below 1 µs to 1 ns. More digits are
+//! noise for a call over a network.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -42,7 +42,7 @@ impl Display for GoDuration {
     }
 }
 
-/// `nanos` in a unit of so many, without zeros at the end.
+/// Writes `nanos` in a unit of `unit` nanoseconds, without trailing zeros.
 fn decimal(f: &mut fmt::Formatter<'_>, nanos: u64, unit: u64, name: &str) -> fmt::Result {
     let digits = unit.ilog10() as usize;
     let fraction = format!("{:0digits$}", nanos % unit);
@@ -79,7 +79,7 @@ mod tests {
         ] {
             assert_eq!(GoDuration(Duration::from_nanos(nanos)).to_string(), text, "{nanos}");
         }
-        // 584 years are the longest that it says, and nothing overflows.
+        // Durations above 584 years are written as 584 years, and nothing overflows.
         assert!(GoDuration(Duration::MAX).to_string().starts_with("5124095h"));
     }
 }

@@ -1,13 +1,13 @@
-//! One record as one line, in logfmt or JSON.
+//! Line: one log record as one line, in logfmt or JSON.
 //!
-//! Owns the closed list of keys and the escaping. Must not know where lines go
-//! or what time it is.
+//! Owns the closed list of keys and the escaping. Must not know where lines go or what time
+//! it is.
 //!
-//! 1. A line holds one line feed, its last byte: no peer can forge a line.
-//! 2. Nothing in it moves a cursor, hides or reorders text on a terminal.
+//! 1. A line contains one line feed, its last byte, so that no peer can forge a line.
+//! 2. No character in it moves a cursor, hides text or reorders text on a terminal.
 //! 3. A value takes at most [`VALUE_MAX`] bytes of the line.
-//! 4. Both formats escape as JSON strings do (RFC 8259 section 7), so one
-//!    parser unquotes both.
+//! 4. Both formats escape as JSON strings do (RFC 8259 section 7), so that one parser
+//!    unquotes both.
 
 use std::fmt::{self, Display, Write};
 use std::time::Duration;
@@ -20,10 +20,10 @@ use crate::config::LogFormat;
 #[cfg(test)]
 mod tests;
 
-/// Every key that a log line may carry beside `time`, `level` and `msg`. A
-/// payload, a token or a header not named here has no key to hide under.
+/// Every key that a log line may have beside `time`, `level` and `msg`. Payloads, tokens and
+/// other headers have no key, so they cannot be logged.
 pub const KEYS: &[&str] = &[
-    // What happened to whom.
+    // The event and the parties.
     "server_id",
     "conn_id",
     "binary_conn_id",
@@ -38,9 +38,9 @@ pub const KEYS: &[&str] = &[
     "cause",
     "header",
     "server_name",
-    // Of a kind of warning that comes at most once a minute: those left out before it.
+    // The number of rate-limited warnings left out before this one.
     "dropped",
-    // What a connection was, at its end: `in` is what came from its peer.
+    // The summary of a connection at its end: `in` is from its peer.
     "role",
     "age_ms",
     "rtt_ms",
@@ -70,7 +70,7 @@ pub const KEYS: &[&str] = &[
     "retry_in_s",
 ];
 
-/// The most bytes of a value as it stands in a line, quotes aside; a longer one
+/// The size limit of a value in a line, escapes included and quotes excluded; a longer one
 /// is cut and ends in `…`.
 pub const VALUE_MAX: usize = 256;
 
@@ -87,7 +87,7 @@ pub(super) fn render(format: LogFormat, since_epoch: Duration, record: &Record<'
     line.push("time", Shape::Text, Rfc3339(since_epoch));
     line.push("level", Shape::Text, name(record.level()));
     line.push("msg", Shape::Text, record.args());
-    // Only the visitor could fail, and it does not.
+    // Only the visitor could fail, and it never does.
     let _ = record.key_values().visit(&mut line);
     if format == LogFormat::Json {
         line.text.push('}');
@@ -96,8 +96,8 @@ pub(super) fn render(format: LogFormat, since_epoch: Duration, record: &Record<'
     line.text
 }
 
-/// As Go's `slog` writes a level; one that it has no name for is written as the distance
-/// from the next named level below or above it.
+/// The level as Go's `slog` writes it; a level that `slog` does not name is written as its
+/// distance from a named one.
 fn name(level: Level) -> &'static str {
     match level {
         Level::Error => "ERROR",
@@ -138,7 +138,7 @@ impl Line {
         }
         let start = text.len();
         let mut escaped = Escaped { text, start, cut: start, is_full: false, is_plain: true };
-        // It fails once the value is full, which is how formatting ends early.
+        // An error means that the value is full and formatting stopped early.
         let _ = write!(escaped, "{value}");
         let is_plain = escaped.is_plain && text.len() > start;
         let is_quoted = match self.format {
@@ -168,7 +168,7 @@ struct Pair<'a> {
 }
 
 impl VisitValue<'_> for Pair<'_> {
-    /// `None` is said by leaving the key out.
+    /// Leaves out the key of a value that is `None`.
     fn visit_null(&mut self) -> Result<(), Error> {
         Ok(())
     }
@@ -199,10 +199,10 @@ struct Escaped<'a> {
     text: &'a mut String,
     /// Where the value starts.
     start: usize,
-    /// Where the value must be cut so that the ellipsis still fits.
+    /// Where to cut the value so that the ellipsis still fits.
     cut: usize,
     is_full: bool,
-    /// Logfmt needs no quotes around it.
+    /// The value needs no quotes in logfmt.
     is_plain: bool,
 }
 
@@ -241,10 +241,9 @@ impl Write for Escaped<'_> {
     }
 }
 
-/// Whether a terminal or an editor may take a character for something other
-/// than itself: controls (C0, DEL, C1 with U+0085), line and paragraph
-/// separators, and format characters that reorder text (Unicode UAX #9) or are
-/// invisible.
+/// Whether a terminal or an editor may interpret a character instead of showing it: controls
+/// (C0, DEL, C1 with U+0085), line and paragraph separators, and format characters that
+/// reorder text (Unicode UAX #9) or are invisible.
 fn is_hazard(c: char) -> bool {
     c.is_control()
         || matches!(

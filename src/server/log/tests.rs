@@ -1,4 +1,4 @@
-//! The sink under a writer that blocks, fails or is gone.
+//! Log sink: with a writer that blocks, fails or is closed.
 
 use std::sync::{Condvar, Mutex};
 
@@ -9,8 +9,7 @@ use super::*;
 /// Longer than any wait of a test that passes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A pipe whose reader can stop, leave or take only so much. Clones are the
-/// same pipe.
+/// A pipe whose reader can stop, close or accept limited writes. Clones share the pipe.
 #[derive(Clone, Default)]
 struct Pipe(Arc<(Mutex<State>, Condvar)>);
 
@@ -35,7 +34,7 @@ impl Pipe {
     fn wait_for_call(&self, calls: usize) {
         let state = self.0.0.lock().unwrap();
         let wait = self.0.1.wait_timeout_while(state, PATIENCE, |state| state.calls < calls);
-        assert!(!wait.unwrap().1.timed_out(), "nobody writes");
+        assert!(!wait.unwrap().1.timed_out(), "no write came");
     }
 
     fn calls(&self) -> usize {
@@ -192,7 +191,7 @@ fn a_writer_that_fails_within_a_line_never_tears_it() {
         let half = taken / 2;
         let portions = [Some(LINE + 1), Some(half), None, Some(taken - half)];
         pipe.set(|state| {
-            // A write that takes nothing has failed.
+            // A write of zero bytes counts as failed.
             state.portions = portions.into_iter().filter(|&portion| portion != Some(0)).collect();
             state.is_closed = true;
             state.is_stopped = false;

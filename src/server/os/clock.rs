@@ -1,18 +1,18 @@
-//! The one clock.
+//! Clock: the relay's time.
 //!
-//! Owns the mapping from `CLOCK_MONOTONIC` to the relay's own time line, on
-//! which time stands still while the process does: a relay that was stopped for
-//! 70 s could not have read a pong, so those seconds count against nobody.
+//! Owns the mapping from `CLOCK_MONOTONIC` to the relay's own time line, which stands still
+//! while the process is stopped: a relay that was stopped for 70 s could not have read a
+//! pong, so those seconds must not count as a peer's silence.
 
 use std::time::{Duration, Instant as Monotonic, SystemTime};
 
 use crate::time::Instant;
 
-/// A turn of the loop that takes longer than it asked to sleep plus this was
-/// stopped, not busy.
+/// If a turn of the loop takes longer than its sleep plus this, the process was stopped, not
+/// busy.
 const TURN_MAX: Duration = Duration::from_secs(1);
 
-/// The one clock.
+/// The clock of the event loop.
 #[derive(Debug)]
 pub struct Clock {
     now: Instant,
@@ -32,8 +32,8 @@ impl Clock {
         self.now
     }
 
-    /// Reads the time after a turn of the loop that asked to sleep for `asked`
-    /// (`None`: as long as it takes). Returns how long the process was stopped.
+    /// Reads the time after a turn of the loop that asked to sleep for `asked` (`None`:
+    /// without limit). Returns how long the process was stopped.
     pub fn turn(&mut self, asked: Option<Duration>) -> Duration {
         let read_at = monotonic();
         let passed = read_at.saturating_duration_since(self.read_at);
@@ -50,8 +50,8 @@ pub(in crate::server) fn monotonic() -> Monotonic {
     Monotonic::now()
 }
 
-/// Wall time as the duration since 1970, leap seconds not counted; 1970 itself
-/// if the clock is set before.
+/// Wall time as the duration since 1970 without leap seconds; zero if the clock is set
+/// before 1970.
 #[expect(clippy::disallowed_methods, reason = "for log lines and signed requests, not to wait by")]
 pub(in crate::server) fn wall_time() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()

@@ -1,25 +1,25 @@
-//! The date that HTTP answers carry.
+//! Date: the Date header of HTTP responses.
 //!
-//! Owns its form (RFC 9110, 5.6.7) and when it is made anew: once a second, however many
-//! answers there are. Knows no answer.
+//! Owns its format (RFC 9110, 5.6.7) and its refresh: once a second, however many responses
+//! there are. Must not know responses.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::clock::wall_time;
 use crate::protocol::response::Date;
 
-/// The last second of the year 9999, since 1970: the form has no later one.
+/// The last second of the year 9999, since 1970, and the latest that the format can express.
 const LAST: Duration = Duration::from_secs(253_402_300_799);
 
-/// The date, made anew each second.
+/// The date, refreshed each second.
 #[derive(Debug, Default)]
 pub(in crate::server) struct DateClock {
-    /// The second that the date was made in; `None`: none was made.
+    /// The second of the last date; `None`: there was none yet.
     made_in: Option<u64>,
 }
 
 impl DateClock {
-    /// The date of a new second; `None`: the one before is still right.
+    /// The date of a new second; `None`: the previous date is still current.
     pub(in crate::server) fn turn(&mut self) -> Option<Date> {
         let second = wall_time().as_secs();
         (self.made_in.replace(second) != Some(second)).then(|| date(Duration::from_secs(second)))

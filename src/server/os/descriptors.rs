@@ -1,15 +1,15 @@
-//! How many descriptors the process may have.
+//! Descriptors: the limit on open files.
 //!
-//! Owns the soft limit of `RLIMIT_NOFILE`. Knows nothing of sockets.
+//! Owns the soft limit of `RLIMIT_NOFILE`. Must not know sockets.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the soft limit of `RLIMIT_NOFILE` to the hard limit; the descriptors
-/// the process may now have. It may be very large (some container engines set
-/// 2³⁰), so nothing should be allocated for it in advance.
+/// Raises the soft limit of `RLIMIT_NOFILE` to the hard limit and returns the number of
+/// descriptors that the process may now have. It may be very large (some container engines
+/// set 2³⁰), so nothing may be allocated for it in advance.
 ///
-/// Where the kernel refuses (macOS: an infinite hard limit is more than a
-/// process may ask for), the limit stays as it was.
+/// Where the kernel refuses (macOS, if the hard limit is infinite), the limit stays as it
+/// was.
 #[must_use]
 pub fn raise_limit() -> usize {
     let maximum = getrlimit(Resource::Nofile).maximum;

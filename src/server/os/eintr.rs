@@ -1,11 +1,11 @@
-//! Calls that a signal cuts short (signal(7)), called again.
+//! EINTR: retries system calls that a signal interrupted (signal(7)).
 //!
-//! A blocking read with a timeout is one of them even without a handler, when the process
-//! was stopped and goes on.
+//! A blocking read with a timeout is interrupted even without a handler, when the process is
+//! stopped and continued.
 
 use std::io::{self, ErrorKind};
 
-/// Calls until no signal has come between.
+/// Repeats a call until no signal interrupts it.
 pub(in crate::server) fn retry_eintr(
     mut call: impl FnMut() -> io::Result<usize>,
 ) -> io::Result<usize> {

@@ -1,23 +1,23 @@
-//! How much memory the process may use, as its control group says (cgroups(7)).
+//! Memory limit: of the process's control group (cgroups(7)).
 //!
-//! Owns where the kernel keeps that number. Beyond the limit the kernel kills the process
-//! and with it every connection.
+//! Owns where the kernel publishes the limit. Beyond it the kernel kills the process and
+//! with it every connection.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// Version 1 says "no limit" as the largest multiple of the page size in an `i64`.
+/// Version 1 writes "no limit" as the largest multiple of the page size in an `i64`.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// The least limit, in bytes, of the process's control group and those above it; `None`:
-/// there is none, or it cannot be read. `root` is `/`, and another directory in a test.
+/// The lowest limit, in bytes, of the process's control group and those above it; `None`:
+/// there is no limit, or it cannot be read. `root` is `/`, or another directory in a test.
 #[must_use]
 pub fn of(root: &Path) -> Option<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     groups.lines().filter_map(|line| limit_of_line(root, line)).min()
 }
 
-/// Of `hierarchy-id:controllers:path`.
+/// The limit for one line, `hierarchy-id:controllers:path`, of `/proc/self/cgroup`.
 fn limit_of_line(root: &Path, line: &str) -> Option<u64> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (controllers, path) = (fields.next()?, fields.next()?);
@@ -29,15 +29,15 @@ fn limit_of_line(root: &Path, line: &str) -> Option<u64> {
         return None;
     };
     let mount = root.join(mount);
-    // A group of another namespace has `..` in its path. In a container without a namespace
-    // of its own the path is the host's, of which only the mount's root is there.
+    // A group of another namespace has `..` in its path. In a container without its own
+    // namespace the path is the host's, and only the root of the mount exists.
     let names = Path::new(path).components().filter(|it| matches!(it, Component::Normal(_)));
     let group: PathBuf = mount.components().chain(names).collect();
     group
         .ancestors()
         .take_while(|group| group.starts_with(&mount))
         .filter_map(|group| fs::read_to_string(group.join(file)).ok())
-        // "max" is no number.
+        // "max" is not a number, and means no limit.
         .filter_map(|limit| limit.trim().parse().ok())
         .filter(|limit| *limit < NO_LIMIT)
         .min()

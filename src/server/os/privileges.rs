@@ -1,25 +1,25 @@
-//! What the process may do beyond what any user may.
+//! Privileges: the capabilities of the process.
 //!
-//! Owns asking the kernel. Whether it is too much is the configuration's to say.
+//! Owns asking the kernel. The configuration decides which are too many.
 
 use std::io;
 
-/// The names of the effective capabilities, as capabilities(7) has them. Systems other
-/// than Linux have none.
+/// The names of the effective capabilities, as in capabilities(7). Systems other than Linux
+/// have no capabilities.
 ///
 /// # Errors
-/// If the kernel does not tell: some sandboxes forbid the call.
+/// If the kernel refuses the call, as in some sandboxes.
 #[cfg(target_os = "linux")]
 pub fn capabilities() -> io::Result<Vec<String>> {
     let effective = rustix::thread::capabilities(None)?.effective;
     let named = effective.iter_names().map(|(name, _)| format!("CAP_{name}"));
-    // One that is newer than the library.
+    // Capabilities newer than the library have no name in it.
     let unknown = effective.iter().filter(|it| it.iter_names().next().is_none());
     let unknown = unknown.map(|it| format!("capability {}", it.bits().trailing_zeros()));
     Ok(named.chain(unknown).collect())
 }
 
-/// The same where there are none.
+/// The same for systems without capabilities.
 ///
 /// # Errors
 /// Never.

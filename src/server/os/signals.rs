@@ -1,14 +1,14 @@
-//! SIGTERM, SIGINT and SIGHUP as readiness that the poll loop waits for.
+//! Signals: SIGTERM, SIGINT and SIGHUP as readiness of a descriptor that the loop polls.
 //!
 //! Owns the handlers. Must not know what a shut-down or a reload is.
 //!
-//! 1. The first signal is an event: [`Signals::take`] names it.
-//! 2. The second, either one, ends the process at once with status 1, from the
-//!    handler: the loop may be stuck.
-//! 3. SIGHUP has certificates read again where there are any. Where there are none it is
-//!    that of a terminal which closes: it asks a process that was started from one to end,
-//!    as the first SIGTERM does, and means nothing to others. It never counts as the
-//!    second: a shell and the kernel both send it.
+//! 1. The first SIGTERM or SIGINT is an event: [`Signals::take`] names it.
+//! 2. The second SIGTERM or SIGINT ends the process at once with status 1, from the
+//!    handler, because the loop may be stuck.
+//! 3. With certificates, SIGHUP requests a reload. Without, it comes from a terminal that
+//!    closes: a process started from a terminal shuts down as at the first SIGTERM, any
+//!    other ignores it. SIGHUP never counts as the second signal, because the shell and the
+//!    kernel may each send one.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -23,24 +23,24 @@ use signal_hook::{flag, low_level};
 /// The exit status after a second signal.
 const STATUS_IMPATIENT: i32 = 1;
 
-/// What SIGHUP asks for.
+/// The effect of SIGHUP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hangup {
-    /// To read certificates again.
+    /// Certificates are reloaded.
     Reload,
-    /// To end.
+    /// The process shuts down.
     End,
-    /// Nothing.
+    /// None.
     Nothing,
 }
 
 impl Hangup {
-    /// What it asks of this process, which has certificates if `reloads`.
+    /// The effect of SIGHUP on this process, which has certificates if `reloads`.
     #[must_use]
     pub fn of_this_process(reloads: bool) -> Self {
-        // The process was started from a terminal if it has one that controls it
-        // (credentials(7)); systemd and container engines give it none. nohup(1) has it
-        // ignore the signal.
+        // A process started from a terminal has a controlling terminal (credentials(7));
+        // under systemd and container engines it has none. Under nohup(1) it ignores the
+        // signal.
         let has_terminal = || std::fs::File::open("/dev/tty").is_ok();
         if reloads {
             Self::Reload
@@ -52,13 +52,12 @@ impl Hangup {
     }
 }
 
-/// Whether SIGHUP was ignored when the process was started; false where the kernel does
-/// not say.
+/// Whether SIGHUP was ignored when the process was started; false where /proc is missing.
 fn is_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
 }
 
-/// Whether the first bit of `SigIgn`, which is SIGHUP's, is set (proc(5)).
+/// Whether SIGHUP's bit, the first, is set in `SigIgn` (proc(5)).
 fn ignores_hangup(status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
@@ -98,19 +97,19 @@ impl Signal {
     }
 }
 
-/// The end of the handlers' pipe that the loop reads.
+/// The read end of the handlers' pipe.
 #[derive(Debug)]
 pub struct Signals {
     wakes: UnixStream,
-    /// SIGHUP has come and asks for certificates to be read again.
+    /// SIGHUP has arrived and requests a reload.
     hangup: Arc<AtomicBool>,
-    /// The number of the signal that has come, 0 for none.
+    /// The number of the signal that has arrived, 0 for none.
     pending: Arc<AtomicUsize>,
 }
 
 impl Signals {
-    /// Installs the handlers, for the life of the process: a value that is
-    /// dropped leaves them in place.
+    /// Installs the handlers for the life of the process: dropping the value does not remove
+    /// them.
     ///
     /// # Errors
     ///
@@ -122,8 +121,8 @@ impl Signals {
         let is_second = Arc::new(AtomicBool::new(false));
         for signal in [Signal::Terminate, Signal::Interrupt] {
             let number = signal.number();
-            // A handler runs these in order. The exit must ask before the first
-            // signal has made it true, and the byte must follow what it announces.
+            // These run in order. The shut-down must check the flag before the first signal
+            // sets it, and the byte must follow the state that it announces.
             flag::register_conditional_shutdown(number, STATUS_IMPATIENT, Arc::clone(&is_second))?;
             flag::register(number, Arc::clone(&is_second))?;
             flag::register_usize(number, Arc::clone(&pending), number as usize)?;
@@ -135,14 +134,15 @@ impl Signals {
             Hangup::End => {
                 flag::register_usize(SIGHUP, Arc::clone(&pending), SIGHUP as usize)?;
             }
-            // Not the default action, which would end the process.
+            // The pipe's handler below replaces the default action, which would end the
+            // process.
             Hangup::Nothing => {}
         }
         low_level::pipe::register(SIGHUP, waker)?;
         Ok(Self { wakes: UnixStream::from_std(wakes), hangup, pending })
     }
 
-    /// Has `registry` report `token` readable when a signal has come.
+    /// Makes `registry` report `token` readable when a signal has arrived.
     ///
     /// # Errors
     ///
@@ -151,17 +151,16 @@ impl Signals {
         registry.register(&mut self.wakes, token, Interest::READABLE)
     }
 
-    /// The signal that has come and was not yet taken. Readiness may be
-    /// spurious, then there is none.
+    /// The signal that has arrived and was not taken yet; `None` after spurious readiness.
     pub fn take(&mut self) -> Option<Signal> {
-        // The pipe first: a byte that comes later brings new readiness.
+        // The pipe is emptied first: a later byte causes new readiness.
         while matches!(self.wakes.read(&mut [0; 16]), Ok(1..)) {}
         let number = self.pending.swap(0, Ordering::SeqCst);
         Signal::ALL.into_iter().find(|signal| signal.number() as usize == number)
     }
 
-    /// Whether SIGHUP has come since this was last asked. To be asked after
-    /// [`Self::take`], which makes room for new readiness.
+    /// Whether SIGHUP has arrived since the last call. Call [`Self::take`] first: it empties
+    /// the pipe, so that a later SIGHUP causes new readiness.
     pub fn take_hangup(&mut self) -> bool {
         self.hangup.swap(false, Ordering::SeqCst)
     }
@@ -177,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    /// After this a child that nobody signals ends by itself, with status 0.
+    /// After this time a child that gets no signal ends by itself, with status 0.
     const PATIENCE: Duration = Duration::from_secs(20);
 
     /// Not a test but the process that the tests signal: says `ready`, then the
@@ -263,7 +262,7 @@ mod tests {
                 process.signal(first);
                 process.expect(first.name());
                 if first == Signal::Hangup {
-                    // Nobody was impatient yet. Two of one signal may arrive as one.
+                    // SIGHUP does not count. Two of one signal may arrive as one.
                     process.signal(first);
                     let other = [Signal::Terminate, Signal::Interrupt];
                     let other = other.into_iter().find(|other| *other != second).unwrap();

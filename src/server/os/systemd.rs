@@ -1,10 +1,11 @@
-//! What systemd is told (`sd_notify(3)`) and what it hands over (`sd_listen_fds(3)`).
+//! systemd: notifications (`sd_notify(3)`) and inherited sockets (`sd_listen_fds(3)`).
 //!
-//! Owns the protocol's words and variables. Must not know when they are true: the
-//! loop says so, and so a loop that is stuck is silent.
+//! Owns the messages and environment variables of both protocols. Must not know when a
+//! notification is due: the event loop sends it, so that a stuck loop sends none.
 //!
-//! 1. Telling never blocks the loop: what systemd does not take at once is lost.
-//! 2. Without a watchdog nothing here ever wakes the loop.
+//! 1. Once the loop runs, a notification never blocks it: one that systemd does not accept
+//!    at once is lost.
+//! 2. Without a watchdog this module never wakes the loop.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Display};
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use listenfd::ListenFd;
 
-/// How long the start may wait for systemd to take a word.
+/// How long READY=1 may block the start.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A variable that systemd set is malformed.
@@ -30,12 +31,12 @@ impl Display for Malformed {
     }
 }
 
-/// What systemd wants to be told, and where.
+/// The notifications that systemd asks for, and their destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NotifyConfig {
-    /// `NOTIFY_SOCKET`; `None`: nothing.
+    /// `NOTIFY_SOCKET`; `None`: no notifications.
     socket: Option<OsString>,
-    /// `WATCHDOG_USEC`, if it is for this process.
+    /// `WATCHDOG_USEC`, if it is meant for this process.
     watchdog: Option<Duration>,
 }
 
@@ -43,7 +44,7 @@ impl NotifyConfig {
     /// Reads the environment, as process `pid`.
     ///
     /// # Errors
-    /// If a variable is not of the form that systemd gives it.
+    /// If a variable does not have the form that systemd gives it.
     pub fn read(variables: &dyn Fn(&str) -> Option<OsString>, pid: u32) -> Result<Self, Malformed> {
         let number = |name: &'static str| match variables(name) {
             None => Ok(None),
@@ -53,7 +54,7 @@ impl NotifyConfig {
             },
         };
         let socket = variables("NOTIFY_SOCKET");
-        // Other forms (vsock) are for virtual machines.
+        // Other forms (vsock) are used by virtual machines only.
         if socket.as_ref().is_some_and(|it| !matches!(it.as_bytes(), [b'/' | b'@', _, ..])) {
             return Err(Malformed("NOTIFY_SOCKET"));
         }
@@ -65,10 +66,10 @@ impl NotifyConfig {
         Ok(Self { socket, watchdog: watchdog.filter(|_| is_ours) })
     }
 
-    /// Connects to who wants to be told; `None` if nobody does.
+    /// Connects to the notification socket; `None` if none is configured.
     ///
     /// # Errors
-    /// If there is no such socket.
+    /// If the socket cannot be connected.
     pub fn connect(&self) -> io::Result<Option<Notifier>> {
         let Some(name) = &self.socket else { return Ok(None) };
         let socket = UnixDatagram::unbound()?;
@@ -82,30 +83,30 @@ impl NotifyConfig {
     }
 }
 
-/// systemd, as who is told.
+/// A connection to systemd's notification socket.
 #[derive(Debug)]
 pub struct Notifier {
     socket: UnixDatagram,
-    /// How often to say that the loop turns: twice in the time that it gives us
+    /// The interval of watchdog notifications: half of systemd's timeout
     /// (`sd_watchdog_enabled(3)`).
     pub(in crate::server) watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// The loop runs.
+    /// Notifies systemd that the loop runs.
     pub(in crate::server) fn ready(&self) {
-        // This word is waited for, so it may wait; no other may.
+        // systemd waits for READY=1, so it must not be lost; only this notification may block.
         let _ = self.socket.set_write_timeout(Some(READY_TIMEOUT));
         self.tell("READY=1");
         let _ = self.socket.set_nonblocking(true);
     }
 
-    /// The loop ends soon.
+    /// Notifies systemd that the relay is shutting down.
     pub(in crate::server) fn stopping(&self) {
         self.tell("STOPPING=1");
     }
 
-    /// The loop turns.
+    /// Notifies the watchdog that the loop turns.
     pub(in crate::server) fn alive(&self) {
         self.tell("WATCHDOG=1");
     }
@@ -117,12 +118,12 @@ impl Notifier {
     }
 }
 
-/// The listening sockets that systemd hands over to this process.
+/// The listening sockets that systemd passes to this process.
 ///
 /// # Errors
 /// If one is not a TCP socket.
 pub fn inherited(variables: &dyn Fn(&str) -> Option<OsString>) -> io::Result<Vec<TcpListener>> {
-    // Without it, who the sockets are for is not said (sd_listen_fds(3)).
+    // Without LISTEN_PID the sockets are not known to be for this process (sd_listen_fds(3)).
     if variables("LISTEN_PID").is_none_or(|pid| pid.is_empty()) {
         return Ok(Vec::new());
     }
@@ -143,11 +144,11 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_is_for_whom_it_names() {
+    fn the_watchdog_is_for_the_process_that_it_names() {
         let socket = ("NOTIFY_SOCKET", "@x");
         let watchdog = |pid: &'static [(&str, &str)]| {
             let variables = [&[socket, ("WATCHDOG_USEC", "3000000")], pid].concat();
-            read(&variables).map(|wishes| wishes.watchdog)
+            read(&variables).map(|config| config.watchdog)
         };
         assert_eq!(watchdog(&[]), Ok(Some(Duration::from_secs(3))));
         assert_eq!(watchdog(&[("WATCHDOG_PID", "7")]), Ok(Some(Duration::from_secs(3))));

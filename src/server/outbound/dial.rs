@@ -1,14 +1,13 @@
-//! A TCP connection to the first of a host's addresses that answers (RFC 8305 §5).
+//! Dial: a TCP connection to the first of a host's addresses that answers (RFC 8305 §5).
 //!
-//! Owns the time between attempts and how many there are at once. Knows neither names nor
-//! TLS.
+//! Owns the delay between attempts and their number. Must not know names or TLS.
 //!
-//! 1. The next address is tried [`ATTEMPT_DELAY`] after the one before, and at once when an
-//!    attempt has failed. Earlier attempts go on beside it.
+//! 1. The next address is tried [`ATTEMPT_DELAY`] after the previous one, or at once when an
+//!    attempt fails. Earlier attempts continue beside it.
 //! 2. No thread is started: one poll(2) waits for all attempts, until the deadline at most.
-//! 3. Each call may have one socket; more than one only as long as [`Places`] are free, and
-//!    [`ATTEMPTS_MAX`] at most. Beyond that the oldest attempt gives way to the next address
-//!    once it has had [`PATIENCE`].
+//! 3. A call always has one socket. It has more only while [`Places`] are free, and at most
+//!    [`ATTEMPTS_MAX`]. Beyond that, the oldest attempt is given up for the next address once
+//!    it has had [`PATIENCE`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,19 +22,19 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::places::{Place, Places};
 use crate::server::os::clock::monotonic;
 
-/// Between two attempts: what RFC 8305 §5 recommends.
+/// The delay between two attempts that RFC 8305 §5 recommends.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Attempts of one call at once.
+/// The maximum of concurrent attempts of one call.
 const ATTEMPTS_MAX: usize = 4;
-/// What an attempt has for itself before it gives way to another: the kernel repeats a lost
+/// How long an attempt may take before it is given up for another: the kernel repeats a lost
 /// SYN after 1 s (RFC 6298 §2.1), and the answer takes a round trip.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// An attempt under way.
+/// An attempt in progress.
 struct Attempt {
     socket: Socket,
     began: Instant,
-    /// `None`: it is the call's only attempt, which needs none.
+    /// `None`: it was the call's only attempt when it started, which needs no place.
     _place: Option<Place>,
 }
 
@@ -49,7 +48,7 @@ impl Attempt {
         }
     }
 
-    /// The connection, whose socket poll(2) has found ready.
+    /// The connection, once poll(2) has reported its socket ready.
     fn finish(self) -> io::Result<TcpStream> {
         if let Some(error) = self.socket.take_error()? {
             return Err(error);
@@ -65,11 +64,11 @@ fn is_under_way(error: &io::Error) -> bool {
     codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
-/// Connects to the first of `addresses`, in this order, that answers before `deadline`;
-/// attempts beside the first of a call take one of the `places`.
+/// Connects to the first of `addresses`, tried in this order, that answers before `deadline`;
+/// a concurrent attempt takes one of the `places`.
 ///
 /// # Errors
-/// The last failure if all have failed, `TimedOut` at the deadline.
+/// The last failure if all attempts have failed, `TimedOut` at the deadline.
 pub(super) fn dial(
     addresses: &[SocketAddr],
     deadline: Instant,
@@ -116,7 +115,7 @@ pub(super) fn dial(
             return Err(failure);
         }
         let ready = wait(&attempts, wake_at.min(deadline).saturating_duration_since(now))?;
-        // From the back, so that the indices before stay valid.
+        // From the back, so that smaller indices stay valid.
         for index in ready.into_iter().rev() {
             let attempt = attempts.remove(index).expect("it was polled");
             match attempt.finish() {
@@ -130,7 +129,7 @@ pub(super) fn dial(
     }
 }
 
-/// The indices of the attempts that have come to an end, once there are any; none after
+/// Waits until attempts have succeeded or failed and returns their indices; empty after
 /// `timeout`.
 fn wait(attempts: &VecDeque<Attempt>, timeout: Duration) -> io::Result<Vec<usize>> {
     let mut sockets: Vec<PollFd<'_>> =
@@ -138,7 +137,7 @@ fn wait(attempts: &VecDeque<Attempt>, timeout: Duration) -> io::Result<Vec<usize
     let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
     match poll(&mut sockets, Some(&timeout)) {
         Ok(_) => {}
-        // The caller computes the time that is left anew.
+        // The caller computes the remaining time again.
         Err(Errno::INTR) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     }
@@ -146,8 +145,8 @@ fn wait(attempts: &VecDeque<Attempt>, timeout: Duration) -> io::Result<Vec<usize
     Ok((0..sockets.len()).filter(is_ready).collect())
 }
 
-/// The addresses with the families taking turns, the first one's first (RFC 8305 §4): a
-/// family that does not work costs one delay, however many addresses it has.
+/// The addresses with alternating families, starting with the first address's family (RFC
+/// 8305 §4): a family that does not work costs one delay, however many addresses it has.
 pub(super) fn interleave(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let mut addresses = addresses.peekable();
     let is_ipv6 = addresses.peek().is_some_and(SocketAddr::is_ipv6);
@@ -186,7 +185,7 @@ pub(super) mod tests {
             let address = listener.local_addr().unwrap().as_socket().unwrap();
             let fill = Vec::from_iter((0..3).map(|_| {
                 let socket = socket();
-                // Under way, for ever.
+                // Never completes.
                 let _ = socket.connect(&address.into());
                 socket
             }));
@@ -204,7 +203,7 @@ pub(super) mod tests {
         live().1
     }
 
-    /// Who was reached, or why nothing was, and how long that took.
+    /// The address that was reached, or the failure, and how long that took.
     fn timed(
         addresses: &[SocketAddr],
         within: Duration,
@@ -242,7 +241,7 @@ pub(super) mod tests {
         let (reached, took) = timed(&[hole.address, address], SOON, 0);
         assert_eq!(reached, Ok(address));
         assert!(took >= PATIENCE, "{took:?}");
-        // One attempt more than there may be at once.
+        // One address more than the maximum of concurrent attempts.
         let holes = [hole.address; ATTEMPTS_MAX];
         let (reached, took) = timed(&[&holes[..], &[address]].concat(), SOON, 10);
         assert_eq!(reached, Ok(address));

@@ -1,7 +1,7 @@
-//! Names looked up for calls that are made beside the loop.
+//! DNS: name lookups for calls beside the event loop.
 //!
-//! Owns how many threads that may take, and which of a host's addresses are tried. Knows
-//! none of the services that are called.
+//! Owns the number of lookup threads, and which of a host's addresses are tried. Must not
+//! know the services that are called.
 
 use std::fmt;
 use std::net::ToSocketAddrs;
@@ -18,18 +18,19 @@ use super::dial::interleave;
 use super::places::Places;
 use crate::server::os::clock::monotonic;
 
-/// The most names that one agent looks up at a time; further calls wait, within their time.
+/// The maximum of concurrent lookups of one agent; further calls wait, within their time.
 pub(in crate::server) const LOOKUPS_MAX: usize = 16;
-/// Addresses of one host that are tried.
+/// The maximum of addresses of one host that are tried.
 const ADDRESSES_MAX: usize = 8;
-/// How much getaddrinfo(3) uses is for the machine's configuration to say.
+/// The stack size of a lookup thread: the machine's configuration (nsswitch.conf(5)) decides
+/// how much getaddrinfo(3) uses.
 const STACK: usize = 512 * 1024;
 
-/// Looks names up on threads of their own, for getaddrinfo(3) knows no deadline.
-/// ureq's resolver does the same, but ends the process when there is no thread, and
-/// starts ever more while a name server is silent.
+/// Looks names up on separate threads, because getaddrinfo(3) has no deadline. ureq's
+/// resolver does the same, but panics, which ends the process, if a thread cannot be
+/// started, and starts threads without limit while a name server is silent.
 pub(in crate::server) struct DnsResolver {
-    /// One for each thread that is looking, which may outlive its call.
+    /// One place per lookup thread, which may outlive its call.
     places: Places,
 }
 
@@ -60,7 +61,7 @@ impl Resolver for DnsResolver {
         let place = self.places.take_within(*timeout.after).ok_or_else(late)?;
         let (found, wait) = mpsc::sync_channel(1);
         thread::Builder::new().name("resolve".into()).stack_size(STACK).spawn(move || {
-            // The caller may have given up.
+            // The receiver may have timed out.
             let _ = found.send(host.to_socket_addrs());
             drop(place);
         })?;

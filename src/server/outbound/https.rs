@@ -1,13 +1,12 @@
-//! HTTPS calls beside the loop.
+//! HTTPS: the agent for calls beside the event loop.
 //!
-//! Owns whom TLS trusts and what every call keeps to. Knows none of the services that are
-//! called, nor how long they may take.
+//! Owns the trusted roots and the settings of every call. Must not know the services that
+//! are called, nor their time limits.
 //!
-//! 1. A redirect is a reply like any other; no proxy is asked; nothing is sent in plain
-//!    text.
-//! 2. A name is looked up within the call's time, and no more than [`LOOKUPS_MAX`] at once.
-//! 3. A host's addresses are tried 250 ms apart (RFC 8305), all within the call's time. What
-//!    that takes beyond one socket for each call is [`ATTEMPTS_BESIDE_MAX`] at most.
+//! 1. Redirects are not followed, no proxy is used, and plain HTTP is refused.
+//! 2. A name lookup counts against the call's time; at most [`LOOKUPS_MAX`] run at once.
+//! 3. A host's addresses are tried 250 ms apart (RFC 8305), all within the call's time. The
+//!    calls of an agent together have at most [`ATTEMPTS_BESIDE_MAX`] sockets beyond one each.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,14 +24,15 @@ use super::stream::Dialer;
 use crate::pem::{self, NumberedCertificate};
 use crate::server::certificates::certificate::provider;
 
-/// Attempts to connect of all calls of one agent, beside the first of each.
+/// The maximum of concurrent connection attempts of one agent, beside one per call.
 pub(in crate::server) const ATTEMPTS_BESIDE_MAX: usize = 16;
 
-/// What every call keeps to, for the caller to add its own bounds; it trusts the
-/// authorities in the PEM file `ca` and no others, without one those that browsers trust.
+/// The settings of every call, to which the caller adds its own limits. Trusts the
+/// certificate authorities in the PEM file `ca` and no others; without a file, those that
+/// browsers trust.
 ///
 /// # Errors
-/// Why the file does not do.
+/// The reason why the file cannot be used.
 pub(in crate::server) fn config(ca: Option<&Path>) -> Result<ConfigBuilder<AgentScope>, String> {
     let roots = match ca {
         Some(path) => RootCerts::Specific(Arc::new(authorities(path)?)),
@@ -49,11 +49,11 @@ pub(in crate::server) fn config(ca: Option<&Path>) -> Result<ConfigBuilder<Agent
         .max_redirects(0)
         .max_redirects_will_error(false)
         .http_status_as_error(false)
-        // RFC 8555 §6.1: it has to be there.
+        // RFC 8555 §6.1 requires one.
         .user_agent(concat!("pyrycode-relay/", env!("CARGO_PKG_VERSION"))))
 }
 
-/// What makes the calls; the configuration must bound the time of a whole call.
+/// The agent that makes the calls; the configuration must limit the time of a whole call.
 pub(in crate::server) fn agent(config: Config) -> Agent {
     debug_assert!(config.timeouts().global.is_some(), "a call without a deadline");
     Agent::with_parts(config, connector(), DnsResolver::new(Places::new(LOOKUPS_MAX)))

@@ -1,11 +1,11 @@
-//! A bounded number of places, each held by whatever takes it until it is dropped.
+//! Places: a counting semaphore whose permits are released when dropped.
 //!
-//! Owns the count. Knows nothing of what a place is for.
+//! Owns the count. Must not know what a place is for.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The places; clones share them.
+/// The semaphore; clones share it.
 #[derive(Clone)]
 pub(super) struct Places(Arc<Shared>);
 
@@ -14,7 +14,7 @@ struct Shared {
     freed: Condvar,
 }
 
-/// One place, free again when this is dropped.
+/// One place, released on drop.
 pub(super) struct Place(Places);
 
 impl Places {

@@ -1,23 +1,21 @@
-//! The Retry-After header of a reply (RFC 9110 §10.2.3).
+//! Retry-After: the header of a reply (RFC 9110 §10.2.3).
 //!
-//! Owns both of its forms: a number of seconds, and a date. What to do until then, and the
-//! longest time that is believed, is the caller's to say.
+//! Owns both of its forms: a number of seconds, and a date. The caller limits the wait.
 //!
-//! A date is counted from the reply's own Date, so that a wrong clock on this machine
-//! neither shortens nor lengthens the wait; without a Date, from our clock.
+//! 1. A date is counted from the reply's own Date, so that a wrong clock on this machine
+//!    neither shortens nor lengthens the wait; without a Date, from this machine's clock.
 
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::header::{DATE, HeaderName, RETRY_AFTER};
 
-/// How long the reply asks to wait; `None`: it does not say, or not in a form that is
-/// understood. A date in the past is no wait. `wall_time` is the time since 1970 at which
-/// the reply came.
+/// The wait that the reply asks for; `None`: the header is missing or malformed. A date in
+/// the past is a wait of zero. `wall_time` is the time since 1970 at which the reply arrived.
 pub(in crate::server) fn retry_after(headers: &HeaderMap, wall_time: Duration) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // A number that does not fit is a long time all the same.
+        // A number that overflows is a long wait all the same.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let until = httpdate::parse_http_date(value).ok()?;

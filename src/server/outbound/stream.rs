@@ -1,7 +1,7 @@
-//! A TCP connection as ureq uses one, and what opens it.
+//! Stream: a TCP connection for ureq, and the connector that opens it.
 //!
-//! Owns the buffers, and that no read or write lasts longer than the call may. Which of a
-//! host's addresses it leads to is `dial.rs`'s to say.
+//! Owns the buffers, and the time limit of each read and write. `dial.rs` selects the
+//! address.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -17,10 +17,10 @@ use super::dial::dial;
 use super::places::Places;
 use crate::server::os::clock::monotonic;
 
-/// The longest that is spent on a connection; a call's own deadline comes before.
+/// The time limit for connecting; a call's own deadline is usually earlier.
 const CONNECT_MAX: Duration = Duration::from_secs(60);
 
-/// Opens connections; attempts beside the first of a call take a place.
+/// Opens connections; a concurrent attempt takes a place.
 pub(super) struct Dialer(pub(super) Places);
 
 impl fmt::Debug for Dialer {
@@ -62,7 +62,7 @@ impl fmt::Debug for Stream {
     }
 }
 
-/// What is left of a timeout that began at `began`.
+/// The rest of a timeout that started at `began`.
 fn left(timeout: &NextTimeout, began: Instant) -> Result<Duration, Error> {
     match timeout.after.saturating_sub(monotonic() - began) {
         Duration::ZERO => Err(Error::Timeout(timeout.reason)),
@@ -70,8 +70,8 @@ fn left(timeout: &NextTimeout, began: Instant) -> Result<Duration, Error> {
     }
 }
 
-/// Whether to try again: after a signal, which interrupts a read that has a timeout
-/// (signal(7)).
+/// `Ok` if the call should be retried, after a signal interrupted it (signal(7)); otherwise
+/// the error.
 fn again(error: io::Error, timeout: &NextTimeout) -> Result<(), Error> {
     match error.kind() {
         io::ErrorKind::Interrupted => Ok(()),
@@ -114,7 +114,7 @@ impl Transport for Stream {
     }
 
     fn is_open(&mut self) -> bool {
-        // At rest nothing may come: neither bytes nor an end.
+        // On an idle connection any input, bytes or an end, makes it unusable.
         let is_silent = |stream: &TcpStream| {
             stream.set_nonblocking(true)?;
             let is_silent =

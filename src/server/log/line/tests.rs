@@ -1,4 +1,4 @@
-//! Nasty values in both formats: one line each, and readable back.
+//! Lines: hostile values in both formats give one line each and can be read back.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

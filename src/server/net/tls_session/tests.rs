@@ -1,4 +1,4 @@
-//! A session against rustls's own client, in memory.
+//! TLS session: against rustls's own client, in memory.
 
 use std::io::{Read, Write};
 
@@ -14,9 +14,9 @@ use crate::server::certificates::certificate::{Certificate, Handshakes, provider
 struct Pair {
     client: ClientConnection,
     server: Session,
-    /// What the server made of what came.
+    /// The plaintext that the server received.
     plain: Vec<u8>,
-    /// The client's bytes reach the server in pieces of so many.
+    /// The size of the pieces in which the client's bytes reach the server.
     piece: usize,
 }
 
@@ -59,7 +59,7 @@ impl Pair {
         pair
     }
 
-    /// Carries bytes until neither has any.
+    /// Carries bytes until neither end has any.
     fn shuttle(&mut self) {
         loop {
             let mut to_server = Vec::new();
@@ -248,7 +248,7 @@ fn only_the_domain_is_served_and_nothing_without_a_certificate() {
     assert!(certificate.is_for("relay") && !certificate.is_for("relay.example"));
 }
 
-/// The alert that a client hears which asks for `asked` where `served` is served.
+/// The alert for a client that asks for `asked` where only `served` is served.
 fn heard_when_asking(asked: &str, served: &str, record: usize) -> Option<rustls::AlertDescription> {
     let (certificate, root) = certificate();
     let mut config = Arc::unwrap_or_clone(client_config(root, false));
@@ -381,8 +381,8 @@ fn a_session_resumes_with_a_ticket_even_after_a_reload() {
     }
 }
 
-/// Whatever a peer changes in what it sends, and in whatever pieces: a session goes on or
-/// has one fault, keeps no more than it may, and never panics.
+/// For any change to a peer's bytes, and any pieces: a session continues or has one fault,
+/// stays within its memory limits, and never panics.
 #[test]
 fn damage_anywhere_is_a_fault_or_nothing() {
     let mut faults = 0;

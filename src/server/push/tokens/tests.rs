@@ -1,4 +1,4 @@
-//! When a token is asked for, by whom, and what becomes of the others.
+//! Tokens: when an exchange starts, which wake makes it, and what the other wakes get.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -8,7 +8,7 @@ use super::*;
 
 const FAILURE: Failure = Failure { status: Some(400), cause: "refused" };
 
-/// Wakes that come one after the other; each exchange gives the next letter.
+/// Wakes in sequence; each exchange grants the next letter as its token.
 struct World {
     tokens: Tokens,
     began: Instant,
@@ -93,7 +93,7 @@ fn a_failed_exchange_is_backed_off_for_twice_as_long_each_time() {
     }
     world.is_refusing = false;
     assert!(world.number(at).is_ok());
-    // Only a token that FCM does not refuse ends it.
+    // Only a token that FCM accepts ends the back-off.
     world.tokens.accept();
     let token = world.obtain(at).unwrap();
     world.tokens.reject(&token, true, world.at(at));
@@ -109,7 +109,7 @@ fn a_refused_token_is_replaced_once_however_many_had_it() {
     let second = world.obtain(0).unwrap();
     world.tokens.reject(&first, false, world.at(0));
     assert_eq!(world.number(0), Ok(2), "the refusal of the first is not the second's");
-    // Neither is good: no third until later, however often it is told.
+    // FCM refused both: the next exchange is delayed, however often the refusal is reported.
     world.tokens.reject(&second, true, world.at(0));
     world.tokens.reject(&second, true, world.at(0));
     assert_eq!(world.number(0), Err(BACKING_OFF));
@@ -189,7 +189,7 @@ fn a_grant_is_understood_or_refused_without_a_word_of_it() {
     ] {
         assert!(!is_good(200, bad), "{bad}");
     }
-    // The longest life that can be said is not believed, and does not overflow.
+    // The longest lifetime that fits the reply is capped and does not overflow.
     let mut world = World::new(u64::MAX);
     assert_eq!((world.number(0), world.number(24 * 3600)), (Ok(1), Ok(2)));
 }

@@ -88,8 +88,8 @@ fn not_an_object(text: &str) -> &'static str {
     } else if is_base64(text) {
         "is in base64; decode it with `base64 -d` and set it to the result"
     } else if text.starts_with("AAAA") && text.contains(":APA91") {
-        "is a legacy server key, which FCM no longer accepts; create a key for a service\n\
-         account in the Firebase console, project settings, service accounts"
+        "is a legacy server key, which FCM no longer accepts; create a key for a\n\
+         service account in the Firebase console, project settings, service accounts"
     } else {
         "is not the JSON of a service account key; set it to\n\
          the contents of the key file, not to its name"

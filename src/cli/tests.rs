@@ -311,7 +311,7 @@ fn unknown_flags_and_malformed_values_are_refused() {
         ("--trusted-proxies=", "--trusted-proxies: \"\" is not an address or a network"),
         ("--trusted-proxies 10.0.0.0/8,", "--trusted-proxies: \"\" is not"),
         ("--trusted-proxies 10.0.0.0/33", "--trusted-proxies: \"10.0.0.0/33\" is not"),
-        ("--trusted-proxies ::ffff:10.0.0.0/95", "--trusted-proxies: \"::ffff:10.0.0.0/95\" holds"),
+        ("--trusted-proxies ::ffff:10.0.0.0/95", "--trusted-proxies: \"::ffff:10.0.0.0/95\" mixes"),
         ("--trusted-proxies 10.0.0.1:80", "--trusted-proxies: \"10.0.0.1:80\" is not"),
         ("--trusted-proxies example.org", "--trusted-proxies: \"example.org\" is not"),
     ] {

@@ -54,7 +54,7 @@ pub struct Heartbeat {
     sent: u32,
     /// Highest sequence number acknowledged.
     acknowledged: u32,
-    /// Sequence number of the unanswered probe; 0 if there is none.
+    /// Sequence number of the unanswered probe; 0 without one.
     probe: u32,
     /// Milliseconds in which the relay did not read while a pong was awaited.
     credit: u32,

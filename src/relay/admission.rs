@@ -110,7 +110,7 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
     ///
     /// # Errors
     ///
-    /// The time until the next attempt is allowed, if there is none in between.
+    /// The time until the next attempt is allowed, unless another one comes before it.
     pub fn attempt(&mut self, client: K, now: Instant) -> Result<(), Duration> {
         if self.interval.is_zero() {
             return Ok(());

@@ -1,25 +1,25 @@
-//! What of the configuration fits this machine.
+//! Fitting: the configuration, lowered to what this machine allows.
 //!
-//! Owns the limits that descriptors and memory set, and the words for one that is lower
-//! than what was asked for. Must not ask the system: what it allows is handed in.
+//! Owns the limits that descriptors and memory set, and the warnings for a limit that is
+//! lower than the configured one. Must not ask the system: what it allows is handed in.
 
 use std::fmt::{self, Display};
 
 use crate::config::{BUFFER_MEMORY, BUFFER_MEMORY_MIN, Config, DESCRIPTORS_RESERVED};
 
-/// Less than a binary and a phone is no relay.
+/// A relay needs room for one binary and one phone.
 const CONNECTIONS_MIN: usize = 2;
 /// The default of `--buffer-memory` is at most this share of the memory limit.
 const MEMORY_SHARE: u64 = 4;
 /// Memory for everything that no budget covers: the program, its threads and tables.
 const MEMORY_BESIDES: u64 = 16 * 1024 * 1024;
 
-/// Something that an operator should see to, though the relay serves all the same: a line.
+/// A warning for the operator: the relay serves, but not as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// The log line's event.
     pub event: &'static str,
-    /// What is wrong and what helps.
+    /// The fault and the next step.
     pub text: String,
 }
 
@@ -36,20 +36,20 @@ impl Display for Warning {
     }
 }
 
-/// What the relay may use.
+/// The limits in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fitted {
     /// WebSockets at a time.
     pub connections: usize,
     /// Bytes in all queues together.
     pub buffer_memory: usize,
-    /// What is less than was asked for, and what is trusted by default.
+    /// Limits that were lowered, and defaults that trust more than is safe.
     pub warnings: Vec<Warning>,
 }
 
 impl Fitted {
-    /// What is left of `config` where the process may have so many `descriptors` and, if
-    /// there is a limit, so many bytes of memory.
+    /// Lowers `config` to a limit of `descriptors` and, if there is one, to a memory limit in
+    /// bytes.
     ///
     /// # Errors
     /// If there is no room for a binary and a phone: two lines for the operator.

@@ -232,7 +232,7 @@ impl Fetcher {
     }
 }
 
-/// The account key, created if there is none. A key that cannot be stored is not used,
+/// The account key, created if it does not exist. A key that cannot be stored is not used,
 /// because every start would create another account.
 fn account_key(cache: &Cache) -> Result<AccountKey, AcmeError> {
     if let Some((name, pem)) = cache.account().map_err(AcmeError::refused)? {

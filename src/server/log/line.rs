@@ -168,7 +168,7 @@ struct Pair<'a> {
 }
 
 impl VisitValue<'_> for Pair<'_> {
-    /// Leaves out the key of a value that is `None`.
+    /// Leaves out a key without a value.
     fn visit_null(&mut self) -> Result<(), Error> {
         Ok(())
     }

@@ -15,7 +15,7 @@ pub struct Stats {
     pub faults: u64,
     /// Streams that ended without close_notify.
     pub truncations: u64,
-    /// When the certificate in use expires, since 1970; `None`: there is none.
+    /// When the certificate in use expires, since 1970; `None`: no certificate yet.
     pub not_after: Option<Duration>,
 }
 

@@ -3,8 +3,8 @@
 //! Owns the token and the decision which wake requests the next one. Must not know how a
 //! token is requested. Its lock is held for a look or a change, never during a call.
 //!
-//! 1. There is one exchange at a time: while it runs, other wakes use the old token or, if
-//!    there is none, wait for the exchange.
+//! 1. There is one exchange at a time: while it runs, other wakes use the old token or,
+//!    without one, wait for the exchange.
 //! 2. After a failed exchange the next one is delayed, twice as long each time up to 64 s;
 //!    wakes without a token fail at once meanwhile. A fresh token that FCM refuses counts as
 //!    a failure.

@@ -113,7 +113,7 @@ impl Cache {
         made.is_some() && made == self.directory.inode()
     }
 
-    /// The account key in PEM, with the name of its file; `None`: there is none yet.
+    /// The account key in PEM, with the name of its file; `None`: not created yet.
     pub(super) fn account(&self) -> io::Result<Option<(String, Vec<u8>)>> {
         let own = format!("account-{}.pem", self.authority_digest());
         for name in [ACCOUNT, ACCOUNT_LEGACY, &own] {
@@ -262,7 +262,7 @@ mod tests {
         fs::metadata(path).unwrap().mode() & 0o7777
     }
 
-    /// Key and chain in PEM, valid for so many seconds around [`NOW`].
+    /// Key and chain in PEM, valid from and until these seconds, counted from [`NOW`].
     fn pair(name: &str, from: i64, until: i64) -> (String, String) {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         let at = |seconds: i64| {

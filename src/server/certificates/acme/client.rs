@@ -140,7 +140,7 @@ pub(super) struct Account<'a> {
 }
 
 impl<'a> Account<'a> {
-    /// Opens the account of `key`, and creates it if there is none.
+    /// Opens the account of `key`, and creates it if it does not exist.
     pub(super) fn open(
         caller: &'a Caller,
         key: &'a AccountKey,

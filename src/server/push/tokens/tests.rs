@@ -41,7 +41,7 @@ impl World {
         })
     }
 
-    /// The number of the token, or why there is none.
+    /// The number of the token, or why no token was had.
     fn number(&mut self, seconds: u64) -> Result<u32, Failure> {
         self.obtain(seconds).map(|token| token.reveal()["token-".len()..].parse().unwrap())
     }

@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use http::{Answer, connect, connect_from, connect_reading_little, healthz};
-pub use peer::{Heard, Opcode, Peer, envelope, frame, header};
+pub use peer::{Heard, Opcode, Peer, envelope, frame, header, is_close_notice};
 pub use process::Process;
 pub(crate) use request::{binary as binary_head, phone as phone_head};
 pub use tls::{Pair, through_tls};
@@ -94,7 +94,7 @@ pub fn source(number: usize) -> Ipv4Addr {
 fn hear_frame(binary: &mut Peer) -> String {
     loop {
         let text = binary.hear_text();
-        if !text.contains(r#"","close_code":"#) {
+        if !is_close_notice(&text) {
             return text;
         }
     }

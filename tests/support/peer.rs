@@ -190,6 +190,7 @@ impl<S: Read + Write> Peer<S> {
         let heard = loop {
             match self.hear() {
                 Heard::Ping(_) => {}
+                Heard::Text(text) if is_close_notice(&text) => {}
                 heard => break heard,
             }
         };
@@ -203,7 +204,7 @@ impl<S: Read + Write> Peer<S> {
         self.send(Opcode::Ping, b"alive?");
         let heard = loop {
             match self.hear_honestly() {
-                Heard::Text(text) if text.contains(r#"","close_code":"#) => {}
+                Heard::Text(text) if is_close_notice(&text) => {}
                 heard => break heard,
             }
         };
@@ -248,6 +249,11 @@ impl<S: Read + Write> Peer<S> {
             }
         }
     }
+}
+
+/// Whether a message to a binary says that one of its phones has gone.
+pub fn is_close_notice(text: &str) -> bool {
+    text.contains(r#"","close_code":"#)
 }
 
 /// The envelope for one JSON value between a phone and its binary, in both directions.

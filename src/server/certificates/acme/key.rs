@@ -159,7 +159,7 @@ mod tests {
             -----END PRIVATE KEY-----\n";
         let [sec1, pkcs8] = [sec1, pkcs8].map(|pem| AccountKey::from_pem(pem.as_bytes()).unwrap());
         assert_eq!(sec1.public(), pkcs8.public());
-        // Another curve, and what is no key.
+        // Another curve, and an invalid key.
         let other = "-----BEGIN EC PRIVATE KEY-----\n\
             MIGkAgEBBDDrPvSro9Vsp1Ps7nMSLvzB0yj9SFZJVjQs0DLLZoR5pbl1AMIyK8cx\n\
             g6zusyzXXhOgBwYFK4EEACKhZANiAARDqneJDEMB7h6jRC/7qy5QwZd3uVZGYWYy\n\

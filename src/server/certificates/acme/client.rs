@@ -21,9 +21,9 @@ use crate::server::outbound::retry_after::retry_after;
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The size limit of a reply: a certificate chain takes a few kilobytes.
 const REPLY_MAX: u64 = 256 * 1024;
-/// Nonces tried per request: the authority may refuse one (RFC 8555 §6.5), and sends a fresh
+/// Nonces tried per request: the authority may refuse any (RFC 8555 §6.5), and sends a fresh
 /// one with the refusal.
-const NONCES_MAX: usize = 8;
+const NONCES_MAX: usize = 32;
 const PROBLEM: &str = "urn:ietf:params:acme:error:";
 
 /// A failed call: a text for the operator, and what it means for the next attempt.

@@ -7,7 +7,6 @@ mod core;
 mod event_loop;
 pub mod fitting;
 pub mod log;
-mod mailbox;
 pub mod messages;
 pub mod net;
 pub mod os;

@@ -16,6 +16,7 @@
 
 mod client;
 mod credentials;
+mod duration;
 mod fcm;
 mod in_flight;
 mod pause;

@@ -35,9 +35,9 @@ use crate::server::admin::metrics::{self, Surroundings};
 use crate::server::admin::process::Usage;
 use crate::server::log::Sink;
 use crate::server::messages::{LoopHandle, LoopMessage, LoopSnapshot};
-use crate::server::net::listener::is_exhaustion;
 use crate::server::os::clock::{monotonic, wall_time};
 use crate::server::os::date;
+use crate::server::os::descriptors::is_exhaustion;
 use crate::server::os::eintr::retry_eintr;
 use crate::time::Throttle;
 
@@ -409,7 +409,7 @@ mod tests {
 
     use super::*;
     use crate::config::LogFormat;
-    use crate::server::mailbox::Mailbox;
+    use crate::server::messages::mailbox::Mailbox;
 
     #[test]
     fn a_name_that_a_web_page_could_own_is_none_of_ours() {

@@ -19,8 +19,7 @@ use crate::relay::Snapshot;
 use crate::relay::envelope::Dropped;
 use crate::relay::stats::{self, Outcome, ProxyRefusal, WakeOutcome};
 use crate::server::admin::process::Usage;
-use crate::server::messages::LoopSnapshot;
-use crate::server::net::tls_stats;
+use crate::server::messages::{LoopSnapshot, tls_stats};
 
 /// The media type of [`text`].
 pub(in crate::server) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -35,7 +35,6 @@ use self::order::{ChallengeAnswer, Order, Stopped, World};
 use self::renewal_info::{Window, certificate_id};
 use self::schedule::{Schedule, Step};
 use crate::config::Acme;
-use crate::server::certificates::Certified;
 use crate::server::certificates::certificate::{Certificate, Handshakes};
 use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::messages::{Challenge, LoopHandle, LoopMessage};
@@ -150,7 +149,7 @@ impl Renewal {
         if self.schedule.on_certificate(validity(&certificate), wall_time()) {
             log::warn!(domain = self.fetcher.acme.domain; "certificate_due_when_issued");
         }
-        let certified = Certified::new(&self.fetcher.handshakes, &certificate);
+        let certified = self.fetcher.handshakes.certified(&certificate);
         self.fetcher.certificate = Some(certificate);
         self.to_loop.send(LoopMessage::Certificate(Some(certified)));
     }

@@ -8,9 +8,8 @@ use std::io;
 
 use super::{Core, Server};
 use crate::relay::Input;
-use crate::server::certificates::Certified;
 use crate::server::certificates::source::Source;
-use crate::server::messages::{Challenge, LoopMessage, LoopSnapshot};
+use crate::server::messages::{Certified, Challenge, LoopMessage, LoopSnapshot};
 use crate::server::os::clock::wall_time;
 use crate::server::os::systemd::Notifier;
 use crate::server::push::{self, Push};

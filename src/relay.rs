@@ -10,6 +10,7 @@ pub mod admission;
 mod closing;
 pub mod conn_id;
 mod connections;
+pub mod counts;
 mod deadlines;
 pub mod envelope;
 mod forward;

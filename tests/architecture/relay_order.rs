@@ -14,6 +14,7 @@ use super::source::{calls_of_self, lex, mentions, method_names, module_of, remov
 const ORDER: &[&str] = &[
     "conn_id",
     "keyed_hash",
+    "counts",
     "envelope",
     "stats",
     "admission",

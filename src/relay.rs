@@ -19,6 +19,7 @@ mod invariants;
 mod keyed_hash;
 mod notice;
 mod proxied;
+pub mod push_wake;
 pub mod refusals;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;
@@ -26,7 +27,6 @@ mod slots;
 mod snapshot;
 pub mod stats;
 mod verdicts;
-pub mod wake;
 mod warnings;
 
 pub use conn_id::ConnId;

@@ -7,9 +7,9 @@
 use super::admission::ClientKey;
 use super::conn_id::ConnId;
 use super::connections::{Entry, Role, Stage};
+use super::push_wake::{IN_FLIGHT_MAX, Wakes};
 use super::relay::Relay;
 use super::slots::audit::SlotView;
-use super::wake::{IN_FLIGHT_MAX, Wakes};
 use crate::config::BINARY_LOW_WATER;
 
 impl Relay {

@@ -18,7 +18,7 @@ const ORDER: &[&str] = &[
     "envelope",
     "stats",
     "admission",
-    "wake",
+    "push_wake",
     "warnings",
     "slots",
     "connections",

@@ -3,8 +3,8 @@
 use pyrycode_relay::config::{Config, FCM_ENDPOINT, PushWake, ServiceAccount};
 use pyrycode_relay::relay::Input;
 use pyrycode_relay::relay::envelope::Dropped;
+use pyrycode_relay::relay::push_wake::IN_FLIGHT_MAX;
 use pyrycode_relay::relay::stats::WakeOutcome;
-use pyrycode_relay::relay::wake::IN_FLIGHT_MAX;
 use pyrycode_relay::time::TICK;
 
 use crate::world::{PeerId, World, closed, secs, text};

@@ -13,6 +13,7 @@ mod connections;
 pub mod counts;
 mod deadlines;
 pub mod envelope;
+mod follow_ups;
 mod forward;
 mod gates;
 mod invariants;
@@ -26,7 +27,6 @@ mod relay;
 mod slots;
 mod snapshot;
 pub mod stats;
-mod verdicts;
 mod warnings;
 
 pub use conn_id::ConnId;

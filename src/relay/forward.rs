@@ -4,7 +4,7 @@
 //! binary must not wait for it; a slow binary pauses the reading of its phones, because no
 //! frame may be lost. Must not know the syntax of envelopes.
 
-use super::closing::Verdict;
+use super::closing::FollowUp;
 use super::conn_id::{ConnId, PublicId};
 use super::connections::{Editor, Role};
 use super::envelope::{self, Dropped, Envelope};
@@ -235,7 +235,7 @@ impl Relay {
             && backlog <= BINARY_LOW_WATER
             && self.slots.pause(slot, false)
         {
-            self.verdicts.extend(self.slots.phones(slot).iter().copied().map(Verdict::Resume));
+            self.follow_ups.extend(self.slots.phones(slot).iter().copied().map(FollowUp::Resume));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the parts and dispatches each input to the one that handles it; decides nothing
 //! itself. The files that implement `Relay` depend on each other in one direction: closing,
-//! forward, verdicts, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
+//! forward, follow_ups, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::closing::Verdict;
+use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Connections, Effect, Role};
 use super::forward::Taken;
@@ -99,7 +99,7 @@ pub struct Relay {
     pub(super) warnings: Warnings,
     pub(super) rng: StdRng,
     /// Pending consequences of changes for other connections. Empty between two calls.
-    pub(super) verdicts: VecDeque<Verdict>,
+    pub(super) follow_ups: VecDeque<FollowUp>,
 }
 
 impl Relay {
@@ -116,7 +116,7 @@ impl Relay {
             wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             stats: Stats::default(),
             warnings: Warnings::default(),
-            verdicts: VecDeque::new(),
+            follow_ups: VecDeque::new(),
             rng,
         }
     }

@@ -25,7 +25,7 @@ const ORDER: &[&str] = &[
     "notice",
     "closing",
     "forward",
-    "verdicts",
+    "follow_ups",
     "proxied",
     "refusals",
     "gates",

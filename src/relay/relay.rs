@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Connections, Effect, Role};
-use super::forward::Taken;
+use super::forward::InputKind;
 use super::gates::{Gates, ListenerKind};
 use super::keyed_hash::HashKeys;
 use super::push_wake::{Wake, Wakes};
@@ -131,7 +131,7 @@ impl Relay {
         match input {
             Input::Proxied(id, header) => self.handle_proxied(id, header, now),
             Input::Bytes(id, bytes) => {
-                if self.handle_frames(id, bytes, now) == Taken::Head {
+                if self.handle_frames(id, bytes, now) == InputKind::Head {
                     self.handle_head(id, bytes, now);
                 }
             }

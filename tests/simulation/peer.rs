@@ -16,8 +16,8 @@ use crate::link::{End, Pipe};
 use crate::requests;
 use crate::wire::{self, Decoder, Part};
 
-/// The id of no connection.
-pub(crate) const NOBODY: ConnId = ConnId::from_bits(u64::MAX);
+/// The id of a connection that is not accepted yet.
+pub(crate) const NOT_ACCEPTED: ConnId = ConnId::from_bits(u64::MAX);
 /// The capacity of the link of a peer that does not read: both kernels' buffers.
 pub(crate) const LINK: usize = 64 * 1024;
 
@@ -91,7 +91,7 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     /// A load balancer between it and the relay.
     pub(crate) through: Option<Through>,
-    /// [`NOBODY`] until it is accepted.
+    /// [`NOT_ACCEPTED`] until it is accepted.
     pub(crate) id: ConnId,
     pub(crate) habits: Habits,
     pub(crate) seen: Vec<Seen>,
@@ -154,7 +154,7 @@ impl Peer {
         Self {
             address,
             through: None,
-            id: NOBODY,
+            id: NOT_ACCEPTED,
             habits: Habits::HONEST,
             seen: Vec::new(),
             answer: String::new(),

@@ -13,7 +13,7 @@ use pyrycode_relay::time::Instant;
 
 use crate::faults::Write;
 use crate::link::{End, Pipe};
-use crate::peer::{NOBODY, Peer, Sending, Through};
+use crate::peer::{NOT_ACCEPTED, Peer, Sending, Through};
 use crate::world::{PeerId, World};
 
 /// More rounds without time passing than any valid exchange needs.
@@ -129,7 +129,7 @@ impl World {
     fn read_socket(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         let id = peer.id;
-        if peer.is_gone || id == NOBODY {
+        if peer.is_gone || id == NOT_ACCEPTED {
             return;
         }
         if peer.up.end == Some(End::Reset) {
@@ -237,7 +237,7 @@ impl World {
     fn write(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         let (id, wall) = (peer.id, self.wall);
-        if peer.is_gone || id == NOBODY {
+        if peer.is_gone || id == NOT_ACCEPTED {
             return;
         }
         let outgoing = self.relay.outgoing(id);

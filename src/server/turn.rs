@@ -17,10 +17,13 @@
 //! 8. One poll returns a batch only, and a connection is read only so far, so a connection
 //!    that a timer would close is read to the end first, and then expires.
 
+mod core;
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use super::core::Core;
+pub use self::core::Core;
+
 use crate::config::{BUFFER_MEMORY, READ_SIZE};
 use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;

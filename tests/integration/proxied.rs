@@ -61,13 +61,13 @@ fn header_and_request_and_frames_may_come_in_one_segment() {
         .write_all(&[&client([192, 0, 2, 1]), binary_head("home").as_bytes(), &said].concat())
         .unwrap();
     let mut binary = Peer::upgraded(stream);
-    assert_eq!(binary.hear(), crate::support::Heard::Pong(b"early".into()));
+    assert_eq!(binary.receive(), crate::support::Received::Pong(b"early".into()));
 
     let mut stream = connect(relay);
     stream.write_all(&client_v6(7)).unwrap();
     let mut phone = Peer::upgrade(stream, &phone_head("home"));
-    phone.say("1");
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "1"));
+    phone.send_text("1");
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "1"));
 }
 
 #[test]

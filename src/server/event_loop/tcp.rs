@@ -11,9 +11,10 @@ use super::tls::Tls;
 use crate::config::ListenerProtocol;
 use crate::protocol::transport::TransportBuffered;
 use crate::relay::{ConnId, ListenerKind};
-use crate::server::core::Core;
-use crate::server::net::listener::{Accepted, Listeners, is_exhaustion};
+use crate::server::net::listener::{Accepted, Listeners};
 use crate::server::net::socket::{self, Buffers, Socket, Sockets};
+use crate::server::os::descriptors::is_exhaustion;
+use crate::server::turn::Core;
 use crate::server::turn::{Readiness, Received, Transport, Written};
 use crate::time::Instant;
 

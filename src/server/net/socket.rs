@@ -13,7 +13,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
 
-use crate::config::{PROXY_HEADER_MAX, ROOM};
+use crate::config::{INITIAL_CAPACITY, PROXY_HEADER_MAX};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;
 use crate::relay::ConnId;
@@ -70,7 +70,7 @@ const _: () = assert!(size_of::<Option<Socket>>() <= 24);
 
 impl Sockets {
     pub(in crate::server) fn new() -> Self {
-        Self(Vec::with_capacity(ROOM))
+        Self(Vec::with_capacity(INITIAL_CAPACITY))
     }
 
     pub(in crate::server) fn insert(&mut self, id: ConnId, mut socket: Socket) {

@@ -298,7 +298,7 @@ impl Oracle {
         assert!(!has_place(world, peer), "(5) {peer} should be told {words:?}");
         let words = Words::from(words);
         let said = self.last_words(world, peer);
-        // Shed as well it hears of that, or is gone.
+        // If the peer was shed as well, it receives that close or is gone.
         let is_shed = self.is_shedding && said.as_ref().is_none_or(Words::is_shed);
         let is_right = said.as_ref() == Some(&words) || is_shed;
         assert!(is_right, "(4) {peer} is told {said:?}, not {words:?}");

@@ -145,6 +145,19 @@ fn named_paths(text: &str) -> Vec<(usize, &str)> {
 }
 
 #[test]
+fn the_version_is_the_same_in_the_changelog_and_in_both_lock_files() {
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = fs::read_to_string("CHANGELOG.md").expect("it is readable");
+    let newest = changelog.lines().find_map(|line| line.strip_prefix("## [")?.split_once("] - "));
+    assert_eq!(newest.map(|(newest, _)| newest), Some(version), "CHANGELOG.md");
+    for lock in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        let text = fs::read_to_string(lock).expect("it is readable");
+        let own = format!("name = \"pyrycode-relay\"\nversion = \"{version}\"\n");
+        assert!(text.contains(&own), "{lock}: run `cargo update --workspace` (docs/RELEASING.md)");
+    }
+}
+
+#[test]
 fn documents_avoid_these_words() {
     let mut report = Vec::new();
     for (path, text) in documents() {

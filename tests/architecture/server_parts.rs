@@ -12,16 +12,16 @@ use super::source::{lex, mentions, module_of, remove_test_items};
 /// Each part with the parts that it imports, which stand above it: so there is no cycle.
 const IMPORTS: &Imports<'_> = &[
     ("os", &[]),
-    ("core", &[]),
     ("fitting", &[]),
     ("messages", &[]),
     ("log", &["os"]),
-    ("net", &["os"]),
+    ("turn", &[]),
+    ("net", &["os", "turn"]),
     ("outbound", &["net", "os"]),
     ("certificates", &["fitting", "messages", "net", "os", "outbound"]),
     ("push", &["messages", "os", "outbound"]),
     ("admin", &["log", "messages", "os"]),
-    ("event_loop", &["certificates", "core", "messages", "net", "os", "push"]),
+    ("event_loop", &["certificates", "messages", "net", "os", "push", "turn"]),
 ];
 
 /// The most pairs of importer and imported.

@@ -27,6 +27,8 @@ mod metrics;
 mod notices;
 mod probe;
 mod proxied;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod shutdown;
 mod slow_peers;
 mod support;

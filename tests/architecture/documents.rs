@@ -219,6 +219,33 @@ fn links_and_paths_in_documents_exist() {
     assert!(count > 30, "{count} links and paths: what they look like has changed");
 }
 
+/// "`name` in `src/file.rs`" holds: the file defines that name.
+#[test]
+fn items_named_in_documents_are_where_they_say() {
+    let mut report = Vec::new();
+    let mut count = 0;
+    for (path, text) in documents().iter().filter(|(path, _)| path.ends_with(".md")) {
+        let quoted: Vec<&str> = text.split('`').collect();
+        // Outside code at even places, inside it at odd ones.
+        for four in quoted.windows(4).skip(1).step_by(2) {
+            let [name, between, file, _] = four else { continue };
+            let is_file = file.starts_with("src/") && file.ends_with(".rs");
+            if !is_file || between.trim() != "in" {
+                continue;
+            }
+            let name = name.rsplit("::").next().unwrap_or(name).trim_end_matches('!');
+            let code = fs::read_to_string(file).unwrap_or_default();
+            let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+            if !words.any(|word| word == name) {
+                report.push(format!("{path}: {name} in {file}"));
+            }
+            count += 1;
+        }
+    }
+    assert!(report.is_empty(), "not there:\n{}", report.join("\n"));
+    assert!(count > 15, "{count} items: what they look like has changed");
+}
+
 /// Source and scripts name documents of this repository only, by their whole path.
 #[test]
 fn documents_named_in_the_source_exist() {

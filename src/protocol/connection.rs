@@ -120,7 +120,8 @@ impl Connection {
     /// Bytes of memory that its queues and its unfinished input hold.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.inbound.as_ref().map_or(0, |inbound| inbound.held()) + self.backlog()
+        let outbox = self.outbox.as_ref().map_or(0, |outbox| outbox.held());
+        self.inbound.as_ref().map_or(0, |inbound| inbound.held()) + outbox
     }
 
     /// Bytes queued to the peer.
@@ -280,7 +281,7 @@ impl Connection {
         now: Instant,
     ) {
         if !self.is_closing() {
-            self.pooled_outbox(pool, now).push_message(opcode, parts);
+            self.pooled_outbox(pool, now).push_message(opcode, parts, &mut pool.spare);
         }
     }
 
@@ -362,20 +363,30 @@ impl Connection {
         self.state = State::Closing(Closing::until(now + timeouts.linger));
     }
 
-    /// What to write next, in this order, in one call.
+    /// What to write next, in this order, in one call; where much is queued, its first bytes.
     #[must_use]
     pub fn outgoing(&self) -> [&[u8]; 3] {
         self.outbox.as_ref().map_or([&[]; 3], |outbox| outbox.slices())
     }
 
-    /// The first `count` bytes of [`Self::outgoing`] were written.
-    pub fn on_written(&mut self, count: usize, pool: &mut OutboxPool, now: Instant) {
+    /// All that is queued, in the order in which it is written.
+    pub fn queued(&self) -> impl Iterator<Item = &[u8]> {
+        self.outbox.iter().flat_map(|outbox| outbox.queued())
+    }
+
+    /// The first `count` bytes of [`Self::outgoing`] were written. Returns whether that was
+    /// all of them and more is queued: no writable event will follow, because the socket has
+    /// accepted every byte.
+    pub fn on_written(&mut self, count: usize, pool: &mut OutboxPool, now: Instant) -> bool {
+        let mut is_all = false;
         if let Some(outbox) = &mut self.outbox {
-            outbox.on_written(count, now);
+            is_all = outbox.slices().iter().map(|slice| slice.len()).sum::<usize>() == count;
+            outbox.on_written(count, now, &mut pool.spare);
         }
         if let Some(drained) = self.outbox.take_if(|outbox| outbox.is_empty()) {
             pool.put(drained);
         }
+        is_all && self.outbox.as_ref().is_some_and(|outbox| !outbox.slices()[0].is_empty())
     }
 
     /// The transport buffers this many bytes. They count as queued.

@@ -39,6 +39,6 @@ impl Inbound {
     }
 
     pub(super) fn held(&self) -> usize {
-        self.early.len() + self.assembly.held() + self.below
+        self.early.capacity() + self.assembly.held() + self.below
     }
 }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::admission::EarlyClose;
 use super::envelope::Dropped;
 use crate::protocol::close::CloseCause;
 
@@ -39,6 +40,8 @@ pub struct Stats {
     pub takeovers: u64,
     /// Connections closed for lack of a valid PROXY header, by [`ProxyRefusal`].
     pub proxy_refusals: [u64; ProxyRefusal::LABELS.len()],
+    /// Connections closed without an answer before their upgrade, by [`EarlyClose`].
+    pub early_closes: [u64; EarlyClose::LABELS.len()],
     /// Upgrade attempts on `/v1/server` and `/v1/client` by [`Outcome`].
     pub upgrades: [[u64; Outcome::LABELS.len()]; 2],
     /// Push wakes by [`WakeOutcome`].

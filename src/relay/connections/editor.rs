@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::ops::Deref;
 
-use super::entry::{Ended, Entry, Role, Stage};
+use super::entry::{Ended, Entry, Payer, Role, Stage};
 use super::{Effect, Shared};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Expiry;
@@ -16,6 +16,7 @@ use crate::protocol::heartbeat::{Heartbeat, PongResult};
 use crate::protocol::proxy_header::Proxied;
 use crate::protocol::transport::TransportBuffered;
 use crate::protocol::websocket::{Incoming, Opcode};
+use crate::relay::admission::{ClientKey, EarlyClose};
 use crate::relay::conn_id::{ConnId, PublicId};
 use crate::relay::slots::SlotKey;
 use crate::time::Instant;
@@ -129,13 +130,17 @@ impl<'a> Editor<'a> {
     }
 
     /// Queues the 101: from now on it is a WebSocket of `client`. `rest` followed the head.
+    /// Where `is_proxy`, that is the address of a proxy which names no client.
     pub(in crate::relay) fn switch_protocols(
         &mut self,
         answer: &[u8],
-        client: IpAddr,
+        (client, is_proxy): (IpAddr, bool),
         rest: &[u8],
     ) {
+        self.shared.release_request(self.entry);
+        self.entry.is_limited = false;
         self.entry.set_client(client);
+        self.entry.payer = if is_proxy { Payer::Proxy } else { Payer::Address };
         self.entry.stage = Stage::WebSocket;
         self.shared.websockets += 1;
         self.entry.connection.send_answer(answer, self.now);
@@ -153,12 +158,8 @@ impl<'a> Editor<'a> {
 
     /// The first `count` bytes of what is outgoing were written.
     pub(in crate::relay) fn on_written(&mut self, count: usize) {
-        let connection = &mut self.entry.connection;
-        let is_all = connection.backlog() == count;
-        connection.on_written(count, &mut self.shared.pool, self.now);
-        // A late pong has moved into the free space. The socket accepted every byte, so no
-        // writable event will follow.
-        if is_all && connection.backlog() > 0 {
+        // A late pong has moved into the free space, or the rest is in further chunks.
+        if self.entry.connection.on_written(count, &mut self.shared.pool, self.now) {
             self.transmit();
         }
     }
@@ -189,10 +190,18 @@ impl<'a> Editor<'a> {
         }
     }
 
+    /// Counts it towards the limits of its client before the upgrade.
+    pub(in crate::relay) fn limit(&mut self) -> Result<(), EarlyClose> {
+        let client = ClientKey::from(self.entry.client());
+        self.shared.request_limits.admit(client, self.now)?;
+        self.entry.is_limited = true;
+        Ok(())
+    }
+
     /// It is a claimant of the slot, at the latest until `until`.
     pub(in crate::relay) fn wait(&mut self, slot: SlotKey, until: Instant) {
         self.entry.stage = Stage::Member(Role::Claimant);
-        self.entry.slot = slot;
+        self.join(slot);
         self.entry.connection.wait(until);
     }
 
@@ -210,9 +219,16 @@ impl<'a> Editor<'a> {
             self.shared.effects.push_back(Effect::Resume(self.id));
         }
         self.entry.stage = Stage::Member(role);
-        self.entry.slot = slot;
+        self.join(slot);
         self.entry.connection.open(first_ping, self.now);
         early
+    }
+
+    fn join(&mut self, slot: SlotKey) {
+        self.entry.slot = slot;
+        if self.entry.payer == Payer::Proxy {
+            self.entry.payer = Payer::Slot;
+        }
     }
 
     /// An extra ping now, to learn early whether the peer is alive. Returns its sequence
@@ -254,6 +270,7 @@ impl<'a> Editor<'a> {
             role,
             slot: self.entry.slot,
             client: self.entry.client(),
+            payer: self.entry.payer(),
             traffic: self.entry.traffic,
             summary: self.entry.connection.summary(self.now),
         })

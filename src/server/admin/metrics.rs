@@ -16,6 +16,7 @@ use prometheus::proto::{
 
 use crate::protocol::close::CloseCause;
 use crate::relay::Snapshot;
+use crate::relay::admission::EarlyClose;
 use crate::relay::envelope::Dropped;
 use crate::relay::stats::{self, Outcome, ProxyRefusal, WakeOutcome};
 use crate::server::admin::process::Usage;
@@ -150,6 +151,13 @@ impl Families {
             "pyrycode_relay_proxy_header_refused_total",
             "Connections closed for lack of a valid PROXY protocol header, by cause.",
             by("cause", ProxyRefusal::LABELS).zip(stats.proxy_refusals),
+        );
+        self.counters(
+            "pyrycode_relay_early_closes_total",
+            "Connections closed without an answer before their upgrade, by the limit that was \
+             reached: a client's connections, its rate, or the memory for connections that are \
+             not upgraded.",
+            by("cause", EarlyClose::LABELS).zip(stats.early_closes),
         );
         let of = |counts: &[u64; Outcome::LABELS.len()], outcome| counts[outcome as usize];
         let limited = Outcome::RejectRateLimit;

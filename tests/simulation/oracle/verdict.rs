@@ -8,9 +8,9 @@ use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::{Instant, TICK};
 
 use super::notices::ASKED;
-use super::{Before, Oracle, Wish, has_place};
+use super::{Before, Oracle, Wish, backlog, has_place};
 use crate::wire::{self, Part};
-use crate::world::{PeerId, World};
+use crate::world::World;
 
 /// A ping that is late by more than this was delayed by a pause of the relay.
 const HELD_UP: Duration = Duration::from_secs(1);
@@ -226,15 +226,15 @@ impl Oracle {
     /// in n + 1 of the budget, or one largest message (4).
     pub(super) fn check_backlogs(&self, world: &World, input: usize, before: &Before) {
         let full = Words::from((1011, "phone backlog full"));
-        for (phone, backlog) in &before.backlogs {
+        for (phone, had) in &before.backlogs {
             if has_place(world, *phone) || self.last_words(world, *phone).as_ref() != Some(&full) {
                 continue;
             }
-            let is_slow = |peer: &usize| world.backlog(PeerId(*peer)) > 0;
+            let is_slow = |peer: &usize| backlog(world, *peer) > 0;
             let slow = (0..world.peers.len()).filter(is_slow).count();
             let part = world.config.limits.buffer_memory / (slow + 1);
             // The message that this input ended may have been a largest one.
-            let most = backlog + input + MESSAGE_MAX;
+            let most = had + input + MESSAGE_MAX;
             assert!(most > part.max(PHONE_BACKLOG_MIN), "(4) {phone} of {slow} has but {most}");
         }
     }
@@ -307,8 +307,8 @@ impl Oracle {
 
     /// The close frame at the end of what waits for the peer.
     pub(super) fn last_words(&self, world: &World, peer: usize) -> Option<Words> {
-        let outgoing = world.relay.outgoing(world.peers[peer].id).concat();
-        let tail = &outgoing[outgoing.len().saturating_sub(127)..];
+        let queued = world.relay.queued(world.peers[peer].id).collect::<Vec<_>>().concat();
+        let tail = &queued[queued.len().saturating_sub(127)..];
         // No code and no reason of ours has the first byte of a close frame in it.
         let start = tail.windows(2).rposition(|two| two[0] == wire::FIN | wire::CLOSE)?;
         let payload = &tail[start + 2..];

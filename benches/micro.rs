@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
-use pyrycode_relay::config::MESSAGE_MAX;
-use pyrycode_relay::protocol::websocket::{Assembly, Codec, accept_key};
+use pyrycode_relay::config::{MESSAGE_MAX, Timeouts};
+use pyrycode_relay::protocol::connection::Connection;
+use pyrycode_relay::protocol::outbox_pool::OutboxPool;
+use pyrycode_relay::protocol::websocket::{Codec, Opcode, Reassembly, accept_key};
 use pyrycode_relay::relay::envelope;
 use pyrycode_relay::time::{Instant, Wheel};
 
@@ -71,10 +73,10 @@ fn envelope_unwrap(bencher: Bencher<'_, '_>, size: usize) {
 #[divan::bench(args = SIZES)]
 fn websocket_step(bencher: Bencher<'_, '_>, size: usize) {
     let frame = masked(json(size).as_bytes());
-    let (mut codec, mut assembly) = (Codec::new(MESSAGE_MAX), Assembly::default());
+    let (mut codec, mut reassembly) = (Codec::new(MESSAGE_MAX), Reassembly::default());
     bencher
         .counter(BytesCount::of_slice(&frame))
-        .bench_local(|| codec.next(&mut assembly, &mut black_box(frame.as_slice())).is_ok());
+        .bench_local(|| codec.next(&mut reassembly, &mut black_box(frame.as_slice())).is_ok());
 }
 
 /// The same split in the middle, so that the first half is buffered.
@@ -82,10 +84,10 @@ fn websocket_step(bencher: Bencher<'_, '_>, size: usize) {
 fn websocket_step_in_halves(bencher: Bencher<'_, '_>, size: usize) {
     let frame = masked(json(size).as_bytes());
     let halves = frame.split_at(frame.len() / 2);
-    let (mut codec, mut assembly) = (Codec::new(MESSAGE_MAX), Assembly::default());
+    let (mut codec, mut reassembly) = (Codec::new(MESSAGE_MAX), Reassembly::default());
     bencher.counter(BytesCount::of_slice(&frame)).bench_local(|| {
         for mut half in [black_box(halves.0), black_box(halves.1)] {
-            codec.next(&mut assembly, &mut half).expect("a valid frame");
+            codec.next(&mut reassembly, &mut half).expect("a valid frame");
         }
     });
 }
@@ -113,5 +115,21 @@ fn wheel_fire_and_arm(bencher: Bencher<'_, '_>, keys: u32) {
             }
         };
         wheel.arm(key, now + INTERVAL);
+    });
+}
+
+/// One message is queued to a peer and written, in as many writes as it has chunks.
+#[divan::bench(args = [256, 1024, 16 * 1024, 256 * 1024])]
+fn outbox_message(bencher: Bencher<'_, '_>, size: usize) {
+    let (now, timeouts) = (Instant::START, Timeouts::STANDARD);
+    let (mut connection, mut pool) = (Connection::new(now, &timeouts), OutboxPool::default());
+    connection.open(Instant::NEVER, now);
+    let message = vec![b'x'; size];
+    bencher.counter(BytesCount::of_slice(&message)).bench_local(|| {
+        connection.send_message(Opcode::Text, &[black_box(&message)], &mut pool, now);
+        while connection.backlog() > 0 {
+            let count = connection.outgoing().iter().map(|slice| slice.len()).sum();
+            connection.on_written(count, &mut pool, now);
+        }
     });
 }

@@ -12,7 +12,7 @@
 //! 2. Whole unfragmented frames go through one context that all connections share
 //!    ([`Codec`]); it is idle between any two calls.
 //! 3. The fragments of a message never reach a context: their payload is unmasked here and
-//!    collected in [`Assembly`], which holds no more than that payload. Text is checked as it
+//!    collected in [`Reassembly`], which holds no more than that payload. Text is checked as it
 //!    arrives, so invalid UTF-8 is rejected at the fragment that has it.
 //! 4. Close frames never reach a context: tungstenite 0.30 rejects the valid code 1014, and
 //!    its own reply would be a second close frame.
@@ -141,7 +141,7 @@ impl Message {
 
 /// Reassembly of one incomplete message.
 #[derive(Debug, Default)]
-pub struct Assembly {
+pub struct Reassembly {
     /// An incomplete frame as received, header included, still masked.
     frame: Vec<u8>,
     fragments: Option<Box<Fragments>>,
@@ -188,7 +188,7 @@ impl Fragments {
     }
 }
 
-impl Assembly {
+impl Reassembly {
     /// Whether no message is incomplete.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -224,34 +224,34 @@ impl Codec {
     }
 
     /// Consumes `input` up to the end of the next message or control frame. `None`: `input`
-    /// is consumed, and an incomplete message is in `assembly`.
+    /// is consumed, and an incomplete message is in `reassembly`.
     ///
     /// # Errors
-    /// The cause to close with; `assembly` and the rest of `input` are then meaningless.
+    /// The cause to close with; `reassembly` and the rest of `input` are then meaningless.
     pub fn next(
         &mut self,
-        assembly: &mut Assembly,
+        reassembly: &mut Reassembly,
         input: &mut &[u8],
     ) -> Result<Option<Incoming>, CloseCause> {
         while !input.is_empty() {
-            let incoming = if assembly.frame.is_empty() {
-                let Some((header, len)) = self.header(input, assembly)? else {
-                    assembly.frame.extend_from_slice(input);
+            let incoming = if reassembly.frame.is_empty() {
+                let Some((header, len)) = self.header(input, reassembly)? else {
+                    reassembly.frame.extend_from_slice(input);
                     *input = &[];
                     return Ok(None);
                 };
                 let Some((frame, rest)) = input.split_at_checked(len) else {
-                    assembly.frame.extend_from_slice(input);
+                    reassembly.frame.extend_from_slice(input);
                     *input = &[];
                     return Ok(None);
                 };
                 *input = rest;
-                self.decode(&header, frame, assembly)?
+                self.decode(&header, frame, reassembly)?
             } else {
-                let Some((header, frame)) = self.finish(assembly, input)? else {
+                let Some((header, frame)) = self.finish(reassembly, input)? else {
                     return Ok(None);
                 };
-                self.decode(&header, &frame, assembly)?
+                self.decode(&header, &frame, reassembly)?
             };
             if incoming.is_some() {
                 return Ok(incoming);
@@ -264,23 +264,23 @@ impl Codec {
     /// does.
     fn finish(
         &self,
-        assembly: &mut Assembly,
+        reassembly: &mut Reassembly,
         input: &mut &[u8],
     ) -> Result<Option<(FrameHeader, Vec<u8>)>, CloseCause> {
         let (header, len) = loop {
-            if let Some(found) = self.header(&assembly.frame, assembly)? {
+            if let Some(found) = self.header(&reassembly.frame, reassembly)? {
                 break found;
             }
             let Some((&byte, rest)) = input.split_first() else { return Ok(None) };
-            assembly.frame.push(byte);
+            reassembly.frame.push(byte);
             *input = rest;
         };
-        let missing = (len - assembly.frame.len()).min(input.len());
+        let missing = (len - reassembly.frame.len()).min(input.len());
         let (more, rest) = input.split_at(missing);
-        assembly.frame.extend_from_slice(more);
+        reassembly.frame.extend_from_slice(more);
         *input = rest;
-        let whole = assembly.frame.len() == len;
-        Ok(whole.then(|| (header, std::mem::take(&mut assembly.frame))))
+        let whole = reassembly.frame.len() == len;
+        Ok(whole.then(|| (header, std::mem::take(&mut reassembly.frame))))
     }
 
     /// The header at the start of `bytes` and the length of its frame, or `None` if the
@@ -289,7 +289,7 @@ impl Codec {
     fn header(
         &self,
         bytes: &[u8],
-        assembly: &Assembly,
+        reassembly: &Reassembly,
     ) -> Result<Option<(FrameHeader, usize)>, CloseCause> {
         let mut cursor = Cursor::new(&bytes[..bytes.len().min(MASKED_HEADER_MAX)]);
         let parsed = FrameHeader::parse(&mut cursor).map_err(|_| CloseCause::ProtocolError)?;
@@ -299,7 +299,7 @@ impl Codec {
         if reserved || header.mask.is_none() {
             return Err(CloseCause::ProtocolError);
         }
-        let so_far = assembly.fragmented_len();
+        let so_far = reassembly.fragmented_len();
         let limit = match header.opcode {
             OpCode::Control(_) if !header.is_final || len > CONTROL_PAYLOAD_MAX as u64 => {
                 return Err(CloseCause::ProtocolError);
@@ -323,7 +323,7 @@ impl Codec {
         &mut self,
         header: &FrameHeader,
         frame: &[u8],
-        assembly: &mut Assembly,
+        reassembly: &mut Reassembly,
     ) -> Result<Option<Incoming>, CloseCause> {
         let payload_len = frame.len() - received_header_len(header, frame);
         if header.opcode == OpCode::Control(Control::Close) {
@@ -332,7 +332,7 @@ impl Codec {
         if let OpCode::Data(data) = header.opcode
             && (data == Data::Continue || !header.is_final)
         {
-            let mut fragments = assembly.fragments.take().unwrap_or_else(|| {
+            let mut fragments = reassembly.fragments.take().unwrap_or_else(|| {
                 let is_text = data == Data::Text;
                 Box::new(Fragments { is_text, payload: Vec::new(), checked: 0 })
             });
@@ -341,7 +341,7 @@ impl Codec {
             if header.is_final {
                 return (*fragments).finish().map(|message| Some(Incoming::Message(message)));
             }
-            assembly.fragments = Some(fragments);
+            reassembly.fragments = Some(fragments);
             return Ok(None);
         }
         let incoming = match self.context.read(&mut Feed(frame)) {

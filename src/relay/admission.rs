@@ -18,6 +18,7 @@ use std::mem;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::counts::closed_list;
 use super::keyed_hash::HashKeys;
 use crate::config::{
     NOTSENT_LOWAT, PHONE_BACKLOG_MIN, PREFIX_CLIENTS, REQUESTS_BURST, REQUESTS_PART,
@@ -204,25 +205,15 @@ impl ClientLimiter {
     }
 }
 
-/// Why a connection that is not upgraded was closed without an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EarlyClose {
-    /// Its client has too many of them.
-    Connections,
-    /// Its client opens too many of them.
-    Rate,
-    /// Their memory is spent.
-    Memory,
-}
-
-impl EarlyClose {
-    /// Metric labels in the order of the variants.
-    pub const LABELS: [&'static str; 3] = ["connections", "rate", "memory"];
-
-    /// Its metric label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        Self::LABELS[self as usize]
+closed_list! {
+    /// Why a connection that is not upgraded was closed without an answer.
+    pub enum EarlyClose {
+        /// Its client has too many of them.
+        Connections => "connections",
+        /// Its client opens too many of them.
+        Rate => "rate",
+        /// Their memory is spent.
+        Memory => "memory",
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the accounting of a connection's end: log line, metrics, caps and slot. A connection
 //! gives up its role before its close frame is written, whatever its socket still does.
-//! Consequences for other connections are queued as verdicts, in order, for
+//! Consequences for other connections are queued as follow-ups, in order, for
 //! [`Relay::carry_out`](super::Relay) to apply: nothing here closes a second connection, so
 //! there is no recursion.
 
@@ -19,7 +19,7 @@ use crate::time::Instant;
 
 /// The consequence of a slot's change for one of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum FollowUp {
     /// Close it.
     Close(ConnId, CloseCause),
     /// Open it: the claimant has become the holder of the slot.
@@ -60,7 +60,7 @@ impl Relay {
 
     /// Counts a connection that was closed before its upgrade.
     pub(super) fn on_early_close(&mut self, remote: IpAddr, cause: EarlyClose, now: Instant) {
-        self.stats.early_closes[cause as usize] += 1;
+        self.stats.early_closes.add(cause);
         // No line for each: an attacker would fill the log.
         if let Some(dropped) = self.gates.early_closes.admit(now) {
             let dropped = Some(dropped).filter(|dropped| *dropped > 0);
@@ -102,8 +102,8 @@ impl Relay {
                 Release::Grace => {
                     let bytes = self.slots.grace_bytes(slot);
                     self.connections.charge_grace(slot, payer, bytes);
-                    self.verdicts
-                        .extend(self.slots.phones(slot).iter().copied().map(Verdict::Resume));
+                    self.follow_ups
+                        .extend(self.slots.phones(slot).iter().copied().map(FollowUp::Resume));
                 }
                 Release::TakenOver(takeover) => self.on_takeover(slot, takeover),
             },
@@ -148,12 +148,12 @@ impl Relay {
             );
         }
         self.close_later(phones, CloseCause::BinaryReclaimed);
-        self.verdicts.push_back(Verdict::Open(holder, slot));
+        self.follow_ups.push_back(FollowUp::Open(holder, slot));
         self.close_later(rejected, CloseCause::ServerIdClaimed);
     }
 
     /// Queues a close of each of these.
     pub(super) fn close_later(&mut self, ids: impl IntoIterator<Item = ConnId>, cause: CloseCause) {
-        self.verdicts.extend(ids.into_iter().map(|id| Verdict::Close(id, cause)));
+        self.follow_ups.extend(ids.into_iter().map(|id| FollowUp::Close(id, cause)));
     }
 }

@@ -41,7 +41,7 @@ use super::admission::{Budget, ClientKey, EarlyClose, RequestLimits};
 use super::conn_id::{ConnId, PublicId, PublicIds};
 use super::keyed_hash::HashKeys;
 use super::slots::SlotKey;
-use crate::config::{Config, ROOM, Timeouts};
+use crate::config::{Config, INITIAL_CAPACITY, Timeouts};
 use crate::protocol::connection::{Connection, Expiry};
 use crate::protocol::outbox_pool::OutboxPool;
 use crate::protocol::websocket::Codec;
@@ -140,7 +140,7 @@ impl Connections {
         now: Instant,
     ) -> Self {
         Self {
-            slab: Slab::with_capacity(ROOM),
+            slab: Slab::with_capacity(INITIAL_CAPACITY),
             shared: Shared {
                 timeouts: config.timeouts.clone(),
                 codec: Codec::new(config.limits.message),
@@ -153,7 +153,7 @@ impl Connections {
                     &mut hash_keys,
                 ),
                 changed: Vec::new(),
-                timers: Wheel::with_room(ROOM, now),
+                timers: Wheel::with_capacity(INITIAL_CAPACITY, now),
                 effects: VecDeque::new(),
                 websockets: 0,
             },

@@ -20,7 +20,7 @@ use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::{Instant, TICK};
 
 use crate::wire::{self, Decoder};
-use crate::world::World;
+use crate::world::{PeerId, World};
 use notices::Notices;
 use verdict::Pings;
 pub(crate) use verdict::Words;
@@ -138,7 +138,7 @@ impl Oracle {
         let Some(binary) = world.find(id) else { return Vec::new() };
         let slot = self.slots.get(&self.records[binary].server_id);
         let phones = slot.filter(|slot| slot.holder == Some(binary)).map(|slot| &slot.phones);
-        phones.into_iter().flatten().map(|phone| (*phone, backlog(world, *phone))).collect()
+        phones.into_iter().flatten().map(|phone| (*phone, world.backlog(PeerId(*phone)))).collect()
     }
 
     pub(crate) fn on_dial(&mut self, address: IpAddr, bytes: &[u8], now: Instant) {
@@ -472,9 +472,4 @@ impl Oracle {
 /// Whether the relay has a place for the peer.
 fn has_place(world: &World, peer: usize) -> bool {
     world.relay.has_place(world.peers[peer].id)
-}
-
-/// The number of bytes queued to the peer.
-fn backlog(world: &World, peer: usize) -> usize {
-    world.relay.queued(world.peers[peer].id).map(<[u8]>::len).sum()
 }

@@ -51,18 +51,13 @@ fn with_memory(bytes: usize) -> World {
     World::with(config, 1_000, 1)
 }
 
-/// The number of bytes queued to a peer.
-fn backlog(world: &World, peer: PeerId) -> usize {
-    world.relay.queued(world.peer(peer).id).map(<[u8]>::len).sum()
-}
-
 /// Queues frames to a phone that reads nothing until its backlog is exactly `bytes`.
 fn fill(world: &mut World, binary: PeerId, phone: PeerId, bytes: usize) {
     const LEN: usize = 60_000;
     const HEADER: usize = 4;
     world.stop_reading(phone, 0);
     loop {
-        let left = bytes - backlog(world, phone);
+        let left = bytes - world.backlog(phone);
         match left {
             0 => return,
             // The last two are each as long as a frame with a header of four bytes.
@@ -116,7 +111,7 @@ fn n_slow_phones_have_one_part_in_n_plus_1_of_the_budget_each() {
             fill(&mut world, binary, *phone, share);
         }
         assert_eq!(world.relay.live(), (1, count), "of {share} bytes each");
-        assert!(phones.iter().all(|phone| backlog(&world, *phone) == share), "{count} phones");
+        assert!(phones.iter().all(|phone| world.backlog(*phone) == share), "{count} phones");
         let used = world.relay.buffered() - count * share;
         assert!(used < count * CHUNK, "{count} phones hold {used} bytes beyond their backlogs");
         // One byte more, which with its header is three.
@@ -191,7 +186,7 @@ fn an_attachment_reaches_a_phone_at_a_third_of_the_speed() {
     let (slow, sibling) = (world.phone("home"), world.phone("home"));
     world.stop_reading(slow, LEN);
     let (mut sent, mut most) = (0, 0);
-    while sent < FRAMES || backlog(&world, slow) > 0 {
+    while sent < FRAMES || world.backlog(slow) > 0 {
         // 10 Mbit/s up, and whatever else is said at home arrives in the same turn.
         for _ in 0..3.min(FRAMES - sent) {
             world.deliver(binary, slow, &numbered(sent, LEN));
@@ -200,7 +195,7 @@ fn an_attachment_reaches_a_phone_at_a_third_of_the_speed() {
         world.deliver(binary, sibling, "1");
         assert_eq!(world.heard(sibling), [text("1")]);
         assert!(world.is_reading(binary));
-        most = most.max(backlog(&world, slow));
+        most = most.max(world.backlog(slow));
         world.pass(STEP);
         world.read(slow, LEN);
     }

@@ -3,10 +3,10 @@
 //! Owns the sum of each client, the order of clients by that sum, and the order in which a
 //! client's holdings are shed. Must not know the budget, nor connections beyond their index.
 //!
-//! A client is an address (IPv6: a /64). Where that address is a proxy's, because the proxy
-//! names no client, it would be one client for everybody, and the largest connection of all
-//! would be shed, whoever has many small ones. The client is then the slot: its members share
-//! a server-id, and whoever wants more shares has to claim more server-ids.
+//! A client is an address (IPv6: a /64). If that address is a proxy's, because the proxy names
+//! no client, all peers would be one client, and the largest connection of all would be shed
+//! once more. The client is then the slot: its members share a server-id, and further shares
+//! cost further claims.
 //!
 //! 1. A client has a record ⇔ it has a holding. A client without queued bytes costs nothing.
 //! 2. A record's sum is that of its holdings, and its place in the ranking is that of its sum.

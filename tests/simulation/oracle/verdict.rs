@@ -8,9 +8,9 @@ use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::{Instant, TICK};
 
 use super::notices::ASKED;
-use super::{Before, Oracle, Wish, backlog, has_place};
+use super::{Before, Oracle, Wish, has_place};
 use crate::wire::{self, Part};
-use crate::world::World;
+use crate::world::{PeerId, World};
 
 /// A ping that is late by more than this was delayed by a pause of the relay.
 const HELD_UP: Duration = Duration::from_secs(1);
@@ -230,7 +230,7 @@ impl Oracle {
             if has_place(world, *phone) || self.last_words(world, *phone).as_ref() != Some(&full) {
                 continue;
             }
-            let is_slow = |peer: &usize| backlog(world, *peer) > 0;
+            let is_slow = |peer: &usize| world.backlog(PeerId(*peer)) > 0;
             let slow = (0..world.peers.len()).filter(is_slow).count();
             let part = world.config.limits.buffer_memory / (slow + 1);
             // The message that this input ended may have been a largest one.
@@ -307,14 +307,23 @@ impl Oracle {
 
     /// The close frame at the end of what waits for the peer.
     pub(super) fn last_words(&self, world: &World, peer: usize) -> Option<Words> {
-        let queued = world.relay.queued(world.peers[peer].id).collect::<Vec<_>>().concat();
-        let tail = &queued[queued.len().saturating_sub(127)..];
-        // No code and no reason of ours has the first byte of a close frame in it.
-        let start = tail.windows(2).rposition(|two| two[0] == wire::FIN | wire::CLOSE)?;
-        let payload = &tail[start + 2..];
-        assert_eq!(usize::from(tail[start + 1]), payload.len(), "(4) {peer} is told more after it");
-        let (code, reason) = payload.split_at_checked(2).unwrap_or((&[0, 0], &[]));
-        let reason = String::from_utf8(reason.to_vec()).expect("UTF-8");
-        Some(Words(u16::from_be_bytes([code[0], code[1]]), reason))
+        let outgoing = world.relay.queued(world.peers[peer].id).collect::<Vec<_>>().concat();
+        let (front, back) = world.peers[peer].tls.unsent.as_slices();
+        let waiting = [front, back, &outgoing].concat();
+        let tail = &waiting[waiting.len().saturating_sub(127)..];
+        if !tail.contains(&(wire::FIN | wire::CLOSE)) {
+            return None;
+        }
+        // Perhaps: a ping's payload may be anything. The frames tell.
+        let mut tap = self.records[peer].tap.clone();
+        tap.feed(&waiting);
+        let mut words = None;
+        while let Some(part) = tap.next() {
+            assert_eq!(words, None, "(4) {peer} is told more after it");
+            if let Part::Close(code, reason) = part {
+                words = Some(Words(code, reason));
+            }
+        }
+        words
     }
 }

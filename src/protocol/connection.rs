@@ -386,7 +386,7 @@ impl Connection {
         if let Some(drained) = self.outbox.take_if(|outbox| outbox.is_empty()) {
             pool.put(drained);
         }
-        is_all && self.outbox.as_ref().is_some_and(|outbox| !outbox.slices()[0].is_empty())
+        is_all && self.queued().next().is_some()
     }
 
     /// The transport buffers this many bytes. They count as queued.

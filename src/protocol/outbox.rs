@@ -127,14 +127,25 @@ impl Outbox {
     /// a live peer would not answer and count as dead.
     pub fn push_ping(&mut self, payload: &[u8]) {
         if self.control.len() < 2 * CONTROL_MAX {
-            websocket::append_frame(Opcode::Ping, payload, &mut self.control);
+            self.push_control(Opcode::Ping, payload);
         }
+    }
+
+    /// Queues a control frame. Beyond the first few, memory grows by a frame or two at a time
+    /// instead of to twice its size: a peer that pings and does not read fills it.
+    fn push_control(&mut self, opcode: Opcode, payload: &[u8]) {
+        const STEP: usize = 256;
+        let frame = websocket::header_len(payload.len()) + payload.len();
+        if self.control.len() > STEP && self.control.capacity() - self.control.len() < frame {
+            self.control.reserve_exact(frame.max(STEP));
+        }
+        websocket::append_frame(opcode, payload, &mut self.control);
     }
 
     /// Queues the pong for a peer's ping.
     pub fn push_pong(&mut self, payload: &[u8]) {
         if self.control.len() < CONTROL_MAX && self.late_pong.is_none() {
-            websocket::append_frame(Opcode::Pong, payload, &mut self.control);
+            self.push_control(Opcode::Pong, payload);
         } else {
             self.late_pong = Some(payload.to_vec());
         }

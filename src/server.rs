@@ -13,6 +13,7 @@ pub mod net;
 pub mod os;
 mod outbound;
 pub mod push;
+pub mod turn;
 
 pub use core::Core;
 pub use event_loop::Server;

@@ -27,6 +27,8 @@ mod notices;
 mod operator;
 mod probe;
 mod proxied;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod shutdown;
 mod slow_peers;
 mod support;

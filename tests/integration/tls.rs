@@ -10,6 +10,7 @@ use pyrycode_relay::config::Serving;
 use rustix::process::Signal;
 use rustls::{ClientConfig, HandshakeKind};
 
+use crate::proxy;
 use crate::support::{
     Answer, Heard, NEVER, Opcode, Pair, Peer, Process, TlsStream, binary_head, connect,
     connect_reading_little, envelope, millis, phone_head, through_tls, tls_connect, tls_relay,
@@ -240,12 +241,7 @@ fn a_proxy_header_stands_in_front_of_the_first_record() {
         https.proxy_protocol = true;
         config.limits.connections_per_ip = 1;
     });
-    // Version 2, PROXY, TCP over IPv4 (the protocol's section 2.2), then 192.0.2.n.
-    let header = |client: u8| {
-        let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
-        header.extend_from_slice(&[192, 0, 2, client, 127, 0, 0, 1, 0x30, 0x39, 0x01, 0xbb]);
-        header
-    };
+    let header = |client: u8| proxy::client([192, 0, 2, client].into());
     let dial = |header: &[u8]| {
         let mut stream = connect(relay);
         stream.write_all(header).unwrap();

@@ -20,6 +20,7 @@ use super::key_file;
 use crate::config::PairFiles;
 use crate::pem;
 use crate::protocol::request::is_same_host;
+use crate::server::net::tls_session::extract::Catcher;
 
 /// The ALPN protocol of the challenge tls-alpn-01 (RFC 8737 §6.2); it carries no data.
 pub(in crate::server) const ACME_TLS: &[u8] = b"acme-tls/1";
@@ -243,6 +244,9 @@ impl Handshakes {
         config.ticketer = Arc::clone(&self.ticketer);
         config.send_tls13_tickets = 1;
         config.alpn_protocols = protocols;
+        // A session leaves rustls when its handshake is complete.
+        config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Catcher);
         Arc::new(config)
     }
 }

@@ -8,14 +8,12 @@
 
 use rustls::server::{Acceptor, ClientHello};
 
-use super::RECORD_MAX;
+use crate::server::net::tls_record::{HEADER, RECORD_MAX};
 
 /// The most ciphertext to wait for. A longer hello is left to the session, which selects the
 /// certificate or refuses by itself. Browsers send 2 KiB with a post-quantum key share; one
 /// record holds up to 16 KiB (RFC 8446 §5.1).
 const HELLO_MAX: usize = RECORD_MAX + HEADER;
-/// The length of a record header: type, version, length of the rest.
-const HEADER: usize = 5;
 /// The type of a record of handshake messages.
 const HANDSHAKE: u8 = 22;
 

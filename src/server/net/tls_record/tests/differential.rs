@@ -207,6 +207,7 @@ struct Run {
     own: RecordLayer,
     is_13: bool,
     is_damaged: bool,
+    twin_is_broken: bool,
     /// Ciphertext of an incomplete record.
     waiting: Vec<u8>,
     /// Sealed, but not sent yet.
@@ -272,9 +273,25 @@ impl Run {
     fn hear(&mut self, piece: &[u8]) {
         self.waiting.extend_from_slice(piece);
         let Opened { used, plain } = self.own.open(&mut self.waiting, &mut self.unsent);
-        let (heard, has_ended, is_broken) = hand_over(piece, &mut self.twin);
+        let (heard, has_ended, is_broken) = match self.twin_is_broken {
+            true => (Vec::new(), false, true),
+            false => hand_over(piece, &mut self.twin),
+        };
         let is_same = heard == self.waiting[..plain];
         self.waiting.drain(..used);
+        // rustls looks at the type before the header is complete, and at the version in it,
+        // which is ignored (RFC 8446 §5.1) but authentic: the record layer sees the fault
+        // when header or record are complete.
+        let is_odd = match self.waiting[..] {
+            [kind, major, ..] => !(20..25).contains(&kind) || major != 3,
+            [kind] => !(20..25).contains(&kind),
+            [] => false,
+        };
+        self.twin_is_broken |= is_broken && is_odd;
+        if self.twin_is_broken && self.is_damaged {
+            assert!(plain == 0 || is_same);
+            return;
+        }
         if self.is_damaged && self.own.fault().is_some() && !is_broken {
             self.totals.stricter += 1;
             // Not the data, but more of it may come where there was no fault.
@@ -320,8 +337,19 @@ fn run(seed: u64) -> Totals {
     let is_13 = version == Version::Tls13;
     let (waiting, unsent, expected) = (Vec::new(), Vec::new(), Vec::new());
     let totals = Totals::default();
-    let mut run =
-        Run { rng, peer, twin, own, is_13, is_damaged, waiting, unsent, expected, totals };
+    let mut run = Run {
+        rng,
+        peer,
+        twin,
+        own,
+        is_13,
+        is_damaged,
+        twin_is_broken: false,
+        waiting,
+        unsent,
+        expected,
+        totals,
+    };
     for step in 0..STEPS {
         replay.1 = step;
         match run.rng.random_range(0..3) {

@@ -6,11 +6,13 @@
 //! 1. Between records a session owns keys and no buffer: ciphertext is read into lent
 //!    memory, and sealed bytes lie in lent memory until they are sent.
 //! 2. Pending input is at most an incomplete record (RFC 8446 §5.1) or, in a handshake, an
-//!    incomplete message; pending output is at most [`SEAL_MAX`] of data and [`OWED_MAX`].
+//!    incomplete message; pending output is at most [`SEAL_MAX`] of data and `OWED_MAX`.
 //! 3. Plaintext that arrived before a fault is returned before the fault.
 //! 4. rustls sees no byte behind the handshake, unless the session stays there for its life.
 
+mod driver;
 pub(in crate::server) mod extract;
+mod handshake;
 mod hello;
 #[cfg(test)]
 mod tests;
@@ -21,25 +23,17 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
-    UnbufferedStatus,
-};
 use rustls::{Error, ServerConfig};
 
-use self::extract::{Extracted, Secrets, extract, take_caught};
-use self::hello::Hello;
-use super::tls_record::{Fault, HEADER, RECORD_MAX, RecordLayer};
-use crate::server::certificates::certificate::{ACME_TLS, is_served};
+use self::driver::{Kept, Say, say_alert};
+use self::extract::{Extracted, extract};
+use self::handshake::Handshake;
+use super::tls_record::{Fault, RECORD_MAX, RecordLayer};
+use crate::server::certificates::certificate::ACME_TLS;
 
 /// The most plaintext sealed at once: a ping can overtake output that is not sealed yet. Two
 /// full records, so that large messages need half the calls of the kernel.
 const SEAL_MAX: usize = 2 * RECORD_MAX;
-/// The limit on output of the protocol itself: a handshake flight with a long certificate
-/// chain. A peer that causes more without reading is disconnected.
-const OWED_MAX: usize = 64 * 1024;
-
 /// Why a session is broken.
 #[derive(Clone, Debug)]
 pub(in crate::server) enum SessionError {
@@ -97,27 +91,6 @@ enum State {
 /// The cost of an idle session, its only allocation.
 const _: () = assert!(size_of::<Session>() <= 248);
 
-/// The state needed until the handshake is complete.
-struct Handshake {
-    inner: Box<UnbufferedServerConnection>,
-    /// The only server name that is served; `None`: any.
-    served: Option<Arc<str>>,
-    has_hello: bool,
-    /// The name that the peer asked for.
-    asked: Option<Box<str>>,
-    /// How much of the pending input rustls has seen: it must not see less the next time.
-    shown: usize,
-    /// The configuration lets secrets out.
-    may_rest: bool,
-    secrets: Option<Box<Secrets>>,
-}
-
-/// A session that stays in rustls.
-struct Kept {
-    inner: Box<UnbufferedServerConnection>,
-    has_ended: bool,
-}
-
 /// Bytes between the peer and the session. Lent, unless some are left.
 #[derive(Default)]
 struct Pending {
@@ -155,15 +128,6 @@ pub(in crate::server) enum Plain {
     Copied,
 }
 
-/// The output to seal.
-#[derive(Clone, Copy)]
-enum Say<'a> {
-    Nothing,
-    Data(&'a [u8]),
-    /// close_notify.
-    End,
-}
-
 impl Session {
     /// A new session. `served` is the only name that a peer may ask for; `None`: any.
     ///
@@ -173,16 +137,7 @@ impl Session {
         config: Arc<ServerConfig>,
         served: Option<Arc<str>>,
     ) -> Result<Self, Error> {
-        let may_rest = config.enable_secret_extraction;
-        let handshake = Handshake {
-            inner: Box::new(UnbufferedServerConnection::new(config)?),
-            served,
-            has_hello: false,
-            asked: None,
-            shown: 0,
-            may_rest,
-            secrets: None,
-        };
+        let handshake = Handshake::new(config, served)?;
         Ok(Self { state: State::Handshake(Box::new(handshake)), pending: None })
     }
 
@@ -395,183 +350,6 @@ impl Session {
         } else {
             pending.partial.shrink_to_fit();
             pending.unsent.shrink_to_fit();
-        }
-    }
-}
-
-impl Handshake {
-    fn advance(
-        &mut self,
-        used: &mut usize,
-        ciphertext: &mut [u8],
-        unsent: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        if !self.look_at_hello(ciphertext, unsent)? {
-            return Ok(());
-        }
-        loop {
-            let rest = &mut ciphertext[*used..];
-            let show = next_record_end(rest, self.shown);
-            let (mut consumed, mut has_ended) = (0, false);
-            let output = (&mut Vec::new(), &mut *unsent);
-            let input = (&mut consumed, &mut rest[..show]);
-            let result = run(&mut self.inner, input, output, &mut has_ended, Say::Nothing);
-            if let Some(secrets) = take_caught() {
-                self.secrets = Some(secrets);
-            }
-            *used += consumed;
-            self.shown = show - consumed;
-            result?;
-            if !self.inner.is_handshaking() || *used + self.shown == ciphertext.len() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Whether the ClientHello is complete; an error if it asks for a name that is not
-    /// served. Checked before the session answers, because rustls would send access_denied
-    /// instead of unrecognized_name.
-    fn look_at_hello(&mut self, ciphertext: &[u8], unsent: &mut Vec<u8>) -> Result<bool, Error> {
-        if self.has_hello {
-            return Ok(true);
-        }
-        let Hello::Complete(asked) = hello::read(ciphertext) else { return Ok(false) };
-        self.has_hello = true;
-        self.asked = asked;
-        if is_served(self.asked.as_deref(), self.served.as_deref()) {
-            return Ok(true);
-        }
-        unsent.extend_from_slice(hello::UNRECOGNIZED_NAME);
-        Err(Error::General("the server name is not served here".into()))
-    }
-}
-
-impl Kept {
-    /// Decrypts `ciphertext`; returns the bytes consumed.
-    fn receive(
-        &mut self,
-        ciphertext: &mut [u8],
-        plain: &mut Vec<u8>,
-        pending: &mut Pending,
-    ) -> usize {
-        let mut used = 0;
-        let output = (plain, &mut pending.unsent);
-        let input = (&mut used, ciphertext);
-        let result = run(&mut self.inner, input, output, &mut self.has_ended, Say::Nothing);
-        if result.is_err() {
-            say_alert(&mut self.inner, &mut pending.unsent);
-        }
-        pending.error = result.err();
-        used
-    }
-
-    fn say(&mut self, say: Say<'_>, pending: &mut Pending) -> Result<(), Error> {
-        // The session may hold offsets of an incomplete message into these bytes.
-        let input = (&mut 0, &mut pending.partial[..]);
-        let output = (&mut Vec::new(), &mut pending.unsent);
-        run(&mut self.inner, input, output, &mut self.has_ended, say)
-    }
-}
-
-/// The end of the first record that ends behind `shown`; if it is incomplete, that of `bytes`.
-fn next_record_end(bytes: &[u8], shown: usize) -> usize {
-    let mut end = 0;
-    while end <= shown {
-        let Some(&[_, _, _, high, low]) = bytes.get(end..).and_then(<[u8]>::first_chunk) else {
-            return bytes.len();
-        };
-        end += HEADER + usize::from(u16::from_be_bytes([high, low]));
-    }
-    end.min(bytes.len())
-}
-
-/// After an error rustls takes no more input, only hands out the alert for the peer.
-fn say_alert(inner: &mut UnbufferedServerConnection, unsent: &mut Vec<u8>) {
-    while inner.wants_write() {
-        if let Ok(ConnectionState::EncodeTlsData(data)) = inner.process_tls_records(&mut []).state {
-            let _ = encode(data, unsent);
-        }
-    }
-}
-
-/// Advances a session in rustls until it wants more input. Counts the bytes of the input that
-/// it has consumed; the output is plaintext, and bytes for the peer.
-fn run(
-    inner: &mut UnbufferedServerConnection,
-    (used, ciphertext): (&mut usize, &mut [u8]),
-    (plain, unsent): (&mut Vec<u8>, &mut Vec<u8>),
-    has_ended: &mut bool,
-    say: Say<'_>,
-) -> Result<(), Error> {
-    loop {
-        let UnbufferedStatus { discard, state } =
-            inner.process_tls_records(&mut ciphertext[*used..]);
-        *used += discard;
-        match state? {
-            ConnectionState::ReadTraffic(mut traffic) => {
-                while let Some(record) = traffic.next_record() {
-                    plain.extend_from_slice(record?.payload);
-                }
-            }
-            ConnectionState::EncodeTlsData(data) => {
-                encode(data, unsent)?;
-                if unsent.len() > OWED_MAX + RECORD_MAX {
-                    return Err(Error::General("the peer does not read".into()));
-                }
-            }
-            ConnectionState::TransmitTlsData(data) => data.done(),
-            ConnectionState::PeerClosed => *has_ended = true,
-            ConnectionState::WriteTraffic(mut traffic) => {
-                let write = |room: &mut [u8]| {
-                    let sealed = match say {
-                        Say::Nothing => Ok(0),
-                        Say::Data(plain) => traffic.encrypt(plain, room),
-                        Say::End => traffic.queue_close_notify(room),
-                    };
-                    sealed.map_err(|error| match error {
-                        EncryptError::InsufficientSize(need) => Some(need),
-                        EncryptError::EncryptExhausted => None,
-                    })
-                };
-                return append(unsent, write);
-            }
-            // Early data is not offered, so the other states need input or are final.
-            _ => return Ok(()),
-        }
-    }
-}
-
-fn encode(
-    mut data: EncodeTlsData<'_, ServerConnectionData>,
-    unsent: &mut Vec<u8>,
-) -> Result<(), Error> {
-    append(unsent, |room| {
-        data.encode(room).map_err(|error| match error {
-            EncodeError::InsufficientSize(need) => Some(need),
-            EncodeError::AlreadyEncoded => None,
-        })
-    })
-}
-
-/// Appends the output of `write`, growing the buffer to the size that it asks for.
-fn append(
-    bytes: &mut Vec<u8>,
-    mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<InsufficientSizeError>>,
-) -> Result<(), Error> {
-    let len = bytes.len();
-    loop {
-        match write(&mut bytes[len..]) {
-            Ok(count) => {
-                bytes.truncate(len + count);
-                return Ok(());
-            }
-            Err(Some(InsufficientSizeError { required_size })) => {
-                bytes.resize(len + required_size, 0);
-            }
-            Err(None) => {
-                bytes.truncate(len);
-                return Err(Error::EncryptError);
-            }
         }
     }
 }

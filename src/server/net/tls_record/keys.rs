@@ -104,7 +104,7 @@ impl Counter {
         self.0
     }
 
-    /// Counts, and then returns the number; `None`: there is none left (RFC 8446 §5.3).
+    /// Counts, and then returns the number; `None`: all were used (RFC 8446 §5.3).
     pub(super) fn next(&mut self) -> Option<Sequence> {
         let sequence = self.0;
         self.0 = sequence.checked_add(1)?;

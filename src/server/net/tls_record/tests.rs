@@ -526,6 +526,15 @@ fn close_notify_ends_one_direction_and_what_follows_is_ignored() {
 }
 
 #[test]
+fn no_alert_follows_our_close_notify() {
+    let [_, mut own] = pair(Version::Tls13, Suite::Aes128Gcm);
+    own.seal_end(&mut Vec::new());
+    let mut replies = Vec::new();
+    own.open(&mut [ALERT, 3, 3, 0, 2], &mut replies);
+    assert!(own.fault() == Some(Fault::Unexpected) && replies.is_empty());
+}
+
+#[test]
 fn nothing_is_opened_or_sealed_after_a_fault() {
     let mut ends = pair(Version::Tls13, Suite::Aes128Gcm);
     let sent = [data(&mut ends[0], b"before"), vec![DATA, 3, 3, 0, 17], vec![0; 17]].concat();

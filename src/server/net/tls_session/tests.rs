@@ -8,6 +8,7 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
+use super::driver::OWED_MAX;
 use super::*;
 use crate::server::certificates::certificate::{Certificate, Handshakes, provider};
 

@@ -88,7 +88,7 @@ pub struct RecordLayer {
 }
 
 /// The cost of a session at rest.
-const _: () = assert!(size_of::<RecordLayer>() <= 232);
+const _: () = assert!(size_of::<RecordLayer>() <= 220);
 
 impl Debug for RecordLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -89,7 +89,7 @@ enum State {
 }
 
 /// The cost of an idle session, its only allocation.
-const _: () = assert!(size_of::<Session>() <= 248);
+const _: () = assert!(size_of::<Session>() <= 232);
 
 /// Bytes between the peer and the session. Lent, unless some are left.
 #[derive(Default)]

@@ -84,30 +84,29 @@ impl Suite {
     }
 }
 
-/// The next sequence number.
-pub(super) struct Counter(u64);
+/// The next sequence number, as bytes: its alignment would cost every session 16 bytes.
+pub(super) struct Counter([u8; 8]);
 
 /// A sequence number for one record. It is neither `Clone` nor `Copy`, and
 /// [`Traffic::nonce`] consumes it.
 pub(super) struct Sequence(u64);
 
-#[cfg(test)]
 impl From<u64> for Counter {
     fn from(next: u64) -> Self {
-        Self(next)
+        Self(next.to_be_bytes())
     }
 }
 
 impl Counter {
     /// The next number, which stays unused.
     pub(super) fn value(&self) -> u64 {
-        self.0
+        u64::from_be_bytes(self.0)
     }
 
     /// Counts, and then returns the number; `None`: all were used (RFC 8446 §5.3).
     pub(super) fn next(&mut self) -> Option<Sequence> {
-        let sequence = self.0;
-        self.0 = sequence.checked_add(1)?;
+        let sequence = self.value();
+        self.0 = sequence.checked_add(1)?.to_be_bytes();
         Some(Sequence(sequence))
     }
 }
@@ -137,7 +136,7 @@ impl Drop for Traffic {
 
 impl Traffic {
     fn empty(sequence: u64) -> Self {
-        Self { counter: Counter(sequence), secret: [0; _], key: [0; _], iv: [0; _] }
+        Self { counter: sequence.into(), secret: [0; _], key: [0; _], iv: [0; _] }
     }
 
     /// With key and iv from a traffic secret; `None` if it has a wrong length.
@@ -170,7 +169,7 @@ impl Traffic {
         self.secret.copy_from_slice(&next);
         next.zeroize();
         self.derive(suite);
-        self.counter = Counter(0);
+        self.counter = 0.into();
     }
 
     /// Key and iv (RFC 8446 §7.3).

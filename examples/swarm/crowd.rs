@@ -179,7 +179,7 @@ impl Crowd {
         let now = Instant::now();
         for _ in 0..options.in_flight {
             for phone in self.binaries..self.clients.len() {
-                self.say(phone, now);
+                self.send_frame(phone, now);
             }
         }
         self.churn = Pace::new(options.churn);
@@ -234,7 +234,7 @@ impl Crowd {
         let now = Instant::now();
         while self.messages.is_due(now) {
             if let Some(phone) = self.next_phone(0) {
-                self.say(phone, now);
+                self.send_frame(phone, now);
             }
         }
         while self.churn.is_due(now) {
@@ -314,7 +314,7 @@ impl Crowd {
         if self.is_closed_loop {
             let now = Instant::now();
             for _ in returned..self.tally.round_trips.len() {
-                self.say(index, now);
+                self.send_frame(index, now);
             }
         }
     }
@@ -348,7 +348,7 @@ impl Crowd {
     }
 
     /// A phone sends a frame with the time and padding, both in base64.
-    fn say(&mut self, phone: usize, now: Instant) {
+    fn send_frame(&mut self, phone: usize, now: Instant) {
         if self.clients[phone].is_open() {
             let micros = (now - self.began).as_micros();
             let [begin, end] = if self.shape == Shape::Object { OBJECT } else { [""; 2] };

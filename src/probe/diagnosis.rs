@@ -75,7 +75,7 @@ pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Diagnosis 
             "the relay did not respond to a proxy in time, or the request took longer than the \
              relay's limit of 5 s: check that the relay runs, and the speed of the network"
         }
-        421 => "the relay serves another name (--domain): dial that name",
+        421 => "the relay serves another name (--domain): connect to that name",
         429 => {
             "the rate limit refused an upgrade from this address: wait a minute, or raise \
              --rate-limit-per-minute and --rate-limit-burst; behind a proxy all clients share its \
@@ -104,7 +104,7 @@ pub(super) fn unwell(status: u16) -> Diagnosis {
              proxy has its address and port",
         ),
         300..=399 => {
-            trouble.advise("the server redirects: dial the address in its Location header")
+            trouble.advise("the server redirects: connect to the address in its Location header")
         }
         404 => trouble.advise(
             "the server is not a relay, or a proxy does not pass /healthz on: check its routes",

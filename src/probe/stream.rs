@@ -45,12 +45,12 @@ pub(super) fn resolve(
     ))
 }
 
-/// Dials the first of `addresses` that answers.
+/// Connects to the first of `addresses` that answers.
 pub(super) fn dial(
     addresses: &[SocketAddr],
     timeout: Duration,
 ) -> Result<(TcpStream, SocketAddr), Diagnosis> {
-    let mut trouble = Diagnosis::new("no address to dial");
+    let mut trouble = Diagnosis::new("no address to connect to");
     for &address in addresses {
         match TcpStream::connect_timeout(&address, timeout) {
             Ok(stream) => {

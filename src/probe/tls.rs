@@ -123,7 +123,7 @@ fn explained(error: &Error) -> Diagnosis {
                 "the certificate is not valid yet: check the clocks of server and probe"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the certificate is for another name: dial that name, or issue one for this name"
+                "the certificate is for another name: connect to that name, or issue one for this name"
             }
             CertificateError::UnknownIssuer => {
                 "the issuer of the certificate is unknown: for a private authority give --ca FILE; \
@@ -136,7 +136,7 @@ fn explained(error: &Error) -> Diagnosis {
         // Older relays send access_denied.
         Error::AlertReceived(
             AlertDescription::UnrecognisedName | AlertDescription::AccessDenied,
-        ) => "the relay serves another name (--domain): dial that name",
+        ) => "the relay serves another name (--domain): connect to that name",
         Error::NoApplicationProtocol => {
             "the server does not offer HTTP/1.1, which WebSockets need: enable it there"
         }

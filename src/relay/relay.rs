@@ -2,7 +2,7 @@
 //!
 //! Owns the parts and dispatches each input to the one that handles it; decides nothing
 //! itself. The files that implement `Relay` depend on each other in one direction: closing,
-//! forward, verdicts, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
+//! forward, follow_ups, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -10,15 +10,14 @@ use std::net::IpAddr;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::closing::Verdict;
+use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Connections, Effect, Role};
-use super::forward::Taken;
 use super::gates::{Gates, ListenerKind};
 use super::keyed_hash::HashKeys;
+use super::push_wake::{Wake, Wakes};
 use super::slots::Slots;
 use super::stats::{Stats, WakeOutcome};
-use super::wake::{Wake, Wakes};
 use super::warnings::Warnings;
 use crate::config::Config;
 use crate::protocol::close::CloseCause;
@@ -34,11 +33,17 @@ pub enum Input<'a> {
     Proxied(ConnId, Result<Proxied, Malformed>),
     /// Bytes have arrived, at least one.
     Bytes(ConnId, &'a [u8]),
+    /// It is the turn of a connection that [`Effect::Continue`] named: the input that it left
+    /// over is handled on.
+    Continue(ConnId),
     /// The peer has sent its last byte (FIN); everything before it was handed in.
     End(ConnId),
     /// The peer has hung up, noticed although the connection is not read. A claimant is
     /// removed; for others the input before the hang-up is handled first.
     Hangup(ConnId),
+    /// The same, and the socket has failed and holds no input: what was handed in before is
+    /// handled first, if any of it was left over.
+    Reset(ConnId),
     /// The socket has failed: nothing more can be read or written.
     Disconnected(ConnId),
     /// This many bytes of [`Relay::outgoing`] were written.
@@ -99,7 +104,7 @@ pub struct Relay {
     pub(super) warnings: Warnings,
     pub(super) rng: StdRng,
     /// Pending consequences of changes for other connections. Empty between two calls.
-    pub(super) verdicts: VecDeque<Verdict>,
+    pub(super) follow_ups: VecDeque<FollowUp>,
 }
 
 impl Relay {
@@ -116,7 +121,7 @@ impl Relay {
             wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             stats: Stats::default(),
             warnings: Warnings::default(),
-            verdicts: VecDeque::new(),
+            follow_ups: VecDeque::new(),
             rng,
         }
     }
@@ -131,14 +136,20 @@ impl Relay {
         match input {
             Input::Proxied(id, header) => self.handle_proxied(id, header, now),
             Input::Bytes(id, bytes) => {
-                if self.handle_frames(id, bytes, now) == Taken::Head {
-                    self.handle_head(id, bytes, now);
+                let entry = self.connections.get(id);
+                match entry.is_some_and(|entry| entry.connection().is_head()) {
+                    true => self.handle_head(id, bytes, now),
+                    false => self.handle_frames(id, bytes, now),
                 }
             }
+            Input::Continue(id) => self.handle_kept(id, now),
             Input::End(id) => self.handle_end(id, now),
-            Input::Hangup(id) => {
-                let role = self.connections.get(id).and_then(|entry| entry.role());
-                if role == Some(Role::Claimant) {
+            Input::Hangup(id) | Input::Reset(id) => {
+                let is_reset = matches!(input, Input::Reset(_));
+                if self.connections.get(id).is_some_and(|entry| {
+                    let is_over = is_reset && !entry.connection().has_kept();
+                    is_over || entry.role() == Some(Role::Claimant)
+                }) {
                     self.disconnect(id, CloseCause::Disconnected, now);
                 }
             }

@@ -5,6 +5,6 @@
 
 pub mod listener;
 pub(in crate::server) mod socket;
+pub(in crate::server) mod tls;
 pub mod tls_record;
 pub(in crate::server) mod tls_session;
-pub mod tls_stats;

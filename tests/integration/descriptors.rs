@@ -18,30 +18,30 @@ fn out_of_descriptors_it_stops_accepting_without_a_spin_and_recovers() {
     let dialers: Vec<TcpStream> = (0..200).map(|_| connect(relay)).collect();
     process.expect_line("accept_paused");
 
-    // It sleeps, and says no more about it.
+    // The loop sleeps, and logs nothing further.
     let before = process.processor_time();
     if let Some(line) = process.next_line(millis(1500)) {
         panic!("{line}");
     }
     let used = process.processor_time() - before;
     assert!(used <= 15, "{used} of 150 hundredths of a second");
-    // Each thread of the metrics listener has the one that it will need next.
+    // Each thread of the metrics listener has the descriptor of its next connection.
     assert!(process.descriptors() >= 95);
     let scrape = Scrape::of(process.metrics);
     assert_eq!(scrape.value("connected_phones"), 1.0);
     assert!(scrape.0["process_open_fds"] >= 95.0);
 
     for n in 0..100 {
-        phone.say(&n.to_string());
-        assert_eq!(binary.hear_text(), envelope(&phone.id, &n.to_string()));
-        binary.tell(&phone.id, &n.to_string());
-        assert_eq!(phone.hear_text(), n.to_string());
+        phone.send_text(&n.to_string());
+        assert_eq!(binary.receive_text(), envelope(&phone.id, &n.to_string()));
+        binary.send_to(&phone.id, &n.to_string());
+        assert_eq!(phone.receive_text(), n.to_string());
     }
 
     drop(dialers);
     let mut late = Peer::phone(relay, "home");
     late.send(Opcode::Text, b"1");
-    assert_eq!(binary.hear_text(), envelope(&late.id, "1"));
+    assert_eq!(binary.receive_text(), envelope(&late.id, "1"));
     eventually("all that left are gone", || process.descriptors() < 20);
     assert_eq!(healthz(relay), (1, 2));
     let again = std::iter::from_fn(|| process.next_line(millis(0)));

@@ -7,7 +7,7 @@ use pyrycode_relay::config::Config;
 use rustix::process::Signal;
 
 use crate::support::{
-    Answer, Heard, NEVER, Opcode, Peer, Process, Scrape, ask, binary_head, connect,
+    Answer, NEVER, Opcode, Peer, Process, Received, Scrape, ask, binary_head, connect,
     connect_reading_little, envelope, eventually, frame, header, healthz, millis, phone_head,
     upgrade_head, watched,
 };
@@ -82,6 +82,9 @@ fn contract() -> Vec<String> {
         "loop_lag_seconds_count",
         "loop_lag_seconds_sum",
         "loop_lag_seconds_bucket{le=\"0.001\"}",
+        "turn_seconds_count",
+        "turn_seconds_sum",
+        "turn_seconds_bucket{le=\"0.001\"}",
     ]
     .map(String::from)
     .into();
@@ -118,11 +121,14 @@ fn every_documented_metric_exists_at_zero() {
     ] {
         assert!(scrape.0[name] > 0.0, "{name}");
     }
-    // Of the relay itself nothing else counts by the scrapes.
+    // Scrapes change no series of the relay but the length of its turns.
     let again = Scrape::of(process.metrics);
     let own = |scrape: &Scrape| {
         let own = scrape.0.clone().into_iter();
-        own.filter(|(series, _)| series.starts_with("pyrycode")).collect::<Vec<_>>()
+        let is_own = |series: &str| {
+            series.starts_with("pyrycode") && !series.starts_with("pyrycode_relay_turn_")
+        };
+        own.filter(|(series, _)| is_own(series)).collect::<Vec<_>>()
     };
     assert_eq!(own(&scrape), own(&again));
 }
@@ -185,7 +191,7 @@ fn each_attempt_is_counted_once_by_its_outcome() {
     let before = Scrape::of(metrics);
     let mut claimant = Peer::binary(relay, "home");
     assert_eq!(Scrape::of(metrics).changes(&before, ATTEMPTS), [], "it is not decided yet");
-    let Heard::Ping(payload) = binaries[0].hear() else { panic!("no probe") };
+    let Received::Ping(payload) = binaries[0].receive() else { panic!("no probe") };
     binaries[0].send(Opcode::Pong, &payload);
     claimant.expect_close(4409, "server-id already claimed");
     let after = Scrape::of(metrics);
@@ -193,7 +199,7 @@ fn each_attempt_is_counted_once_by_its_outcome() {
     assert_eq!(after.changes(&before, ATTEMPTS), conflict);
     assert_eq!(after.changes(&before, FAILURES), [("kind=\"server_in_use\"", 1.0)]);
 
-    // Full, for either kind.
+    // The cap refuses binaries and phones alike.
     let _last = Peer::binary(relay, "e");
     let before = Scrape::of(metrics);
     assert_eq!(attempt(relay, &binary_head("f")), 503);
@@ -237,12 +243,12 @@ fn frames_and_their_bytes_are_counted_where_they_are_forwarded() {
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
     for n in 0..1_000 {
-        phone.say(&format!(" {n:06} ").replace("00", "10"));
-        let _ = binary.hear_text();
+        phone.send_text(&format!(" {n:06} ").replace("00", "10"));
+        let _ = binary.receive_text();
     }
     for _ in 0..30 {
-        binary.tell(&phone.id, "\"to the phone\"");
-        assert_eq!(phone.hear_text(), "\"to the phone\"");
+        binary.send_to(&phone.id, "\"to the phone\"");
+        assert_eq!(phone.receive_text(), "\"to the phone\"");
     }
     let nested = [vec![b'['; 10_010], vec![b']'; 10_010]].concat();
     let too_deep = [b"{\"conn_id\":\"x\",\"frame\":", &nested[..], b"}"].concat();
@@ -285,16 +291,16 @@ fn pings_pongs_round_trips_and_dead_peers_are_counted() {
         config.timeouts.pong = millis(2_000);
     });
     let mut binary = Peer::binary(relay, "home");
-    // Dead from the start.
+    // These phones never answer a ping.
     let _phones: Vec<Peer> = (0..3).map(|_| Peer::phone(relay, "home")).collect();
     let (mut answered, mut behind) = (0.0, 0.0);
     let mut since_answer = Instant::now();
     loop {
-        let payload = match binary.hear() {
-            Heard::Ping(payload) => payload,
+        let payload = match binary.receive() {
+            Received::Ping(payload) => payload,
             // The dead phones have been closed.
-            Heard::Text(text) if text.ends_with(r#","close_code":1011}"#) => continue,
-            heard => panic!("{heard:?}"),
+            Received::Text(text) if text.ends_with(r#","close_code":1011}"#) => continue,
+            received => panic!("{received:?}"),
         };
         // After a stall of the machine it was sent before the last answer had come, and
         // that one told no round trip.
@@ -377,14 +383,14 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     for (cause, bytes) in sent {
         let mut phone = Peer::phone(relay, "home");
         phone.send_raw(&bytes);
-        assert!(matches!(phone.hear(), Heard::Close(_)), "{cause}");
+        assert!(matches!(phone.receive(), Received::Close(_)), "{cause}");
         expected.push(cause);
     }
     Peer::phone(relay, "home").reset();
     eventually("it is gone", || healthz(relay) == (1, 0));
     expected.push("disconnected");
     let mut phone = Peer::phone(relay, "home");
-    binary.say(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
+    binary.send_text(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
     phone.expect_close(4000, "");
     expected.push("binary_request");
     Peer::phone(relay, "nobody").expect_close(4404, "no server with that id");
@@ -393,7 +399,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     let long = format!("\"{}\"", "x".repeat(64_000));
     let phone = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     // Less than half of the memory.
-    (0..10).for_each(|_| binary.tell(&phone.id, &long));
+    (0..10).for_each(|_| binary.send_to(&phone.id, &long));
     eventually("nothing drains", || healthz(relay) == (1, 0));
     assert_eq!(
         Scrape::of(metrics).value("closes_total{role=\"phone\",cause=\"write_timeout\"}"),
@@ -401,15 +407,15 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     );
     expected.push("write_timeout");
     let phone = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
-    (0..100).for_each(|_| binary.tell(&phone.id, &long));
+    (0..100).for_each(|_| binary.send_to(&phone.id, &long));
     binary.expect_alive();
     expected.push("backlog_full");
-    // Each holds no more than one largest message; together they hold more than there is.
+    // Each phone holds at most one largest message; together they exceed the budget.
     let phones: Vec<Peer> = (0..16)
         .map(|_| Peer::upgrade(connect_reading_little(relay), &phone_head("home")))
         .collect();
     for phone in &phones {
-        (0..4).for_each(|_| binary.tell(&phone.id, &long));
+        (0..4).for_each(|_| binary.send_to(&phone.id, &long));
     }
     binary.expect_alive();
     let scrape = Scrape::of(metrics);
@@ -426,7 +432,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     drop(binary);
     eventually("it is away", || healthz(relay) == (0, 16));
     let mut phones = phones;
-    phones[0].say("1");
+    phones[0].send_text("1");
     phones[0].expect_close(4404, "binary disconnected");
     expected.push("binary_disconnected");
     let _heir = Peer::binary(relay, "home");
@@ -455,7 +461,7 @@ fn a_shut_down_is_shown_and_its_closes_are_counted() {
     let _peers = [Peer::binary(process.relay, "home"), Peer::phone(process.relay, "home")];
     process.signal(Signal::TERM);
     process.expect_line("shutting_down");
-    // A moment after its binary.
+    // The phone is closed shortly after its binary.
     let phones = "closes_total{role=\"phone\",cause=\"shutdown\"}";
     eventually("the phone is told", || Scrape::of(process.metrics).value(phones) == 1.0);
     let scrape = Scrape::of(process.metrics);
@@ -479,9 +485,9 @@ fn peers_cannot_put_text_into_the_metrics() {
     );
     let mut binary = Peer::upgrade(connect(process.relay), &upgrade_head("/v1/server", &fields));
     let mut phone = Peer::upgrade(connect(process.relay), &upgrade_head("/v1/client", &fields));
-    phone.say(&format!("\"{marker}\""));
-    let _ = binary.hear_text();
-    binary.say(&envelope(marker, "1"));
+    phone.send_text(&format!("\"{marker}\""));
+    let _ = binary.receive_text();
+    binary.send_text(&envelope(marker, "1"));
     binary.expect_alive();
     for path in ["/metrics", "/"] {
         let Answer { status, body, .. } =

@@ -22,7 +22,7 @@ fn pair() -> Pair {
 }
 
 fn dropped(world: &World) -> u64 {
-    world.relay.stats().dropped.iter().sum()
+    world.relay.stats().dropped.total()
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn effects_of_an_envelope() {
         (r#"{"conn_id":"$","frame":null,"close_code":1000}"#, &[], Some(1000)),
         (r#"{"conn_id":"$","frame":"bye","close_code":1000}"#, &[r#""bye""#], Some(1000)),
         (r#"{"close_code":3000,"frame":"bye","conn_id":"$"}"#, &[r#""bye""#], Some(3000)),
-        // What may not go on the wire.
+        // Codes that may not be sent become 1011.
         (r#"{"conn_id":"$","close_code":1}"#, &[], Some(1011)),
         (r#"{"conn_id":"$","close_code":1005}"#, &[], Some(1011)),
         (r#"{"conn_id":"$","close_code":1015}"#, &[], Some(1011)),
@@ -106,15 +106,15 @@ fn a_bad_envelope_is_dropped_and_counted_and_the_binary_stays() {
     .into_iter()
     .enumerate()
     {
-        let before = world.relay.stats().dropped[cause as usize];
+        let before = world.relay.stats().dropped[cause];
         world.text(binary, &envelope.replace('$', &conn_id));
         let shown = &envelope[..envelope.len().min(80)];
-        assert_eq!(world.relay.stats().dropped[cause as usize], before + 1, "{shown}");
+        assert_eq!(world.relay.stats().dropped[cause], before + 1, "{shown}");
         assert_eq!(dropped(&world), count as u64 + 1, "{shown}");
     }
     let not_utf8 = [br#"{"conn_id":"x","frame":""#, &b"\xff\"}"[..]].concat();
     world.send(binary, &wire::frame(wire::BINARY, &not_utf8));
-    assert_eq!(world.relay.stats().dropped[Dropped::NotUtf8 as usize], 1);
+    assert_eq!(world.relay.stats().dropped[Dropped::NotUtf8], 1);
     assert_eq!((world.heard(phone), world.heard(binary)), (vec![], vec![]));
     world.deliver(binary, phone, "1");
     assert_eq!(world.heard(phone), [text("1")]);
@@ -129,13 +129,13 @@ fn a_binary_reaches_no_phone_of_another_server_id() {
     world.deliver(other, phone, "1");
     let close = format!(r#"{{"conn_id":"{}","close_code":1000}}"#, world.peer(phone).conn_id());
     world.text(other, &close);
-    // Nor another binary, nor itself.
+    // Nor can a binary send to a binary.
     for target in [binary, other] {
         world.deliver(other, target, "1");
     }
     assert_eq!((world.heard(phone), world.heard(others_phone)), (vec![], vec![]));
     assert_eq!((world.heard(binary), world.heard(other)), (vec![], vec![]));
-    assert_eq!(world.relay.stats().dropped[Dropped::UnknownPhone as usize], 4);
+    assert_eq!(world.relay.stats().dropped[Dropped::UnknownPhone], 4);
     world.finish();
 }
 

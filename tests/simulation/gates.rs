@@ -51,10 +51,10 @@ fn gates_are_checked_in_this_order() {
         assert_eq!(wire::field(answer, "upgrade").is_some(), faults == 3);
     }
     // 2 bad handshakes of the key, version; upgrade, method; headers; a bad head is no attempt.
-    let upgrades = world.relay.stats().upgrades[1];
-    assert_eq!(upgrades[Outcome::RejectHandshake as usize], 4);
-    assert_eq!(upgrades[Outcome::RejectHeaders as usize], 1);
-    assert_eq!(upgrades.iter().sum::<u64>(), 5);
+    let upgrades = &world.relay.stats().upgrades[1];
+    assert_eq!(upgrades[Outcome::RejectHandshake], 4);
+    assert_eq!(upgrades[Outcome::RejectHeaders], 1);
+    assert_eq!(upgrades.total(), 5);
     world.finish();
 
     // The cap stands before headers and handshake, the rate before the cap.
@@ -65,9 +65,9 @@ fn gates_are_checked_in_this_order() {
     assert_eq!(refused(&mut world, &worst(5)).0, 503);
     assert_eq!(refused(&mut world, &worst(5)).0, 429);
     assert_eq!(refused(&mut world, &worst(6)).0, 400);
-    let upgrades = world.relay.stats().upgrades[1];
-    assert_eq!(upgrades[Outcome::RejectCap as usize], 2);
-    assert_eq!(upgrades[Outcome::RejectRateLimit as usize], 1);
+    let upgrades = &world.relay.stats().upgrades[1];
+    assert_eq!(upgrades[Outcome::RejectCap], 2);
+    assert_eq!(upgrades[Outcome::RejectRateLimit], 1);
     world.finish();
 }
 
@@ -122,7 +122,7 @@ fn half_a_request_is_answered_408_after_5_s() {
     for begun in ["", "G", "GET /v1/server HTTP/1.1\r\nHost: x\r\n"] {
         let mut world = World::new();
         let peer = world.dial(begun);
-        // More bytes do not buy more time.
+        // Further bytes do not extend the deadline.
         world.pass(secs(3));
         if !begun.is_empty() {
             world.send(peer, if begun.len() == 1 { b"E" } else { b"x: y\r\n" });
@@ -152,7 +152,7 @@ fn a_head_may_come_in_any_pieces() {
 
 #[test]
 fn a_refused_peer_receives_the_response_however_it_behaves() {
-    // It goes on sending, and it reads late.
+    // The peer continues to send, and reads late.
     let mut world = World::new();
     let peer = world.dial("");
     world.stop_reading(peer, 10);
@@ -167,7 +167,7 @@ fn a_refused_peer_receives_the_response_however_it_behaves() {
     world.pass(secs(5) + TICK);
     assert!(world.is_gone(peer));
     world.finish();
-    // It has hung up already.
+    // The peer has disconnected already.
     let mut world = World::new();
     let peer = world.dial("");
     world.freeze(secs(0), |world| {
@@ -236,14 +236,13 @@ fn attempts_are_counted_once_by_how_they_end() {
     world.hang_up(waits);
     world.binary("home");
     world.pass(secs(11));
-    let [server, client] = world.relay.stats().upgrades;
-    let count = |counts: [u64; 8], outcome| counts[outcome as usize];
-    assert_eq!(count(client, Outcome::Accept), 16);
-    assert_eq!(count(client, Outcome::Reject429), 1);
-    assert_eq!(count(client, Outcome::Reject404), 1);
-    assert_eq!(client.iter().sum::<u64>(), 18);
-    assert_eq!(count(server, Outcome::Accept), 2);
-    assert_eq!(count(server, Outcome::Reject409), 2);
-    assert_eq!(server.iter().sum::<u64>(), 4);
+    let [server, client] = &world.relay.stats().upgrades;
+    assert_eq!(client[Outcome::Accept], 16);
+    assert_eq!(client[Outcome::Reject429], 1);
+    assert_eq!(client[Outcome::Reject404], 1);
+    assert_eq!(client.total(), 18);
+    assert_eq!(server[Outcome::Accept], 2);
+    assert_eq!(server[Outcome::Reject409], 2);
+    assert_eq!(server.total(), 4);
     world.finish();
 }

@@ -17,8 +17,8 @@ use crate::requests;
 use crate::tls::Tls;
 use crate::wire::{self, Decoder, Part};
 
-/// The id of no connection.
-pub(crate) const NOBODY: ConnId = ConnId::from_bits(u64::MAX);
+/// The id of a connection that is not accepted yet.
+pub(crate) const NOT_ACCEPTED: ConnId = ConnId::from_bits(u64::MAX);
 /// The capacity of the link of a peer that does not read: both kernels' buffers.
 pub(crate) const LINK: usize = 64 * 1024;
 
@@ -87,7 +87,7 @@ pub(crate) struct Peer {
     pub(crate) balancer: Option<IpAddr>,
     /// The relay has not read that header.
     pub(crate) owes_header: bool,
-    /// [`NOBODY`] until it is accepted.
+    /// [`NOT_ACCEPTED`] until it is accepted.
     pub(crate) id: ConnId,
     pub(crate) habits: Habits,
     pub(crate) seen: Vec<Seen>,
@@ -151,7 +151,7 @@ impl Peer {
             address,
             balancer: None,
             owes_header: false,
-            id: NOBODY,
+            id: NOT_ACCEPTED,
             habits: Habits::HONEST,
             seen: Vec::new(),
             answer: String::new(),

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use pyrycode_relay::config::{Config, Forwarded};
+use pyrycode_relay::relay::counts::Counts;
 use pyrycode_relay::relay::stats::ProxyRefusal;
 use pyrycode_relay::time::TICK;
 
@@ -73,7 +74,7 @@ fn a_balancers_own_connection_asks_for_health_and_nothing_else() {
     world.shut_down();
     let peer = dial(&mut world, &proxy::local(), &join("home"));
     assert_eq!(world.heard(peer), [Seen::Answer(403), Seen::End]);
-    assert_eq!(world.relay.stats().upgrades, [[0; 8]; 2]);
+    assert_eq!(world.relay.stats().upgrades.each_ref().map(Counts::total), [0, 0]);
     // More of them than a client may attempt upgrades.
     let mut world = World::with(Config::default(), 10, 1);
     for _ in 0..50 {
@@ -99,10 +100,10 @@ fn without_a_valid_header_a_connection_is_closed_without_a_byte() {
     world.hang_up(checks);
     assert!(world.is_gone(checks) && world.relay.is_empty());
 
-    let refusals = world.relay.stats().proxy_refusals;
-    assert_eq!(refusals[ProxyRefusal::Malformed as usize], 1);
-    assert_eq!(refusals[ProxyRefusal::Late as usize], 1);
-    assert_eq!(refusals[ProxyRefusal::Untrusted as usize], 0);
+    let refusals = &world.relay.stats().proxy_refusals;
+    assert_eq!(refusals[ProxyRefusal::Malformed], 1);
+    assert_eq!(refusals[ProxyRefusal::Late], 1);
+    assert_eq!(refusals[ProxyRefusal::Untrusted], 0);
     assert_eq!(world.relay.slots(), 0);
     world.finish();
 }
@@ -133,11 +134,11 @@ fn only_the_proxies_that_are_named_may_send_a_header() {
         let mut world = trusting(&[trusted], false);
         let peer = dial(&mut world, &client, &claim("home"));
         assert_eq!(world.heard(peer), std::slice::from_ref(&expected), "{trusted}");
-        let refused = world.relay.stats().proxy_refusals[ProxyRefusal::Untrusted as usize];
+        let refused = world.relay.stats().proxy_refusals[ProxyRefusal::Untrusted];
         assert_eq!(refused, u64::from(expected == Seen::Cut));
         world.finish();
     }
-    // At once: it is not waited for what a stranger would say.
+    // At once, without waiting for a header.
     let mut world = trusting(&["192.0.2.0/24"], false);
     let silent = dial(&mut world, b"", "");
     assert_eq!(world.heard(silent), [Seen::Cut]);

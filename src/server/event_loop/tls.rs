@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 
-use crate::server::certificates::Certified;
 use crate::server::certificates::renewer_handle::RenewerHandle;
+use crate::server::messages::Certified;
+use crate::server::messages::tls_stats::Stats;
 use crate::server::net::socket::TlsFailure;
-use crate::server::net::tls_stats::Stats;
 use crate::server::os::clock::wall_time;
 use crate::time::{Instant, Throttle};
 

@@ -13,6 +13,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{Listen, ListenerProtocol, NOTSENT_LOWAT};
+use crate::server::os::descriptors::is_exhaustion;
 use crate::time::Instant;
 
 /// The backlog of connections that wait to be accepted; the kernel caps it at `somaxconn`.
@@ -260,39 +261,9 @@ fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)
 }
 
-/// Whether an error is EMFILE, ENFILE, ENOBUFS or ENOMEM, for which an immediate retry would
-/// spin.
-pub(in crate::server) fn is_exhaustion(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_exhaustion_pauses() {
-        // errno numbers of Linux: EINTR, EAGAIN, ENOMEM, EPERM, ENFILE, EMFILE, EPROTO,
-        // ENETDOWN, ECONNABORTED, ENOBUFS, EHOSTUNREACH.
-        for (errno, exhausted) in [
-            (4, false),
-            (11, false),
-            (12, true),
-            (1, false),
-            (23, true),
-            (24, true),
-            (71, false),
-            (100, false),
-            (103, false),
-            (105, true),
-            (113, false),
-        ] {
-            assert_eq!(is_exhaustion(&io::Error::from_raw_os_error(errno)), exhausted, "{errno}");
-        }
-    }
 
     #[test]
     fn inherited_sockets_take_the_place_of_what_is_configured() {

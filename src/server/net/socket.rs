@@ -13,7 +13,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
 
-use crate::config::{PROXY_HEADER_MAX, ROOM};
+use crate::config::{INITIAL_CAPACITY, PROXY_HEADER_MAX};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;
 use crate::relay::ConnId;
@@ -63,7 +63,7 @@ const _: () = assert!(size_of::<Option<Socket>>() <= 24);
 
 impl Sockets {
     pub(in crate::server) fn new() -> Self {
-        Self(Vec::with_capacity(ROOM))
+        Self(Vec::with_capacity(INITIAL_CAPACITY))
     }
 
     pub(in crate::server) fn insert(&mut self, id: ConnId, mut socket: Socket) {
@@ -161,9 +161,9 @@ impl Socket {
         }
     }
 
-    /// Whether the stream holds input that was not read.
-    pub(in crate::server) fn has_unread(&self) -> bool {
-        retry_eintr(|| self.stream.peek(&mut [0])).is_ok_and(|count| count > 0)
+    /// The bytes of input that the kernel holds.
+    pub(in crate::server) fn unread(&self) -> usize {
+        rustix::io::ioctl_fionread(&self.stream).map_or(0, |count| count as usize)
     }
 
     /// Reads once from the stream.

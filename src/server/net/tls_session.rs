@@ -28,12 +28,13 @@ use rustls::{Error, ServerConfig};
 use self::driver::{Kept, Say, say_alert};
 use self::extract::{Extracted, extract};
 use self::handshake::Handshake;
-use super::tls_record::{Fault, RECORD_MAX, RecordLayer};
-use crate::server::certificates::certificate::ACME_TLS;
+use crate::server::net::tls::ACME_TLS;
+use crate::server::net::tls_record::{Fault, RECORD_MAX, RecordLayer};
 
 /// The most plaintext sealed at once: a ping can overtake output that is not sealed yet. Two
 /// full records, so that large messages need half the calls of the kernel.
 const SEAL_MAX: usize = 2 * RECORD_MAX;
+
 /// Why a session is broken.
 #[derive(Clone, Debug)]
 pub(in crate::server) enum SessionError {

@@ -11,7 +11,7 @@ use rustls::{Error, ServerConfig};
 use super::driver::{Say, run};
 use super::extract::{Secrets, take_caught};
 use super::hello::{self, Hello};
-use crate::server::certificates::certificate::is_served;
+use crate::server::net::tls::is_served;
 use crate::server::net::tls_record::HEADER;
 
 /// The state needed until the handshake is complete.

@@ -10,7 +10,8 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::driver::OWED_MAX;
 use super::*;
-use crate::server::certificates::certificate::{Certificate, Handshakes, provider};
+use crate::server::certificates::certificate::{Certificate, Handshakes};
+use crate::server::net::tls::provider;
 
 /// The bytes for the peer.
 fn taken(session: &mut Session) -> Vec<u8> {

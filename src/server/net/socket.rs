@@ -29,8 +29,6 @@ pub(in crate::server) struct Socket {
     generation: u32,
     tls: Option<Box<Session>>,
     pub(in crate::server) readiness: Readiness,
-    /// FIN is sent after the unsent bytes.
-    is_ending: bool,
     /// The PROXY header has not arrived yet.
     pub(in crate::server) owes_header: bool,
 }
@@ -127,7 +125,6 @@ impl Socket {
             generation: 0,
             tls: tls.map(Box::new),
             readiness: Readiness::default(),
-            is_ending: false,
             owes_header,
         })
     }
@@ -286,40 +283,39 @@ impl Socket {
 
     /// Sends FIN after everything written, with TLS preceded by close_notify.
     pub(in crate::server) fn half_close(&mut self, buffers: &mut Buffers) {
-        self.is_ending = true;
-        if let Some(session) = &mut self.tls {
-            session.borrow(&mut buffers.lent);
-            // Fails only if the handshake is incomplete or the session broken: then no
-            // close_notify is due.
-            let _ = session.seal_end();
-        }
+        let Some(session) = &mut self.tls else {
+            let _ = self.stream.shutdown(Shutdown::Write);
+            return;
+        };
+        session.borrow(&mut buffers.lent);
+        session.end();
+        // Fails only if the handshake is incomplete or the session broken: then no
+        // close_notify is due.
+        let _ = session.seal_end();
         // On an error the connection is broken, which the next read reports.
         let _ = self.flush(&mut buffers.lent);
     }
 
     /// Sends close_notify before the stream is dropped, if TLS has not sent it yet and the
-    /// kernel has room.
+    /// kernel has room. FIN follows anyway.
     pub(in crate::server) fn close_notify(&mut self, buffers: &mut Buffers) {
-        if self.tls.is_some() && !self.is_ending {
+        if self.tls.is_some() {
             self.half_close(buffers);
         }
     }
 
     /// Writes sealed bytes, as far as the kernel accepts them, and FIN after the last.
     fn flush(&mut self, memory: &mut Lent) -> io::Result<()> {
-        if let Some(session) = &mut self.tls {
-            let sent = match session.unsent() {
-                [] => Ok(0),
-                unsent => write(&mut self.stream, [unsent, &[], &[]]),
-            };
-            session.on_sent(*sent.as_ref().unwrap_or(&0));
-            session.give_back(memory);
-            sent?;
-            if !session.unsent().is_empty() {
-                return Ok(());
-            }
-        }
-        if self.is_ending {
+        let Some(session) = &mut self.tls else { return Ok(()) };
+        let is_ending = session.is_ending();
+        let sent = match session.unsent() {
+            [] => Ok(0),
+            unsent => write(&mut self.stream, [unsent, &[], &[]]),
+        };
+        session.on_sent(*sent.as_ref().unwrap_or(&0));
+        session.give_back(memory);
+        sent?;
+        if session.unsent().is_empty() && is_ending {
             let _ = self.stream.shutdown(Shutdown::Write);
         }
         Ok(())

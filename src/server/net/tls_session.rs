@@ -99,6 +99,8 @@ struct Pending {
     partial: Vec<u8>,
     /// Sealed bytes that are not sent yet.
     unsent: Vec<u8>,
+    /// FIN is to follow the unsent bytes.
+    is_ending: bool,
     /// The error that broke a session in rustls.
     error: Option<Error>,
 }
@@ -203,6 +205,16 @@ impl Session {
         if count > 0 {
             self.pending().unsent.drain(..count);
         }
+    }
+
+    /// Notes that FIN follows the unsent bytes.
+    pub(in crate::server) fn end(&mut self) {
+        self.pending().is_ending = true;
+    }
+
+    /// Whether FIN follows the unsent bytes; forgotten once they are sent.
+    pub(in crate::server) fn is_ending(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.is_ending)
     }
 
     fn pending(&mut self) -> &mut Pending {
@@ -347,6 +359,7 @@ impl Session {
     pub(in crate::server) fn give_back(&mut self, memory: &mut Lent) {
         let Some(pending) = &mut self.pending else { return };
         if pending.partial.is_empty() && pending.unsent.is_empty() && pending.error.is_none() {
+            pending.is_ending = false;
             memory.0 = self.pending.take();
         } else {
             pending.partial.shrink_to_fit();

@@ -25,6 +25,13 @@ pub(super) struct Secrets {
     server: Secret,
 }
 
+impl Secrets {
+    /// Whether their length is that of the suite.
+    fn are_for(&self, suite: Suite) -> bool {
+        [&self.client, &self.server].iter().all(|secret| secret.len == suite.secret_len())
+    }
+}
+
 struct Secret {
     bytes: [u8; SECRET_MAX],
     len: usize,
@@ -114,13 +121,9 @@ pub(super) fn extract(
     let version = inner.protocol_version();
     let suite = inner.negotiated_cipher_suite().and_then(|it| suite(it.suite()));
     let (Some(suite), true) = (suite, is_safe) else { return Extracted::Kept(inner) };
-    let derived = match (version, secrets) {
+    let secrets = match (version, secrets) {
         (Some(ProtocolVersion::TLSv1_2), _) => None,
-        (Some(ProtocolVersion::TLSv1_3), Some(Secrets { client, server })) => {
-            let layer = RecordLayer::tls13(suite, (0, server.get()), (0, client.get()));
-            let Some(layer) = layer else { return Extracted::Kept(inner) };
-            Some((layer, server.get(), client.get()))
-        }
+        (Some(ProtocolVersion::TLSv1_3), Some(secrets)) if secrets.are_for(suite) => Some(secrets),
         _ => return Extracted::Kept(inner),
     };
     let extracted = match inner.dangerous_into_kernel_connection() {
@@ -131,12 +134,15 @@ pub(super) fn extract(
     let (Some(send), Some(receive)) = (parts(suite, &send), parts(suite, &receive)) else {
         return distrust();
     };
-    let layer = match derived {
-        None => RecordLayer::tls12(suite, (sent, send.0, send.1), (received, receive.0, receive.1)),
-        Some((layer, server, client)) if layer.has_keys(send, receive) => {
-            RecordLayer::tls13(suite, (sent, server), (received, client))
+    let layer = match secrets {
+        None => {
+            let (send, receive) = ((sent, send.0, send.1), (received, receive.0, receive.1));
+            RecordLayer::tls12(suite, send, receive)
         }
-        Some(_) => None,
+        Some(Secrets { client, server }) => {
+            RecordLayer::tls13(suite, (sent, server.get()), (received, client.get()))
+                .filter(|layer| layer.has_keys(send, receive))
+        }
     };
     layer.map_or_else(distrust, Extracted::Rest)
 }

@@ -1,13 +1,14 @@
-//! Load client: one non-blocking socket under tungstenite, and its next action.
+//! Load client: one non-blocking stream under tungstenite, and its next action.
 //!
 //! Does not know other clients, and does not dial.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::time::Instant;
 
-use mio::net::TcpStream;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Bytes, Error, Message, WebSocket};
+
+use crate::stream::Stream;
 
 /// The outcome of a client's turn.
 #[derive(Debug)]
@@ -30,10 +31,10 @@ pub enum Event {
 #[derive(Debug)]
 enum State {
     /// Nothing sent yet.
-    Dialling(TcpStream),
+    Dialling(Stream),
     /// The request is sent; what has come of the answer.
-    Asking(TcpStream, Vec<u8>),
-    Open(Box<WebSocket<TcpStream>>),
+    Asking(Stream, Vec<u8>),
+    Open(Box<WebSocket<Stream>>),
     Out,
 }
 
@@ -52,7 +53,7 @@ impl Client {
         Self { is_phone, binary, silent_since: None, state: State::Out }
     }
 
-    pub fn dialled(&mut self, stream: TcpStream) {
+    pub fn dialled(&mut self, stream: Stream) {
         self.state = State::Dialling(stream);
     }
 
@@ -67,15 +68,15 @@ impl Client {
     /// Reads and writes as far as the socket is ready; returns the outcome.
     pub fn on_ready(&mut self, head: impl Fn() -> String, mut event: impl FnMut(Event)) {
         self.state = match std::mem::replace(&mut self.state, State::Out) {
-            State::Dialling(mut stream) => match stream.peer_addr() {
+            State::Dialling(mut stream) => match stream.socket().peer_addr() {
                 Err(error) if error.kind() == ErrorKind::NotConnected => {
-                    match stream.take_error() {
+                    match stream.socket().take_error() {
                         Ok(None) => State::Dialling(stream),
                         Ok(Some(error)) | Err(error) => refused(&error, &mut event),
                     }
                 }
                 Err(error) => refused(&error, &mut event),
-                Ok(_) => match stream.write_all(head().as_bytes()) {
+                Ok(_) => match stream.begin(head().as_bytes()) {
                     Ok(()) => State::Asking(stream, Vec::new()),
                     Err(error) => refused(&error, &mut event),
                 },
@@ -90,7 +91,7 @@ impl Client {
         };
     }
 
-    fn read(&self, mut socket: Box<WebSocket<TcpStream>>, mut event: impl FnMut(Event)) -> State {
+    fn read(&self, mut socket: Box<WebSocket<Stream>>, mut event: impl FnMut(Event)) -> State {
         // What the kernel did not take of a long frame: there may be room now.
         let _ = socket.flush();
         while socket.can_read() {
@@ -110,7 +111,7 @@ impl Client {
 
     fn on_answer(
         &mut self,
-        mut stream: TcpStream,
+        mut stream: Stream,
         mut answer: Vec<u8>,
         event: &mut impl FnMut(Event),
     ) -> State {
@@ -143,7 +144,7 @@ impl Client {
 
     fn on_message(
         &self,
-        socket: &mut WebSocket<TcpStream>,
+        socket: &mut WebSocket<Stream>,
         message: Message,
         event: &mut impl FnMut(Event),
     ) {

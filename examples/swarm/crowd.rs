@@ -17,6 +17,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::client::{Client, Event};
 use crate::options::{Options, Shape};
+use crate::stream::{Stream, Tls};
 
 /// Upgrades under way at once.
 const DIALLING: usize = 256;
@@ -60,6 +61,7 @@ pub struct Crowd {
     events: Events,
     relay: SocketAddr,
     source: Option<IpAddr>,
+    tls: Option<Tls>,
     name: String,
     clients: Vec<Client>,
     /// Clients that will dial.
@@ -74,6 +76,8 @@ pub struct Crowd {
     binaries: usize,
     bytes: usize,
     shape: Shape,
+    /// Phones send a frame for each that returns.
+    is_closed_loop: bool,
     /// The phone whose turn is next, to send and to leave.
     next: [usize; 2],
     /// The binary and the phone whose turn is next to ping.
@@ -135,6 +139,7 @@ impl Crowd {
             events: Events::with_capacity(1024),
             relay: options.relay,
             source: options.source,
+            tls: options.tls.clone(),
             name: options.name.clone(),
             clients: clients.chain(phones).collect(),
             out: (0..all).collect(),
@@ -147,6 +152,7 @@ impl Crowd {
             binaries: options.binaries,
             bytes: options.bytes,
             shape: options.shape,
+            is_closed_loop: false,
             next: [0; 2],
             next_ping: [0; 2],
             tally: Tally::default(),
@@ -169,6 +175,13 @@ impl Crowd {
     /// All clients are connected: starts the frames, the churn and the silence.
     pub fn begin(&mut self, options: &Options) {
         self.messages = Pace::new(options.messages);
+        self.is_closed_loop = options.in_flight > 0;
+        let now = Instant::now();
+        for _ in 0..options.in_flight {
+            for phone in self.binaries..self.clients.len() {
+                self.send_frame(phone, now);
+            }
+        }
         self.churn = Pace::new(options.churn);
         if !options.client_pings.is_zero() {
             let phones = self.clients.len() - self.binaries;
@@ -184,6 +197,7 @@ impl Crowd {
     /// Stops messages and churn.
     pub fn rest(&mut self) {
         self.messages = Pace::new(0);
+        self.is_closed_loop = false;
         self.churn = Pace::new(0);
     }
 
@@ -219,7 +233,9 @@ impl Crowd {
         self.events = events;
         let now = Instant::now();
         while self.messages.is_due(now) {
-            self.send_frame(now);
+            if let Some(phone) = self.next_phone(0) {
+                self.send_frame(phone, now);
+            }
         }
         while self.churn.is_due(now) {
             self.hang_up();
@@ -249,7 +265,7 @@ impl Crowd {
         let mut stream = TcpStream::from_std(socket.into());
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, Token(index), interest)?;
-        self.clients[index].dialled(stream);
+        self.clients[index].dialled(Stream::new(stream, self.tls.as_ref())?);
         self.dialling += 1;
         Ok(())
     }
@@ -266,6 +282,7 @@ impl Crowd {
         }
         let (name, is_phone, binary) = (&self.name, client.is_phone, client.binary);
         let (tally, began) = (&mut self.tally, self.began);
+        let returned = tally.round_trips.len();
         let (open, dialling) = (&mut self.open, &mut self.dialling);
         client.on_ready(
             || head(name, is_phone, binary),
@@ -294,6 +311,12 @@ impl Crowd {
                 }
             },
         );
+        if self.is_closed_loop {
+            let now = Instant::now();
+            for _ in returned..self.tally.round_trips.len() {
+                self.send_frame(index, now);
+            }
+        }
     }
 
     /// The next open phone, in turn; 0 is for sending, 1 for leaving.
@@ -325,13 +348,13 @@ impl Crowd {
     }
 
     /// A phone sends a frame with the time and padding, both in base64.
-    fn send_frame(&mut self, now: Instant) {
-        if let Some(index) = self.next_phone(0) {
+    fn send_frame(&mut self, phone: usize, now: Instant) {
+        if self.clients[phone].is_open() {
             let micros = (now - self.began).as_micros();
             let [begin, end] = if self.shape == Shape::Object { OBJECT } else { [""; 2] };
             let left = self.bytes.saturating_sub(begin.len() + end.len() + 20);
             let text = format!("{begin}\"{micros}/{}\"{end}", "x".repeat(left));
-            self.clients[index].send(text);
+            self.clients[phone].send(text);
             self.tally.sent += 1;
         }
     }

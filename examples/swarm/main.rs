@@ -12,6 +12,7 @@ mod client;
 mod crowd;
 mod options;
 mod report;
+mod stream;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -74,6 +75,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let ramp = full.since(&empty);
 
     crowd.begin(options);
+    let before = crowd.tally.round_trips.len();
     let began = Instant::now();
     shown = began;
     while began.elapsed() < options.hold {
@@ -82,12 +84,13 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     }
     let stayed = began.elapsed();
     let held = machine.usage()?.since(&full);
+    let returned = crowd.tally.round_trips.len() - before;
     crowd.rest();
     let began = Instant::now();
     while crowd.is_busy() && began.elapsed() < REST {
         crowd.turn()?;
     }
-    print!("{}", report::of(options, &crowd, came, &ramp, stayed, &held));
+    print!("{}", report::of(options, &crowd, came, &ramp, stayed, &held, returned));
     if options.pid.is_some() {
         print!("{}", report::sizes(options, &crowd, &ramp, stayed, &held));
     }

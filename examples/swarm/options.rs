@@ -3,15 +3,18 @@
 use std::error::Error;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::{Arg, Parser, ValueExt};
 
+use crate::stream::Tls;
+
 pub const HELP: &str = "\
 Usage: swarm [FLAG]... [ADDRESS]
 
-Holds connections to the relay at ADDRESS (host:port, plain WebSocket; by default
-127.0.0.1:8080), which must not limit the rate of upgrades:
+Holds connections to the relay at ADDRESS (host:port; by default 127.0.0.1:8080),
+which must not limit the rate of upgrades:
 
     pyrycode-relay --rate-limit-per-minute 0
 
@@ -26,6 +29,12 @@ Holds connections to the relay at ADDRESS (host:port, plain WebSocket; by defaul
   --client-pings SECONDS
                    phones ping this often as well (20 as OkHttp, 30 as others), and
                    binaries each 30 s; 0 turns it off (default)
+  --in-flight N    instead of --messages: each phone sends N frames, and one more for
+                   each that returns, as fast as the relay forwards (default 0)
+  --tls            dial through TLS; each handshake is a full one
+  --ca FILE        with --tls: PEM file with the authorities to trust
+  --server-name N  with --tls: the name to ask for (default localhost)
+  --tls12          with --tls: TLS 1.2 instead of 1.3
   --churn N        phones that hang up and dial again in a second (default 0)
   --half-open N    phones that fall silent with their connection open; stay for
                    70 seconds to see the relay end them (default 0)
@@ -60,6 +69,9 @@ pub struct Options {
     pub messages: usize,
     pub bytes: usize,
     pub shape: Shape,
+    /// Of each phone, as fast as they return; zero: frames are paced.
+    pub in_flight: usize,
+    pub tls: Option<Tls>,
     /// From one ping of a phone to its next; zero: clients do not ping.
     pub client_pings: Duration,
     /// A second.
@@ -82,6 +94,8 @@ impl Options {
             messages: 0,
             bytes: 256,
             shape: Shape::String,
+            in_flight: 0,
+            tls: None,
             client_pings: Duration::ZERO,
             churn: 0,
             half_open: 0,
@@ -89,6 +103,8 @@ impl Options {
             name: "swarm".into(),
             pid: None,
         };
+        let (mut is_tls, mut is_12, mut ca) = (false, false, None::<PathBuf>);
+        let mut server_name = "localhost".to_owned();
         let mut parser = Parser::from_args(args);
         while let Some(arg) = parser.next()? {
             match arg {
@@ -106,6 +122,11 @@ impl Options {
                         other => return Err(format!("--frames: {other}: string or object").into()),
                     }
                 }
+                Arg::Long("in-flight") => options.in_flight = parser.value()?.parse()?,
+                Arg::Long("tls") => is_tls = true,
+                Arg::Long("tls12") => is_12 = true,
+                Arg::Long("ca") => ca = Some(parser.value()?.into()),
+                Arg::Long("server-name") => server_name = parser.value()?.string()?,
                 Arg::Long("client-pings") => {
                     options.client_pings = Duration::from_secs(parser.value()?.parse()?);
                 }
@@ -122,6 +143,15 @@ impl Options {
         let address = relay.strip_prefix("ws://").unwrap_or(&relay).trim_end_matches('/');
         let found = address.to_socket_addrs().map_err(|error| format!("{relay}: {error}"))?;
         options.relay = found.into_iter().next().ok_or_else(|| format!("{relay}: no address"))?;
+        options.tls = match (is_tls, ca) {
+            (true, Some(ca)) => Some(Tls::new(&ca, &server_name, is_12)?),
+            (true, None) => return Err("--tls: --ca says which authorities to trust".into()),
+            (false, None) if !is_12 => None,
+            _ => return Err("--ca and --tls12 need --tls".into()),
+        };
+        if options.in_flight > 0 && options.messages > 0 {
+            return Err("--in-flight: not together with --messages".into());
+        }
         if options.bytes > BYTES_MAX {
             return Err(format!("--bytes: at most {BYTES_MAX}").into());
         }
@@ -129,7 +159,10 @@ impl Options {
             return Err("--phones: a server-id has room for 16".into());
         }
         let phones = options.binaries * options.phones;
-        if phones < options.half_open + usize::from(options.churn + options.messages > 0) {
+        if phones
+            < options.half_open
+                + usize::from(options.churn + options.messages + options.in_flight > 0)
+        {
             return Err(format!("--phones: {phones} are too few for what they are to do").into());
         }
         Ok(Some(options))

@@ -62,7 +62,7 @@ impl Usage {
     }
 }
 
-/// The run in a few lines.
+/// The run in a few lines. `returned`: frames that came back while all were in.
 pub fn of(
     options: &Options,
     crowd: &Crowd,
@@ -70,6 +70,7 @@ pub fn of(
     ramp: &Usage,
     held: Duration,
     hold: &Usage,
+    returned: usize,
 ) -> String {
     let mut text = String::new();
     let tally = &crowd.tally;
@@ -93,6 +94,13 @@ pub fn of(
     if tally.sent > 0 {
         line("frames sent, returned", format!("{}, {}", tally.sent, tally.round_trips.len()));
         line("their round trip", percentiles(&tally.round_trips));
+        let second = returned as f64 / held.as_secs_f64();
+        line("returned in a second", format!("{second:.0}"));
+        if options.pid.is_some() && returned > 0 {
+            // Each was forwarded to the binary and back.
+            let each = hold.cpu * 1e6 / (2 * returned) as f64;
+            line("relay: CPU for each message", format!("{each:.2} µs"));
+        }
     }
     if options.half_open > 0 {
         line(

@@ -6,4 +6,5 @@
 pub mod listener;
 pub(in crate::server) mod socket;
 pub(in crate::server) mod tls;
+pub mod tls_record;
 pub(in crate::server) mod tls_session;

@@ -16,6 +16,7 @@ pub(crate) mod relay;
 #[path = "../support/request.rs"]
 mod request;
 pub(crate) mod request_head;
+pub(crate) mod tls_record;
 pub(crate) mod websocket;
 pub(crate) mod wheel;
 #[path = "../support/wire.rs"]
@@ -50,5 +51,5 @@ mod replay {
         };
     }
 
-    replays!(envelope frame_json proxy_header registry relay request_head websocket wheel);
+    replays!(envelope frame_json proxy_header registry relay request_head tls_record websocket wheel);
 }

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import xml.etree.ElementTree
 
 import websockets
@@ -156,6 +157,40 @@ def openssl_may_not_renegotiate():
         assert b"no renegotiation" in said.stderr or b"RENEGOTIATING" in said.stdout, said
         assert said.returncode != 0, "it renegotiates"
         assert b"Compression: NONE" in said.stdout
+
+
+def openssl_renews_its_keys():
+    """s_client sends a KeyUpdate for k, and for K one that asks for an answer."""
+    with Pair() as pair, Relay(*pair.flags) as relay:
+        client = subprocess.Popen(
+            ["openssl", "s_client", "-connect", relay.url, "-servername", "localhost", "-tls1_3",
+             "-CAfile", pair.certificate, "-verify_return_error", "-msg"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+        killer = threading.Timer(SOON, client.kill)
+        killer.start()
+        said = b""
+
+        def hear(pattern, count):
+            nonlocal said
+            while len(re.findall(pattern, said)) < count:
+                part = client.stdout.read(65536)
+                assert part, (pattern, count, said)
+                said += part
+
+        # A command is the first byte of what s_client reads at once, after the handshake.
+        for sent, command in enumerate("kKKkkK", 1):
+            client.stdin.write(command.encode() + b"\n")
+            hear(rb"KEYUPDATE", sent)
+        client.stdin.write(HEALTH)
+        hear(rb"HTTP/1\.1 200 OK", 1)
+        hear(rb"close_notify", 1)
+        # s_client sends each with what it does next, and may merge two.
+        for direction, most in ((rb">>>", 6), (rb"<<<", 3)):
+            count = len(re.findall(direction + rb" TLS 1\.3, Handshake .*KeyUpdate", said))
+            assert 1 <= count <= most, (direction, said)
+        client.stdin.close()
+        assert client.wait(SOON) == 0, said
+        killer.cancel()
 
 
 def curl_by_name_and_the_wrong_name():
@@ -342,6 +377,6 @@ if __name__ == "__main__":
     main([
         websockets_and_ssl, both_versions_and_no_older_ones, sessions_resume,
         openssl_takes_the_chain_whatever_form_the_key_has, openssl_may_not_renegotiate,
-        curl_by_name_and_the_wrong_name, node_ws, what_sslscan_says, files_that_openssl_makes,
+        openssl_renews_its_keys, curl_by_name_and_the_wrong_name, node_ws, what_sslscan_says, files_that_openssl_makes,
         the_whole_chain_is_served, keys_that_the_system_protects,
     ], at_once=4)

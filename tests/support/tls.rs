@@ -11,7 +11,9 @@ use pyrycode_relay::config::PairFiles;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
+};
 
 use super::connect;
 
@@ -71,10 +73,20 @@ impl Pair {
 
     /// A client configuration that trusts only the current certificate.
     pub fn client(&self) -> Arc<ClientConfig> {
+        self.client_for(rustls::DEFAULT_VERSIONS)
+    }
+
+    /// The same for TLS 1.2.
+    #[allow(dead_code, reason = "some tests use one version only")]
+    pub fn client12(&self) -> Arc<ClientConfig> {
+        self.client_for(&[&rustls::version::TLS12])
+    }
+
+    fn client_for(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();

@@ -21,6 +21,7 @@ use crate::config::PairFiles;
 use crate::pem;
 use crate::server::messages::Certified;
 use crate::server::net::tls::{ACME_TLS, is_served, provider};
+use crate::server::net::tls_session::extract::Catcher;
 
 /// A certificate chain, leaf first, its key, and how long the leaf is valid.
 #[derive(Clone, Debug)]
@@ -241,6 +242,9 @@ impl Handshakes {
         config.ticketer = Arc::clone(&self.ticketer);
         config.send_tls13_tickets = 1;
         config.alpn_protocols = protocols;
+        // A session leaves rustls when its handshake is complete.
+        config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Catcher);
         Arc::new(config)
     }
 }

@@ -17,7 +17,7 @@ use crate::config::{INITIAL_CAPACITY, PROXY_HEADER_MAX};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;
 use crate::relay::ConnId;
-use crate::server::net::tls_session::{RECORD_MAX, Session, is_fault};
+use crate::server::net::tls_session::{Lent, Plain, Session, is_fault};
 use crate::server::os::eintr::retry_eintr;
 use crate::server::turn::{PeerEnd, Readiness};
 
@@ -29,8 +29,6 @@ pub(in crate::server) struct Socket {
     generation: u32,
     tls: Option<Box<Session>>,
     pub(in crate::server) readiness: Readiness,
-    /// FIN is sent after the unsent bytes.
-    is_ending: bool,
     /// The PROXY header has not arrived yet.
     pub(in crate::server) owes_header: bool,
 }
@@ -40,23 +38,16 @@ pub(in crate::server) struct Socket {
 pub(in crate::server) struct Buffers {
     /// Bytes read from a stream.
     received: Vec<u8>,
-    /// Plaintext from TLS.
+    /// Plaintext from and for a TLS session that stays in rustls.
     plain: Vec<u8>,
-    /// Plaintext for TLS, joined from several slices.
-    joined: Vec<u8>,
     /// Ciphertext from TLS.
-    sealed: Vec<u8>,
+    lent: Lent,
 }
 
 impl Buffers {
     /// Buffers for reads of `received` bytes.
     pub(in crate::server) fn new(received: usize) -> Self {
-        Self {
-            received: vec![0; received],
-            plain: Vec::new(),
-            joined: Vec::new(),
-            sealed: Vec::new(),
-        }
+        Self { received: vec![0; received], plain: Vec::new(), lent: Lent::default() }
     }
 }
 
@@ -134,7 +125,6 @@ impl Socket {
             generation: 0,
             tls: tls.map(Box::new),
             readiness: Readiness::default(),
-            is_ending: false,
             owes_header,
         })
     }
@@ -188,7 +178,7 @@ impl Socket {
             });
         };
         if let Some(fault) = session.fault() {
-            return Err(io::Error::other(fault.clone()));
+            return Err(io::Error::other(fault));
         }
         if session.has_ended() {
             self.readiness.is_readable = false;
@@ -206,12 +196,14 @@ impl Socket {
             return Ok(Received::Cut);
         }
         front.copy_from_slice(session.partial());
-        buffers.plain.clear();
-        session.borrow(&mut buffers.sealed);
-        session.receive(&mut buffers.received[..partial + count], &mut buffers.plain);
+        if self.readiness.end != PeerEnd::Open {
+            session.on_hang_up();
+        }
+        session.borrow(&mut buffers.lent);
+        let plain = session.receive(&mut buffers.received[..partial + count], &mut buffers.plain);
         let is_over = session.is_over();
         let is_challenge = session.is_challenge();
-        let is_sent = self.flush(&mut buffers.sealed);
+        let is_sent = self.flush(&mut buffers.lent);
         self.note_read(Some(count), wanted);
         // The next read returns the end or the fault.
         self.readiness.is_readable |= is_over;
@@ -221,7 +213,11 @@ impl Socket {
             self.half_close(buffers);
             return Ok(Received::End);
         }
-        Ok(Received::Bytes(&buffers.plain, count))
+        let bytes = match plain {
+            Plain::InPlace(range) => &buffers.received[range],
+            Plain::Copied => &buffers.plain,
+        };
+        Ok(Received::Bytes(bytes, count))
     }
 
     /// The failure to log for `error`, or for a handshake that was cut off (`None`). Returns
@@ -249,7 +245,7 @@ impl Socket {
             count.is_some_and(|count| count == wanted || count > 0 && self.has_ended());
     }
 
-    /// Writes the slices in one call, with TLS at most [`RECORD_MAX`] bytes of them; returns
+    /// Writes the slices in one call, with TLS as many of them as it seals at once; returns
     /// the number of bytes accepted.
     pub(in crate::server) fn write(
         &mut self,
@@ -259,18 +255,14 @@ impl Socket {
         if self.tls.is_none() {
             return write(&mut self.stream, slices);
         }
-        self.flush(&mut buffers.sealed)?;
-        let Some(session) = self.tls.as_mut().filter(|session| session.unsent.is_empty()) else {
+        self.flush(&mut buffers.lent)?;
+        let Some(session) = self.tls.as_mut().filter(|session| session.unsent().is_empty()) else {
             return Ok(0);
         };
-        let plain = joined(slices, &mut buffers.joined);
-        if plain.is_empty() {
-            return Ok(0);
-        }
-        session.borrow(&mut buffers.sealed);
-        session.seal(plain).map_err(io::Error::other)?;
-        self.flush(&mut buffers.sealed)?;
-        Ok(plain.len())
+        session.borrow(&mut buffers.lent);
+        let sealed = session.seal(slices, &mut buffers.plain);
+        self.flush(&mut buffers.lent)?;
+        sealed.map_err(io::Error::other)
     }
 
     /// Whether the next input may cost public-key cryptography.
@@ -278,7 +270,8 @@ impl Socket {
         self.tls.as_ref().is_some_and(|session| session.is_handshaking())
     }
 
-    /// Whether [`Self::write`] accepts one record per call, however much room the kernel has.
+    /// Whether [`Self::write`] accepts a limited number of bytes per call, however much room
+    /// the kernel has.
     pub(in crate::server) fn takes_records(&self) -> bool {
         self.tls.is_some()
     }
@@ -290,40 +283,39 @@ impl Socket {
 
     /// Sends FIN after everything written, with TLS preceded by close_notify.
     pub(in crate::server) fn half_close(&mut self, buffers: &mut Buffers) {
-        self.is_ending = true;
-        if let Some(session) = &mut self.tls {
-            session.borrow(&mut buffers.sealed);
-            // Fails only if the handshake is incomplete or the session broken: then no
-            // close_notify is due.
-            let _ = session.seal_end();
-        }
+        let Some(session) = &mut self.tls else {
+            let _ = self.stream.shutdown(Shutdown::Write);
+            return;
+        };
+        session.borrow(&mut buffers.lent);
+        session.end();
+        // Fails only if the handshake is incomplete or the session broken: then no
+        // close_notify is due.
+        let _ = session.seal_end();
         // On an error the connection is broken, which the next read reports.
-        let _ = self.flush(&mut buffers.sealed);
+        let _ = self.flush(&mut buffers.lent);
     }
 
     /// Sends close_notify before the stream is dropped, if TLS has not sent it yet and the
-    /// kernel has room.
+    /// kernel has room. FIN follows anyway.
     pub(in crate::server) fn close_notify(&mut self, buffers: &mut Buffers) {
-        if self.tls.is_some() && !self.is_ending {
+        if self.tls.is_some() {
             self.half_close(buffers);
         }
     }
 
     /// Writes sealed bytes, as far as the kernel accepts them, and FIN after the last.
-    fn flush(&mut self, sealed: &mut Vec<u8>) -> io::Result<()> {
-        if let Some(session) = &mut self.tls {
-            let sent = match &session.unsent[..] {
-                [] => Ok(0),
-                unsent => write(&mut self.stream, [unsent, &[], &[]]),
-            };
-            session.unsent.drain(..*sent.as_ref().unwrap_or(&0));
-            session.give_back(sealed);
-            sent?;
-            if !session.unsent.is_empty() {
-                return Ok(());
-            }
-        }
-        if self.is_ending {
+    fn flush(&mut self, memory: &mut Lent) -> io::Result<()> {
+        let Some(session) = &mut self.tls else { return Ok(()) };
+        let is_ending = session.is_ending();
+        let sent = match session.unsent() {
+            [] => Ok(0),
+            unsent => write(&mut self.stream, [unsent, &[], &[]]),
+        };
+        session.on_sent(*sent.as_ref().unwrap_or(&0));
+        session.give_back(memory);
+        sent?;
+        if session.unsent().is_empty() && is_ending {
             let _ = self.stream.shutdown(Shutdown::Write);
         }
         Ok(())
@@ -349,17 +341,4 @@ fn write(stream: &mut TcpStream, slices: [&[u8]; 3]) -> io::Result<usize> {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
         result => result,
     }
-}
-
-/// The first bytes of the slices, at most one record.
-fn joined<'a>(slices: [&'a [u8]; 3], memory: &'a mut Vec<u8>) -> &'a [u8] {
-    if let [[], [], only] | [[], only, []] | [only, [], []] = slices {
-        return &only[..only.len().min(RECORD_MAX)];
-    }
-    memory.clear();
-    for slice in slices {
-        let room = RECORD_MAX - memory.len();
-        memory.extend_from_slice(&slice[..slice.len().min(room)]);
-    }
-    memory
 }

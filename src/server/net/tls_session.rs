@@ -1,45 +1,77 @@
 //! TLS session: ciphertext in, plaintext out, and back.
 //!
-//! Owns one TLS session and its pending ciphertext. Must not know sockets, nor what the
-//! plaintext means.
+//! Owns one TLS session and its pending ciphertext: rustls' connection during the handshake,
+//! the record layer from then on. Must not know sockets, nor what the plaintext means.
 //!
 //! 1. Between records a session owns keys and no buffer: ciphertext is read into lent
 //!    memory, and sealed bytes lie in lent memory until they are sent.
 //! 2. Pending input is at most an incomplete record (RFC 8446 §5.1) or, in a handshake, an
-//!    incomplete message; pending output is at most one record and [`OWED_MAX`].
+//!    incomplete message; pending output is at most [`SEAL_MAX`] of data and `OWED_MAX`.
 //! 3. Plaintext that arrived before a fault is returned before the fault.
+//! 4. rustls sees no byte behind the handshake, unless the session stays there for its life.
 
+mod driver;
+pub(in crate::server) mod extract;
+mod handshake;
 mod hello;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::{self, Debug};
+use std::fmt::{self, Debug, Display};
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
-    UnbufferedStatus,
-};
 use rustls::{Error, ServerConfig};
 
-use self::hello::Hello;
+use self::driver::{Kept, Say, say_alert};
+use self::extract::{Extracted, extract};
+use self::handshake::Handshake;
 use crate::protocol::transport::TransportBuffered;
-use crate::server::net::tls::{ACME_TLS, is_served};
+use crate::server::net::tls::ACME_TLS;
+use crate::server::net::tls_record::{Fault, RECORD_MAX, RecordLayer};
+
+/// The most plaintext sealed at once: a ping can overtake output that is not sealed yet. Two
+/// full records, so that large messages need half the calls of the kernel.
+const SEAL_MAX: usize = 2 * RECORD_MAX;
+
+/// Why a session is broken.
+#[derive(Clone, Debug)]
+pub(in crate::server) enum SessionError {
+    /// In rustls, above all in the handshake.
+    Rustls(Error),
+    /// After the handshake.
+    Record(Fault),
+}
+
+impl Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rustls(error) => Display::fmt(error, f),
+            Self::Record(fault) => Display::fmt(fault, f),
+        }
+    }
+}
+
+impl std::error::Error for SessionError {}
+
+impl From<Error> for SessionError {
+    fn from(error: Error) -> Self {
+        Self::Rustls(error)
+    }
+}
+
+impl From<Fault> for SessionError {
+    fn from(fault: Fault) -> Self {
+        Self::Record(fault)
+    }
+}
 
 /// Whether TLS failed, rather than the stream below it.
 pub(in crate::server) fn is_fault(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>)
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<SessionError>)
 }
-
-/// The most plaintext sealed at once, one record (RFC 8446 §5.1): a ping can overtake output
-/// that is not sealed yet.
-pub(in crate::server) const RECORD_MAX: usize = 16 * 1024;
-/// The limit on output of the protocol itself: a handshake flight with a long certificate
-/// chain. A peer that causes more without reading is disconnected.
-const OWED_MAX: usize = 64 * 1024;
 
 /// What rustls holds for a handshake of which no ClientHello has arrived: resident memory of
 /// 20,000 silent connections over their number.
@@ -50,24 +82,45 @@ const HANDSHAKE_BEGUN: usize = 4_800;
 
 /// One TLS session, the server's end.
 pub(in crate::server) struct Session {
-    inner: UnbufferedServerConnection,
-    /// `None`: the handshake is complete.
-    handshake: Option<Box<Handshake>>,
+    state: State,
+    /// `None`: nothing is pending.
+    pending: Option<Box<Pending>>,
+}
+
+enum State {
+    Handshake(Box<Handshake>),
+    /// In rustls for its life.
+    Kept(Box<Kept>),
+    /// At rest: keys and counters.
+    Rest(RecordLayer),
+    /// Neither: the extraction has failed.
+    Lost,
+}
+
+/// The cost of an idle session, its only allocation.
+const _: () = assert!(size_of::<Session>() <= 232);
+
+/// Bytes between the peer and the session. Lent, unless some are left.
+#[derive(Default)]
+struct Pending {
     /// Received bytes of an incomplete record.
     partial: Vec<u8>,
     /// Sealed bytes that are not sent yet.
-    pub(in crate::server) unsent: Vec<u8>,
-    has_ended: bool,
-    fault: Option<Error>,
+    unsent: Vec<u8>,
+    /// FIN is to follow the unsent bytes.
+    is_ending: bool,
+    /// The error that broke a session in rustls.
+    error: Option<Error>,
 }
 
-/// The state needed until the handshake is complete.
-struct Handshake {
-    /// The only server name that is served; `None`: any.
-    served: Option<Arc<str>>,
-    has_hello: bool,
-    /// The name that the peer asked for.
-    asked: Option<Box<str>>,
+/// Memory to lend to a session for the length of a call.
+#[derive(Default)]
+pub(in crate::server) struct Lent(Option<Box<Pending>>);
+
+impl Debug for Lent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lent").finish_non_exhaustive()
+    }
 }
 
 impl Debug for Session {
@@ -77,13 +130,13 @@ impl Debug for Session {
     }
 }
 
-/// The output to seal.
-#[derive(Clone, Copy)]
-enum Say<'a> {
-    Nothing,
-    Data(&'a [u8]),
-    /// close_notify.
-    End,
+/// Where [`Session::receive`] has put the plaintext.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::server) enum Plain {
+    /// In the memory of the ciphertext.
+    InPlace(Range<usize>),
+    /// In the memory for plaintext.
+    Copied,
 }
 
 impl Session {
@@ -95,236 +148,265 @@ impl Session {
         config: Arc<ServerConfig>,
         served: Option<Arc<str>>,
     ) -> Result<Self, Error> {
-        Ok(Self {
-            inner: UnbufferedServerConnection::new(config)?,
-            handshake: Some(Box::new(Handshake { served, has_hello: false, asked: None })),
-            partial: Vec::new(),
-            unsent: Vec::new(),
-            has_ended: false,
-            fault: None,
-        })
+        let handshake = Handshake::new(config, served)?;
+        Ok(Self { state: State::Handshake(Box::new(handshake)), pending: None })
     }
 
     /// Whether the handshake is incomplete, so that no plaintext can be exchanged.
     pub(in crate::server) fn is_handshaking(&self) -> bool {
-        self.inner.is_handshaking()
+        matches!(self.state, State::Handshake(_))
     }
 
     /// The bytes that the session holds, as the relay charges them.
     pub(in crate::server) fn buffered(&self) -> TransportBuffered {
-        let handshake = match &self.handshake {
-            Some(handshake) if handshake.has_hello => HANDSHAKE_BEGUN,
-            Some(_) => HANDSHAKE_SILENT,
-            None => 0,
+        let handshake = match &self.state {
+            State::Handshake(handshake) if handshake.has_hello => HANDSHAKE_BEGUN,
+            State::Handshake(_) => HANDSHAKE_SILENT,
+            State::Kept(_) | State::Rest(_) | State::Lost => 0,
         };
+        let held = |bytes: &Vec<u8>| if bytes.is_empty() { 0 } else { bytes.capacity() };
+        let pending = self.pending.as_ref();
         TransportBuffered {
-            unread: self.partial.capacity() + handshake,
-            unsent: self.unsent.capacity(),
+            unread: pending.map_or(0, |pending| held(&pending.partial)) + handshake,
+            unsent: pending.map_or(0, |pending| held(&pending.unsent)),
+        }
+    }
+
+    /// The peer has sent its last byte: a handshake that it has not begun is not begun.
+    pub(in crate::server) fn on_hang_up(&mut self) {
+        if let State::Handshake(handshake) = &mut self.state {
+            handshake.has_hung_up = true;
         }
     }
 
     /// Whether no byte has arrived.
     pub(in crate::server) fn is_untouched(&self) -> bool {
-        self.partial.is_empty() && self.handshake.as_ref().is_some_and(|it| !it.has_hello)
+        matches!(&self.state, State::Handshake(it) if !it.has_hello) && self.partial().is_empty()
     }
 
     /// The server name that the peer asked for, while the handshake is incomplete.
     pub(in crate::server) fn server_name(&self) -> Option<&str> {
-        self.handshake.as_ref()?.asked.as_deref()
+        match &self.state {
+            State::Handshake(handshake) => handshake.asked.as_deref(),
+            _ => None,
+        }
     }
 
     /// Whether the peer has sent close_notify, so that a FIN is not a truncation.
     pub(in crate::server) fn has_ended(&self) -> bool {
-        self.has_ended
+        match &self.state {
+            State::Handshake(_) | State::Lost => false,
+            State::Kept(kept) => kept.has_ended,
+            State::Rest(records) => records.has_ended(),
+        }
     }
 
     /// The error that broke the session.
-    pub(in crate::server) fn fault(&self) -> Option<&Error> {
-        self.fault.as_ref()
+    pub(in crate::server) fn fault(&self) -> Option<SessionError> {
+        if let State::Rest(records) = &self.state {
+            return records.fault().map(Into::into);
+        }
+        self.pending.as_ref()?.error.clone().map(Into::into)
     }
 
     /// Whether the session has ended, by close_notify or a fault.
     pub(in crate::server) fn is_over(&self) -> bool {
-        self.has_ended || self.fault.is_some()
+        self.has_ended() || self.fault().is_some()
     }
 
     /// Whether the handshake is complete and was a certificate authority's validation, which
     /// exchanges no data (RFC 8737 §3).
     pub(in crate::server) fn is_challenge(&self) -> bool {
-        !self.is_handshaking() && self.inner.alpn_protocol() == Some(ACME_TLS)
+        matches!(&self.state, State::Kept(it) if it.inner.alpn_protocol() == Some(ACME_TLS))
     }
 
     /// The bytes to prepend to the next ciphertext.
     pub(in crate::server) fn partial(&self) -> &[u8] {
-        &self.partial
+        self.pending.as_ref().map_or(&[], |pending| &pending.partial)
     }
 
-    /// Decrypts ciphertext, which starts with [`Self::partial`], and appends the plaintext
-    /// to `plain`. Replies of the protocol are appended to [`Self::unsent`].
-    pub(in crate::server) fn receive(&mut self, ciphertext: &mut [u8], plain: &mut Vec<u8>) {
+    /// Sealed bytes that are not sent yet.
+    pub(in crate::server) fn unsent(&self) -> &[u8] {
+        self.pending.as_ref().map_or(&[], |pending| &pending.unsent)
+    }
+
+    /// The first `count` of the unsent bytes were sent.
+    pub(in crate::server) fn on_sent(&mut self, count: usize) {
+        if count > 0 {
+            self.pending().unsent.drain(..count);
+        }
+    }
+
+    /// Notes that FIN follows the unsent bytes.
+    pub(in crate::server) fn end(&mut self) {
+        self.pending().is_ending = true;
+    }
+
+    /// Whether FIN follows the unsent bytes; forgotten once they are sent.
+    pub(in crate::server) fn is_ending(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.is_ending)
+    }
+
+    fn pending(&mut self) -> &mut Pending {
+        self.pending.get_or_insert_default()
+    }
+
+    /// Decrypts ciphertext, which starts with [`Self::partial`]. Replies of the protocol are
+    /// appended to [`Self::unsent`].
+    pub(in crate::server) fn receive(
+        &mut self,
+        ciphertext: &mut [u8],
+        memory: &mut Vec<u8>,
+    ) -> Plain {
+        memory.clear();
         let mut used = 0;
-        let result = match self.look_at_hello(ciphertext) {
-            Ok(true) => self.run(&mut used, ciphertext, plain, Say::Nothing),
-            Ok(false) => Ok(()),
-            Err(error) => Err(error),
-        };
-        // After an error rustls takes no more input, only hands out the alert for the peer.
-        while result.is_err() && self.inner.wants_write() {
-            if let Ok(ConnectionState::EncodeTlsData(data)) =
-                self.inner.process_tls_records(&mut []).state
-            {
-                let _ = encode(data, &mut self.unsent);
+        if let State::Handshake(_) = self.state {
+            used = self.shake_hands(ciphertext);
+        }
+        let pending = self.pending.get_or_insert_default();
+        let plain = match &mut self.state {
+            State::Handshake(_) | State::Lost => Plain::Copied,
+            State::Kept(kept) => {
+                used += kept.receive(&mut ciphertext[used..], memory, pending);
+                Plain::Copied
             }
-        }
-        self.fault = result.err();
-        if !self.inner.is_handshaking() {
-            self.handshake = None;
-        }
-        self.partial = if self.is_over() { Vec::new() } else { ciphertext[used..].to_vec() };
-    }
-
-    /// Whether the ClientHello is complete; an error if it asks for a name that is not
-    /// served. Checked before the session answers, because rustls would send access_denied
-    /// instead of unrecognized_name.
-    fn look_at_hello(&mut self, ciphertext: &[u8]) -> Result<bool, Error> {
-        let Some(handshake) = self.handshake.as_mut().filter(|it| !it.has_hello) else {
-            return Ok(true);
+            State::Rest(records) => {
+                let start = used;
+                let opened = records.open(&mut ciphertext[start..], &mut pending.unsent);
+                used += opened.used;
+                Plain::InPlace(start..start + opened.plain)
+            }
         };
-        let Hello::Complete(asked) = hello::read(ciphertext) else { return Ok(false) };
-        handshake.has_hello = true;
-        handshake.asked = asked;
-        if is_served(handshake.asked.as_deref(), handshake.served.as_deref()) {
-            return Ok(true);
+        let is_over = self.is_over();
+        let partial = &mut self.pending().partial;
+        partial.clear();
+        if !is_over {
+            partial.extend_from_slice(&ciphertext[used..]);
         }
-        self.unsent.extend_from_slice(hello::UNRECOGNIZED_NAME);
-        Err(Error::General("the server name is not served here".into()))
+        plain
     }
 
-    /// Seals `plain`, at most [`RECORD_MAX`] bytes, into [`Self::unsent`].
+    /// Continues the handshake, record by record, up to its end; returns the bytes consumed.
+    fn shake_hands(&mut self, ciphertext: &mut [u8]) -> usize {
+        let State::Handshake(handshake) = &mut self.state else { return 0 };
+        let pending = self.pending.get_or_insert_default();
+        let mut used = 0;
+        let result = handshake.advance(&mut used, ciphertext, &mut pending.unsent);
+        if result.is_err() {
+            say_alert(&mut handshake.inner, &mut pending.unsent);
+        }
+        pending.error = result.err();
+        if pending.error.is_none() && !handshake.inner.is_handshaking() {
+            self.end_handshake();
+        }
+        used
+    }
+
+    /// Takes the session out of rustls, if nothing is in doubt.
+    fn end_handshake(&mut self) {
+        let State::Handshake(handshake) = mem::replace(&mut self.state, State::Lost) else {
+            return;
+        };
+        let Handshake { inner, shown, may_rest, secrets, .. } = *handshake;
+        // A validation ends at once (RFC 8737 §3).
+        let is_challenge = inner.alpn_protocol() == Some(ACME_TLS);
+        let extracted = if may_rest && shown == 0 && !is_challenge {
+            extract(inner, secrets.as_deref())
+        } else {
+            Extracted::Kept(inner)
+        };
+        match extracted {
+            Extracted::Rest(records) => self.state = State::Rest(records),
+            Extracted::Kept(inner) => {
+                self.state = State::Kept(Box::new(Kept { inner, has_ended: false }));
+            }
+            Extracted::Lost(error) => self.pending().error = Some(error),
+        }
+    }
+
+    /// Seals the first of `slices`, joined, into [`Self::unsent`], and what the protocol owes
+    /// before; returns how many bytes.
     ///
     /// # Errors
-    /// If the handshake is not complete, or the keys have reached their usage limit.
-    pub(in crate::server) fn seal(&mut self, plain: &[u8]) -> Result<(), Error> {
-        self.say(Say::Data(plain))
+    /// If the handshake is not complete, the session is broken, or the keys have reached their
+    /// usage limit.
+    pub(in crate::server) fn seal(
+        &mut self,
+        slices: [&[u8]; 3],
+        memory: &mut Vec<u8>,
+    ) -> Result<usize, SessionError> {
+        if let Some(fault) = self.fault() {
+            return Err(fault);
+        }
+        let pending = self.pending.get_or_insert_default();
+        match &mut self.state {
+            State::Handshake(_) | State::Lost => Err(Error::HandshakeNotComplete.into()),
+            State::Kept(kept) => {
+                let plain = joined(slices, memory);
+                if !plain.is_empty() {
+                    kept.say(Say::Data(plain), pending)?;
+                }
+                Ok(plain.len())
+            }
+            State::Rest(records) => {
+                let mut left = SEAL_MAX;
+                let slices = slices.map(|slice| {
+                    let now = &slice[..slice.len().min(left)];
+                    left -= now.len();
+                    now
+                });
+                records.seal(&slices, &mut pending.unsent)?;
+                Ok(SEAL_MAX - left)
+            }
+        }
     }
 
     /// Seals close_notify: nothing more will be sent.
     ///
     /// # Errors
     /// Those of [`Self::seal`].
-    pub(in crate::server) fn seal_end(&mut self) -> Result<(), Error> {
-        self.say(Say::End)
+    pub(in crate::server) fn seal_end(&mut self) -> Result<(), SessionError> {
+        if let Some(fault) = self.fault() {
+            return Err(fault);
+        }
+        let pending = self.pending.get_or_insert_default();
+        match &mut self.state {
+            State::Handshake(_) | State::Lost => return Err(Error::HandshakeNotComplete.into()),
+            State::Kept(kept) => kept.say(Say::End, pending)?,
+            State::Rest(records) => records.seal_end(&mut pending.unsent),
+        }
+        Ok(())
     }
 
-    fn say(&mut self, say: Say<'_>) -> Result<(), Error> {
-        if let Some(fault) = &self.fault {
-            return Err(fault.clone());
-        }
-        if self.is_handshaking() {
-            return Err(Error::HandshakeNotComplete);
-        }
-        // The session may hold offsets of an incomplete message into these bytes.
-        let mut partial = mem::take(&mut self.partial);
-        let result = self.run(&mut 0, &mut partial, &mut Vec::new(), say);
-        self.partial = partial;
-        result
-    }
-
-    /// Advances the session until it wants more input; `used` counts the bytes of
-    /// `ciphertext` that it has consumed.
-    fn run(
-        &mut self,
-        used: &mut usize,
-        ciphertext: &mut [u8],
-        plain: &mut Vec<u8>,
-        say: Say<'_>,
-    ) -> Result<(), Error> {
-        loop {
-            let UnbufferedStatus { discard, state } =
-                self.inner.process_tls_records(&mut ciphertext[*used..]);
-            *used += discard;
-            match state? {
-                ConnectionState::ReadTraffic(mut traffic) => {
-                    while let Some(record) = traffic.next_record() {
-                        plain.extend_from_slice(record?.payload);
-                    }
-                }
-                ConnectionState::EncodeTlsData(data) => {
-                    encode(data, &mut self.unsent)?;
-                    if self.unsent.len() > OWED_MAX + RECORD_MAX {
-                        return Err(Error::General("the peer does not read".into()));
-                    }
-                }
-                ConnectionState::TransmitTlsData(data) => data.done(),
-                ConnectionState::PeerClosed => self.has_ended = true,
-                ConnectionState::WriteTraffic(mut traffic) => {
-                    let write = |room: &mut [u8]| {
-                        let sealed = match say {
-                            Say::Nothing => Ok(0),
-                            Say::Data(plain) => traffic.encrypt(plain, room),
-                            Say::End => traffic.queue_close_notify(room),
-                        };
-                        sealed.map_err(|error| match error {
-                            EncryptError::InsufficientSize(need) => Some(need),
-                            EncryptError::EncryptExhausted => None,
-                        })
-                    };
-                    return append(&mut self.unsent, write);
-                }
-                // Early data is not offered, so the other states need input or are final.
-                _ => return Ok(()),
-            }
+    /// Lends memory, unless bytes are already pending.
+    pub(in crate::server) fn borrow(&mut self, memory: &mut Lent) {
+        if self.pending.is_none() {
+            self.pending = memory.0.take();
         }
     }
 
-    /// Lends memory to seal into, unless sealed bytes are already pending.
-    pub(in crate::server) fn borrow(&mut self, memory: &mut Vec<u8>) {
-        if self.unsent.is_empty() {
-            self.unsent = mem::take(memory);
-        }
-    }
-
-    /// Returns lent memory if no sealed bytes are pending in it.
-    pub(in crate::server) fn give_back(&mut self, memory: &mut Vec<u8>) {
-        if self.unsent.is_empty() {
-            *memory = mem::take(&mut self.unsent);
+    /// Returns lent memory if no bytes are pending in it.
+    pub(in crate::server) fn give_back(&mut self, memory: &mut Lent) {
+        let Some(pending) = &mut self.pending else { return };
+        if pending.partial.is_empty() && pending.unsent.is_empty() && pending.error.is_none() {
+            pending.is_ending = false;
+            memory.0 = self.pending.take();
         } else {
-            self.unsent.shrink_to_fit();
+            pending.partial.shrink_to_fit();
+            pending.unsent.shrink_to_fit();
         }
     }
 }
 
-fn encode(
-    mut data: EncodeTlsData<'_, ServerConnectionData>,
-    unsent: &mut Vec<u8>,
-) -> Result<(), Error> {
-    append(unsent, |room| {
-        data.encode(room).map_err(|error| match error {
-            EncodeError::InsufficientSize(need) => Some(need),
-            EncodeError::AlreadyEncoded => None,
-        })
-    })
-}
-
-/// Appends the output of `write`, growing the buffer to the size that it asks for.
-fn append(
-    bytes: &mut Vec<u8>,
-    mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<InsufficientSizeError>>,
-) -> Result<(), Error> {
-    let len = bytes.len();
-    loop {
-        match write(&mut bytes[len..]) {
-            Ok(count) => {
-                bytes.truncate(len + count);
-                return Ok(());
-            }
-            Err(Some(InsufficientSizeError { required_size })) => {
-                bytes.resize(len + required_size, 0);
-            }
-            Err(None) => {
-                bytes.truncate(len);
-                return Err(Error::EncryptError);
-            }
-        }
+/// The first bytes of the slices, at most one record.
+fn joined<'a>(slices: [&'a [u8]; 3], memory: &'a mut Vec<u8>) -> &'a [u8] {
+    if let [[], [], only] | [[], only, []] | [only, [], []] = slices {
+        return &only[..only.len().min(RECORD_MAX)];
     }
+    memory.clear();
+    for slice in slices {
+        let room = RECORD_MAX - memory.len();
+        memory.extend_from_slice(&slice[..slice.len().min(room)]);
+    }
+    memory
 }

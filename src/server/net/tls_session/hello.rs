@@ -8,14 +8,12 @@
 
 use rustls::server::{Acceptor, ClientHello};
 
-use super::RECORD_MAX;
+use crate::server::net::tls_record::{HEADER, RECORD_MAX};
 
 /// The most ciphertext to wait for. A longer hello is left to the session, which selects the
 /// certificate or refuses by itself. Browsers send 2 KiB with a post-quantum key share; one
 /// record holds up to 16 KiB (RFC 8446 §5.1).
 const HELLO_MAX: usize = RECORD_MAX + HEADER;
-/// The length of a record header: type, version, length of the rest.
-const HEADER: usize = 5;
 /// The type of a record of handshake messages.
 const HANDSHAKE: u8 = 22;
 
@@ -27,9 +25,10 @@ pub(super) const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 3, 0, 2, 2, 112];
 pub(super) enum Hello {
     /// Incomplete: more bytes are needed.
     Partial,
-    /// Complete, with the server name that it asks for, if any. Bytes that are not a hello
-    /// count as complete without a name: the session reports the error.
+    /// Complete, with the server name that it asks for, if any.
     Complete(Option<Box<str>>),
+    /// The bytes are not a hello: the session reports the error.
+    Malformed,
 }
 
 /// Parses all ciphertext received so far.
@@ -50,7 +49,7 @@ pub(super) fn read(ciphertext: &[u8]) -> Hello {
             Err(_) => break,
         }
     }
-    Hello::Complete(None)
+    Hello::Malformed
 }
 
 fn name(hello: &ClientHello<'_>) -> Option<Box<str>> {

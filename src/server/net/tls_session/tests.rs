@@ -8,9 +8,22 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
+use super::driver::OWED_MAX;
 use super::*;
 use crate::server::certificates::certificate::{Certificate, Handshakes};
 use crate::server::net::tls::provider;
+
+/// The bytes for the peer.
+fn taken(session: &mut Session) -> Vec<u8> {
+    let unsent = session.unsent().to_vec();
+    session.on_sent(unsent.len());
+    session.give_back(&mut Lent::default());
+    unsent
+}
+
+fn seal(session: &mut Session, plain: &[u8]) -> Result<usize, SessionError> {
+    session.seal([&[], plain, &[]], &mut Vec::new())
+}
 
 struct Pair {
     client: ClientConnection,
@@ -44,6 +57,10 @@ impl Pair {
     fn new(tls12: bool) -> Self {
         let (certificate, root) = certificate();
         let config = Handshakes::new(None).unwrap().with(Some(&certificate));
+        Self::with(config, root, tls12)
+    }
+
+    fn with(config: Arc<ServerConfig>, root: CertificateDer<'static>, tls12: bool) -> Self {
         let name = ServerName::try_from("relay").unwrap();
         Self {
             client: ClientConnection::new(client_config(root, tls12), name).unwrap(),
@@ -57,7 +74,28 @@ impl Pair {
         let mut pair = Self::new(tls12);
         pair.shuttle();
         assert!(!pair.server.is_handshaking() && !pair.client.is_handshaking());
+        assert!(matches!(pair.server.state, State::Rest(_)));
         pair
+    }
+
+    /// A session that has to stay in rustls.
+    fn open_kept(tls12: bool) -> Self {
+        let (certificate, root) = certificate();
+        let config = Handshakes::new(None).unwrap().with(Some(&certificate));
+        let mut config = Arc::unwrap_or_clone(config);
+        // Without the first no version leaves rustls, without the second only TLS 1.2 does.
+        config.enable_secret_extraction = !tls12;
+        config.key_log = Arc::new(rustls::NoKeyLog);
+        let mut pair = Self::with(Arc::new(config), root, tls12);
+        pair.shuttle();
+        assert!(!pair.server.is_handshaking() && !pair.client.is_handshaking());
+        assert!(matches!(pair.server.state, State::Kept(_)));
+        pair
+    }
+
+    /// Every kind of session.
+    fn every_kind() -> [Self; 4] {
+        [Self::open(false), Self::open(true), Self::open_kept(false), Self::open_kept(true)]
     }
 
     /// Carries bytes until neither end has any.
@@ -67,7 +105,7 @@ impl Pair {
             while self.client.wants_write() {
                 self.client.write_tls(&mut to_server).unwrap();
             }
-            let to_client = mem::take(&mut self.server.unsent);
+            let to_client = taken(&mut self.server);
             if to_server.is_empty() && to_client.is_empty() {
                 return;
             }
@@ -84,7 +122,13 @@ impl Pair {
 
     fn server_receives(&mut self, bytes: &[u8]) {
         let mut ciphertext = [self.server.partial(), bytes].concat();
-        self.server.receive(&mut ciphertext, &mut self.plain);
+        let mut memory = Vec::new();
+        let plain = match self.server.receive(&mut ciphertext, &mut memory) {
+            Plain::InPlace(range) => &ciphertext[range],
+            Plain::Copied => &memory,
+        };
+        self.plain.extend_from_slice(plain);
+        self.server.give_back(&mut Lent::default());
     }
 
     fn heard_by_client(&mut self) -> Vec<u8> {
@@ -102,15 +146,14 @@ impl Pair {
 
 #[test]
 fn what_is_said_is_heard_in_both_versions_and_an_idle_session_keeps_no_buffer() {
-    for tls12 in [false, true] {
-        let mut pair = Pair::open(tls12);
+    for mut pair in Pair::every_kind() {
         assert_eq!(pair.client.alpn_protocol(), Some(&b"http/1.1"[..]));
         pair.client.writer().write_all(b"up").unwrap();
-        pair.server.seal(b"down").unwrap();
+        seal(&mut pair.server, b"down").unwrap();
         pair.shuttle();
         assert_eq!(pair.plain, b"up");
         assert_eq!(pair.heard_by_client(), b"down");
-        assert_eq!((pair.server.partial.capacity(), pair.server.unsent.capacity()), (0, 0));
+        assert!(pair.server.pending.is_none());
     }
 }
 
@@ -132,45 +175,46 @@ fn records_may_come_in_any_pieces() {
 
 #[test]
 fn a_half_record_is_kept_and_sealing_meanwhile_does_not_disturb_it() {
-    let mut pair = Pair::open(false);
-    pair.client.writer().write_all(&[7; 9000]).unwrap();
-    let mut record = Vec::new();
-    pair.client.write_tls(&mut record).unwrap();
-    let (first, second) = record.split_at(5000);
-    pair.server_receives(first);
-    assert_eq!((pair.plain.len(), pair.server.partial().len()), (0, 5000));
-    pair.server.seal(b"meanwhile").unwrap();
-    pair.server_receives(second);
-    assert_eq!(pair.plain, [7; 9000]);
-    pair.shuttle();
-    assert_eq!(pair.heard_by_client(), b"meanwhile");
+    for mut pair in [Pair::open(false), Pair::open_kept(false)] {
+        pair.client.writer().write_all(&[7; 9000]).unwrap();
+        let mut record = Vec::new();
+        pair.client.write_tls(&mut record).unwrap();
+        let (first, second) = record.split_at(5000);
+        pair.server_receives(first);
+        assert_eq!((pair.plain.len(), pair.server.partial().len()), (0, 5000));
+        seal(&mut pair.server, b"meanwhile").unwrap();
+        pair.server_receives(second);
+        assert_eq!(pair.plain, [7; 9000]);
+        pair.shuttle();
+        assert_eq!(pair.heard_by_client(), b"meanwhile");
+    }
 }
 
 #[test]
 fn half_a_handshake_message_is_kept_and_sealing_meanwhile_does_not_disturb_it() {
     // A KeyUpdate (RFC 8446 §4.6.3) in two records, which the client here never
     // sends; but a Finished in two is the same to the session.
-    let mut pair = Pair::open(false);
-    pair.client.refresh_traffic_keys().unwrap();
-    pair.client.writer().write_all(b"new key").unwrap();
-    let mut bytes = Vec::new();
-    while pair.client.wants_write() {
-        pair.client.write_tls(&mut bytes).unwrap();
+    for mut pair in [Pair::open(false), Pair::open_kept(false)] {
+        pair.client.refresh_traffic_keys().unwrap();
+        pair.client.writer().write_all(b"new key").unwrap();
+        let mut bytes = Vec::new();
+        while pair.client.wants_write() {
+            pair.client.write_tls(&mut bytes).unwrap();
+        }
+        for byte in bytes {
+            pair.server_receives(&[byte]);
+            seal(&mut pair.server, b"x").unwrap();
+        }
+        assert_eq!(pair.plain, b"new key");
+        pair.shuttle();
+        assert!(pair.heard_by_client().iter().all(|byte| *byte == b'x'));
     }
-    for byte in bytes {
-        pair.server_receives(&[byte]);
-        pair.server.seal(b"x").unwrap();
-    }
-    assert_eq!(pair.plain, b"new key");
-    pair.shuttle();
-    assert!(pair.heard_by_client().iter().all(|byte| *byte == b'x'));
 }
 
 #[test]
 fn both_ends_can_be_said() {
-    for tls12 in [false, true] {
-        let mut pair = Pair::open(tls12);
-        pair.server.seal(b"last").unwrap();
+    for mut pair in Pair::every_kind() {
+        seal(&mut pair.server, b"last").unwrap();
         pair.server.seal_end().unwrap();
         pair.client.writer().write_all(b"mine").unwrap();
         pair.client.send_close_notify();
@@ -183,7 +227,7 @@ fn both_ends_can_be_said() {
         assert!(pair.server.has_ended() && pair.server.is_over());
         assert_eq!(pair.plain, b"mine");
         assert!(pair.server.fault().is_none() && pair.server.partial().is_empty());
-        let mut rest = &mem::take(&mut pair.server.unsent)[..];
+        let mut rest = &taken(&mut pair.server)[..];
         pair.client.read_tls(&mut rest).unwrap();
         let state = pair.client.process_new_packets().unwrap();
         assert!(state.peer_has_closed());
@@ -193,21 +237,28 @@ fn both_ends_can_be_said() {
 
 #[test]
 fn a_bad_record_is_a_fault_after_what_came_before_it_and_is_told_by_an_alert() {
-    let mut pair = Pair::open(false);
-    pair.client.writer().write_all(b"good").unwrap();
-    let mut bytes = Vec::new();
-    pair.client.write_tls(&mut bytes).unwrap();
-    pair.client.writer().write_all(b"bad").unwrap();
-    let bad = bytes.len();
-    pair.client.write_tls(&mut bytes).unwrap();
-    bytes[bad + 7] ^= 1;
-    pair.server_receives(&bytes);
-    assert_eq!(pair.plain, b"good");
-    assert!(matches!(pair.server.fault(), Some(Error::DecryptError)));
-    let mut rest = &mem::take(&mut pair.server.unsent)[..];
-    pair.client.read_tls(&mut rest).unwrap();
-    let error = pair.client.process_new_packets().unwrap_err();
-    assert!(matches!(error, Error::AlertReceived(rustls::AlertDescription::BadRecordMac)));
+    for mut pair in [Pair::open(false), Pair::open_kept(false)] {
+        pair.client.writer().write_all(b"good").unwrap();
+        let mut bytes = Vec::new();
+        pair.client.write_tls(&mut bytes).unwrap();
+        pair.client.writer().write_all(b"bad").unwrap();
+        let bad = bytes.len();
+        pair.client.write_tls(&mut bytes).unwrap();
+        bytes[bad + 7] ^= 1;
+        pair.server_receives(&bytes);
+        assert_eq!(pair.plain, b"good");
+        let fault = pair.server.fault();
+        assert!(matches!(
+            fault,
+            Some(
+                SessionError::Rustls(Error::DecryptError) | SessionError::Record(Fault::BadRecord)
+            )
+        ));
+        let mut rest = &taken(&mut pair.server)[..];
+        pair.client.read_tls(&mut rest).unwrap();
+        let error = pair.client.process_new_packets().unwrap_err();
+        assert!(matches!(error, Error::AlertReceived(rustls::AlertDescription::BadRecordMac)));
+    }
 }
 
 #[test]
@@ -215,16 +266,16 @@ fn plain_http_is_a_fault_and_answered_by_an_alert() {
     let mut pair = Pair::new(false);
     pair.server_receives(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n");
     assert!(pair.server.fault().is_some());
-    assert_eq!(pair.server.unsent.first(), Some(&21), "an alert record");
+    assert_eq!(pair.server.unsent().first(), Some(&21), "an alert record");
     assert!(pair.plain.is_empty());
 }
 
 #[test]
 fn before_the_handshake_nothing_can_be_said() {
     let mut pair = Pair::new(false);
-    assert!(pair.server.seal(b"too early").is_err());
+    assert!(seal(&mut pair.server, b"too early").is_err());
     assert!(pair.server.seal_end().is_err());
-    assert!(pair.server.unsent.is_empty());
+    assert!(pair.server.unsent().is_empty());
 }
 
 #[test]
@@ -270,7 +321,7 @@ fn heard_when_asking(asked: &str, served: &str, record: usize) -> Option<rustls:
     }
     let expected = (!asked.is_empty()).then_some(asked);
     assert_eq!(pair.server.server_name(), expected, "{asked} in records of {record}");
-    let mut rest = &pair.server.unsent[..];
+    let mut rest = pair.server.unsent();
     while !rest.is_empty() {
         pair.client.read_tls(&mut rest).unwrap();
         match pair.client.process_new_packets() {
@@ -299,11 +350,12 @@ fn a_hello_that_is_not_complete_is_kept_and_costs_no_more_than_its_bytes() {
     let (front, last) = hello.split_at(hello.len() - 1);
     pair.server_receives(front);
     assert_eq!(pair.server.partial(), front);
-    assert!(pair.server.partial.capacity() <= hello.len() && pair.server.unsent.is_empty());
+    assert!(pair.server.unsent().is_empty());
+    assert!(pair.server.pending.as_ref().unwrap().partial.capacity() <= hello.len());
     pair.server_receives(last);
-    assert!(pair.server.partial().is_empty() && !pair.server.unsent.is_empty());
+    assert!(pair.server.partial().is_empty() && !pair.server.unsent().is_empty());
     pair.shuttle();
-    assert!(pair.server.handshake.is_none(), "what the handshake needed is given back");
+    assert!(!pair.server.is_handshaking() && pair.server.pending.is_none());
 }
 
 #[test]
@@ -391,7 +443,11 @@ fn damage_anywhere_is_a_fault_or_nothing() {
         let mut rng = StdRng::seed_from_u64(seed);
         let is_open = rng.random();
         let tls12 = rng.random();
-        let mut pair = if is_open { Pair::open(tls12) } else { Pair::new(tls12) };
+        let mut pair = match (is_open, seed % 3) {
+            (true, 0) => Pair::open_kept(tls12),
+            (true, _) => Pair::open(tls12),
+            (false, _) => Pair::new(tls12),
+        };
         if is_open {
             for _ in 0..rng.random_range(1..5) {
                 let said = vec![7; rng.random_range(1..3000)];
@@ -419,11 +475,115 @@ fn damage_anywhere_is_a_fault_or_nothing() {
             assert!(pair.server.partial().len() <= OWED_MAX + RECORD_MAX, "seed {seed}");
             if is_open {
                 // It may fail once the session is over.
-                let _ = pair.server.seal(b"meanwhile");
+                let _ = seal(&mut pair.server, b"meanwhile");
             }
         }
         faults += u32::from(pair.server.fault().is_some());
         let _ = pair.server.seal_end();
     }
     assert!((50..350).contains(&faults), "{faults}");
+}
+
+#[test]
+fn bytes_behind_the_handshake_are_not_shown_to_rustls_however_they_arrive() {
+    for tls12 in [false, true] {
+        for piece in [1, 3, 50, usize::MAX] {
+            let mut pair = Pair::new(tls12);
+            pair.piece = piece;
+            let mut hello = Vec::new();
+            pair.client.write_tls(&mut hello).unwrap();
+            for piece in hello.chunks(piece) {
+                pair.server_receives(piece);
+            }
+            let flight = taken(&mut pair.server);
+            pair.client.read_tls(&mut &flight[..]).unwrap();
+            pair.client.process_new_packets().unwrap();
+            // Data and KeyUpdates in the same flight as the client's Finished, or in TLS 1.2,
+            // where the server's comes last, as soon as it has come.
+            pair.client.writer().write_all(b"early").unwrap();
+            if !tls12 {
+                pair.client.refresh_traffic_keys().unwrap();
+                pair.client.writer().write_all(b" bird").unwrap();
+            }
+            pair.shuttle();
+            assert!(matches!(pair.server.state, State::Rest(_)), "{tls12} {piece}");
+            seal(&mut pair.server, b"worm").unwrap();
+            pair.shuttle();
+            assert_eq!(pair.plain, if tls12 { &b"early"[..] } else { b"early bird" });
+            assert_eq!(pair.heard_by_client(), b"worm");
+        }
+    }
+}
+
+#[test]
+fn a_session_whose_secrets_differ_from_its_keys_ends() {
+    let (certificate, root) = certificate();
+    let config = Handshakes::new(None).unwrap().with(Some(&certificate));
+    let mut config = Arc::unwrap_or_clone(config);
+    config.key_log = Arc::new(extract::tests::Forger);
+    let mut pair = Pair::with(Arc::new(config), root, false);
+    pair.shuttle();
+    assert!(pair.server.fault().is_some() && !pair.server.is_handshaking());
+    assert!(seal(&mut pair.server, b"x").is_err() && pair.server.seal_end().is_err());
+    assert!(pair.server.unsent().len() < 500, "at most the ticket");
+    // The next one stays in rustls.
+    let mut next = Pair::new(false);
+    next.shuttle();
+    assert!(matches!(next.server.state, State::Kept(_)));
+}
+
+#[test]
+fn several_queued_messages_are_full_records() {
+    for mut pair in Pair::every_kind() {
+        let (one, two) = (vec![1; 10_000], vec![2; 30_000]);
+        let mut heard = 0;
+        let mut left = [&one[..], &two[..]];
+        while left.iter().any(|part| !part.is_empty()) {
+            let count = pair.server.seal([&[], left[0], left[1]], &mut Vec::new()).unwrap();
+            let is_rest = matches!(pair.server.state, State::Rest(_));
+            let most = if is_rest { SEAL_MAX } else { RECORD_MAX };
+            assert_eq!(count, left.iter().map(|part| part.len()).sum::<usize>().min(most));
+            let from_first = count.min(left[0].len());
+            left = [&left[0][from_first..], &left[1][count - from_first..]];
+            let records = records(pair.server.unsent());
+            assert!(records.iter().rev().skip(1).all(|len| *len > RECORD_MAX), "{records:?}");
+            pair.shuttle();
+            heard += pair.heard_by_client().len();
+        }
+        assert_eq!(heard, 40_000);
+    }
+}
+
+/// The lengths of records.
+fn records(mut bytes: &[u8]) -> Vec<usize> {
+    let mut lens = Vec::new();
+    while let [_, _, _, high, low, rest @ ..] = bytes {
+        let len = usize::from(u16::from_be_bytes([*high, *low]));
+        lens.push(len);
+        bytes = &rest[len..];
+    }
+    lens
+}
+
+#[test]
+fn an_answer_waits_while_output_is_stuck_and_leaves_with_the_next_output() {
+    let mut pair = Pair::open(false);
+    seal(&mut pair.server, b"stuck").unwrap();
+    let stuck = pair.server.unsent().len();
+    // Twice: the client asks for an answer each time it renews its own key.
+    for _ in 0..40 {
+        pair.client.refresh_traffic_keys().unwrap();
+        pair.client.writer().write_all(b"x").unwrap();
+        let mut bytes = Vec::new();
+        while pair.client.wants_write() {
+            pair.client.write_tls(&mut bytes).unwrap();
+        }
+        pair.server_receives(&bytes);
+        assert!(pair.server.fault().is_none());
+        assert_eq!(pair.server.unsent().len(), stuck);
+    }
+    pair.shuttle();
+    seal(&mut pair.server, b" no more").unwrap();
+    pair.shuttle();
+    assert_eq!(pair.heard_by_client(), b"stuck no more");
 }

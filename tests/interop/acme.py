@@ -262,6 +262,56 @@ def a_first_certificate_is_fetched_and_served_and_a_restart_needs_nobody():
         assert os.stat(cache).st_mode & 0o777 == 0o700
 
 
+def the_name_is_asked_for_as_clients_and_health_checks_do():
+    """With the dot of the root, by address without a name, and by another name."""
+    with Scene() as authority:
+        authority.start()
+        with Relay(*authority.flags) as relay:
+            wait_says(relay, "certificate_served")
+            port = relay.address[1]
+            roots = os.path.join(authority.directory, "roots.pem")
+            with open(roots, "w") as file:
+                file.write(authority.fetch(authority.management, "roots/0"))
+
+            def run(*command):
+                return subprocess.run(command, capture_output=True, timeout=SOON, text=True,
+                                      stdin=subprocess.DEVNULL)
+
+            # curl takes the dot from the server name and leaves it in Host.
+            key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+            upgrade = [part for field in (
+                "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key,
+                "x-pyrycode-version: 1") for part in ("-H", field)]
+            for number, host in enumerate([f"{DOMAIN}.", DOMAIN, DOMAIN.upper()]):
+                done = run("curl", "--silent", "--http1.1", "--noproxy", "*", "--cacert", roots,
+                           "--max-time", "2", "--output", "/dev/null", "--write-out", "%{http_code}",
+                           "--resolve", f"{host}:{port}:127.0.0.1", *upgrade,
+                           "-H", f"x-pyrycode-server: curl{number}", f"https://{host}:{port}/v1/server")
+                assert done.stdout == "101", (host, done)
+            # As kubelet asks: by address, so without a server name.
+            done = run("curl", "--silent", "--insecure", "--noproxy", "*", f"https://127.0.0.1:{port}/healthz")
+            assert json.loads(done.stdout)["status"] == "ok", done
+            # Another name: alert 112 and not 49, and the log has it.
+            at = f"127.0.0.1:{port}"
+            done = run("openssl", "s_client", "-connect", at, "-servername", "other.example.com")
+            assert "unrecognized name" in done.stderr and "number 112" in done.stderr, done
+            wait_until(lambda: any(
+                "msg=tls_failed" in line and "remote=127.0.0.1" in line
+                and "server_name=other.example.com" in line for line in list(relay.log)))
+            done = run("openssl", "s_client", "-connect", at, "-servername", DOMAIN, "-CAfile", roots)
+            assert "Verify return code: 0" in done.stdout, done
+
+            def probe(url, *flags):
+                done = run(program(), "probe", "--json", "--health", "--ca", roots, *flags, url)
+                return {step["name"]: step for step in json.loads(done.stdout)["steps"]}
+            steps = probe(f"https://{DOMAIN}:1", "--connect", at)
+            assert steps["health"]["outcome"] == "ok", steps
+            assert steps["tls"]["server_name"] == DOMAIN, steps
+            steps = probe("https://other.example.com", "--connect", at)
+            assert "not other.example.com" in steps["tls"]["advice"], steps
+            assert "--connect" in steps["tls"]["advice"], steps
+
+
 def a_certificate_is_renewed_under_live_websockets():
     with Scene(validity=24) as authority:
         authority.start()
@@ -619,6 +669,7 @@ def a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone():
 if __name__ == "__main__":
     main([
         a_first_certificate_is_fetched_and_served_and_a_restart_needs_nobody,
+        the_name_is_asked_for_as_clients_and_health_checks_do,
         a_certificate_is_renewed_under_live_websockets,
         an_authority_that_is_down_at_first_is_asked_again,
         an_expired_certificate_is_served_while_another_is_fetched,

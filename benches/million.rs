@@ -13,7 +13,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
-use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
+use pyrycode_relay::relay::{ConnId, ListenerKind, Relay};
+use pyrycode_relay::server::turn::{PeerEnd, Readiness, Received, Transport, Turn, Written};
 use pyrycode_relay::time::{Instant, TICK};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -61,11 +62,23 @@ fn measure(count: usize, time: Duration) {
     );
 }
 
-/// The relay and its virtual time.
+/// The relay and its virtual time, below the turn that the event loop runs as well. Every peer
+/// reads at once and answers every ping.
 struct Crowd {
     relay: Relay,
     now: Instant,
-    answer: Vec<u8>,
+    turn: Option<Turn<Vec<u8>>>,
+    /// The request of the peer that connects.
+    request: Option<Vec<u8>>,
+    peers: Vec<Peer>,
+    readable: Vec<ConnId>,
+}
+
+/// What a peer has sent that the relay has not read.
+#[derive(Default)]
+struct Peer {
+    readiness: Readiness,
+    unread: Vec<u8>,
 }
 
 impl Crowd {
@@ -73,7 +86,14 @@ impl Crowd {
         let mut config = Config::default();
         config.limits.rate_per_minute = 0;
         let relay = Relay::new(&config, count, [7; 32], Instant::START);
-        Self { relay, now: Instant::START, answer: Vec::new() }
+        Self {
+            relay,
+            now: Instant::START,
+            turn: Some(Turn::new(Vec::new())),
+            request: None,
+            peers: Vec::new(),
+            readable: Vec::new(),
+        }
     }
 
     /// A peer upgrades.
@@ -89,52 +109,93 @@ impl Crowd {
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nUser-Agent: bench\r\n\
              x-pyrycode-server: {pair}\r\n{header}\r\n\r\n"
         );
-        let id = self.relay.handle_accept(
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            ListenerKind::Clients,
-            self.now,
-        );
-        self.relay.handle(Input::Bytes(id, head.as_bytes()), self.now);
-        self.apply_effects();
+        self.request = Some(head.into_bytes());
+        self.settle();
     }
 
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(due) = self.relay.next_deadline().filter(|due| *due <= end) {
             self.now = self.now.max(due);
-            self.relay.handle(Input::Timeout, self.now);
-            self.apply_effects();
+            self.settle();
         }
         self.now = end;
     }
 
-    /// Writes all output at once and answers every ping.
-    fn apply_effects(&mut self) {
-        while let Some(effect) = self.relay.poll_effect() {
-            match effect {
-                Effect::Transmit(id) => self.on_written(id),
-                Effect::Resume(_) => {}
-                effect => panic!("no peer causes {effect:?}"),
+    /// Turns follow each other until every peer has been answered.
+    fn settle(&mut self) {
+        let mut turn = self.turn.take().expect("no turn within a turn");
+        loop {
+            turn.run(self, self.now);
+            for id in std::mem::take(&mut self.readable) {
+                turn.on_readable(self, id, PeerEnd::Open);
+            }
+            if !turn.has_work() {
+                break;
             }
         }
+        self.turn = Some(turn);
+    }
+}
+
+impl Transport for Crowd {
+    type Core = Relay;
+    type Buffers = Vec<u8>;
+
+    fn core(&mut self) -> &mut Relay {
+        &mut self.relay
     }
 
-    fn on_written(&mut self, id: ConnId) {
+    fn accept(&mut self, _now: Instant) -> Option<(IpAddr, ListenerKind)> {
+        self.request.as_ref()?;
+        Some((IpAddr::V4(Ipv4Addr::LOCALHOST), ListenerKind::Clients))
+    }
+
+    fn attach(&mut self, id: ConnId, _now: Instant) -> bool {
+        if self.peers.len() <= id.index() {
+            self.peers.resize_with(id.index() + 1, Peer::default);
+        }
+        self.peers[id.index()].unread = self.request.take().unwrap_or_default();
+        self.readable.push(id);
+        true
+    }
+
+    fn readiness(&mut self, id: ConnId) -> Option<&mut Readiness> {
+        self.peers.get_mut(id.index()).map(|peer| &mut peer.readiness)
+    }
+
+    fn has_unread(&mut self, _id: ConnId) -> bool {
+        false
+    }
+
+    fn read<'b>(&mut self, id: ConnId, buffer: &'b mut Vec<u8>, _now: Instant) -> Received<'b> {
+        let peer = &mut self.peers[id.index()];
+        peer.readiness.is_readable = false;
+        *buffer = std::mem::take(&mut peer.unread);
+        Received::Bytes(buffer, buffer.len())
+    }
+
+    fn write(&mut self, id: ConnId, _buffer: &mut Vec<u8>) -> Written {
         const PING: u8 = 0x89;
-        self.answer.clear();
-        let mut count = 0;
+        let (peer, mut count) = (&mut self.peers[id.index()], 0);
         for slice in self.relay.outgoing(id) {
             count += slice.len();
             if slice.first() == Some(&PING) {
                 // FIN and pong; masked by a key of zeros.
-                self.answer.extend_from_slice(&[0x8a, 0x80 | slice[1], 0, 0, 0, 0]);
-                self.answer.extend_from_slice(&slice[2..]);
+                peer.unread.extend_from_slice(&[0x8a, 0x80 | slice[1], 0, 0, 0, 0]);
+                peer.unread.extend_from_slice(&slice[2..]);
+                self.readable.push(id);
             }
         }
-        self.relay.handle(Input::Written(id, count), self.now);
-        if !self.answer.is_empty() {
-            self.relay.handle(Input::Bytes(id, &self.answer), self.now);
-        }
+        if count == 0 { Written::Nothing } else { Written::Bytes(count) }
+    }
+
+    fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+        panic!("no peer of this bench is closed: {id:?}");
+    }
+
+    fn disconnect(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+        panic!("no peer of this bench is closed: {id:?}");
     }
 }
 

@@ -275,7 +275,7 @@ pub const DRAIN_SECONDS_MAX: u64 = 8;
 /// Initial capacity of the tables, in connections; the kernel provides the memory when it is
 /// first touched. Tables that grow from empty leave freed allocations of their earlier sizes
 /// behind: about 20 bytes for each of 10,000 connections.
-pub const ROOM: usize = 16 * 1024;
+pub const INITIAL_CAPACITY: usize = 16 * 1024;
 /// File descriptors reserved for everything that is not a WebSocket.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Minimum of `--buffer-memory`, in bytes.

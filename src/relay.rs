@@ -10,22 +10,23 @@ pub mod admission;
 mod closing;
 pub mod conn_id;
 mod connections;
+pub mod counts;
 mod deadlines;
 pub mod envelope;
+mod follow_ups;
 mod forward;
 mod gates;
 mod invariants;
 mod keyed_hash;
 mod notice;
 mod proxied;
+pub mod push_wake;
 pub mod refusals;
 #[expect(clippy::module_inception, reason = "the struct the layer is named after")]
 mod relay;
 mod slots;
 mod snapshot;
 pub mod stats;
-mod verdicts;
-pub mod wake;
 mod warnings;
 
 pub use conn_id::ConnId;

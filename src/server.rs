@@ -3,17 +3,16 @@
 
 pub mod admin;
 pub mod certificates;
-mod core;
 mod event_loop;
 pub mod fitting;
 pub mod log;
-mod mailbox;
 pub mod messages;
 pub mod net;
 pub mod os;
 mod outbound;
 pub mod push;
+pub mod turn;
 
-pub use core::Core;
 pub use event_loop::Server;
 pub use messages::{LoopHandle, LoopMessage};
+pub use turn::Core;

@@ -12,6 +12,8 @@ mod documents;
 mod log_keys;
 #[path = "architecture/relay_order.rs"]
 mod relay_order;
+#[path = "architecture/server_parts.rs"]
+mod server_parts;
 #[path = "architecture/source.rs"]
 mod source;
 #[path = "architecture/tests.rs"]

@@ -219,7 +219,7 @@ impl Crowd {
         self.events = events;
         let now = Instant::now();
         while self.messages.is_due(now) {
-            self.say(now);
+            self.send_frame(now);
         }
         while self.churn.is_due(now) {
             self.hang_up();
@@ -325,7 +325,7 @@ impl Crowd {
     }
 
     /// A phone sends a frame with the time and padding, both in base64.
-    fn say(&mut self, now: Instant) {
+    fn send_frame(&mut self, now: Instant) {
         if let Some(index) = self.next_phone(0) {
             let micros = (now - self.began).as_micros();
             let [begin, end] = if self.shape == Shape::Object { OBJECT } else { [""; 2] };

@@ -27,7 +27,7 @@ use super::inbound::Inbound;
 use super::outbox::Outbox;
 use super::outbox_pool::OutboxPool;
 use super::transport::TransportBuffered;
-use super::websocket::{Assembly, Codec, Incoming, Opcode};
+use super::websocket::{Codec, Incoming, Opcode, Reassembly};
 use crate::config::{DRAIN_MAX, Timeouts};
 use crate::time::Instant;
 
@@ -162,15 +162,15 @@ impl Connection {
             self.drain(mem::take(input), codec, now, timeouts);
             return Ok(None);
         }
-        let mut at_rest = Assembly::default();
-        let assembly = match &mut self.inbound {
-            Some(inbound) => &mut inbound.assembly,
+        let mut at_rest = Reassembly::default();
+        let reassembly = match &mut self.inbound {
+            Some(inbound) => &mut inbound.reassembly,
             None => &mut at_rest,
         };
-        let between = assembly.is_empty();
-        let incoming = codec.next(assembly, input)?;
+        let between = reassembly.is_empty();
+        let incoming = codec.next(reassembly, input)?;
         if !at_rest.is_empty() {
-            self.inbound(now).assembly = at_rest;
+            self.inbound(now).reassembly = at_rest;
         } else if let Some(inbound) = &mut self.inbound
             && between
         {
@@ -187,7 +187,7 @@ impl Connection {
         let more = u32::try_from(input.len()).unwrap_or(u32::MAX);
         closing.drained = closing.drained.saturating_add(more);
         while closing.is_framed && !closing.answered {
-            match codec.next(&mut inbound.assembly, &mut input) {
+            match codec.next(&mut inbound.reassembly, &mut input) {
                 Ok(Some(Incoming::Close(_))) => closing.answered = true,
                 Ok(Some(_)) => {}
                 Ok(None) => break,
@@ -448,7 +448,7 @@ impl Connection {
     fn message_deadline(&self, timeouts: &Timeouts) -> Instant {
         match (&self.state, &self.inbound) {
             (State::Open { .. }, Some(inbound))
-                if inbound.paused.is_none() && !inbound.assembly.is_empty() =>
+                if inbound.paused.is_none() && !inbound.reassembly.is_empty() =>
             {
                 inbound.since + timeouts.message
             }

@@ -2,7 +2,7 @@
 //!
 //! Owns what is buffered between two reads. Must not know the connection's state.
 
-use super::websocket::Assembly;
+use super::websocket::Reassembly;
 use crate::time::Instant;
 
 /// Incomplete input, and since when reading is paused.
@@ -10,7 +10,7 @@ use crate::time::Instant;
 pub(super) struct Inbound {
     /// An incomplete request head, or what followed a complete one.
     pub(super) early: Vec<u8>,
-    pub(super) assembly: Assembly,
+    pub(super) reassembly: Reassembly,
     /// Bytes that the transport below has received but not yet delivered.
     pub(super) below: usize,
     /// When the first byte of the incomplete message arrived, moved on by the time in which
@@ -24,7 +24,7 @@ impl Inbound {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             early: Vec::new(),
-            assembly: Assembly::default(),
+            reassembly: Reassembly::default(),
             below: 0,
             since: now,
             paused: None,
@@ -33,12 +33,12 @@ impl Inbound {
 
     pub(super) fn is_empty(&self) -> bool {
         self.early.is_empty()
-            && self.assembly.is_empty()
+            && self.reassembly.is_empty()
             && self.below == 0
             && self.paused.is_none()
     }
 
     pub(super) fn held(&self) -> usize {
-        self.early.len() + self.assembly.held() + self.below
+        self.early.len() + self.reassembly.held() + self.below
     }
 }

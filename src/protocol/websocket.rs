@@ -12,7 +12,7 @@
 //! 2. Whole unfragmented frames go through one context that all connections share
 //!    ([`Codec`]); it is idle between any two calls.
 //! 3. A fragmented message has its own context from its first fragment to its last
-//!    ([`Assembly`]).
+//!    ([`Reassembly`]).
 //! 4. Close frames never reach a context: tungstenite 0.30 rejects the valid code 1014, and
 //!    its own reply would be a second close frame.
 
@@ -132,7 +132,7 @@ impl Message {
 
 /// Reassembly of one incomplete message.
 #[derive(Debug, Default)]
-pub struct Assembly {
+pub struct Reassembly {
     /// An incomplete frame as received, header included, still masked.
     frame: Vec<u8>,
     fragments: Option<Box<Fragments>>,
@@ -147,7 +147,7 @@ struct Fragments {
     largest: usize,
 }
 
-impl Assembly {
+impl Reassembly {
     /// Whether no message is incomplete.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -183,34 +183,34 @@ impl Codec {
     }
 
     /// Consumes `input` up to the end of the next message or control frame. `None`: `input`
-    /// is consumed, and an incomplete message is in `assembly`.
+    /// is consumed, and an incomplete message is in `reassembly`.
     ///
     /// # Errors
-    /// The cause to close with; `assembly` and the rest of `input` are then meaningless.
+    /// The cause to close with; `reassembly` and the rest of `input` are then meaningless.
     pub fn next(
         &mut self,
-        assembly: &mut Assembly,
+        reassembly: &mut Reassembly,
         input: &mut &[u8],
     ) -> Result<Option<Incoming>, CloseCause> {
         while !input.is_empty() {
-            let incoming = if assembly.frame.is_empty() {
-                let Some((header, len)) = self.header(input, assembly)? else {
-                    assembly.frame.extend_from_slice(input);
+            let incoming = if reassembly.frame.is_empty() {
+                let Some((header, len)) = self.header(input, reassembly)? else {
+                    reassembly.frame.extend_from_slice(input);
                     *input = &[];
                     return Ok(None);
                 };
                 let Some((frame, rest)) = input.split_at_checked(len) else {
-                    assembly.frame.extend_from_slice(input);
+                    reassembly.frame.extend_from_slice(input);
                     *input = &[];
                     return Ok(None);
                 };
                 *input = rest;
-                self.decode(&header, frame, assembly)?
+                self.decode(&header, frame, reassembly)?
             } else {
-                let Some((header, frame)) = self.finish(assembly, input)? else {
+                let Some((header, frame)) = self.finish(reassembly, input)? else {
                     return Ok(None);
                 };
-                self.decode(&header, &frame, assembly)?
+                self.decode(&header, &frame, reassembly)?
             };
             if incoming.is_some() {
                 return Ok(incoming);
@@ -223,23 +223,23 @@ impl Codec {
     /// does.
     fn finish(
         &self,
-        assembly: &mut Assembly,
+        reassembly: &mut Reassembly,
         input: &mut &[u8],
     ) -> Result<Option<(FrameHeader, Vec<u8>)>, CloseCause> {
         let (header, len) = loop {
-            if let Some(found) = self.header(&assembly.frame, assembly)? {
+            if let Some(found) = self.header(&reassembly.frame, reassembly)? {
                 break found;
             }
             let Some((&byte, rest)) = input.split_first() else { return Ok(None) };
-            assembly.frame.push(byte);
+            reassembly.frame.push(byte);
             *input = rest;
         };
-        let missing = (len - assembly.frame.len()).min(input.len());
+        let missing = (len - reassembly.frame.len()).min(input.len());
         let (more, rest) = input.split_at(missing);
-        assembly.frame.extend_from_slice(more);
+        reassembly.frame.extend_from_slice(more);
         *input = rest;
-        let whole = assembly.frame.len() == len;
-        Ok(whole.then(|| (header, std::mem::take(&mut assembly.frame))))
+        let whole = reassembly.frame.len() == len;
+        Ok(whole.then(|| (header, std::mem::take(&mut reassembly.frame))))
     }
 
     /// The header at the start of `bytes` and the length of its frame, or `None` if the
@@ -248,9 +248,9 @@ impl Codec {
     fn header(
         &self,
         bytes: &[u8],
-        assembly: &Assembly,
+        reassembly: &Reassembly,
     ) -> Result<Option<(FrameHeader, usize)>, CloseCause> {
-        if !has_valid_start(bytes, assembly.fragmented_len().is_some()) {
+        if !has_valid_start(bytes, reassembly.fragmented_len().is_some()) {
             return Err(CloseCause::ProtocolError);
         }
         let mut cursor = Cursor::new(&bytes[..bytes.len().min(MASKED_HEADER_MAX)]);
@@ -265,7 +265,7 @@ impl Codec {
                 return Err(CloseCause::ProtocolError);
             }
             OpCode::Control(_) => CONTROL_PAYLOAD_MAX,
-            OpCode::Data(_) => self.message_max - assembly.fragmented_len().unwrap_or(0),
+            OpCode::Data(_) => self.message_max - reassembly.fragmented_len().unwrap_or(0),
         };
         if len > limit as u64 {
             return Err(CloseCause::MessageTooBig);
@@ -278,18 +278,18 @@ impl Codec {
         &mut self,
         header: &FrameHeader,
         frame: &[u8],
-        assembly: &mut Assembly,
+        reassembly: &mut Reassembly,
     ) -> Result<Option<Incoming>, CloseCause> {
         let payload_len = frame.len() - header_len(header, frame);
         if header.opcode == OpCode::Control(Control::Close) {
             return close_payload(header, &frame[frame.len() - payload_len..]).map(Some);
         }
         let is_data = matches!(header.opcode, OpCode::Data(_));
-        if is_data && !header.is_final && assembly.fragments.is_none() {
+        if is_data && !header.is_final && reassembly.fragments.is_none() {
             let context = fresh_context(self.message_max);
-            assembly.fragments = Some(Box::new(Fragments { context, len: 0, largest: 0 }));
+            reassembly.fragments = Some(Box::new(Fragments { context, len: 0, largest: 0 }));
         }
-        let context = match assembly.fragments.as_deref_mut() {
+        let context = match reassembly.fragments.as_deref_mut() {
             Some(fragments) if is_data => {
                 fragments.len += payload_len;
                 fragments.largest = fragments.largest.max(payload_len);
@@ -314,7 +314,7 @@ impl Codec {
             }
         };
         if is_data {
-            assembly.fragments = None;
+            reassembly.fragments = None;
         }
         Ok(Some(incoming))
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns the accounting of a connection's end: log line, metrics, caps and slot. A connection
 //! gives up its role before its close frame is written, whatever its socket still does.
-//! Consequences for other connections are queued as verdicts, in order, for
+//! Consequences for other connections are queued as follow-ups, in order, for
 //! [`Relay::carry_out`](super::Relay) to apply: nothing here closes a second connection, so
 //! there is no recursion.
 
@@ -17,7 +17,7 @@ use crate::time::Instant;
 
 /// The consequence of a slot's change for one of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum FollowUp {
     /// Close it.
     Close(ConnId, CloseCause),
     /// Open it: the claimant has become the holder of the slot.
@@ -78,8 +78,8 @@ impl Relay {
             Role::Binary => match self.slots.release(slot, id, now) {
                 Release::NotHolder => {}
                 Release::Grace => {
-                    self.verdicts
-                        .extend(self.slots.phones(slot).iter().copied().map(Verdict::Resume));
+                    self.follow_ups
+                        .extend(self.slots.phones(slot).iter().copied().map(FollowUp::Resume));
                 }
                 Release::TakenOver(takeover) => self.on_takeover(slot, takeover),
             },
@@ -124,12 +124,12 @@ impl Relay {
             );
         }
         self.close_later(phones, CloseCause::BinaryReclaimed);
-        self.verdicts.push_back(Verdict::Open(holder, slot));
+        self.follow_ups.push_back(FollowUp::Open(holder, slot));
         self.close_later(rejected, CloseCause::ServerIdClaimed);
     }
 
     /// Queues a close of each of these.
     pub(super) fn close_later(&mut self, ids: impl IntoIterator<Item = ConnId>, cause: CloseCause) {
-        self.verdicts.extend(ids.into_iter().map(|id| Verdict::Close(id, cause)));
+        self.follow_ups.extend(ids.into_iter().map(|id| FollowUp::Close(id, cause)));
     }
 }

@@ -36,7 +36,7 @@ use self::ranking::Ranking;
 use super::admission::Budget;
 use super::conn_id::{ConnId, PublicId};
 use super::keyed_hash::HashKeys;
-use crate::config::{Config, ROOM, Timeouts};
+use crate::config::{Config, INITIAL_CAPACITY, Timeouts};
 use crate::protocol::connection::{Connection, Expiry};
 use crate::protocol::outbox_pool::OutboxPool;
 use crate::protocol::websocket::Codec;
@@ -113,14 +113,14 @@ impl Connections {
     /// No connections yet. `id_keys` must be unpredictable to peers.
     pub(super) fn new(config: &Config, id_keys: HashKeys, now: Instant) -> Self {
         Self {
-            slab: Slab::with_capacity(ROOM),
+            slab: Slab::with_capacity(INITIAL_CAPACITY),
             shared: Shared {
                 timeouts: config.timeouts.clone(),
                 codec: Codec::new(config.limits.message),
                 pool: OutboxPool::default(),
                 budget: Budget::new(config.limits.buffer_memory),
                 ranking: Ranking::default(),
-                timers: Wheel::with_room(ROOM, now),
+                timers: Wheel::with_capacity(INITIAL_CAPACITY, now),
                 effects: VecDeque::new(),
                 websockets: 0,
             },

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::conn_id::PublicId;
+use super::counts::closed_list;
 use crate::config::{ENVELOPE_MAX, NESTING_MAX};
 
 /// Bytes that the envelope adds to a frame.
@@ -30,59 +31,31 @@ pub const DEVICE_TOKEN_MAX: usize = 4096;
 /// The only supported push service.
 const PLATFORM: &str = "fcm";
 
-/// Why an envelope is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dropped {
-    /// Not UTF-8.
-    NotUtf8,
-    /// Not JSON, not an object, a duplicated key, or a field of the wrong type.
-    Malformed,
-    /// Nested deeper than [`NESTING_MAX`].
-    TooDeep,
-    /// No `conn_id`, or an empty one.
-    NoConnId,
-    /// Neither a frame nor a close code.
-    NoFrame,
-    /// The conn_id names no phone of this server-id.
-    UnknownPhone,
-    /// A push wake while push wake is off.
-    PushWakeOff,
-    /// A push wake without a known platform or a token, or with a token that is too long.
-    PushWakeMalformed,
-    /// A push wake beyond a limit: of this server-id, or on all wakes in flight.
-    PushWakeLimit,
+closed_list! {
+    /// Why an envelope is dropped.
+    pub enum Dropped {
+        /// Not UTF-8.
+        NotUtf8 => "not_utf8",
+        /// Not JSON, not an object, a duplicated key, or a field of the wrong type.
+        Malformed => "malformed",
+        /// Nested deeper than [`NESTING_MAX`].
+        TooDeep => "too_deep",
+        /// No `conn_id`, or an empty one.
+        NoConnId => "no_conn_id",
+        /// Neither a frame nor a close code.
+        NoFrame => "no_frame",
+        /// The conn_id names no phone of this server-id.
+        UnknownPhone => "unknown_phone",
+        /// A push wake while push wake is off.
+        PushWakeOff => "push_wake_off",
+        /// A push wake without a known platform or a token, or with a token that is too long.
+        PushWakeMalformed => "push_wake_malformed",
+        /// A push wake beyond a limit: of this server-id, or on all wakes in flight.
+        PushWakeLimit => "push_wake_limit",
+    }
 }
 
 impl Dropped {
-    /// Every cause, for counters that start at zero.
-    pub const ALL: [Self; 9] = [
-        Self::NotUtf8,
-        Self::Malformed,
-        Self::TooDeep,
-        Self::NoConnId,
-        Self::NoFrame,
-        Self::UnknownPhone,
-        Self::PushWakeOff,
-        Self::PushWakeMalformed,
-        Self::PushWakeLimit,
-    ];
-
-    /// The value of `cause` in metrics and log lines.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::NotUtf8 => "not_utf8",
-            Self::Malformed => "malformed",
-            Self::TooDeep => "too_deep",
-            Self::NoConnId => "no_conn_id",
-            Self::NoFrame => "no_frame",
-            Self::UnknownPhone => "unknown_phone",
-            Self::PushWakeOff => "push_wake_off",
-            Self::PushWakeMalformed => "push_wake_malformed",
-            Self::PushWakeLimit => "push_wake_limit",
-        }
-    }
-
     /// Whether the dropped envelope asked for a push wake.
     #[must_use]
     pub const fn is_push_wake(self) -> bool {

@@ -4,13 +4,13 @@
 //! binary must not wait for it; a slow binary pauses the reading of its phones, because no
 //! frame may be lost. Must not know the syntax of envelopes.
 
-use super::closing::Verdict;
+use super::closing::FollowUp;
 use super::conn_id::{ConnId, PublicId};
 use super::connections::{Editor, Role};
 use super::envelope::{self, Dropped, Envelope};
+use super::push_wake::{DeviceToken, Wake};
 use super::relay::Relay;
 use super::slots::SlotKey;
-use super::wake::{DeviceToken, Wake};
 use super::warnings::Kind;
 use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER};
 use crate::protocol::close::CloseCause;
@@ -19,13 +19,13 @@ use crate::protocol::transport::TransportBuffered;
 use crate::protocol::websocket::{Incoming, Message};
 use crate::time::Instant;
 
-/// Whether input was handled as frames.
+/// What the input of a connection was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(super) enum Taken {
-    /// It was, or there is no such connection.
+pub(super) enum InputKind {
+    /// Frames, or there is no such connection: it was consumed.
     Frames,
-    /// It belongs to a request head; it was not consumed.
+    /// Part of a request head: it was not consumed.
     Head,
 }
 
@@ -66,12 +66,17 @@ impl Next {
 
 impl Relay {
     /// Bytes have arrived on a WebSocket.
-    pub(super) fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) -> Taken {
+    pub(super) fn handle_frames(
+        &mut self,
+        id: ConnId,
+        mut input: &[u8],
+        now: Instant,
+    ) -> InputKind {
         let public_id = self.connections.public_id(id);
         while !input.is_empty() {
             let read = |it: &mut Editor<'_>| Next::read(it, &mut input, public_id);
             match self.connections.edit(id, now, read) {
-                Some(Next::Head) => return Taken::Head,
+                Some(Next::Head) => return InputKind::Head,
                 Some(Next::Nothing) | None => break,
                 Some(Next::Message(message, Some(Role::Phone), slot)) => {
                     self.forward_to_binary(public_id, slot, &message, now);
@@ -83,7 +88,7 @@ impl Relay {
                 Some(Next::Close(cause, echo)) => self.close(id, cause, &echo, now),
             }
         }
-        Taken::Frames
+        InputKind::Frames
     }
 
     /// Forwards a phone's message to its binary, in an envelope.
@@ -235,7 +240,7 @@ impl Relay {
             && backlog <= BINARY_LOW_WATER
             && self.slots.pause(slot, false)
         {
-            self.verdicts.extend(self.slots.phones(slot).iter().copied().map(Verdict::Resume));
+            self.follow_ups.extend(self.slots.phones(slot).iter().copied().map(FollowUp::Resume));
         }
     }
 }

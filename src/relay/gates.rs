@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::admission::{ClientKey, ConnectionCaps, RateLimiter};
-use super::closing::Verdict;
+use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Role, Stage};
 use super::refusals::Refusals;
@@ -286,7 +286,7 @@ impl Relay {
             Claim::Waits { slot, holder, until, is_first } => {
                 self.connections.edit(id, now, |it| it.wait(slot, until));
                 if is_first {
-                    self.verdicts.push_back(Verdict::Probe(holder));
+                    self.follow_ups.push_back(FollowUp::Probe(holder));
                 }
             }
         }

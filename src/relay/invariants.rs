@@ -7,9 +7,9 @@
 use super::admission::ClientKey;
 use super::conn_id::ConnId;
 use super::connections::{Entry, Role, Stage};
+use super::push_wake::{IN_FLIGHT_MAX, Wakes};
 use super::relay::Relay;
 use super::slots::audit::SlotView;
-use super::wake::{IN_FLIGHT_MAX, Wakes};
 use crate::config::BINARY_LOW_WATER;
 
 impl Relay {
@@ -41,7 +41,7 @@ impl Relay {
     ///   removed connection but those up to its disconnect.
     /// - A10. The push wakes in flight, those not yet handed out included, are within their
     ///   limit.
-    /// - A11. No verdict is pending.
+    /// - A11. No follow-up is pending.
     pub fn audit(&self) {
         let mut clients = Vec::new();
         for (id, entry) in self.connections.audit() {
@@ -55,7 +55,7 @@ impl Relay {
         assert_eq!(members, clients.len(), "A3: members of slots and connections with a role");
         let (in_flight, accepted) = self.wakes.as_ref().map_or((0, 0), Wakes::counts);
         assert!(accepted <= in_flight && in_flight <= IN_FLIGHT_MAX, "A10: {in_flight}");
-        assert!(self.verdicts.is_empty(), "A11: {:?}", self.verdicts);
+        assert!(self.follow_ups.is_empty(), "A11: {:?}", self.follow_ups);
     }
 
     fn audit_entry(&self, id: ConnId, entry: &Entry) {

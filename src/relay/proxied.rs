@@ -44,7 +44,7 @@ impl Relay {
         log::log!(
             level, remote:% = remote, cause = cause.label(), dropped; "proxy_header_refused"
         );
-        self.stats.proxy_refusals[cause as usize] += 1;
+        self.stats.proxy_refusals.add(cause);
         self.disconnect(id, CloseCause::Disconnected, now);
     }
 }

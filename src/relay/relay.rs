@@ -2,7 +2,7 @@
 //!
 //! Owns the parts and dispatches each input to the one that handles it; decides nothing
 //! itself. The files that implement `Relay` depend on each other in one direction: closing,
-//! forward, verdicts, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
+//! forward, follow_ups, proxied, gates, deadlines, relay. `tests/architecture.rs` checks that.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -10,15 +10,15 @@ use std::net::IpAddr;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::closing::Verdict;
+use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Connections, Effect, Role};
-use super::forward::Taken;
+use super::forward::InputKind;
 use super::gates::{Gates, ListenerKind};
 use super::keyed_hash::HashKeys;
+use super::push_wake::{Wake, Wakes};
 use super::slots::Slots;
 use super::stats::{Stats, WakeOutcome};
-use super::wake::{Wake, Wakes};
 use super::warnings::Warnings;
 use crate::config::Config;
 use crate::protocol::close::CloseCause;
@@ -99,7 +99,7 @@ pub struct Relay {
     pub(super) warnings: Warnings,
     pub(super) rng: StdRng,
     /// Pending consequences of changes for other connections. Empty between two calls.
-    pub(super) verdicts: VecDeque<Verdict>,
+    pub(super) follow_ups: VecDeque<FollowUp>,
 }
 
 impl Relay {
@@ -116,7 +116,7 @@ impl Relay {
             wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             stats: Stats::default(),
             warnings: Warnings::default(),
-            verdicts: VecDeque::new(),
+            follow_ups: VecDeque::new(),
             rng,
         }
     }
@@ -131,7 +131,7 @@ impl Relay {
         match input {
             Input::Proxied(id, header) => self.handle_proxied(id, header, now),
             Input::Bytes(id, bytes) => {
-                if self.handle_frames(id, bytes, now) == Taken::Head {
+                if self.handle_frames(id, bytes, now) == InputKind::Head {
                     self.handle_head(id, bytes, now);
                 }
             }

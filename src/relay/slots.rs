@@ -29,7 +29,7 @@ use rand::rngs::StdRng;
 
 use super::conn_id::ConnId;
 use super::keyed_hash::HashKeys;
-use crate::config::{Config, PHONES_PER_SERVER_MAX, ROOM, Timeouts};
+use crate::config::{Config, INITIAL_CAPACITY, PHONES_PER_SERVER_MAX, Timeouts};
 use crate::time::{Instant, Wheel};
 
 /// Index of a slot; meaningful while the slot exists.
@@ -152,11 +152,11 @@ impl Slots {
             by_server_id: HashTable::new(),
             probes: HashMap::with_hasher(hash),
             hash,
-            slots: Vec::with_capacity(ROOM),
+            slots: Vec::with_capacity(INITIAL_CAPACITY),
             free: Vec::new(),
             binaries: 0,
             phones: 0,
-            graces: Wheel::with_room(ROOM, now),
+            graces: Wheel::with_capacity(INITIAL_CAPACITY, now),
             drain: None,
             drain_time: config.drain,
             timeouts: config.timeouts.clone(),

@@ -1,10 +1,11 @@
 //! Stats: counters of what the relay did.
 //!
-//! Owns numbers only; must not know a metrics format or a connection. No label ever carries
-//! text from a peer: every index is a closed list.
+//! Owns numbers, and closed lists of what is counted; must not know a metrics format or a
+//! connection. No label carries text from a peer.
 
 use std::time::Duration;
 
+use super::counts::{Counts, closed_list};
 use super::envelope::Dropped;
 use crate::protocol::close::CloseCause;
 
@@ -29,110 +30,76 @@ pub struct Stats {
     pub bytes_to_phone: u64,
     /// Close notices queued to binaries.
     pub close_notices: u64,
-    /// Dropped envelopes, in the order of [`Dropped::ALL`].
-    pub dropped: [u64; Dropped::ALL.len()],
-    /// Closes of binaries and of phones, in the order of [`CloseCause::ALL`].
-    pub closes: [[u64; CloseCause::ALL.len()]; 2],
+    /// Dropped envelopes.
+    pub dropped: Counts<Dropped, { Dropped::ALL.len() }>,
+    /// Closes of binaries and of phones.
+    pub closes: [Counts<CloseCause, { CloseCause::ALL.len() }>; 2],
     /// Slots whose grace expired.
     pub grace_expiries: u64,
     /// Slots taken over from a binary that did not answer a probe.
     pub takeovers: u64,
-    /// Connections closed for lack of a valid PROXY header, by [`ProxyRefusal`].
-    pub proxy_refusals: [u64; ProxyRefusal::LABELS.len()],
-    /// Upgrade attempts on `/v1/server` and `/v1/client` by [`Outcome`].
-    pub upgrades: [[u64; Outcome::LABELS.len()]; 2],
-    /// Push wakes by [`WakeOutcome`].
-    pub wakes: [u64; WakeOutcome::LABELS.len()],
+    /// Connections closed for lack of a valid PROXY header.
+    pub proxy_refusals: Counts<ProxyRefusal, { ProxyRefusal::ALL.len() }>,
+    /// Upgrade attempts on `/v1/server` and `/v1/client`.
+    pub upgrades: [Counts<Outcome, { Outcome::ALL.len() }>; 2],
+    /// Push wakes.
+    pub wakes: Counts<WakeOutcome, { WakeOutcome::ALL.len() }>,
 }
 
-/// How an upgrade attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// An open WebSocket.
-    Accept,
-    /// A required header was missing or invalid.
-    RejectHeaders,
-    /// The server-id is claimed.
-    Reject409,
-    /// The server-id has no slot.
-    Reject404,
-    /// Too many phones.
-    Reject429,
-    /// Too many attempts.
-    RejectRateLimit,
-    /// A connection cap is reached.
-    RejectCap,
-    /// No WebSocket handshake.
-    RejectHandshake,
-}
-
-impl Outcome {
-    /// Metric labels in the order of the variants.
-    pub const LABELS: [&'static str; 8] = [
-        "accept",
-        "reject_headers",
-        "reject_409",
-        "reject_404",
-        "reject_429",
-        "reject_rate_limit",
-        "reject_cap",
-        "reject_handshake",
-    ];
-}
-
-/// Why a connection that has to send a PROXY header was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyRefusal {
-    /// The peer is not a trusted proxy.
-    Untrusted,
-    /// What it sent is not a PROXY header, or one that names no TCP client.
-    Malformed,
-    /// It did not arrive in time.
-    Late,
-}
-
-impl ProxyRefusal {
-    /// Metric labels in the order of the variants.
-    pub const LABELS: [&'static str; 3] = ["untrusted", "malformed", "late"];
-
-    /// Its metric label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        Self::LABELS[self as usize]
+closed_list! {
+    /// How an upgrade attempt ended.
+    pub enum Outcome {
+        /// An open WebSocket.
+        Accept => "accept",
+        /// A required header was missing or invalid.
+        RejectHeaders => "reject_headers",
+        /// The server-id is claimed.
+        Reject409 => "reject_409",
+        /// The server-id has no slot.
+        Reject404 => "reject_404",
+        /// Too many phones.
+        Reject429 => "reject_429",
+        /// Too many attempts.
+        RejectRateLimit => "reject_rate_limit",
+        /// A connection cap is reached.
+        RejectCap => "reject_cap",
+        /// No WebSocket handshake.
+        RejectHandshake => "reject_handshake",
     }
 }
 
-/// How a push wake ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WakeOutcome {
-    /// FCM accepted it.
-    Sent,
-    /// FCM no longer knows the device.
-    Unregistered,
-    /// FCM refused it, or could not be reached.
-    SendFailed,
-    /// No access token could be fetched.
-    TokenFetchFailed,
-    /// Push wake is off, the request is malformed, or a limit is reached.
-    Dropped,
+closed_list! {
+    /// Why a connection that has to send a PROXY header was closed.
+    pub enum ProxyRefusal {
+        /// The peer is not a trusted proxy.
+        Untrusted => "untrusted",
+        /// What it sent is not a PROXY header, or one that names no TCP client.
+        Malformed => "malformed",
+        /// It did not arrive in time.
+        Late => "late",
+    }
 }
 
-impl WakeOutcome {
-    /// Metric labels in the order of the variants.
-    pub const LABELS: [&'static str; 5] =
-        ["sent", "unregistered", "send_failed", "token_fetch_failed", "dropped"];
-
-    /// The value of `outcome` in metrics and log lines.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        Self::LABELS[self as usize]
+closed_list! {
+    /// How a push wake ended.
+    pub enum WakeOutcome {
+        /// FCM accepted it.
+        Sent => "sent",
+        /// FCM no longer knows the device.
+        Unregistered => "unregistered",
+        /// FCM refused it, or could not be reached.
+        SendFailed => "send_failed",
+        /// No access token could be fetched.
+        TokenFetchFailed => "token_fetch_failed",
+        /// Push wake is off, the request is malformed, or a limit is reached.
+        Dropped => "dropped",
     }
 }
 
 impl Stats {
     /// Counts a dropped envelope.
     pub fn on_dropped(&mut self, cause: Dropped) {
-        self.dropped[cause as usize] += 1;
+        self.dropped.add(cause);
         if cause.is_push_wake() {
             self.on_wake(WakeOutcome::Dropped);
         }
@@ -140,23 +107,23 @@ impl Stats {
 
     /// Counts a push wake.
     pub fn on_wake(&mut self, outcome: WakeOutcome) {
-        self.wakes[outcome as usize] += 1;
+        self.wakes.add(outcome);
     }
 
     /// Counts a close.
     pub fn on_close(&mut self, is_phone: bool, cause: CloseCause) {
-        self.closes[usize::from(is_phone)][cause.index()] += 1;
+        self.closes[usize::from(is_phone)].add(cause);
     }
 
     /// Closes for `cause`, of binaries and of phones.
     #[must_use]
     pub fn closes_by(&self, cause: CloseCause) -> [u64; 2] {
-        self.closes.map(|closes| closes[cause.index()])
+        self.closes.each_ref().map(|closes| closes[cause])
     }
 
     /// Counts an upgrade attempt.
     pub fn on_upgrade(&mut self, is_phone: bool, outcome: Outcome) {
-        self.upgrades[usize::from(is_phone)][outcome as usize] += 1;
+        self.upgrades[usize::from(is_phone)].add(outcome);
     }
 }
 
@@ -211,7 +178,7 @@ mod tests {
     fn a_close_is_counted_under_its_role_and_cause() {
         let mut stats = Stats::default();
         stats.on_close(true, CloseCause::Shutdown);
-        assert_eq!(stats.closes[1][CloseCause::Shutdown.index()], 1);
-        assert_eq!(stats.closes[0].iter().sum::<u64>(), 0);
+        assert_eq!(stats.closes_by(CloseCause::Shutdown), [0, 1]);
+        assert_eq!(stats.closes.each_ref().map(Counts::total), [0, 1]);
     }
 }

@@ -11,7 +11,6 @@
 //! 5. Only the relay's own records are written: its dependencies log through the same
 //!    facade, and tungstenite logs payloads.
 
-pub(in crate::server) mod duration;
 mod line;
 #[cfg(test)]
 mod tests;

@@ -1,17 +1,20 @@
-//! Messages: what helper threads tell the event loop.
+//! Messages: what helper threads tell the event loop, and its answers.
 //!
-//! Owns the closed list of them. Must not know how they travel.
+//! Owns the closed list of messages, what they carry, and the mailbox in which they travel.
+//! Must not know their senders.
+
+pub(in crate::server) mod mailbox;
+pub mod tls_stats;
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 
-use super::mailbox::Handle;
+use self::mailbox::Handle;
 use crate::relay::Snapshot;
 use crate::relay::stats::WakeOutcome;
-use crate::server::certificates::Certified;
-use crate::server::net::tls_stats;
 
 /// Sends messages to the event loop.
 pub type LoopHandle = Handle<LoopMessage>;
@@ -23,6 +26,15 @@ pub struct LoopSnapshot {
     pub relay: Snapshot,
     /// TLS.
     pub tls: tls_stats::Stats,
+}
+
+/// A TLS configuration for handshakes, and the expiry of its certificate.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    /// The configuration for new sessions.
+    pub config: Arc<ServerConfig>,
+    /// When the certificate's validity ends, since 1970.
+    pub not_after: Duration,
 }
 
 /// A message to the event loop.

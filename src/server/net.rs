@@ -5,5 +5,5 @@
 
 pub mod listener;
 pub(in crate::server) mod socket;
+pub(in crate::server) mod tls;
 pub(in crate::server) mod tls_session;
-pub mod tls_stats;

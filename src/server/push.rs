@@ -16,6 +16,7 @@
 
 mod client;
 mod credentials;
+mod duration;
 mod fcm;
 mod in_flight;
 mod pause;
@@ -38,8 +39,8 @@ use self::report::WakeReport;
 use self::service::Service;
 use self::tokens::Tokens;
 use crate::config::PushWake;
+use crate::relay::push_wake::Wake;
 use crate::relay::stats::WakeOutcome;
-use crate::relay::wake::Wake;
 use crate::server::messages::{LoopHandle, LoopMessage};
 use crate::server::os::clock::monotonic;
 

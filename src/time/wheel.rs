@@ -63,12 +63,12 @@ impl Wheel {
     /// An empty wheel at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self::with_room(0, now)
+        Self::with_capacity(0, now)
     }
 
     /// An empty wheel with memory for `keys` keys.
     #[must_use]
-    pub fn with_room(keys: usize, now: Instant) -> Self {
+    pub fn with_capacity(keys: usize, now: Instant) -> Self {
         let mut nodes = Vec::with_capacity(FIRST_KEY as usize + keys);
         nodes.extend((0..FIRST_KEY).map(Node::alone));
         Self { nodes, occupied: [0; WORDS], now: now.as_micros() / TICK_MICROS, len: 0 }

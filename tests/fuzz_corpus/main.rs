@@ -8,6 +8,8 @@ mod bytes;
 pub(crate) mod envelope;
 pub(crate) mod frame_json;
 mod json;
+#[path = "../support/proxy.rs"]
+mod proxy;
 pub(crate) mod proxy_header;
 pub(crate) mod registry;
 pub(crate) mod relay;

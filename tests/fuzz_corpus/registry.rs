@@ -32,7 +32,7 @@ struct Slot {
 
 /// The expected input of one peer.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Heard {
+struct Received {
     close: Option<u16>,
     texts: usize,
 }
@@ -40,7 +40,7 @@ struct Heard {
 struct Model {
     slots: BTreeMap<&'static str, Slot>,
     /// By peer.
-    heard: Vec<Heard>,
+    received: Vec<Received>,
     grace: Duration,
     probe: Duration,
 }
@@ -76,7 +76,7 @@ impl Model {
         let slot = self.slots.get_mut(server_id).expect("found");
         if let Some(holder) = slot.holder.filter(|_| slot.phones.contains(&peer)) {
             // The close notice.
-            self.heard[holder].texts += 1;
+            self.received[holder].texts += 1;
         }
         slot.claimants.retain(|waiting| *waiting != peer);
         slot.phones.retain(|phone| *phone != peer);
@@ -122,7 +122,7 @@ impl Model {
 
     fn close(&mut self, peers: &[usize], code: u16) {
         for peer in peers {
-            self.heard[*peer].close = Some(code);
+            self.received[*peer].close = Some(code);
         }
     }
 
@@ -160,7 +160,7 @@ pub(crate) fn run(data: &[u8]) {
     let mut world = World::new(&config, PEERS_MAX);
     let mut model = Model {
         slots: BTreeMap::new(),
-        heard: Vec::new(),
+        received: Vec::new(),
         grace: config.timeouts.grace,
         probe: config.timeouts.probe,
     };
@@ -182,8 +182,8 @@ pub(crate) fn run(data: &[u8]) {
 fn compare(world: &World, model: &mut Model) {
     model.pass(world.now);
     for (index, peer) in world.peers.iter().enumerate() {
-        let heard = Heard { close: peer.close, texts: peer.texts };
-        assert_eq!(heard, model.heard[index], "peer {index}");
+        let received = Received { close: peer.close, texts: peer.texts };
+        assert_eq!(received, model.received[index], "peer {index}");
     }
     let binaries = model.slots.values().filter(|slot| slot.holder.is_some()).count();
     let phones = model.slots.values().map(|slot| slot.phones.len()).sum();
@@ -197,7 +197,7 @@ fn step(world: &mut World, model: &mut Model, bytes: &mut Bytes<'_>) {
     if choice < 3 {
         let count = if choice == 2 { who % 20 } else { 1 };
         for _ in 0..count.min(PEERS_MAX - world.peers.len()) {
-            model.heard.push(Heard::default());
+            model.received.push(Received::default());
             if choice == 0 {
                 let peer = world.dial(&claim(server_id));
                 model.claim(server_id, peer, world.now);
@@ -245,14 +245,14 @@ fn step(world: &mut World, model: &mut Model, bytes: &mut Bytes<'_>) {
             // To any peer, of any slot.
             let to = bytes.index(world.peers.len());
             if slot.phones.contains(&to) {
-                model.heard[to].texts += 1;
+                model.received[to].texts += 1;
             }
             let envelope = format!(r#"{{"conn_id":"{}","frame":1}}"#, world.peers[to].conn_id);
             world.send(peer, &wire::frame(wire::TEXT, envelope.as_bytes()));
         }
         _ => {
             if let Some(holder) = slot.holder {
-                model.heard[holder].texts += 1;
+                model.received[holder].texts += 1;
             } else {
                 slot.phones.retain(|phone| *phone != peer);
                 model.close(&[peer], 4404);

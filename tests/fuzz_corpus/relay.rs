@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
-use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::relay::{ConnId, Input, ListenerKind};
 
 use super::bytes::Bytes;
+use super::proxy;
 use super::wire;
 use super::world::{World, claim, join};
 
@@ -117,13 +117,16 @@ fn dial(world: &mut World, bytes: &mut Bytes<'_>, choice: u8, who: u8) {
     let index = match bytes.byte() {
         byte @ 224.. => {
             let kinds = [ListenerKind::ProxiedClients, ListenerKind::ProxiedAuthorities];
-            let header = [
-                Some(Ok(Proxied::Client([192, 0, 2, who].into()))),
-                Some(Ok(Proxied::Local)),
-                Some(Err(Malformed)),
-                None,
-            ][usize::from(byte % 4)];
-            world.dial_through(kinds[usize::from(byte / 4 % 2)], header, &request)
+            let header = match byte % 4 {
+                0 => proxy::client([192, 0, 2, who].into()),
+                1 => proxy::local(),
+                2 => b"PROXY TCP4".to_vec(),
+                // A part, and then whatever this peer sends.
+                _ => proxy::client([192, 0, 2, who].into())[..usize::from(who % 28)].to_vec(),
+            };
+            let kind = kinds[usize::from(byte / 4 % 2)];
+            let behind: &[u8] = if byte % 4 == 3 { b"" } else { &request };
+            world.dial_through(kind, &header, behind)
         }
         _ => world.dial(&request),
     };

@@ -2,7 +2,7 @@
 //! a straightforward reader of RFC 6455.
 
 use pyrycode_relay::protocol::close::{CloseCause, is_sendable};
-use pyrycode_relay::protocol::websocket::{Assembly, Codec, Incoming};
+use pyrycode_relay::protocol::websocket::{Codec, Incoming, Reassembly};
 
 use super::bytes::{Bytes, pieces};
 
@@ -41,14 +41,14 @@ pub(crate) fn run(data: &[u8]) {
 }
 
 fn read(codec: &mut Codec, pieces: &[&[u8]]) -> Said {
-    let mut assembly = Assembly::default();
+    let mut reassembly = Reassembly::default();
     let mut events = Vec::new();
     let mut received = 0;
     for piece in pieces {
         received += piece.len();
         let mut input = *piece;
         loop {
-            match codec.next(&mut assembly, &mut input) {
+            match codec.next(&mut reassembly, &mut input) {
                 Ok(Some(incoming)) => events.push(event(incoming)),
                 Ok(None) => break,
                 Err(cause) => return Said { events, cause: Some(cause), is_between: false },
@@ -56,9 +56,9 @@ fn read(codec: &mut Codec, pieces: &[&[u8]]) -> Said {
         }
         assert!(input.is_empty(), "input is left over");
         // What a header declares allocates nothing, only what has come.
-        assert!(assembly.held() <= 4 * received + 8 * 1024, "{} bytes", assembly.held());
+        assert!(reassembly.held() <= 4 * received + 8 * 1024, "{} bytes", reassembly.held());
     }
-    Said { events, cause: None, is_between: assembly.is_empty() }
+    Said { events, cause: None, is_between: reassembly.is_empty() }
 }
 
 fn event(incoming: Incoming) -> Event {

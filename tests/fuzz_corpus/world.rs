@@ -1,8 +1,7 @@
 //! World: one relay in virtual time, with the event loop around it and its peers.
 //!
-//! Owns the clock and the movement of bytes, and acts as the event loop does: writes once for
-//! each [`Effect::Transmit`], reads only what is wanted, and reads all input before a deadline
-//! counts. Does not know what a target tests.
+//! Owns the clock and the movement of bytes, below the turn that the event loop runs as well.
+//! Does not know what a target tests.
 //!
 //! Checked at every step:
 //! 1. Queued bytes stay within the budget after each call, and everything that waits for a
@@ -13,30 +12,36 @@
 //! 4. The wire is well-formed, with nothing after a close frame ([`wire`]); a peer that reads
 //!    everything and does not disconnect receives exactly one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pyrycode_relay::config::{Config, READ_SIZE};
-use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
+use pyrycode_relay::config::{Config, PROXY_HEADER_MAX, READ_SIZE};
+use pyrycode_relay::protocol::proxy_header::{self, Header};
 use pyrycode_relay::protocol::transport::TransportBuffered;
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
+use pyrycode_relay::server::Core;
+use pyrycode_relay::server::turn::{PeerEnd, Readiness, Received, Transport, Turn, Written};
 use pyrycode_relay::time::{Instant, TICK};
 
 use super::request;
 use super::wire::{self, Decoder, Part};
 
+/// The id of a peer that is not accepted.
+const NO_ID: ConnId = ConnId::from_bits(u64::MAX);
 /// The capacity of the network for one peer.
 const UNREAD_SIZE: usize = 1024 * 1024;
 
 /// One peer's end of a connection.
 pub(crate) struct Peer {
     pub(crate) id: ConnId,
+    kind: ListenerKind,
     is_phone: bool,
     /// Sent by the peer and not read by the relay.
     unread: Vec<u8>,
-    /// What waits was not wanted: only an effect or more of it has it read.
-    is_asleep: bool,
+    readiness: Readiness,
+    /// Its PROXY header stands ahead of `unread`.
+    owes_header: bool,
     /// The most bytes that one read gives.
     pub(crate) piece: usize,
     /// Bytes that its socket takes before it is full.
@@ -44,10 +49,13 @@ pub(crate) struct Peer {
     /// Its FIN stands behind `unread`.
     pub(crate) has_ended: bool,
     is_end_told: bool,
+    /// Its connection broke.
+    is_broken: bool,
     is_half_closed: bool,
     /// Its socket is gone, whichever end closed first.
     pub(crate) is_gone: bool,
-    /// TLS kept bytes of it at some time.
+    /// What TLS keeps of it, and whether it ever kept any.
+    buffered: TransportBuffered,
     has_buffered: bool,
     decoder: Decoder,
     pub(crate) answers_pings: bool,
@@ -72,6 +80,12 @@ pub(crate) struct World {
     pub(crate) peers: Vec<Peer>,
     /// Peers whose socket is there.
     by_id: HashMap<u64, usize>,
+    turn: Turn<Vec<u8>>,
+    /// Peers to accept.
+    backlog: VecDeque<usize>,
+    /// Peers with an event for the next turn.
+    readable: Vec<usize>,
+    writable: Vec<usize>,
     budget: usize,
     capacity: usize,
     is_draining: bool,
@@ -89,6 +103,10 @@ impl World {
             now,
             peers: Vec::new(),
             by_id: HashMap::new(),
+            turn: Turn::new(Vec::new()),
+            backlog: VecDeque::new(),
+            readable: Vec::new(),
+            writable: Vec::new(),
             budget: config.limits.buffer_memory,
             capacity,
             is_draining: false,
@@ -100,41 +118,39 @@ impl World {
 
     /// A peer connects and sends `bytes`; returns its index.
     pub(crate) fn dial(&mut self, bytes: &[u8]) -> usize {
-        let index = self.accept(ListenerKind::Clients, bytes);
-        self.settle();
-        index
+        self.connect(ListenerKind::Clients, false, bytes, bytes)
     }
 
-    /// The same behind a load balancer, whose PROXY header is `header`, if it comes.
-    /// Before the header no byte is read.
+    /// The same behind a load balancer, whose PROXY header stands ahead of them.
     pub(crate) fn dial_through(
         &mut self,
         kind: ListenerKind,
-        header: Option<Result<Proxied, Malformed>>,
+        header: &[u8],
         bytes: &[u8],
     ) -> usize {
-        let index = self.accept(kind, if header.is_some() { bytes } else { b"" });
-        if let Some(header) = header {
-            self.relay.handle(Input::Proxied(self.peers[index].id, header), self.now);
-            self.check();
-        }
-        self.settle();
-        index
+        self.connect(kind, true, &[header, bytes].concat(), bytes)
     }
 
-    fn accept(&mut self, kind: ListenerKind, bytes: &[u8]) -> usize {
-        let id = self.relay.handle_accept(IpAddr::from([192, 0, 2, 1]), kind, self.now);
+    fn connect(
+        &mut self,
+        kind: ListenerKind,
+        owes_header: bool,
+        unread: &[u8],
+        head: &[u8],
+    ) -> usize {
         let index = self.peers.len();
-        self.by_id.insert(id.to_bits(), index);
         self.peers.push(Peer {
-            id,
-            is_phone: bytes.starts_with(b"GET /v1/client "),
-            unread: bytes.to_vec(),
-            is_asleep: false,
+            id: NO_ID,
+            kind,
+            is_phone: head.starts_with(b"GET /v1/client "),
+            unread: unread.to_vec(),
+            readiness: Readiness::default(),
+            owes_header,
             piece: READ_SIZE,
             room: usize::MAX,
             has_ended: false,
             is_end_told: false,
+            is_broken: false,
             is_half_closed: false,
             is_gone: false,
             decoder: Decoder::default(),
@@ -145,10 +161,12 @@ impl World {
             conn_id: String::new(),
             texts: 0,
             close: None,
+            buffered: TransportBuffered::default(),
             has_buffered: false,
             silent_since: self.now,
         });
-        self.check();
+        self.backlog.push_back(index);
+        self.settle();
         index
     }
 
@@ -158,9 +176,9 @@ impl World {
         if !peer.is_gone {
             peer.is_honest &= unread + unsent == 0;
             peer.has_buffered |= unread + unsent > 0;
-            let buffered = TransportBuffered { unread, unsent };
-            self.relay.handle(Input::Buffered(peer.id, buffered), self.now);
-            self.check();
+            peer.buffered = TransportBuffered { unread, unsent };
+            let input = Input::Buffered(peer.id, peer.buffered);
+            self.handle(input, self.now);
         }
         self.settle();
     }
@@ -170,7 +188,7 @@ impl World {
         let peer = &mut self.peers[index];
         if !peer.has_ended && !peer.is_gone && peer.unread.len() < UNREAD_SIZE {
             peer.unread.extend_from_slice(bytes);
-            peer.is_asleep = false;
+            self.readable.push(index);
         }
         self.settle();
     }
@@ -186,7 +204,7 @@ impl World {
     /// The peer sends its FIN.
     pub(crate) fn end(&mut self, index: usize) {
         self.peers[index].has_ended = true;
-        self.peers[index].is_asleep = false;
+        self.readable.push(index);
         self.settle();
     }
 
@@ -194,9 +212,8 @@ impl World {
     pub(crate) fn reset(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         if !peer.is_gone {
-            peer.has_ended = true;
-            self.relay.handle(Input::Disconnected(peer.id), self.now);
-            self.check();
+            (peer.has_ended, peer.is_broken) = (true, true);
+            self.readable.push(index);
         }
         self.settle();
     }
@@ -205,15 +222,14 @@ impl World {
     pub(crate) fn make_room(&mut self, index: usize, room: usize) {
         self.peers[index].room = room;
         self.peers[index].is_honest &= room == usize::MAX;
-        self.write(index);
+        self.writable.push(index);
         self.settle();
     }
 
     /// The relay is told to end.
     pub(crate) fn shut_down(&mut self) {
         self.is_draining = true;
-        self.relay.handle(Input::ShutDown, self.now);
-        self.check();
+        self.handle(Input::ShutDown, self.now);
         self.settle();
     }
 
@@ -225,7 +241,7 @@ impl World {
         let mut turns = time.div_duration_f64(TICK) as usize + 2;
         while let Some(deadline) = self.relay.next_deadline().filter(|at| *at <= until) {
             self.now = self.now.max(deadline);
-            self.fire();
+            self.settle();
             assert!(turns > 0, "more turns than ticks");
             turns -= 1;
         }
@@ -244,30 +260,35 @@ impl World {
             peer.silent_since = self.now;
         }
         self.settle();
-        self.fire();
     }
 
-    fn fire(&mut self) {
-        self.relay.handle(Input::Timeout, self.now);
-        self.check();
-        self.settle();
-        let next = self.relay.next_deadline();
-        assert!(next.is_none_or(|next| next > self.now), "a deadline that has passed is left");
-    }
+    // The transport
 
-    // The event loop
-
-    /// Effects and input, until there is neither.
+    /// Turns follow each other until there is nothing to do.
     pub(crate) fn settle(&mut self) {
+        let mut turn = std::mem::replace(&mut self.turn, Turn::new(Vec::new()));
         loop {
-            while let Some(effect) = self.relay.poll_effect() {
-                self.apply(effect);
+            for index in std::mem::take(&mut self.readable) {
+                let peer = &self.peers[index];
+                let end = match (peer.is_broken, peer.has_ended) {
+                    (true, _) => PeerEnd::Broken,
+                    (false, true) => PeerEnd::Closed,
+                    (false, false) => PeerEnd::Open,
+                };
+                turn.on_readable(self, self.peers[index].id, end);
             }
-            // One read each, so that no peer is read to its end before the others.
-            if !(0..self.peers.len()).fold(false, |moved, index| moved | self.read(index)) {
+            for index in std::mem::take(&mut self.writable) {
+                turn.on_writable(self, self.peers[index].id, self.now);
+            }
+            turn.run(self, self.now);
+            let next = self.relay.next_deadline();
+            assert!(next.is_none_or(|next| next > self.now), "a deadline that has passed is left");
+            let is_at_rest = self.readable.is_empty() && self.writable.is_empty();
+            if is_at_rest && self.backlog.is_empty() && !turn.has_work() {
                 break;
             }
         }
+        self.turn = turn;
         let mut waiting = 0;
         let is_anybody_slow = self.peers.iter().any(|peer| peer.room < usize::MAX);
         for peer in self.peers.iter_mut().filter(|peer| !peer.is_gone) {
@@ -275,7 +296,9 @@ impl World {
             assert!(peer.room == 0 || backlog == 0, "{:?} waits for nothing", peer.id);
             let is_read = self.relay.is_reading(peer.id);
             assert!(is_read || is_anybody_slow || !peer.is_phone, "{:?} is not read", peer.id);
-            let has_input = !peer.unread.is_empty() || peer.has_ended && !peer.is_end_told;
+            // A part of a PROXY header stays in the kernel.
+            let has_bytes = !peer.unread.is_empty() && !peer.owes_header;
+            let has_input = has_bytes || peer.has_ended && !peer.is_end_told;
             assert!(!(is_read && has_input), "{:?} has input that is never read", peer.id);
             waiting += backlog;
             if !is_read || peer.room < usize::MAX {
@@ -291,99 +314,8 @@ impl World {
         assert!(self.relay.is_empty() || self.relay.next_deadline().is_some());
     }
 
-    fn apply(&mut self, effect: Effect) {
-        let find = |id: ConnId| self.by_id.get(&id.to_bits()).copied();
-        match effect {
-            Effect::Transmit(id) => {
-                if let Some(index) = find(id) {
-                    self.write(index);
-                }
-            }
-            Effect::Resume(id) => {
-                if let Some(index) = find(id) {
-                    self.peers[index].silent_since = self.now;
-                    self.peers[index].is_asleep = false;
-                }
-            }
-            Effect::HalfClose(id) => {
-                if let Some(index) = find(id) {
-                    let peer = &mut self.peers[index];
-                    assert!(!peer.is_half_closed, "half-closed twice");
-                    assert!(!peer.decoder.is_midway(), "half-closed midway");
-                    peer.is_half_closed = true;
-                    assert_eq!(peer.status == Some(101), peer.close.is_some());
-                }
-            }
-            Effect::ReadThenExpire(id) => {
-                if let Some(index) = find(id) {
-                    self.peers[index].is_asleep = false;
-                }
-                while let Some(index) = self.by_id.get(&id.to_bits()).copied()
-                    && self.read(index)
-                {}
-                self.relay.handle(Input::ReadToEnd(id), self.now);
-                self.check();
-            }
-            Effect::Disconnect(id) => {
-                let index = self.by_id.remove(&id.to_bits()).expect("dropped once");
-                let peer = &mut self.peers[index];
-                peer.is_gone = true;
-                // Bytes that TLS keeps cannot be shed but with the connection, and then
-                // there is no time for a close frame.
-                let is_told = !peer.has_ended && peer.room == usize::MAX && !peer.has_buffered;
-                if peer.status == Some(101) && is_told {
-                    assert!(peer.close.is_some(), "dropped without a close frame");
-                }
-            }
-        }
-    }
-
-    /// Hands in what one read gives; returns whether that was anything.
-    fn read(&mut self, index: usize) -> bool {
-        let peer = &mut self.peers[index];
-        if peer.is_gone || peer.is_end_told || peer.is_asleep {
-            return false;
-        }
-        if !self.relay.is_reading(peer.id) {
-            peer.is_asleep = true;
-            let before = self.relay.len();
-            if peer.has_ended {
-                self.relay.handle(Input::Hangup(peer.id), self.now);
-            }
-            return self.relay.len() < before;
-        } else if !peer.unread.is_empty() {
-            // Many single bytes would show no more than a few.
-            let count = peer.piece.max(peer.unread.len() / 256).min(peer.unread.len());
-            let piece: Vec<u8> = peer.unread.drain(..count).collect();
-            self.relay.handle(Input::Bytes(peer.id, &piece), self.now);
-            self.check();
-            return true;
-        } else if peer.has_ended {
-            peer.is_end_told = true;
-            self.relay.handle(Input::End(peer.id), self.now);
-            return true;
-        }
-        false
-    }
-
-    /// One write, as far as there is room.
-    fn write(&mut self, index: usize) {
-        let peer = &mut self.peers[index];
-        let bytes = self.relay.outgoing(peer.id).concat();
-        let count = bytes.len().min(peer.room);
-        if peer.is_gone || count == 0 {
-            return;
-        }
-        if peer.room < usize::MAX {
-            peer.room -= count;
-        }
-        peer.decoder.feed(&bytes[..count]);
-        while let Some(part) = peer.decoder.next() {
-            hear(peer, part, self.now);
-        }
-        let id = peer.id;
-        self.relay.handle(Input::Written(id, count), self.now);
-        self.check();
+    fn find(&self, id: ConnId) -> Option<usize> {
+        self.by_id.get(&id.to_bits()).copied()
     }
 
     /// Checks the properties that hold after every call.
@@ -423,7 +355,160 @@ impl World {
     }
 }
 
-fn hear(peer: &mut Peer, part: Part, now: Instant) {
+impl Core for World {
+    fn handle_accept(&mut self, peer: IpAddr, kind: ListenerKind, now: Instant) -> ConnId {
+        let id = self.relay.handle_accept(peer, kind, now);
+        self.check();
+        id
+    }
+
+    fn handle(&mut self, input: Input<'_>, now: Instant) {
+        self.relay.handle(input, now);
+        self.check();
+    }
+
+    fn poll_effect(&mut self) -> Option<Effect> {
+        let effect = self.relay.poll_effect();
+        if let Some(Effect::Resume(id)) = effect
+            && let Some(index) = self.find(id)
+        {
+            self.peers[index].silent_since = self.now;
+        }
+        effect
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.relay.next_deadline()
+    }
+
+    fn is_reading(&self, id: ConnId) -> bool {
+        self.relay.is_reading(id)
+    }
+
+    fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
+        self.relay.outgoing(id)
+    }
+
+    fn websockets(&self) -> usize {
+        self.relay.websockets()
+    }
+}
+
+impl Transport for World {
+    type Core = Self;
+    type Buffers = Vec<u8>;
+
+    fn core(&mut self) -> &mut Self {
+        self
+    }
+
+    fn accept(&mut self, _now: Instant) -> Option<(IpAddr, ListenerKind)> {
+        let index = *self.backlog.front()?;
+        Some((IpAddr::from([192, 0, 2, 1]), self.peers[index].kind))
+    }
+
+    fn attach(&mut self, id: ConnId, _now: Instant) -> bool {
+        let index = self.backlog.pop_front().expect("accepted");
+        self.peers[index].id = id;
+        self.by_id.insert(id.to_bits(), index);
+        self.readable.push(index);
+        true
+    }
+
+    fn readiness(&mut self, id: ConnId) -> Option<&mut Readiness> {
+        let index = self.find(id)?;
+        Some(&mut self.peers[index].readiness)
+    }
+
+    fn buffered(&mut self, id: ConnId) -> TransportBuffered {
+        self.find(id).map_or(TransportBuffered::default(), |index| self.peers[index].buffered)
+    }
+
+    fn has_unread(&mut self, _id: ConnId) -> bool {
+        false
+    }
+
+    fn read<'b>(&mut self, id: ConnId, buffer: &'b mut Vec<u8>, _now: Instant) -> Received<'b> {
+        let Some(index) = self.find(id) else { return Received::Nothing };
+        let peer = &mut self.peers[index];
+        if peer.is_broken {
+            return Received::Broken;
+        }
+        if peer.owes_header {
+            let seen = peer.unread.len().min(PROXY_HEADER_MAX);
+            return match proxy_header::parse(&peer.unread[..seen]) {
+                Ok(Header::Partial) if peer.has_ended => Received::Broken,
+                Ok(Header::Partial) => {
+                    peer.readiness.is_readable = false;
+                    Received::Nothing
+                }
+                Ok(Header::Complete { proxied, len }) => {
+                    peer.owes_header = false;
+                    peer.unread.drain(..len);
+                    Received::Proxied(Ok(proxied))
+                }
+                Err(malformed) => Received::Proxied(Err(malformed)),
+            };
+        }
+        if peer.unread.is_empty() {
+            peer.readiness.is_readable = false;
+            let is_end = peer.has_ended && !std::mem::replace(&mut peer.is_end_told, true);
+            return if is_end { Received::End } else { Received::Nothing };
+        }
+        // Many single bytes would show no more than a few.
+        let count = peer.piece.max(peer.unread.len() / 256).min(peer.unread.len());
+        buffer.clear();
+        buffer.extend(peer.unread.drain(..count));
+        peer.readiness.is_readable = peer.has_ended || !peer.unread.is_empty();
+        Received::Bytes(buffer, count)
+    }
+
+    /// One write, as far as there is room.
+    fn write(&mut self, id: ConnId, _buffer: &mut Vec<u8>) -> Written {
+        let Some(index) = self.find(id) else { return Written::Nothing };
+        let bytes = self.relay.outgoing(id).concat();
+        if bytes.is_empty() {
+            return Written::Nothing;
+        }
+        let peer = &mut self.peers[index];
+        let count = bytes.len().min(peer.room);
+        if peer.room < usize::MAX {
+            peer.room -= count;
+        }
+        peer.decoder.feed(&bytes[..count]);
+        while let Some(part) = peer.decoder.next() {
+            if on_part(peer, part, self.now) {
+                self.readable.push(index);
+            }
+        }
+        Written::Bytes(count)
+    }
+
+    fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+        if let Some(index) = self.find(id) {
+            let peer = &mut self.peers[index];
+            assert!(!peer.is_half_closed, "half-closed twice");
+            assert!(!peer.decoder.is_midway(), "half-closed midway");
+            peer.is_half_closed = true;
+            assert_eq!(peer.status == Some(101), peer.close.is_some());
+        }
+    }
+
+    fn disconnect(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+        let index = self.by_id.remove(&id.to_bits()).expect("dropped once");
+        let peer = &mut self.peers[index];
+        peer.is_gone = true;
+        // Bytes that TLS keeps cannot be shed but with the connection, and then
+        // there is no time for a close frame.
+        let is_told = !peer.has_ended && peer.room == usize::MAX && !peer.has_buffered;
+        if peer.status == Some(101) && is_told {
+            assert!(peer.close.is_some(), "dropped without a close frame");
+        }
+    }
+}
+
+/// The peer receives something; returns whether it answers.
+fn on_part(peer: &mut Peer, part: Part, now: Instant) -> bool {
     match part {
         Part::Answer { status, text } => {
             peer.status = Some(status);
@@ -431,8 +516,8 @@ fn hear(peer: &mut Peer, part: Part, now: Instant) {
         }
         Part::Ping(payload) if peer.answers_pings && !peer.has_ended => {
             peer.unread.extend(wire::frame(wire::PONG, &payload));
-            peer.is_asleep = false;
             peer.silent_since = now;
+            return true;
         }
         Part::Ping(payload) => peer.pings.push(payload),
         Part::Close(code, reason) => {
@@ -442,6 +527,7 @@ fn hear(peer: &mut Peer, part: Part, now: Instant) {
         Part::Text(_) => peer.texts += 1,
         Part::Pong(_) => {}
     }
+    false
 }
 
 /// The request of a binary that claims `server_id`.

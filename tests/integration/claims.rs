@@ -1,7 +1,8 @@
 //! Claims of a server-id: claim, grace, takeover; and the phones of the slot.
 
 use crate::support::{
-    Heard, NEVER, Opcode, Peer, binary_head, connect, envelope, eventually, healthz, millis, relay,
+    NEVER, Opcode, Peer, Received, binary_head, connect, envelope, eventually, healthz, millis,
+    relay,
 };
 
 const CLAIMED: &str = "server-id already claimed";
@@ -9,18 +10,18 @@ const RECLAIMED: &str = "binary reclaimed server-id";
 
 /// The ping by which the relay asks a holder whether it lives.
 fn hear_probe(holder: &mut Peer) -> Vec<u8> {
-    match holder.hear() {
-        Heard::Ping(payload) => payload,
-        heard => panic!("no probe but {heard:?}"),
+    match holder.receive() {
+        Received::Ping(payload) => payload,
+        received => panic!("no probe but {received:?}"),
     }
 }
 
 /// Frames go both ways between the two.
 fn expect_joined(binary: &mut Peer, phone: &mut Peer) {
-    phone.say("1");
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "1"));
-    binary.tell(&phone.id, "2");
-    assert_eq!(phone.hear_text(), "2");
+    phone.send_text("1");
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "1"));
+    binary.send_to(&phone.id, "2");
+    assert_eq!(phone.receive_text(), "2");
 }
 
 #[test]
@@ -44,7 +45,7 @@ fn only_a_pong_to_the_probe_answers_it() {
     let mut holder = Peer::binary(relay, "home");
     let mut newcomer = Peer::binary(relay, "home");
     hear_probe(&mut holder);
-    holder.say("{}");
+    holder.send_text("{}");
     holder.send(Opcode::Pong, b"");
     holder.send(Opcode::Pong, b"whatever");
     holder.expect_alive();
@@ -62,8 +63,8 @@ fn server_ids_are_independent_and_case_sensitive() {
     expect_joined(&mut there, &mut other);
 
     // A binary never reaches the phone of another.
-    there.tell(&phone.id, "\"stolen\"");
-    there.say(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
+    there.send_to(&phone.id, "\"stolen\"");
+    there.send_text(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
     there.expect_alive();
     expect_joined(&mut here, &mut phone);
 }
@@ -74,7 +75,7 @@ fn a_slot_is_kept_for_a_binary_however_it_closed() {
     let ways: [(&str, Leave); 3] = [
         ("close", |mut binary| {
             binary.send_close(1000);
-            assert_eq!(binary.hear(), Heard::Close(Some((1000, String::new()))));
+            assert_eq!(binary.receive(), Received::Close(Some((1000, String::new()))));
         }),
         ("fin", |binary| drop(binary)),
         ("reset", Peer::reset),
@@ -92,10 +93,10 @@ fn a_slot_is_kept_for_a_binary_however_it_closed() {
 
         // A frame sent meanwhile is not delivered, and its sender is closed.
         let mut speaker = Peer::phone(relay, "home");
-        speaker.say("1");
+        speaker.send_text("1");
         speaker.expect_close(4404, "binary disconnected");
         let mut babbler = Peer::phone(relay, "home");
-        babbler.say("not JSON");
+        babbler.send_text("not JSON");
         babbler.expect_close(1007, "frame is not valid JSON");
 
         let mut binary = Peer::binary(relay, "home");
@@ -186,7 +187,7 @@ fn while_a_claimant_waits_it_is_neither_pinged_nor_read() {
     claimant.send_raw(&crate::support::header(0x81, 2));
     claimant.expect_silence(millis(400));
     drop(holder);
-    assert_eq!(claimant.hear_honestly(), Heard::Pong(b"hello".into()));
+    assert_eq!(claimant.receive_answering(), Received::Pong(b"hello".into()));
     claimant.send_raw(b"{}");
     claimant.expect_alive();
 }
@@ -202,7 +203,7 @@ fn a_claimant_that_disconnects_is_forgotten() {
             claimant.send_raw(&[b'x'; 30_000]);
             claimant.finish();
             // Held open on this side until the relay has let go.
-            while claimant.try_hear().is_ok_and(|heard| heard != Heard::End) {}
+            while claimant.try_receive().is_ok_and(|received| received != Received::End) {}
         }),
         ("reset-behind-data", |mut claimant| {
             claimant.send_raw(&[b'x'; 300_000]);
@@ -247,9 +248,9 @@ fn a_head_followed_at_once_by_a_disconnect_leaves_nothing() {
     }
     // Each of them asked for a probe at most; all are gone before it runs out.
     let mut latest = Vec::new();
-    while let Ok(Heard::Ping(payload)) = {
+    while let Ok(Received::Ping(payload)) = {
         holder.stream.set_read_timeout(Some(millis(500))).unwrap();
-        holder.try_hear()
+        holder.try_receive()
     } {
         latest = payload;
     }
@@ -270,7 +271,7 @@ fn sixteen_phones_and_no_more_on_one_server_id() {
     }
 
     // One in its close linger counts no more.
-    binary.say(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phones[3].id));
+    binary.send_text(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phones[3].id));
     phones[3].expect_close(4000, "");
     expect_joined(&mut binary, &mut Peer::phone(relay, "home"));
     assert_eq!(healthz(relay).0, 1);

@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::{Heard, Opcode, Peer, Process, envelope};
+use crate::support::{Opcode, Peer, Process, Received, envelope};
 
 /// A line of the log as JSON.
 fn line(process: &Process, event: &str) -> serde_json::Value {
@@ -18,13 +18,13 @@ fn the_last_line_of_a_connection_has_its_summary_and_cause() {
     let mut binary = Peer::binary(process.relay, "home");
     let mut phone = Peer::phone(process.relay, "home");
     for frame in ["1", "\"twelve bytes\"", "[3]"] {
-        phone.say(frame);
-        assert_eq!(binary.hear_text(), envelope(&phone.id, frame));
+        phone.send_text(frame);
+        assert_eq!(binary.receive_text(), envelope(&phone.id, frame));
     }
     // A frame that is not delivered is counted for no phone.
-    binary.tell("nobody", "0");
-    binary.tell(&phone.id, "{ }");
-    assert_eq!(phone.hear_text(), "{ }");
+    binary.send_to("nobody", "0");
+    binary.send_to(&phone.id, "{ }");
+    assert_eq!(phone.receive_text(), "{ }");
 
     phone.send_close(1000);
     let end = line(&process, "phone_unregistered");
@@ -52,7 +52,7 @@ fn the_last_round_trip_is_logged() {
     let mut binary = Peer::binary(process.relay, "home");
     // A claim makes the relay ping the holder at once.
     let mut claimant = Peer::binary(process.relay, "home");
-    let Heard::Ping(payload) = binary.hear() else { panic!("no probe") };
+    let Received::Ping(payload) = binary.receive() else { panic!("no probe") };
     binary.send(Opcode::Pong, &payload);
     claimant.expect_close(4409, "server-id already claimed");
     line(&process, "server_id_conflict");
@@ -67,6 +67,6 @@ fn sighup_ends_nothing() {
     let mut binary = Peer::binary(process.relay, "home");
     process.signal(Signal::HUP);
     let mut phone = Peer::phone(process.relay, "home");
-    phone.say("1");
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "1"));
+    phone.send_text("1");
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "1"));
 }

@@ -3,8 +3,8 @@
 use std::thread;
 
 use crate::support::{
-    Heard, NEVER, Opcode, Peer, connect_reading_little, eventually, frame, header, healthz, millis,
-    phone_head, relay,
+    NEVER, Opcode, Peer, Received, connect_reading_little, eventually, frame, header, healthz,
+    millis, phone_head, relay,
 };
 
 /// A binary and a phone that are joined, each in turn the one to be tested.
@@ -26,8 +26,8 @@ fn a_valid_close_is_echoed() {
             let echoed = payload.split_first_chunk().map(|(code, reason)| {
                 (u16::from_be_bytes(*code), String::from_utf8(reason.into()).unwrap())
             });
-            assert_eq!(peer.hear(), Heard::Close(echoed));
-            assert_eq!(peer.hear(), Heard::End);
+            assert_eq!(peer.receive(), Received::Close(echoed));
+            assert_eq!(peer.receive(), Received::End);
             other.expect_alive();
         }
     }
@@ -64,10 +64,10 @@ fn violations_of_rfc_6455_are_closed_with_their_code() {
     for (what, bytes, code) in table {
         for (mut peer, mut other) in pairs() {
             peer.send_raw(&bytes);
-            let heard = peer.hear();
-            let is_right = matches!(&heard, Heard::Close(Some((own, _))) if *own == code);
-            assert!(is_right, "{what} {bytes:x?}: {heard:?}");
-            assert_eq!(peer.hear(), Heard::End, "{what}");
+            let received = peer.receive();
+            let is_right = matches!(&received, Received::Close(Some((own, _))) if *own == code);
+            assert!(is_right, "{what} {bytes:x?}: {received:?}");
+            assert_eq!(peer.receive(), Received::End, "{what}");
             other.expect_alive();
         }
     }
@@ -80,7 +80,7 @@ fn lengths_need_not_be_minimal() {
             peer.send_raw(&[&[0x82][..], length, &[0; 4], b"{}"].concat());
         }
         peer.send_raw(&[&b"\x89\xfe\x00\x02"[..], &[0; 4], b"hi"].concat());
-        if peer.hear() != Heard::Pong(b"hi".into()) {
+        if peer.receive() != Received::Pong(b"hi".into()) {
             panic!("{peer:?}");
         }
     }
@@ -133,14 +133,14 @@ fn a_message_that_does_not_end_in_time_is_closed_1008() {
         (beginning, phone)
     });
     for (beginning, mut phone) in halted {
-        let heard = loop {
-            match phone.hear() {
-                Heard::Pong(_) => {}
-                heard => break heard,
+        let received = loop {
+            match phone.receive() {
+                Received::Pong(_) => {}
+                received => break received,
             }
         };
-        let expected = Heard::Close(Some((1008, "message timeout".into())));
-        assert_eq!(heard, expected, "{beginning:x?}");
+        let expected = Received::Close(Some((1008, "message timeout".into())));
+        assert_eq!(received, expected, "{beginning:x?}");
     }
     // Between messages silence is allowed.
     binary.expect_alive();
@@ -153,13 +153,13 @@ fn a_dripping_message_has_the_same_timeout_as_a_stopped_one() {
     let mut phone = Peer::phone(relay, "home");
     phone.stream.set_read_timeout(Some(millis(20))).unwrap();
     phone.send_raw(&header(0x81, 100_000));
-    let mut heard = None;
+    let mut received = None;
     eventually("the close", || {
         let _ = std::io::Write::write_all(&mut phone.stream, b" ");
-        heard = phone.try_hear().ok();
-        heard.is_some()
+        received = phone.try_receive().ok();
+        received.is_some()
     });
-    assert_eq!(heard, Some(Heard::Close(Some((1008, "message timeout".into())))));
+    assert_eq!(received, Some(Received::Close(Some((1008, "message timeout".into())))));
 }
 
 #[test]
@@ -184,18 +184,21 @@ fn a_binary_closes_its_phones_with_the_code_it_names() {
     ] {
         let mut phone = Peer::phone(relay, "home");
         let id = &phone.id;
-        binary.say(&format!("{{\"close_code\":{asked},\"conn_id\":\"{id}\",\"frame\":\"bye\"}}"));
-        assert_eq!(phone.hear_text(), "\"bye\"");
+        binary.send_text(&format!(
+            "{{\"close_code\":{asked},\"conn_id\":\"{id}\",\"frame\":\"bye\"}}"
+        ));
+        assert_eq!(phone.receive_text(), "\"bye\"");
         phone.expect_close(sent, "");
 
         let mut phone = Peer::phone(relay, "home");
         let id = &phone.id;
-        binary.say(&format!("{{\"frame\":null,\"conn_id\":\"{id}\",\"close_code\":{asked}}}"));
+        binary
+            .send_text(&format!("{{\"frame\":null,\"conn_id\":\"{id}\",\"close_code\":{asked}}}"));
         phone.expect_close(sent, "");
     }
     let mut phone = Peer::phone(relay, "home");
-    binary.say(&format!("{{\"conn_id\":\"{}\",\"frame\":1,\"close_code\":0}}", phone.id));
-    assert_eq!(phone.hear_text(), "1");
+    binary.send_text(&format!("{{\"conn_id\":\"{}\",\"frame\":1,\"close_code\":0}}", phone.id));
+    assert_eq!(phone.receive_text(), "1");
     phone.expect_alive();
 }
 
@@ -230,15 +233,15 @@ fn invalid_envelopes_are_dropped_and_the_binary_stays() {
         format!("{{\"conn_id\":\"{id}\",\"frame\":{deep}}}"),
         format!("{{\"conn_id\":\"{}\",\"frame\":1}}", id.to_uppercase() + "0"),
     ] {
-        binary.say(&senseless);
+        binary.send_text(&senseless);
         binary.send(Opcode::Binary, senseless.as_bytes());
     }
     binary.send(Opcode::Binary, b"{\"conn_id\":\"\xff\",\"frame\":1}");
     // Unknown fields, even twice, and escaped keys do no harm.
-    binary.say(&format!(
-        "{{\"x\":1,\"x\":[2],\"fr\\u0061me\":\"heard\",\"\\u0063onn_id\":\"{id}\"}}"
+    binary.send_text(&format!(
+        "{{\"x\":1,\"x\":[2],\"fr\\u0061me\":\"received\",\"\\u0063onn_id\":\"{id}\"}}"
     ));
-    assert_eq!(phone.hear_text(), "\"heard\"", "the first that made sense");
+    assert_eq!(phone.receive_text(), "\"received\"", "the first that made sense");
     binary.expect_alive();
 }
 
@@ -250,11 +253,11 @@ fn when_both_ends_close_at_once_each_receives_one_close() {
         let mut phone = Peer::phone(relay, "home");
         let ask = format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id);
         thread::scope(|scope| {
-            scope.spawn(|| binary.say(&ask));
+            scope.spawn(|| binary.send_text(&ask));
             phone.send_close(3000);
-            let Heard::Close(Some((code, _))) = phone.hear() else { panic!("no close") };
+            let Received::Close(Some((code, _))) = phone.receive() else { panic!("no close") };
             assert!(code == 4000 || code == 3000, "{code}");
-            assert_eq!(phone.hear(), Heard::End);
+            assert_eq!(phone.receive(), Received::End);
         });
     }
     binary.expect_alive();
@@ -266,15 +269,18 @@ fn a_close_behind_a_backlog_comes_after_all_of_it() {
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     for n in 0..40 {
-        binary.tell(&phone.id, &format!("\"{n}:{}\"", "x".repeat(64_000)));
+        binary.send_to(&phone.id, &format!("\"{n}:{}\"", "x".repeat(64_000)));
     }
-    binary.say(&format!("{{\"conn_id\":\"{}\",\"frame\":\"last\",\"close_code\":4001}}", phone.id));
+    binary.send_text(&format!(
+        "{{\"conn_id\":\"{}\",\"frame\":\"last\",\"close_code\":4001}}",
+        phone.id
+    ));
     eventually("its place is free", || healthz(relay) == (1, 0));
     for n in 0..40 {
-        let text = phone.hear_text();
+        let text = phone.receive_text();
         assert!(text.starts_with(&format!("\"{n}:x")), "{n} {text:.10}");
     }
-    assert_eq!(phone.hear_text(), "\"last\"");
+    assert_eq!(phone.receive_text(), "\"last\"");
     phone.expect_close(4001, "");
 }
 
@@ -291,10 +297,10 @@ fn a_close_reaches_a_peer_that_has_sent_much_and_read_nothing() {
     let relay = relay(|_| {});
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
-    binary.say(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
+    binary.send_text(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
     let message = format!("\"{}\"", "x".repeat(60_000));
     for _ in 0..40 {
-        phone.say(&message);
+        phone.send_text(&message);
     }
     phone.expect_close(4000, "");
 }
@@ -304,7 +310,7 @@ fn a_peer_that_keeps_sending_after_the_close_is_disconnected() {
     let relay = relay(|config| config.timeouts.linger = NEVER);
     let _binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
-    phone.say("not JSON");
+    phone.send_text("not JSON");
     let junk = vec![b'x'; 1 << 20];
     eventually("the socket is gone", || {
         std::io::Write::write_all(&mut phone.stream, &junk).is_err()
@@ -316,7 +322,7 @@ fn the_linger_ends() {
     let relay = relay(|config| config.timeouts.linger = millis(200));
     let _binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
-    phone.say("not JSON");
+    phone.send_text("not JSON");
     phone.expect_close(1007, "frame is not valid JSON");
     // It neither answers nor hangs up; yet its socket goes.
     eventually("the socket is gone", || {

@@ -32,16 +32,16 @@ fn out_of_descriptors_it_stops_accepting_without_a_spin_and_recovers() {
     assert!(scrape.0["process_open_fds"] >= 95.0);
 
     for n in 0..100 {
-        phone.say(&n.to_string());
-        assert_eq!(binary.hear_text(), envelope(&phone.id, &n.to_string()));
-        binary.tell(&phone.id, &n.to_string());
-        assert_eq!(phone.hear_text(), n.to_string());
+        phone.send_text(&n.to_string());
+        assert_eq!(binary.receive_text(), envelope(&phone.id, &n.to_string()));
+        binary.send_to(&phone.id, &n.to_string());
+        assert_eq!(phone.receive_text(), n.to_string());
     }
 
     drop(dialers);
     let mut late = Peer::phone(relay, "home");
     late.send(Opcode::Text, b"1");
-    assert_eq!(binary.hear_text(), envelope(&late.id, "1"));
+    assert_eq!(binary.receive_text(), envelope(&late.id, "1"));
     eventually("all that left are gone", || process.descriptors() < 20);
     assert_eq!(healthz(relay), (1, 2));
     let again = std::iter::from_fn(|| process.next_line(millis(0)));

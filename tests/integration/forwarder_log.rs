@@ -13,13 +13,13 @@ fn lines_until(process: &Process, word: &str) -> Vec<String> {
 
 fn say_all_that_is_wrong(binary: &mut Peer) {
     for wrong in ["{", "[]", "{}", r#"{"conn_id":"x"}"#] {
-        binary.say(wrong);
+        binary.send_text(wrong);
     }
     binary.send(Opcode::Binary, b"\xff");
-    binary.tell("nobody", "1");
-    binary.say(&envelope(&"0".repeat(32), "1"));
-    binary.say(r#"{"push_wake":{"platform":"fcm","token":"secret"}}"#);
-    binary.say(r#"{"push_wake":{"platform":"none","token":"secret"}}"#);
+    binary.send_to("nobody", "1");
+    binary.send_text(&envelope(&"0".repeat(32), "1"));
+    binary.send_text(r#"{"push_wake":{"platform":"fcm","token":"secret"}}"#);
+    binary.send_text(r#"{"push_wake":{"platform":"none","token":"secret"}}"#);
     binary.expect_alive();
 }
 
@@ -30,7 +30,7 @@ fn each_kind_of_dropped_envelope_is_warned_about_once_a_minute_and_connection() 
         let mut binary = Peer::binary(process.relay, server_id);
         say_all_that_is_wrong(&mut binary);
         let mut phone = Peer::phone(process.relay, server_id);
-        phone.say("not JSON");
+        phone.send_text("not JSON");
         let lines = lines_until(&process, "phone_unregistered");
         for (event, cause) in [
             ("binary_forwarder_unmarshal_err", "cause=malformed"),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pyrycode_relay::config::Config;
 
 use crate::support::{
-    Heard, NEVER, Opcode, PATIENCE, Peer, connect_reading_little, eventually, healthz, millis,
+    NEVER, Opcode, PATIENCE, Peer, Received, connect_reading_little, eventually, healthz, millis,
     phone_head, relay,
 };
 
@@ -23,13 +23,13 @@ fn beating(config: &mut Config) {
 fn hear_out(peer: &mut Peer) -> usize {
     let mut pings = 0;
     loop {
-        match peer.hear() {
-            Heard::Ping(_) => pings += 1,
-            Heard::Close(why) => {
+        match peer.receive() {
+            Received::Ping(_) => pings += 1,
+            Received::Close(why) => {
                 assert_eq!(why, Some((1011, "heartbeat timeout".into())));
                 break;
             }
-            heard => panic!("{heard:?}"),
+            received => panic!("{received:?}"),
         }
     }
     pings
@@ -56,7 +56,7 @@ fn a_silent_peer_is_closed_and_its_place_is_free_at_once() {
     let mut phone = Peer::phone(relay, "home");
     let watch = std::thread::spawn(move || {
         loop {
-            if let Heard::End = heir.hear_honestly() {
+            if let Received::End = heir.receive_answering() {
                 break;
             }
         }
@@ -66,7 +66,7 @@ fn a_silent_peer_is_closed_and_its_place_is_free_at_once() {
     assert!(took >= TIMEOUT && took <= INTERVAL + TIMEOUT + SLACK, "{took:?}");
     assert_eq!(healthz(relay), (1, 0));
     assert!(!watch.is_finished(), "the honest binary lives");
-    assert_eq!(binary.hear(), Heard::End);
+    assert_eq!(binary.receive(), Received::End);
 }
 
 #[test]
@@ -79,7 +79,9 @@ fn an_honest_peer_lives() {
         .map(|mut peer| {
             std::thread::spawn(move || {
                 for ping in 0..5 {
-                    let Heard::Ping(payload) = peer.hear() else { panic!("after {ping} pings") };
+                    let Received::Ping(payload) = peer.receive() else {
+                        panic!("after {ping} pings")
+                    };
                     peer.send(Opcode::Pong, &payload);
                 }
                 peer.expect_alive();
@@ -99,7 +101,7 @@ fn pings_come_at_their_interval() {
     let mut binary = Peer::binary(relay, "home");
     let mut came = Vec::new();
     while came.len() < 6 {
-        let Heard::Ping(payload) = binary.hear() else { panic!("nothing else is due") };
+        let Received::Ping(payload) = binary.receive() else { panic!("nothing else is due") };
         came.push(Instant::now());
         binary.send(Opcode::Pong, &payload);
     }
@@ -124,19 +126,19 @@ fn only_the_matching_pong_proves_life() {
         ];
         binary.send_raw(&flurry.concat());
         loop {
-            match binary.hear() {
-                Heard::Ping(ping) => {
+            match binary.receive() {
+                Received::Ping(ping) => {
                     if payload.is_empty() {
                         payload = ping;
                     }
                 }
                 // The relay has read the flurry.
-                Heard::Pong(_) => return false,
-                Heard::Close(why) => {
+                Received::Pong(_) => return false,
+                Received::Close(why) => {
                     assert_eq!(why, Some((1011, "heartbeat timeout".into())));
                     return true;
                 }
-                heard => panic!("{heard:?}"),
+                received => panic!("{received:?}"),
             }
         }
     });
@@ -152,7 +154,7 @@ fn the_pong_to_the_latest_ping_is_enough() {
     for _ in 0..3 {
         let mut latest = Vec::new();
         for _ in 0..4 {
-            let Heard::Ping(payload) = binary.hear() else { panic!("nothing else is due") };
+            let Received::Ping(payload) = binary.receive() else { panic!("nothing else is due") };
             latest = payload;
         }
         binary.send(Opcode::Pong, &latest);
@@ -174,9 +176,9 @@ fn a_peer_that_vanished_with_data_queued_to_it_is_found_as_soon() {
     // It reads nothing from here on, though its kernel acknowledges a while.
     let payload = format!("\"{}\"", "x".repeat(100_000));
     for _ in 0..20 {
-        binary.tell(&phone.id, &payload);
+        binary.send_to(&phone.id, &payload);
     }
-    let listener = std::thread::spawn(move || while binary.hear_honestly() != Heard::End {});
+    let listener = std::thread::spawn(move || while binary.receive_answering() != Received::End {});
     eventually("the phone is gone", || healthz(relay) == (1, 0));
     let took = began.elapsed();
     assert!(took <= INTERVAL + millis(900) + SLACK, "{took:?}");
@@ -194,27 +196,27 @@ fn a_live_peer_that_reads_slowly_gets_its_ping_in_time() {
     // Three megabytes wait; it takes 1 MB/s of them.
     let payload = format!("\"{}\"", "x".repeat(50_000));
     for _ in 0..60 {
-        binary.tell(&phone.id, &payload);
+        binary.send_to(&phone.id, &payload);
     }
-    let listener = std::thread::spawn(move || while binary.hear_honestly() != Heard::End {});
+    let listener = std::thread::spawn(move || while binary.receive_answering() != Received::End {});
     let (mut texts, mut answered) = (0, 0);
     while answered < 5 {
-        match phone.hear() {
-            Heard::Ping(ping) => {
+        match phone.receive() {
+            Received::Ping(ping) => {
                 phone.send(Opcode::Pong, &ping);
                 answered += 1;
             }
-            Heard::Text(_) => {
+            Received::Text(_) => {
                 texts += 1;
                 // Its pace, not a wait.
                 std::thread::park_timeout(millis(50));
             }
-            heard => panic!("{heard:?} after {texts} messages"),
+            received => panic!("{received:?} after {texts} messages"),
         }
     }
     assert!(texts < 60, "the pings overtook what was queued");
     while texts < 60 {
-        texts += usize::from(matches!(phone.hear_honestly(), Heard::Text(_)));
+        texts += usize::from(matches!(phone.receive_answering(), Received::Text(_)));
     }
     assert!(!listener.is_finished());
 }
@@ -227,7 +229,7 @@ fn the_close_is_the_only_one_and_the_socket_goes_when_it_is_answered() {
     });
     let mut binary = Peer::binary(relay, "home");
     hear_out(&mut binary);
-    assert_eq!(binary.hear(), Heard::End);
+    assert_eq!(binary.receive(), Received::End);
     // Drained, not reset: there is room for what it still says.
     binary.send(Opcode::Text, &[b' '; 100_000]);
     binary.send_close(1011);

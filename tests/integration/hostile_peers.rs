@@ -7,7 +7,7 @@ use std::thread;
 use pyrycode_relay::config::PHONES_PER_SERVER_MAX;
 
 use crate::support::{
-    Heard, Opcode, Peer, Process, ask, connect, connect_reading_little, envelope, eventually,
+    Opcode, Peer, Process, Received, ask, connect, connect_reading_little, envelope, eventually,
     frame, header, healthz, millis, phone_head,
 };
 
@@ -18,10 +18,10 @@ fn expect_service(relay: SocketAddr, server_id: &str) {
     let mut binary = Peer::binary(relay, server_id);
     let mut phone = Peer::phone(relay, server_id);
     for n in 0..10 {
-        phone.say(&n.to_string());
-        assert_eq!(binary.hear_text(), envelope(&phone.id, &n.to_string()));
-        binary.tell(&phone.id, &n.to_string());
-        assert_eq!(phone.hear_text(), n.to_string());
+        phone.send_text(&n.to_string());
+        assert_eq!(binary.receive_text(), envelope(&phone.id, &n.to_string()));
+        binary.send_to(&phone.id, &n.to_string());
+        assert_eq!(phone.receive_text(), n.to_string());
     }
 }
 
@@ -86,8 +86,8 @@ fn great_promises(relay: SocketAddr) {
     phones[0].send_raw(&[&vec![b'x'; 256 * 1024 - 7][..], b"\""].concat());
     let start = envelope(&phones[0].id, "\"begunxxx");
     // Ahead of it the binary is told of those that broke it.
-    let heard = std::iter::repeat_with(|| binaries[0].hear_text());
-    let frame = heard.take(PHONES_PER_SERVER_MAX).find(|text| text.contains(&phones[0].id));
+    let received = std::iter::repeat_with(|| binaries[0].receive_text());
+    let frame = received.take(PHONES_PER_SERVER_MAX).find(|text| text.contains(&phones[0].id));
     assert!(frame.is_some_and(|text| text.starts_with(start.trim_end_matches('}'))));
 }
 
@@ -99,10 +99,10 @@ fn deep_json(relay: SocketAddr) {
             [open.repeat(depth), format!("{}1{}", open.repeat(depth / 2), close.repeat(depth / 2))]
         {
             let mut phone = Peer::phone(relay, "victim");
-            phone.say(&text);
+            phone.send_text(&text);
             phone.expect_close(1007, "frame is not valid JSON");
-            binary.tell("nobody", &text);
-            binary.say(&text);
+            binary.send_to("nobody", &text);
+            binary.send_text(&text);
         }
     }
     binary.expect_alive();
@@ -117,7 +117,7 @@ fn empty_fragments(relay: SocketAddr) {
         phone.send_raw(&flood);
     }
     phone.send_raw(&frame(Opcode::Continuation, true, b"1"));
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "1"));
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "1"));
 }
 
 fn pings_whose_pongs_are_not_read(relay: SocketAddr) {
@@ -131,7 +131,7 @@ fn pings_whose_pongs_are_not_read(relay: SocketAddr) {
     }
     // It reads on: pongs, whole ones, and the last ping has been answered too.
     phone.send(Opcode::Ping, b"last");
-    while phone.hear_honestly() != Heard::Pong(b"last".into()) {}
+    while phone.receive_answering() != Received::Pong(b"last".into()) {}
 }
 
 fn single_bytes(relay: SocketAddr) {
@@ -141,7 +141,7 @@ fn single_bytes(relay: SocketAddr) {
     for byte in frame(Opcode::Text, true, message.as_bytes()) {
         phone.send_raw(&[byte]);
     }
-    assert_eq!(binary.hear_text(), envelope(&phone.id, &message));
+    assert_eq!(binary.receive_text(), envelope(&phone.id, &message));
 }
 
 fn backlogs_that_are_not_read(relay: SocketAddr) {
@@ -152,7 +152,7 @@ fn backlogs_that_are_not_read(relay: SocketAddr) {
     let payload = format!("\"{}\"", "x".repeat(200_000));
     for _ in 0..15 {
         for phone in &phones {
-            binary.tell(&phone.id, &payload);
+            binary.send_to(&phone.id, &payload);
         }
     }
     binary.expect_alive();

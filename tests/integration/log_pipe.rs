@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::{Heard, Opcode, Peer, Process, Scrape, envelope, healthz};
+use crate::support::{Opcode, Peer, Process, Received, Scrape, envelope, healthz};
 
 #[test]
 fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_exit() {
@@ -19,16 +19,16 @@ fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_exit() {
         binary.send_raw(&flood);
     }
     for n in 0..100 {
-        phone.say(&n.to_string());
-        assert_eq!(binary.hear_text(), envelope(&phone.id, &n.to_string()));
-        binary.tell(&phone.id, &n.to_string());
-        assert_eq!(phone.hear_text(), n.to_string());
+        phone.send_text(&n.to_string());
+        assert_eq!(binary.receive_text(), envelope(&phone.id, &n.to_string()));
+        binary.send_to(&phone.id, &n.to_string());
+        assert_eq!(phone.receive_text(), n.to_string());
     }
     // First pings are spread over 30 s: of 200 peers one hears its within 1 s.
     let mut others: Vec<Peer> = (0..200).map(|n| Peer::binary(relay, &n.to_string())).collect();
     let has_pinged = others.iter_mut().any(|peer| {
         peer.stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-        matches!(peer.try_hear(), Ok(Heard::Ping(_)))
+        matches!(peer.try_receive(), Ok(Received::Ping(_)))
     });
     assert!(has_pinged);
     assert_eq!(healthz(relay), (201, 1));

@@ -12,6 +12,7 @@
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+mod admin;
 mod claims;
 mod close_log;
 mod closing;
@@ -24,9 +25,10 @@ mod limits;
 mod log_pipe;
 mod metrics;
 mod notices;
-mod operator;
 mod probe;
 mod proxied;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod shutdown;
 mod slow_peers;
 mod support;

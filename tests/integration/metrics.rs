@@ -7,7 +7,7 @@ use pyrycode_relay::config::Config;
 use rustix::process::Signal;
 
 use crate::support::{
-    Answer, Heard, NEVER, Opcode, Peer, Process, Scrape, ask, binary_head, connect,
+    Answer, NEVER, Opcode, Peer, Process, Received, Scrape, ask, binary_head, connect,
     connect_reading_little, envelope, eventually, frame, header, healthz, millis, phone_head,
     upgrade_head, watched,
 };
@@ -185,7 +185,7 @@ fn each_attempt_is_counted_once_by_its_outcome() {
     let before = Scrape::of(metrics);
     let mut claimant = Peer::binary(relay, "home");
     assert_eq!(Scrape::of(metrics).changes(&before, ATTEMPTS), [], "it is not decided yet");
-    let Heard::Ping(payload) = binaries[0].hear() else { panic!("no probe") };
+    let Received::Ping(payload) = binaries[0].receive() else { panic!("no probe") };
     binaries[0].send(Opcode::Pong, &payload);
     claimant.expect_close(4409, "server-id already claimed");
     let after = Scrape::of(metrics);
@@ -237,12 +237,12 @@ fn frames_and_their_bytes_are_counted_where_they_are_forwarded() {
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
     for n in 0..1_000 {
-        phone.say(&format!(" {n:06} ").replace("00", "10"));
-        let _ = binary.hear_text();
+        phone.send_text(&format!(" {n:06} ").replace("00", "10"));
+        let _ = binary.receive_text();
     }
     for _ in 0..30 {
-        binary.tell(&phone.id, "\"to the phone\"");
-        assert_eq!(phone.hear_text(), "\"to the phone\"");
+        binary.send_to(&phone.id, "\"to the phone\"");
+        assert_eq!(phone.receive_text(), "\"to the phone\"");
     }
     let nested = [vec![b'['; 10_010], vec![b']'; 10_010]].concat();
     let too_deep = [b"{\"conn_id\":\"x\",\"frame\":", &nested[..], b"}"].concat();
@@ -290,11 +290,11 @@ fn pings_pongs_round_trips_and_dead_peers_are_counted() {
     let (mut answered, mut behind) = (0.0, 0.0);
     let mut since_answer = Instant::now();
     loop {
-        let payload = match binary.hear() {
-            Heard::Ping(payload) => payload,
+        let payload = match binary.receive() {
+            Received::Ping(payload) => payload,
             // The dead phones have been closed.
-            Heard::Text(text) if text.ends_with(r#","close_code":1011}"#) => continue,
-            heard => panic!("{heard:?}"),
+            Received::Text(text) if text.ends_with(r#","close_code":1011}"#) => continue,
+            received => panic!("{received:?}"),
         };
         // After a stall of the machine it was sent before the last answer had come, and
         // that one told no round trip.
@@ -377,14 +377,14 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     for (cause, bytes) in sent {
         let mut phone = Peer::phone(relay, "home");
         phone.send_raw(&bytes);
-        assert!(matches!(phone.hear(), Heard::Close(_)), "{cause}");
+        assert!(matches!(phone.receive(), Received::Close(_)), "{cause}");
         expected.push(cause);
     }
     Peer::phone(relay, "home").reset();
     eventually("it is gone", || healthz(relay) == (1, 0));
     expected.push("disconnected");
     let mut phone = Peer::phone(relay, "home");
-    binary.say(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
+    binary.send_text(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
     phone.expect_close(4000, "");
     expected.push("binary_request");
     Peer::phone(relay, "nobody").expect_close(4404, "no server with that id");
@@ -393,7 +393,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     let long = format!("\"{}\"", "x".repeat(64_000));
     let phone = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     // Less than half of the memory.
-    (0..10).for_each(|_| binary.tell(&phone.id, &long));
+    (0..10).for_each(|_| binary.send_to(&phone.id, &long));
     eventually("nothing drains", || healthz(relay) == (1, 0));
     assert_eq!(
         Scrape::of(metrics).value("closes_total{role=\"phone\",cause=\"write_timeout\"}"),
@@ -401,7 +401,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     );
     expected.push("write_timeout");
     let phone = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
-    (0..100).for_each(|_| binary.tell(&phone.id, &long));
+    (0..100).for_each(|_| binary.send_to(&phone.id, &long));
     binary.expect_alive();
     expected.push("backlog_full");
     // Each holds no more than one largest message; together they hold more than there is.
@@ -409,7 +409,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
         .map(|_| Peer::upgrade(connect_reading_little(relay), &phone_head("home")))
         .collect();
     for phone in &phones {
-        (0..4).for_each(|_| binary.tell(&phone.id, &long));
+        (0..4).for_each(|_| binary.send_to(&phone.id, &long));
     }
     binary.expect_alive();
     let scrape = Scrape::of(metrics);
@@ -426,7 +426,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     drop(binary);
     eventually("it is away", || healthz(relay) == (0, 16));
     let mut phones = phones;
-    phones[0].say("1");
+    phones[0].send_text("1");
     phones[0].expect_close(4404, "binary disconnected");
     expected.push("binary_disconnected");
     let _heir = Peer::binary(relay, "home");
@@ -479,9 +479,9 @@ fn peers_cannot_put_text_into_the_metrics() {
     );
     let mut binary = Peer::upgrade(connect(process.relay), &upgrade_head("/v1/server", &fields));
     let mut phone = Peer::upgrade(connect(process.relay), &upgrade_head("/v1/client", &fields));
-    phone.say(&format!("\"{marker}\""));
-    let _ = binary.hear_text();
-    binary.say(&envelope(marker, "1"));
+    phone.send_text(&format!("\"{marker}\""));
+    let _ = binary.receive_text();
+    binary.send_text(&envelope(marker, "1"));
     binary.expect_alive();
     for path in ["/metrics", "/"] {
         let Answer { status, body, .. } =

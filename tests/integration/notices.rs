@@ -5,8 +5,8 @@ use std::io::Write;
 use pyrycode_relay::config::BINARY_HIGH_WATER;
 
 use crate::support::{
-    Heard, NEVER, Opcode, Peer, Scrape, binary_head, connect_reading_little, envelope, eventually,
-    frame, header, healthz, millis, phone_head, relay, settled, watched,
+    NEVER, Opcode, Peer, Received, Scrape, binary_head, connect_reading_little, envelope,
+    eventually, frame, header, healthz, millis, phone_head, relay, settled, watched,
 };
 
 fn notice(conn_id: &str, code: u16) -> String {
@@ -22,7 +22,7 @@ fn a_binary_is_told_of_each_end_behind_the_last_frame() {
         ("FIN", |phone| (phone.finish(), Some(phone)).1, 1001),
         ("RST", |phone| (phone.reset(), None).1, 1001),
         ("unmasked", |mut phone| (phone.send_raw(b"\x81\x011"), Some(phone)).1, 1002),
-        ("no JSON", |mut phone| (phone.say("{"), Some(phone)).1, 1007),
+        ("no JSON", |mut phone| (phone.send_text("{"), Some(phone)).1, 1007),
         ("too big", |mut phone| (phone.send_raw(&header(0x81, 1 << 32)), Some(phone)).1, 1009),
     ];
     let (relay, metrics) = watched(100, |config| config.timeouts.linger = NEVER);
@@ -30,16 +30,16 @@ fn a_binary_is_told_of_each_end_behind_the_last_frame() {
     for (what, end, code) in ends {
         let mut phone = Peer::phone(relay, "home");
         let id = phone.id.clone();
-        phone.say("\"last\"");
+        phone.send_text("\"last\"");
         // A reset destroys what was not read yet.
-        assert!(binary.hear_text().ends_with("\"last\"}"), "{what}");
+        assert!(binary.receive_text().ends_with("\"last\"}"), "{what}");
         let _phone = end(phone);
-        assert_eq!(binary.hear_text(), notice(&id, code), "{what}");
+        assert_eq!(binary.receive_text(), notice(&id, code), "{what}");
     }
     // Not of what it asked for itself, nor of phones that never were its own.
     let mut phone = Peer::phone(relay, "home");
-    binary.say(&notice(&phone.id, 4001));
-    assert_eq!(phone.hear(), Heard::Close(Some((4001, String::new()))));
+    binary.send_text(&notice(&phone.id, 4001));
+    assert_eq!(phone.receive(), Received::Close(Some((4001, String::new()))));
     let _refused = Peer::phone(relay, "nowhere");
     binary.expect_alive();
     let scrape = Scrape::of(metrics);
@@ -56,13 +56,13 @@ fn a_binary_is_told_of_phones_whose_time_is_over() {
     let mut binary = Peer::binary(relay, "home");
     let mut half = Peer::phone(relay, "home");
     half.send_raw(&frame(Opcode::Text, true, b"[1]")[..7]);
-    assert_eq!(binary.hear_text(), notice(&half.id, 1008));
+    assert_eq!(binary.receive_text(), notice(&half.id, 1008));
     let stuck = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     let large = format!("\"{}\"", "x".repeat(64_000));
     for _ in 0..30 {
-        binary.tell(&stuck.id, &large);
+        binary.send_to(&stuck.id, &large);
     }
-    assert_eq!(binary.hear_text(), notice(&stuck.id, 1011));
+    assert_eq!(binary.receive_text(), notice(&stuck.id, 1011));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_binary_is_told_of_a_phone_that_has_died() {
     });
     let mut binary = Peer::binary(relay, "home");
     let dead = Peer::phone(relay, "home");
-    assert_eq!(binary.hear_text(), notice(&dead.id, 1011));
+    assert_eq!(binary.receive_text(), notice(&dead.id, 1011));
 }
 
 /// A phone is not read while its binary is slow. What it sent before it reset the
@@ -95,13 +95,13 @@ fn a_phone_that_resets_while_it_is_paused_is_told_of_behind_its_frames() {
     assert!(settled(buffered) > BINARY_HIGH_WATER as f64);
     let id = resets.id.clone();
     for number in 0..3 {
-        resets.say(&number.to_string());
+        resets.send_text(&number.to_string());
     }
     resets.reset();
     // The binary reads on: everything of the one and the other, in its order.
     let (mut large, mut small) = (0, Vec::new());
     while large < COUNT || small.len() < 4 {
-        let text = binary.hear_text();
+        let text = binary.receive_text();
         if text.contains(&id) {
             small.push(text);
         } else {

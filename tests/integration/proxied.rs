@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use pyrycode_relay::config::{Config, Listen, Serving};
 
+use crate::proxy;
 use crate::support::{
     Answer, NEVER, Opcode, PATIENCE, Peer, Process, binary_head, connect, connect_from, envelope,
     eventually, frame, healthz, millis, phone_head, relay,
@@ -24,22 +25,13 @@ fn patient(config: &mut Config) {
     config.timeouts.head = NEVER;
 }
 
-fn header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
-    let len = (rest.len() as u16).to_be_bytes();
-    [b"\r\n\r\n\0\r\nQUIT\n", &[command, family][..], &len, rest].concat()
-}
-
 fn client(source: [u8; 4]) -> Vec<u8> {
-    header(0x21, 0x11, &[&source[..], &[198, 51, 100, 1, 0x12, 0x34, 0x1f, 0x90]].concat())
+    proxy::client(source.into())
 }
 
 fn client_v6(last: u8) -> Vec<u8> {
     let source = [&[0x20, 1, 0xd, 0xb8], &[0; 11][..], &[last]].concat();
-    header(0x21, 0x21, &[&source, &source, &[0; 4][..], b"\x04\0\x01x"].concat())
-}
-
-fn local() -> Vec<u8> {
-    header(0x20, 0, &[])
+    proxy::header(0x21, 0x21, &[&source, &source, &[0; 4][..], b"\x04\0\x01x"].concat())
 }
 
 /// The connection ends and not a byte has come; whether by FIN or reset is all one.
@@ -56,7 +48,7 @@ fn expect_only_an_end(mut stream: TcpStream) {
 /// The loop has seen to all that was sent before.
 fn turn(relay: SocketAddr) {
     let mut stream = connect(relay);
-    stream.write_all(&[&local(), READY].concat()).unwrap();
+    stream.write_all(&[&proxy::local(), READY].concat()).unwrap();
     assert_eq!(Answer::read(&mut stream).status, 200);
 }
 
@@ -69,13 +61,13 @@ fn header_and_request_and_frames_may_come_in_one_segment() {
         .write_all(&[&client([192, 0, 2, 1]), binary_head("home").as_bytes(), &said].concat())
         .unwrap();
     let mut binary = Peer::upgraded(stream);
-    assert_eq!(binary.hear(), crate::support::Heard::Pong(b"early".into()));
+    assert_eq!(binary.receive(), crate::support::Received::Pong(b"early".into()));
 
     let mut stream = connect(relay);
     stream.write_all(&client_v6(7)).unwrap();
     let mut phone = Peer::upgrade(stream, &phone_head("home"));
-    phone.say("1");
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "1"));
+    phone.send_text("1");
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "1"));
 }
 
 #[test]
@@ -121,8 +113,8 @@ fn a_slow_header_has_the_head_timeout_and_is_closed_without_a_byte() {
 #[test]
 fn an_invalid_header_is_closed_without_a_byte() {
     let relay = relay(patient);
-    let unix = header(0x21, 0x31, &[0; 216]);
-    let too_long = header(0x21, 0x11, &[0; 5_000]);
+    let unix = proxy::header(0x21, 0x31, &[0; 216]);
+    let too_long = proxy::header(0x21, 0x11, &[0; 5_000]);
     for bytes in [
         b"G",
         binary_head("home").as_bytes(),
@@ -130,10 +122,10 @@ fn an_invalid_header_is_closed_without_a_byte() {
         b"PROXY TCP4 192.0.2.1 198.51.100.1 4660 8080\r\nGET /readyz HTTP/1.1\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"\r\n\r\n\0\r\nQUID",
-        &header(0x21, 0x00, &[]),
-        &header(0x21, 0x12, &[1; 12]),
-        &header(0x11, 0x11, &[1; 12]),
-        &header(0x21, 0x11, &[1; 11]),
+        &proxy::header(0x21, 0x00, &[]),
+        &proxy::header(0x21, 0x12, &[1; 12]),
+        &proxy::header(0x11, 0x11, &[1; 12]),
+        &proxy::header(0x21, 0x11, &[1; 11]),
         &unix,
         &too_long[..16],
     ] {
@@ -151,7 +143,7 @@ fn after_the_header_every_byte_belongs_to_the_client() {
     for (follows, status) in [
         // A second header, and a TLS handshake: bad requests.
         (header.clone(), 400),
-        (local(), 400),
+        (proxy::local(), 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), 400),
         (READY.to_vec(), 200),
     ] {
@@ -168,7 +160,7 @@ fn a_load_balancers_own_connection_may_request_health_only() {
         let mut stream = connect(relay);
         let request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n");
         // Whatever the addresses are that it sends along.
-        let header = header(0x20, 0x11, &[127; 12]);
+        let header = proxy::header(0x20, 0x11, &[127; 12]);
         stream.write_all(&[&header[..], request.as_bytes()].concat()).unwrap();
         assert_eq!(Answer::read(&mut stream).status, status, "{path}");
     }
@@ -263,7 +255,7 @@ fn many_half_headers_take_no_memory_and_delay_no_peer() {
     turn(process.relay);
     let (before, _) = process.memory();
     // All that a header may have but its last byte.
-    let header = header(0x21, 0x11, &[1; 4_080]);
+    let header = proxy::header(0x21, 0x11, &[1; 4_080]);
     let half: Vec<TcpStream> = (0..500)
         .map(|_| {
             let mut stream = connect(process.relay);

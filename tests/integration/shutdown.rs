@@ -6,23 +6,23 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::{
-    Answer, Heard, Peer, Process, ask, connect, connect_reading_little, eventually, phone_head,
+    Answer, Peer, Process, Received, ask, connect, connect_reading_little, eventually, phone_head,
 };
 
 const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n";
 
 /// Hears 1001 and answers it as RFC 6455 wants it: a close, then wait for FIN.
 fn answer_close(peer: &mut Peer) {
-    let heard = loop {
+    let received = loop {
         // A pong now could answer a probe, and a claimant would hear 4409.
-        match peer.hear() {
-            Heard::Ping(_) => {}
-            heard => break heard,
+        match peer.receive() {
+            Received::Ping(_) => {}
+            received => break received,
         }
     };
-    assert_eq!(heard, Heard::Close(Some((1001, "shutting down".into()))));
+    assert_eq!(received, Received::Close(Some((1001, "shutting down".into()))));
     peer.send_close(1001);
-    assert_eq!(peer.hear(), Heard::End);
+    assert_eq!(peer.receive(), Received::End);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn while_it_drains_it_reports_so_and_refuses_upgrades() {
     in_flight.write_all(begun.as_bytes()).unwrap();
     assert_eq!(ask(relay, HEALTHZ).status, 200);
     process.signal(Signal::TERM);
-    assert_eq!(holdout.hear_honestly(), Heard::Close(Some((1001, "shutting down".into()))));
+    assert_eq!(holdout.receive_answering(), Received::Close(Some((1001, "shutting down".into()))));
 
     let health = ask(relay, HEALTHZ);
     assert_eq!(health.status, 503);
@@ -103,7 +103,7 @@ fn a_second_signal_ends_it_at_once() {
     let mut process = Process::start(&[]);
     let mut holdout = Peer::binary(process.relay, "home");
     process.signal(Signal::TERM);
-    assert!(matches!(holdout.hear_honestly(), Heard::Close(_)));
+    assert!(matches!(holdout.receive_answering(), Received::Close(_)));
     process.signal(Signal::INT);
     let (status, took) = process.wait();
     assert_eq!(status, Some(1));
@@ -114,10 +114,10 @@ fn a_second_signal_ends_it_at_once() {
 fn a_peer_that_is_closing_receives_nothing_more() {
     let mut process = Process::start(&[]);
     let mut peer = Peer::phone(process.relay, "none");
-    assert_eq!(peer.hear(), Heard::Close(Some((4404, "no server with that id".into()))));
+    assert_eq!(peer.receive(), Received::Close(Some((4404, "no server with that id".into()))));
     process.signal(Signal::TERM);
     eventually("it drains", || ask(process.relay, HEALTHZ).status == 503);
-    assert_eq!(peer.hear(), Heard::End);
+    assert_eq!(peer.receive(), Received::End);
     drop(peer);
     assert_eq!(process.wait().0, Some(0));
 }
@@ -132,7 +132,7 @@ fn peers_that_do_not_answer_delay_the_exit_by_at_most_ten_seconds() {
     let stuck = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     let payload = format!("\"{}\"", "x".repeat(100_000));
     for _ in 0..20 {
-        binary.tell(&stuck.id, &payload);
+        binary.send_to(&stuck.id, &payload);
     }
     binary.expect_alive();
     process.signal(Signal::TERM);

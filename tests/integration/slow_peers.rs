@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crate::support::{
-    Heard, NEVER, Opcode, Peer, Process, binary_head, connect_reading_little,
+    NEVER, Opcode, Peer, Process, Received, binary_head, connect_reading_little,
     connect_writing_little, envelope, eventually, frame, header, healthz, millis, phone_head,
     relay, settled,
 };
@@ -27,18 +27,18 @@ fn number(json: &str) -> usize {
 fn hear_gapless(phone: &mut Peer, code: u16, reason: &str) -> usize {
     let mut count = 0;
     loop {
-        match phone.hear() {
-            Heard::Text(text) => {
+        match phone.receive() {
+            Received::Text(text) => {
                 assert_eq!(number(&text), count);
                 count += 1;
             }
-            Heard::Ping(_) => {}
-            Heard::Close(why) => {
+            Received::Ping(_) => {}
+            Received::Close(why) => {
                 assert_eq!(why, Some((code, reason.into())), "after {count} messages");
-                assert_eq!(phone.hear(), Heard::End);
+                assert_eq!(phone.receive(), Received::End);
                 return count;
             }
-            heard => panic!("{heard:?} after {count} messages"),
+            received => panic!("{received:?} after {count} messages"),
         }
     }
 }
@@ -58,22 +58,22 @@ fn a_phone_that_does_not_read_is_shed_and_delays_no_other() {
     let (mut round_trips, mut notices) = (0, 0);
     let notice = format!(r#"{{"conn_id":"{}","close_code":1011}}"#, stuck.id);
     for n in 0..100 {
-        binary.tell(&stuck.id, &numbered(&n.to_string(), 64_000));
-        sibling.say(&n.to_string());
-        let mut heard = binary.hear_text();
-        if heard == notice {
+        binary.send_to(&stuck.id, &numbered(&n.to_string(), 64_000));
+        sibling.send_text(&n.to_string());
+        let mut received = binary.receive_text();
+        if received == notice {
             notices += 1;
-            heard = binary.hear_text();
+            received = binary.receive_text();
         }
-        assert_eq!(heard, envelope(&sibling.id, &n.to_string()));
-        binary.tell(&sibling.id, &n.to_string());
-        assert_eq!(sibling.hear_text(), n.to_string());
+        assert_eq!(received, envelope(&sibling.id, &n.to_string()));
+        binary.send_to(&sibling.id, &n.to_string());
+        assert_eq!(sibling.receive_text(), n.to_string());
         round_trips += 1;
     }
     assert_eq!((round_trips, notices), (100, 1));
     assert_eq!(healthz(relay), (1, 1), "it was shed");
-    let heard = hear_gapless(&mut stuck, 1011, "phone backlog full");
-    assert!(heard < 100, "{heard}");
+    let received = hear_gapless(&mut stuck, 1011, "phone backlog full");
+    assert!(received < 100, "{received}");
 }
 
 #[test]
@@ -85,11 +85,11 @@ fn a_phone_that_drains_nothing_is_closed_and_can_read_what_was_sent() {
     let mut binary = Peer::binary(relay, "home");
     let mut stuck = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     for n in 0..30 {
-        binary.tell(&stuck.id, &numbered(&n.to_string(), 64_000));
+        binary.send_to(&stuck.id, &numbered(&n.to_string(), 64_000));
     }
     eventually("it is closed", || healthz(relay) == (1, 0));
-    let heard = hear_gapless(&mut stuck, 1011, "write timeout");
-    assert!(heard < 30, "{heard}");
+    let received = hear_gapless(&mut stuck, 1011, "write timeout");
+    assert!(received < 30, "{received}");
     binary.expect_alive();
 }
 
@@ -99,10 +99,10 @@ fn a_phone_that_drains_slowly_stays_open() {
     let mut binary = Peer::binary(relay, "home");
     let mut slow = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     for n in 0..40 {
-        binary.tell(&slow.id, &numbered(&n.to_string(), 64_000));
+        binary.send_to(&slow.id, &numbered(&n.to_string(), 64_000));
     }
     for n in 0..40 {
-        assert_eq!(number(&slow.hear_text()), n);
+        assert_eq!(number(&slow.receive_text()), n);
         // Its pace, not a wait: 40 of these are four write timeouts.
         thread::park_timeout(millis(50));
     }
@@ -138,13 +138,13 @@ fn a_binary_that_drains_nothing_is_closed_and_its_grace_begins() {
 
     let mut count = 0;
     let why = loop {
-        match stuck.hear() {
-            Heard::Text(text) => {
+        match stuck.receive() {
+            Received::Text(text) => {
                 assert_eq!(text, envelope(&phone.id, &numbered(&count.to_string(), 64_000)));
                 count += 1;
             }
-            Heard::Close(why) => break why,
-            heard => panic!("{heard:?}"),
+            Received::Close(why) => break why,
+            received => panic!("{received:?}"),
         }
     };
     assert_eq!(why, Some((1011, "write timeout".into())), "after {count} messages");
@@ -169,7 +169,7 @@ fn the_message_timeout_pauses_while_the_relay_does_not_read() {
     let mut flooded = 0;
     let mut halted = 0;
     while (flooded, halted) != (COUNT, 1) {
-        let text = binary.hear_text();
+        let text = binary.receive_text();
         if text == envelope(&halting.id, "123") {
             halted += 1;
         } else {
@@ -220,7 +220,7 @@ fn a_binary_that_reads_slowly_loses_nothing_and_costs_little_memory() {
 
     let mut next = [0; PHONES];
     while next.iter().sum::<usize>() < PHONES * EACH {
-        let text = binary.hear_text();
+        let text = binary.receive_text();
         let from = ids.iter().position(|id| text.contains(id.as_str())).unwrap();
         let expected = envelope(&ids[from], &numbered(&next[from].to_string(), LEN));
         assert!(text == expected, "{} from {from}: {:.80}", next[from], text);

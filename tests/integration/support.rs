@@ -34,7 +34,7 @@ use rustls::ClientConfig;
 pub use http::{
     Answer, ask, connect, connect_from, connect_reading_little, connect_writing_little, healthz,
 };
-pub use peer::{Heard, Opcode, Peer, envelope, frame, header};
+pub use peer::{Opcode, Peer, Received, envelope, frame, header};
 pub use process::{Process, run, run_into, run_suspended, run_with_descriptors, run_with_sockets};
 pub(crate) use request::{binary as binary_head, phone as phone_head, upgrade as upgrade_head};
 pub use scrape::Scrape;

@@ -10,8 +10,9 @@ use pyrycode_relay::config::Serving;
 use rustix::process::Signal;
 use rustls::{ClientConfig, HandshakeKind};
 
+use crate::proxy;
 use crate::support::{
-    Answer, Heard, NEVER, Opcode, Pair, Peer, Process, TlsStream, binary_head, connect,
+    Answer, NEVER, Opcode, Pair, Peer, Process, Received, TlsStream, binary_head, connect,
     connect_reading_little, envelope, millis, phone_head, through_tls, tls_connect, tls_relay,
 };
 
@@ -46,23 +47,23 @@ fn frames_cross_pings_are_answered_and_every_end_is_announced() {
     let (relay, client) = tls_relay(|config| config.timeouts.ping_interval = millis(200));
     let mut binary = binary(relay, &client, "home");
     let mut phone = phone(relay, &client, "home");
-    phone.say("{\"up\" : 1}");
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "{\"up\" : 1}"));
-    binary.tell(&phone.id, "[2]");
-    assert_eq!(phone.hear_text(), "[2]");
+    phone.send_text("{\"up\" : 1}");
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "{\"up\" : 1}"));
+    binary.send_to(&phone.id, "[2]");
+    assert_eq!(phone.receive_text(), "[2]");
     for _ in 0..3 {
-        let Heard::Ping(payload) = phone.hear() else { panic!("no ping") };
+        let Received::Ping(payload) = phone.receive() else { panic!("no ping") };
         phone.send(Opcode::Pong, &payload);
     }
     // The end after the close is close_notify: a bare FIN would be an error.
-    phone.say("{");
+    phone.send_text("{");
     phone.expect_close(1007, "frame is not valid JSON");
     assert_eq!(answer(relay, &client, "GET /x HTTP/1.1\r\nHost: relay\r\n\r\n").status, 404);
     let notice = format!(r#"{{"conn_id":"{}","close_code":1007}}"#, phone.id);
-    assert_eq!(binary.hear_text(), notice);
+    assert_eq!(binary.receive_text(), notice);
     binary.send_close(1000);
-    assert_eq!(binary.hear_honestly(), Heard::Close(Some((1000, String::new()))));
-    assert_eq!(binary.hear(), Heard::End);
+    assert_eq!(binary.receive_answering(), Received::Close(Some((1000, String::new()))));
+    assert_eq!(binary.receive(), Received::End);
 }
 
 #[test]
@@ -105,9 +106,9 @@ fn what_a_claimant_sends_with_its_head_waits_for_its_slot() {
     }
     stream.sock.write_all(&segment).unwrap();
     let mut claimant = Peer::upgraded(stream);
-    let Heard::Ping(_) = holder.hear() else { panic!("no probe") };
+    let Received::Ping(_) = holder.receive() else { panic!("no probe") };
     drop(holder);
-    assert_eq!(claimant.hear_honestly(), Heard::Pong(b"read".into()));
+    assert_eq!(claimant.receive_answering(), Received::Pong(b"read".into()));
 }
 
 #[test]
@@ -120,17 +121,17 @@ fn sixty_four_mebibytes_come_through_in_order() {
     let id = phone.id.clone();
     let sender = thread::spawn(move || {
         for n in 0..COUNT {
-            phone.say(&numbered(n, LEN));
+            phone.send_text(&numbered(n, LEN));
         }
         phone
     });
     for n in 0..COUNT {
-        assert!(binary.hear_text() == envelope(&id, &numbered(n, LEN)), "message {n}");
+        assert!(binary.receive_text() == envelope(&id, &numbered(n, LEN)), "message {n}");
     }
     let mut phone = sender.join().unwrap();
     for n in 0..16 {
-        binary.tell(&id, &numbered(n, LEN - 100));
-        assert!(phone.hear_text() == numbered(n, LEN - 100), "message {n}");
+        binary.send_to(&id, &numbered(n, LEN - 100));
+        assert!(phone.receive_text() == numbered(n, LEN - 100), "message {n}");
     }
 }
 
@@ -148,7 +149,7 @@ fn a_ping_overtakes_what_is_queued_and_a_stuck_phone_is_closed_behind_a_gapless_
     let slow = through_tls(connect_reading_little(relay), &client);
     let mut slow = Peer::upgrade(slow, &phone_head("home"));
     for n in 0..50 {
-        binary.tell(&slow.id, &numbered(n, 64_000));
+        binary.send_to(&slow.id, &numbered(n, 64_000));
     }
     // Three megabytes wait, of which a little drains, and then a ping.
     let (mut texts, mut before_pings, mut is_ready) = (0, Vec::new(), false);
@@ -159,36 +160,36 @@ fn a_ping_overtakes_what_is_queued_and_a_stuck_phone_is_closed_behind_a_gapless_
                 binary.expect_alive();
             }
         }
-        match slow.hear() {
-            Heard::Text(text) => {
+        match slow.receive() {
+            Received::Text(text) => {
                 assert_eq!(text, numbered(texts, 64_000));
                 texts += 1;
             }
-            Heard::Ping(_) => before_pings.push(texts),
-            heard => panic!("{heard:?}"),
+            Received::Ping(_) => before_pings.push(texts),
+            received => panic!("{received:?}"),
         }
     }
     let overtaking = before_pings.iter().filter(|before| (3..28).contains(*before)).count();
     assert!(overtaking > 0, "pings came behind this number of messages: {before_pings:?}");
 
     for n in 50..150 {
-        binary.tell(&slow.id, &numbered(n, 64_000));
+        binary.send_to(&slow.id, &numbered(n, 64_000));
         binary.expect_alive();
     }
     loop {
-        match slow.hear() {
-            Heard::Text(text) => {
+        match slow.receive() {
+            Received::Text(text) => {
                 assert_eq!(text, numbered(texts, 64_000));
                 texts += 1;
             }
-            Heard::Ping(_) => {}
-            heard => {
-                assert_eq!(heard, Heard::Close(Some((1011, "phone backlog full".into()))));
+            Received::Ping(_) => {}
+            received => {
+                assert_eq!(received, Received::Close(Some((1011, "phone backlog full".into()))));
                 break;
             }
         }
     }
-    assert_eq!(slow.hear(), Heard::End);
+    assert_eq!(slow.receive(), Received::End);
     assert!((51..149).contains(&texts), "{texts}");
 }
 
@@ -199,7 +200,7 @@ fn a_phone_that_drains_nothing_is_closed() {
     let stuck = through_tls(connect_reading_little(relay), &client);
     let stuck = Peer::upgrade(stuck, &phone_head("home"));
     for n in 0..60 {
-        binary.tell(&stuck.id, &numbered(n, 64_000));
+        binary.send_to(&stuck.id, &numbered(n, 64_000));
     }
     crate::support::eventually("it is closed", || health(relay, &client) == (1, 0));
 }
@@ -240,12 +241,7 @@ fn a_proxy_header_stands_in_front_of_the_first_record() {
         https.proxy_protocol = true;
         config.limits.connections_per_ip = 1;
     });
-    // Version 2, PROXY, TCP over IPv4 (the protocol's section 2.2), then 192.0.2.n.
-    let header = |client: u8| {
-        let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
-        header.extend_from_slice(&[192, 0, 2, client, 127, 0, 0, 1, 0x30, 0x39, 0x01, 0xbb]);
-        header
-    };
+    let header = |client: u8| proxy::client([192, 0, 2, client].into());
     let dial = |header: &[u8]| {
         let mut stream = connect(relay);
         stream.write_all(header).unwrap();
@@ -253,8 +249,8 @@ fn a_proxy_header_stands_in_front_of_the_first_record() {
     };
     let mut binary = Peer::upgrade(dial(&header(1)), &binary_head("home"));
     let mut phone = Peer::upgrade(dial(&header(2)), &phone_head("home"));
-    phone.say("1");
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "1"));
+    phone.send_text("1");
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "1"));
     // It is by their addresses that clients are counted.
     let mut second = dial(&header(2));
     second.write_all(phone_head("home").as_bytes()).unwrap();
@@ -262,9 +258,9 @@ fn a_proxy_header_stands_in_front_of_the_first_record() {
     // Without a header there is not even an alert.
     let mut stream = connect(relay);
     through_tls(connect(relay), &client).conn.write_tls(&mut stream).unwrap();
-    let mut heard = Vec::new();
-    let _ = stream.read_to_end(&mut heard);
-    assert!(heard.is_empty(), "{heard:x?}");
+    let mut received = Vec::new();
+    let _ = stream.read_to_end(&mut received);
+    assert!(received.is_empty(), "{received:x?}");
 }
 
 #[test]

@@ -47,8 +47,8 @@ fn two_thousand_half_handshakes_delay_no_peer_and_end_with_the_head_deadline() {
         .collect();
     is_well(relay, &client);
     for (n, half) in halves.iter().enumerate() {
-        let heard = rest(half);
-        assert_eq!(heard.is_empty(), n % 3 != 2, "{n}: {heard:x?}");
+        let received = rest(half);
+        assert_eq!(received.is_empty(), n % 3 != 2, "{n}: {received:x?}");
     }
     assert!(began.elapsed() >= millis(1500), "not before their time");
     is_well(relay, &client);
@@ -94,12 +94,12 @@ fn other_bytes_than_a_client_hello_get_an_alert_and_a_close() {
         let mut stream = connect(relay);
         stream.write_all(&garbage).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        let heard = rest(&stream);
-        match heard[..] {
+        let received = rest(&stream);
+        match received[..] {
             [] => silent.push(garbage[..5].to_vec()),
             // One fatal alert (RFC 8446 §6).
             [21, 3, _, 0, 2, 2, _] => {}
-            _ => panic!("{:x?}…: {heard:x?}", &garbage[..5]),
+            _ => panic!("{:x?}…: {received:x?}", &garbage[..5]),
         }
     }
     // An alert is answered by none, and rustls has none for a message that is too long.
@@ -140,8 +140,8 @@ fn a_reset_or_a_forged_record_ends_one_connection_only() {
             if forged {
                 record[cut + 5] ^= 0x10;
                 peer.stream.sock.write_all(&record).unwrap();
-                let heard = peer.try_hear();
-                let error = heard.expect_err("an alert");
+                let received = peer.try_receive();
+                let error = received.expect_err("an alert");
                 assert!(error.to_string().contains("BadRecordMac"), "{error}");
             } else {
                 peer.stream.sock.write_all(&record[..cut]).unwrap();

@@ -6,8 +6,8 @@ use std::time::Instant;
 use tungstenite::client::IntoClientRequest;
 
 use crate::support::{
-    Answer, Heard, Opcode, Peer, ask, binary_head, connect, envelope, eventually, frame, healthz,
-    millis, phone_head, relay, upgrade_head,
+    Answer, Opcode, Peer, Received, ask, binary_head, connect, envelope, eventually, frame,
+    healthz, millis, phone_head, relay, upgrade_head,
 };
 
 const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n";
@@ -65,10 +65,10 @@ fn a_frame_crosses_both_ways_byte_for_byte() {
     );
     frames.push("[".repeat(128) + &"]".repeat(128));
     for frame in &frames {
-        phone.say(frame);
-        assert_eq!(binary.hear_text(), envelope(&phone.id, frame));
-        binary.tell(&phone.id, frame);
-        assert_eq!(phone.hear_text(), *frame);
+        phone.send_text(frame);
+        assert_eq!(binary.receive_text(), envelope(&phone.id, frame));
+        binary.send_to(&phone.id, frame);
+        assert_eq!(phone.receive_text(), *frame);
     }
 }
 
@@ -80,15 +80,15 @@ fn a_message_of_the_maximum_size_is_forwarded_and_a_larger_one_is_not() {
     let mut phone = Peer::phone(relay, "home");
 
     let largest = format!("\"{}\"", "x".repeat(LARGEST - 2));
-    phone.say(&largest);
-    assert_eq!(binary.hear_text(), envelope(&phone.id, &largest));
+    phone.send_text(&largest);
+    assert_eq!(binary.receive_text(), envelope(&phone.id, &largest));
 
     let around = envelope(&phone.id, "\"\"").len();
     let largest = format!("\"{}\"", "x".repeat(LARGEST - around));
-    binary.tell(&phone.id, &largest);
-    assert_eq!(phone.hear_text(), largest);
+    binary.send_to(&phone.id, &largest);
+    assert_eq!(phone.receive_text(), largest);
 
-    phone.say(&format!("\"{}\"", "x".repeat(LARGEST - 1)));
+    phone.send_text(&format!("\"{}\"", "x".repeat(LARGEST - 1)));
     phone.expect_close(1009, "message too big");
     binary.expect_alive();
 }
@@ -100,9 +100,9 @@ fn binary_messages_fragments_and_white_space_arrive_as_one_text() {
     let mut phone = Peer::phone(relay, "home");
 
     phone.send(Opcode::Binary, b"{\"a\":1}");
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "{\"a\":1}"));
-    phone.say(" \r\n\t[1, 2] \n");
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "[1, 2]"));
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "{\"a\":1}"));
+    phone.send_text(" \r\n\t[1, 2] \n");
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "[1, 2]"));
 
     // A character cut in two, an empty fragment, a ping in between.
     let text = "\"grün\"".as_bytes();
@@ -110,15 +110,15 @@ fn binary_messages_fragments_and_white_space_arrive_as_one_text() {
     phone.send_raw(&frame(Opcode::Continuation, false, &[]));
     phone.send(Opcode::Ping, b"now");
     phone.send_raw(&frame(Opcode::Continuation, true, &text[4..]));
-    assert_eq!(phone.hear(), Heard::Pong(b"now".into()));
-    assert_eq!(binary.hear_text(), envelope(&phone.id, "\"grün\""));
+    assert_eq!(phone.receive(), Received::Pong(b"now".into()));
+    assert_eq!(binary.receive_text(), envelope(&phone.id, "\"grün\""));
 
     binary.send(Opcode::Binary, envelope(&phone.id, " 7 ").as_bytes());
-    assert_eq!(phone.hear_text(), "7");
+    assert_eq!(phone.receive_text(), "7");
     let envelope = envelope(&phone.id, "8");
     binary.send_raw(&frame(Opcode::Binary, false, &envelope.as_bytes()[..9]));
     binary.send_raw(&frame(Opcode::Continuation, true, &envelope.as_bytes()[9..]));
-    assert_eq!(phone.hear_text(), "8");
+    assert_eq!(phone.receive_text(), "8");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn bytes_behind_the_head_belong_to_the_websocket() {
     let ping = frame(Opcode::Ping, true, b"early");
     stream.write_all(&[binary_head("home").as_bytes(), &ping].concat()).unwrap();
     let mut binary = Peer::upgraded(stream);
-    assert_eq!(binary.hear(), Heard::Pong(b"early".into()));
+    assert_eq!(binary.receive(), Received::Pong(b"early".into()));
 
     // Whole messages and the beginning of one.
     let (first, second, third) = (
@@ -143,7 +143,7 @@ fn bytes_behind_the_head_belong_to_the_websocket() {
     let mut phone = Peer::upgraded(stream);
     phone.send_raw(&third[7..]);
     for text in ["1", "2", "33"] {
-        assert_eq!(binary.hear_text(), envelope(&phone.id, text));
+        assert_eq!(binary.receive_text(), envelope(&phone.id, text));
     }
 }
 
@@ -158,7 +158,7 @@ fn heads_and_frames_may_come_byte_by_byte() {
     }
     let phone = Peer::upgraded(stream);
     for _ in 0..2 {
-        assert_eq!(binary.hear_text(), envelope(&phone.id, "{\"slowly\":true}"));
+        assert_eq!(binary.receive_text(), envelope(&phone.id, "{\"slowly\":true}"));
     }
 }
 
@@ -325,14 +325,14 @@ fn a_third_party_client_works() {
 
     for round in 0..20 {
         phone.send(format!("[{round}]").into()).unwrap();
-        let heard = loop {
+        let received = loop {
             let message = binary.read().unwrap();
             if message.is_text() {
                 break message.into_text().unwrap();
             }
         };
-        assert_eq!(heard.as_str(), envelope(&id, &format!("[{round}]")));
-        binary.send(tungstenite::Message::Text(heard)).unwrap();
+        assert_eq!(received.as_str(), envelope(&id, &format!("[{round}]")));
+        binary.send(tungstenite::Message::Text(received)).unwrap();
         while !phone.read().unwrap().is_text() {}
     }
     phone.close(None).unwrap();

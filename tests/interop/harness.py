@@ -7,6 +7,7 @@ side by side. Nothing here sleeps in the hope that something has happened:
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import inspect
 import json
@@ -169,6 +170,16 @@ class Relay:
             assert status == 0, f"exit status {status} after SIGTERM: {''.join(self.log[-5:])}"
 
 
+class Skipped(Exception):
+    """A scenario that this machine or user cannot run, and why."""
+
+
+def need_root(purpose):
+    """Skips the scenario, counted and printed, if this process is not root."""
+    if os.geteuid() != 0:
+        raise Skipped(f"needs root {purpose}")
+
+
 def program():
     """The relay under test: the first argument of the script."""
     return sys.argv[1]
@@ -203,10 +214,12 @@ def _run(scenario):
                 result = scenario(relay)
                 if inspect.iscoroutine(result):
                     asyncio.run(_finish(result, relay))
-        failure = None
+        outcome, detail = "ok", None
+    except Skipped as skipped:
+        outcome, detail = "SKIPPED", skipped
     except BaseException:
-        failure = traceback.format_exc()
-    return scenario, time.monotonic() - started, failure
+        outcome, detail = "FAILED", traceback.format_exc()
+    return scenario, time.monotonic() - started, outcome, detail
 
 
 def main(scenarios, at_once=8):
@@ -215,14 +228,14 @@ def main(scenarios, at_once=8):
         signal.signal(number, _on_signal)
     suite = os.path.basename(sys.argv[0]).removesuffix(".py")
     chosen = [s for s in scenarios if not sys.argv[2:] or s.__name__ in sys.argv[2:]]
-    failed = 0
+    counts = collections.Counter()
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         for done in concurrent.futures.as_completed([pool.submit(_run, s) for s in chosen]):
-            scenario, seconds, failure = done.result()
-            verdict = "FAILED" if failure else "ok"
-            print(f"{suite} {scenario.__name__} … {verdict} ({seconds:.1f} s)", flush=True)
-            if failure:
-                failed += 1
-                print(failure, flush=True)
-    print(f"{suite}: {len(chosen) - failed} passed, {failed} failed", flush=True)
-    sys.exit(1 if failed or not chosen else 0)
+            scenario, seconds, outcome, detail = done.result()
+            print(f"{suite} {scenario.__name__} … {outcome} ({seconds:.1f} s)", flush=True)
+            if detail:
+                print(detail, flush=True)
+            counts[outcome] += 1
+    skipped = f", {counts['SKIPPED']} SKIPPED" if counts["SKIPPED"] else ""
+    print(f"{suite}: {counts['ok']} passed, {counts['FAILED']} failed{skipped}", flush=True)
+    sys.exit(1 if counts["FAILED"] or not chosen else 0)

@@ -8,7 +8,7 @@ import subprocess
 import termios
 import time
 
-from harness import LATE, SOON, Relay, main, program, wait_until
+from harness import LATE, SOON, Relay, main, need_root, program, wait_until
 from rawpeer import (
     TEXT, Honest, RawPeer, close_frame, envelope, frame, head, notice, pair, undated, upgrade,
 )
@@ -217,7 +217,7 @@ def exit_codes_hold_whatever_the_streams_are():
 
 
 def production_takes_one_capability_only():
-    assert os.geteuid() == 0, "needs root, to be another user"
+    need_root("to become another user")
     def check(capability):
         drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         if capability:

@@ -13,7 +13,7 @@ import xml.etree.ElementTree
 
 import websockets
 
-from harness import SOON, Relay, main, program
+from harness import SOON, Relay, main, need_root, program
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -307,7 +307,7 @@ def the_whole_chain_is_served():
 
 def keys_that_the_system_protects():
     """The layouts of Debian, Kubernetes, systemd and Docker, for a relay without privileges."""
-    assert os.geteuid() == 0, "needs root, to be another user"
+    need_root("to become another user")
     user = 65534
     drop = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     with Pair() as pair:

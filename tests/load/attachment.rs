@@ -38,7 +38,7 @@ pub fn at_a_third_of_the_speed() {
     let began = Instant::now();
     let mut during = Latencies::default();
     for n in 0..FRAMES {
-        binary.tell(&id, &noise(0, n, LEN));
+        binary.send_to(&id, &noise(0, n, LEN));
         sent.store(n + 1, Ordering::Relaxed);
         if n % BETWEEN == 0 {
             during.push(round_trip(&mut binary, &mut sibling, n));
@@ -64,7 +64,7 @@ pub fn at_a_third_of_the_speed() {
 fn read(mut phone: Peer, sent: &AtomicUsize) -> Peer {
     for n in 0..FRAMES {
         eventually("more is sent", || sent.load(Ordering::Relaxed) >= FRAMES.min(3 * n));
-        let text = phone.hear_text();
+        let text = phone.receive_text();
         assert!(text == noise(0, n, LEN), "{n}: {text:.80}");
     }
     phone

@@ -32,8 +32,8 @@ const _: () = {
 };
 
 /// The pace of the slow end: a little after each message, and two stops.
-fn dawdle(heard: usize) {
-    let is_stop = heard == MESSAGES / 4 || heard == MESSAGES / 2;
+fn dawdle(received: usize) {
+    let is_stop = received == MESSAGES / 4 || received == MESSAGES / 2;
     pause(Duration::from_millis(if is_stop { 3000 } else { 4 }));
 }
 
@@ -59,20 +59,20 @@ pub fn to_a_slow_binary() {
         .enumerate()
         .map(|(from, mut phone)| {
             thread::spawn(move || {
-                (0..MESSAGES / PHONES).for_each(|n| phone.say(&message(from, n)));
+                (0..MESSAGES / PHONES).for_each(|n| phone.send_text(&message(from, n)));
                 phone
             })
         })
         .collect();
 
     let mut next = [0; PHONES];
-    for heard in 0..MESSAGES {
-        let text = binary.hear_text();
+    for received in 0..MESSAGES {
+        let text = binary.receive_text();
         let from = ids.iter().position(|id| text[..64].contains(id.as_str())).unwrap();
         let expected = envelope(&ids[from], &message(from, next[from]));
         assert!(text == expected, "{} from {from}: {text:.80}", next[from]);
         next[from] += 1;
-        dawdle(heard);
+        dawdle(received);
     }
     assert_eq!(next, [MESSAGES / PHONES; PHONES]);
     for writer in writers {
@@ -103,7 +103,7 @@ pub fn to_a_slow_phone() {
         }
     });
     for n in 0..MESSAGES {
-        let text = phone.hear_text();
+        let text = phone.receive_text();
         assert!(text == message(0, n), "{n}: {text:.80}");
         read.fetch_add(text.len(), Ordering::Relaxed);
         dawdle(n);

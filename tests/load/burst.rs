@@ -58,12 +58,12 @@ fn household(relay: SocketAddr, number: usize) -> [Peer; 2] {
     // The phone does the same, and its binary in one write on the phone's first frame.
     let mut phone = dial(&phone_head(&name), &burst(|n| noise(number, n, LEN)));
     for n in 0..FRAMES {
-        let text = binary.hear_text();
+        let text = binary.receive_text();
         assert!(text == envelope(&phone.id, &noise(number, n, LEN)), "{n}: {text}");
     }
     binary.send_raw(&burst(|n| envelope(&phone.id, &noise(number, n, LEN))));
     for n in 0..FRAMES {
-        let text = phone.hear_text();
+        let text = phone.receive_text();
         assert!(text == noise(number, n, LEN), "{n}: {text}");
     }
     [binary, phone]

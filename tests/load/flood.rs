@@ -51,12 +51,12 @@ fn flood(kind: Opcode) {
 
     is_over.store(true, Ordering::Relaxed);
     let sent = writer.join().unwrap();
-    let heard = reader.join().unwrap();
+    let received = reader.join().unwrap();
     percentiles::record("flooder: frames a second", u128::from(sent) * 1000 / took.as_millis());
-    percentiles::record("flooder: answers or deliveries", format!("{heard} of {sent}"));
+    percentiles::record("flooder: answers or deliveries", format!("{received} of {sent}"));
     percentiles::record("relay: processor meanwhile", share(used, took));
     // Of pongs only the latest is owed (RFC 6455 §5.5.3).
-    assert!(heard == sent || (kind == Opcode::Ping && heard <= sent), "{heard} of {sent}");
+    assert!(received == sent || (kind == Opcode::Ping && received <= sent), "{received} of {sent}");
     binary.expect_alive();
     phone.expect_alive();
 }
@@ -107,7 +107,7 @@ fn hear_numbers(listener: &Peer, kind: Opcode, conn_id: &str) -> JoinHandle<u64>
     let (head, tail) = if kind == Opcode::Text { (head, tail) } else { ("", "") };
     let (head, tail) = (head.to_owned(), tail.to_owned());
     thread::spawn(move || {
-        let (mut heard, mut next, is_complete) = (0, 0, kind == Opcode::Text);
+        let (mut received, mut next, is_complete) = (0, 0, kind == Opcode::Text);
         each_frame(stream, |opcode, payload| {
             if opcode == Opcode::Ping as u8 {
                 // The relay's own.
@@ -116,18 +116,18 @@ fn hear_numbers(listener: &Peer, kind: Opcode, conn_id: &str) -> JoinHandle<u64>
             let text = str::from_utf8(payload).unwrap();
             let number = text.strip_prefix(&*head).and_then(|rest| rest.strip_suffix(&*tail));
             let number: u64 = number.and_then(|number| number.parse().ok()).expect(text);
-            heard += 1;
+            received += 1;
             let is_last = number == u64::MAX;
             assert!(is_last || number == next || (!is_complete && number > next), "{number}");
             next = number.wrapping_add(1);
             !is_last
         });
-        heard
+        received
     })
 }
 
-/// Reads frames as fast as they come until `hear` returns false.
-fn each_frame(mut stream: TcpStream, mut hear: impl FnMut(u8, &[u8]) -> bool) {
+/// Reads frames as fast as they come until `on_frame` returns false.
+fn each_frame(mut stream: TcpStream, mut on_frame: impl FnMut(u8, &[u8]) -> bool) {
     let (mut buffer, mut filled) = (vec![0; 256 * 1024], 0);
     loop {
         let count = stream.read(&mut buffer[filled..]).unwrap();
@@ -136,7 +136,7 @@ fn each_frame(mut stream: TcpStream, mut hear: impl FnMut(u8, &[u8]) -> bool) {
         let mut start = 0;
         while let Some((opcode, payload)) = first_frame(&buffer[start..filled]) {
             let end = start + payload.end;
-            if !hear(opcode, &buffer[start + payload.start..end]) {
+            if !on_frame(opcode, &buffer[start + payload.start..end]) {
                 assert_eq!(end, filled, "more after the last");
                 return;
             }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::percentiles::{self, Latencies, share};
-use crate::support::{Heard, Opcode, PATIENCE, Peer, Process, envelope, frame, round_trip};
+use crate::support::{Opcode, PATIENCE, Peer, Process, Received, envelope, frame, round_trip};
 
 /// Envelopes to an unknown phone. Each is dropped with a line: together many times what the
 /// pipe and the queue hold.
@@ -73,7 +73,7 @@ fn hear_pings(peers: &mut [Peer], enough: usize) -> (usize, Duration) {
         assert!(began.elapsed() < PATIENCE, "{pinged} pings");
         for peer in &mut *peers {
             peer.stream.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
-            if let Ok(Heard::Ping(payload)) = peer.try_hear() {
+            if let Ok(Received::Ping(payload)) = peer.try_receive() {
                 peer.send(Opcode::Pong, &payload);
                 pinged += 1;
             }

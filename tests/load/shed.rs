@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::percentiles::{self, Latencies, seconds};
 use crate::support::{
-    Heard, Peer, Process, connect_reading_little, content, eventually, healthz, pause, phone_head,
-    round_trip,
+    Peer, Process, Received, connect_reading_little, content, eventually, healthz, pause,
+    phone_head, round_trip,
 };
 
 const SIBLINGS: usize = 15;
@@ -42,7 +42,7 @@ impl Household {
 
     /// Sends a large message to that phone.
     fn tell_stuck(&mut self) {
-        self.binary.tell(&self.stuck, &content(0, self.told, LEN));
+        self.binary.send_to(&self.stuck, &content(0, self.told, LEN));
         self.told += 1;
     }
 
@@ -104,10 +104,10 @@ pub fn beyond_the_backlog() {
     let stuck = reader.join().unwrap();
 
     let during = home.until_shed(true);
-    let (told, heard) = (home.told, hear_the_rest(stuck, ROUNDS, "phone backlog full"));
-    assert!(heard < told - ROUNDS, "{heard} of {told}");
+    let (told, received) = (home.told, hear_the_rest(stuck, ROUNDS, "phone backlog full"));
+    assert!(received < told - ROUNDS, "{received} of {told}");
     percentiles::record("unread when shed", format!("{} messages of {LEN} bytes", told - ROUNDS));
-    percentiles::record("of these it found when it read on", heard);
+    percentiles::record("of these it found when it read on", received);
     let after = home.phase(true, true);
     record(home, [before, during, after]);
 }
@@ -120,9 +120,9 @@ pub fn out_of_time() {
     let began = Instant::now();
     let during = home.until_shed(false);
     percentiles::record("shed after", seconds(began.elapsed()));
-    let heard = hear_the_rest(stuck, 0, "write timeout");
-    assert!(heard < home.told, "{heard}");
-    percentiles::record("of 30 it found when it read on", heard);
+    let received = hear_the_rest(stuck, 0, "write timeout");
+    assert!(received < home.told, "{received}");
+    percentiles::record("of 30 it found when it read on", received);
     let after = home.phase(false, true);
     record(home, [before, during, after]);
 }
@@ -141,7 +141,7 @@ fn record(mut home: Household, times: [Latencies; 3]) {
 fn read_some(mut phone: Peer, count: usize) -> JoinHandle<Peer> {
     thread::spawn(move || {
         for n in 0..count {
-            assert!(phone.hear_text() == content(0, n, LEN), "{n}");
+            assert!(phone.receive_text() == content(0, n, LEN), "{n}");
         }
         phone
     })
@@ -152,15 +152,15 @@ fn read_some(mut phone: Peer, count: usize) -> JoinHandle<Peer> {
 fn hear_the_rest(mut phone: Peer, first: usize, reason: &str) -> usize {
     let mut count = 0;
     loop {
-        match phone.hear() {
-            Heard::Text(text) => {
+        match phone.receive() {
+            Received::Text(text) => {
                 assert!(text == content(0, first + count, LEN), "{count}: {text:.80}");
                 count += 1;
             }
-            Heard::Ping(_) => {}
-            heard => {
-                assert_eq!(heard, Heard::Close(Some((1011, reason.into()))));
-                assert_eq!(phone.hear(), Heard::End);
+            Received::Ping(_) => {}
+            received => {
+                assert_eq!(received, Received::Close(Some((1011, reason.into()))));
+                assert_eq!(phone.receive(), Received::End);
                 return count;
             }
         }

@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use http::{Answer, connect, connect_from, connect_reading_little, healthz};
-pub use peer::{Heard, Opcode, Peer, envelope, frame, header, is_close_notice};
+pub use peer::{Opcode, Peer, Received, envelope, frame, header, is_close_notice};
 pub use process::Process;
 pub(crate) use request::{binary as binary_head, phone as phone_head};
 pub use tls::{Pair, through_tls};
@@ -93,7 +93,7 @@ pub fn source(number: usize) -> Ipv4Addr {
 /// The next envelope with a frame; close notices of other phones are skipped.
 fn hear_frame(binary: &mut Peer) -> String {
     loop {
-        let text = binary.hear_text();
+        let text = binary.receive_text();
         if !is_close_notice(&text) {
             return text;
         }
@@ -103,9 +103,9 @@ fn hear_frame(binary: &mut Peer) -> String {
 /// Sends a frame there and a frame back; fails unless exactly these arrive.
 pub fn round_trip(binary: &mut Peer, phone: &mut Peer, n: usize) -> Duration {
     let (began, json) = (Instant::now(), n.to_string());
-    phone.say(&json);
+    phone.send_text(&json);
     assert_eq!(hear_frame(binary), envelope(&phone.id, &json));
-    binary.tell(&phone.id, &json);
-    assert_eq!(phone.hear_text(), json);
+    binary.send_to(&phone.id, &json);
+    assert_eq!(phone.receive_text(), json);
     began.elapsed()
 }

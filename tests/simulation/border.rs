@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::protocol::transport::TransportBuffered;
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
+use pyrycode_relay::server::Core;
+use pyrycode_relay::time::Instant;
 
 use crate::world::World;
 
@@ -26,10 +28,62 @@ impl Trace {
     }
 }
 
+impl Core for World {
+    fn handle_accept(&mut self, address: IpAddr, kind: ListenerKind, now: Instant) -> ConnId {
+        let id = self.relay.handle_accept(address, kind, now);
+        self.trace.note(&(now, address, kind, id));
+        self.check();
+        id
+    }
+
+    fn handle(&mut self, input: Input<'_>, now: Instant) {
+        assert_eq!(now, self.now, "a turn happens at one instant");
+        self.tell(input);
+    }
+
+    fn poll_effect(&mut self) -> Option<Effect> {
+        let effect = self.relay.poll_effect();
+        self.trace.note(&effect);
+        if let Some(Effect::ReadThenExpire(id)) = effect
+            && let Some(peer) = self.find(id)
+            && self.faults.read_to_end()
+        {
+            self.break_link(peer);
+        }
+        effect
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.relay.next_deadline()
+    }
+
+    fn is_reading(&self, id: ConnId) -> bool {
+        self.relay.is_reading(id)
+    }
+
+    fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
+        self.relay.outgoing(id)
+    }
+
+    fn websockets(&self) -> usize {
+        self.relay.websockets()
+    }
+}
+
 impl World {
+    /// Hands in an event.
     pub(crate) fn tell(&mut self, input: Input<'_>) {
         self.trace.note(&(self.now, input));
         let now = self.now;
+        self.has_fired |= input == Input::Timeout;
+        if let Input::Bytes(id, bytes) = input
+            && let Some(peer) = self.find(id)
+        {
+            let pongs = self.peers[peer].hand_in(bytes.len());
+            if let Some(oracle) = &mut self.oracle {
+                oracle.on_pongs(peer, &pongs);
+            }
+        }
         let before = self.oracle.as_ref().map(|oracle| oracle.before(self, input));
         self.relay.handle(input, now);
         self.check();
@@ -37,19 +91,6 @@ impl World {
             oracle.after(self, input, &before.expect("taken above"));
             self.oracle = Some(oracle);
         }
-    }
-
-    pub(crate) fn tell_accept(&mut self, address: IpAddr, kind: ListenerKind) -> ConnId {
-        let id = self.relay.handle_accept(address, kind, self.now);
-        self.trace.note(&(self.now, address, kind, id));
-        self.check();
-        id
-    }
-
-    pub(crate) fn next_effect(&mut self) -> Option<Effect> {
-        let effect = self.relay.poll_effect();
-        self.trace.note(&effect);
-        effect
     }
 
     /// The budget is kept at every step (7); in a crowd, where the audit takes

@@ -122,6 +122,7 @@ impl Chaos {
         if seed % 7 == 6 {
             world.balancer = Some([10, 0, 0, 9].into());
         }
+        world.is_tls = seed % 8 >= 5;
         if seed % 4 == 3 {
             world.descriptors = capacity * 2 / 3;
         }

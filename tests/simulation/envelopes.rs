@@ -22,7 +22,7 @@ fn pair() -> Pair {
 }
 
 fn dropped(world: &World) -> u64 {
-    world.relay.stats().dropped.iter().sum()
+    world.relay.stats().dropped.total()
 }
 
 #[test]
@@ -106,15 +106,15 @@ fn a_bad_envelope_is_dropped_and_counted_and_the_binary_stays() {
     .into_iter()
     .enumerate()
     {
-        let before = world.relay.stats().dropped[cause as usize];
+        let before = world.relay.stats().dropped[cause];
         world.text(binary, &envelope.replace('$', &conn_id));
         let shown = &envelope[..envelope.len().min(80)];
-        assert_eq!(world.relay.stats().dropped[cause as usize], before + 1, "{shown}");
+        assert_eq!(world.relay.stats().dropped[cause], before + 1, "{shown}");
         assert_eq!(dropped(&world), count as u64 + 1, "{shown}");
     }
     let not_utf8 = [br#"{"conn_id":"x","frame":""#, &b"\xff\"}"[..]].concat();
     world.send(binary, &wire::frame(wire::BINARY, &not_utf8));
-    assert_eq!(world.relay.stats().dropped[Dropped::NotUtf8 as usize], 1);
+    assert_eq!(world.relay.stats().dropped[Dropped::NotUtf8], 1);
     assert_eq!((world.heard(phone), world.heard(binary)), (vec![], vec![]));
     world.deliver(binary, phone, "1");
     assert_eq!(world.heard(phone), [text("1")]);
@@ -135,7 +135,7 @@ fn a_binary_reaches_no_phone_of_another_server_id() {
     }
     assert_eq!((world.heard(phone), world.heard(others_phone)), (vec![], vec![]));
     assert_eq!((world.heard(binary), world.heard(other)), (vec![], vec![]));
-    assert_eq!(world.relay.stats().dropped[Dropped::UnknownPhone as usize], 4);
+    assert_eq!(world.relay.stats().dropped[Dropped::UnknownPhone], 4);
     world.finish();
 }
 

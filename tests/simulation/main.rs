@@ -23,6 +23,8 @@ mod oracle;
 mod peer;
 mod phones;
 mod proxied;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod redial;
 mod refusals;
 mod replay;
@@ -32,6 +34,7 @@ mod shell;
 mod shut_down;
 mod slow_peers;
 mod takeover;
+mod tls;
 mod wakes;
 #[path = "../support/wire.rs"]
 mod wire;

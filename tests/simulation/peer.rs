@@ -8,16 +8,17 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
-use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
 use pyrycode_relay::relay::ConnId;
+use pyrycode_relay::server::turn::Readiness;
 use pyrycode_relay::time::Instant;
 
 use crate::link::{End, Pipe};
 use crate::requests;
+use crate::tls::Tls;
 use crate::wire::{self, Decoder, Part};
 
-/// The id of no connection.
-pub(crate) const NOBODY: ConnId = ConnId::from_bits(u64::MAX);
+/// The id of a connection that is not accepted yet.
+pub(crate) const NOT_ACCEPTED: ConnId = ConnId::from_bits(u64::MAX);
 /// The capacity of the link of a peer that does not read: both kernels' buffers.
 pub(crate) const LINK: usize = 64 * 1024;
 
@@ -74,24 +75,19 @@ pub(crate) enum Sending {
     Open,
     /// FIN is behind the last byte.
     Ended,
-    /// Everything is lost.
+    /// Nothing arrives any more.
     Reset,
-}
-
-/// A load balancer that sends a PROXY header, or owes it for ever.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Through {
-    pub(crate) balancer: IpAddr,
-    pub(crate) header: Option<Result<Proxied, Malformed>>,
 }
 
 /// One remote end and its connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
-    /// A load balancer between it and the relay.
-    pub(crate) through: Option<Through>,
-    /// [`NOBODY`] until it is accepted.
+    /// The load balancer between it and the relay, which sends a PROXY header.
+    pub(crate) balancer: Option<IpAddr>,
+    /// The relay has not read that header.
+    pub(crate) owes_header: bool,
+    /// [`NOT_ACCEPTED`] until it is accepted.
     pub(crate) id: ConnId,
     pub(crate) habits: Habits,
     pub(crate) seen: Vec<Seen>,
@@ -139,8 +135,8 @@ pub(crate) struct Peer {
     /// The relay has dropped its socket.
     pub(crate) is_gone: bool,
     decoder: Decoder,
-    /// Bookkeeping of the world: in the queue of sockets to read.
-    pub(crate) is_queued: bool,
+    pub(crate) readiness: Readiness,
+    pub(crate) tls: Tls,
     /// Its socket took less than there was, and then, it is not written to before
     /// it has room.
     pub(crate) is_short: bool,
@@ -153,8 +149,9 @@ impl Peer {
     pub(crate) fn new(address: IpAddr) -> Self {
         Self {
             address,
-            through: None,
-            id: NOBODY,
+            balancer: None,
+            owes_header: false,
+            id: NOT_ACCEPTED,
             habits: Habits::HONEST,
             seen: Vec::new(),
             answer: String::new(),
@@ -183,7 +180,8 @@ impl Peer {
             saw_cut: false,
             is_gone: false,
             decoder: Decoder::default(),
-            is_queued: false,
+            readiness: Readiness::default(),
+            tls: Tls::default(),
             is_short: false,
             is_blocked: false,
             refuses_until: Instant::START,
@@ -198,6 +196,20 @@ impl Peer {
         }
     }
 
+    /// Sends a PROXY header, ahead of everything else.
+    pub(crate) fn send_header(&mut self, header: &[u8]) {
+        self.owes_header = true;
+        self.push(header);
+    }
+
+    /// The relay has read the PROXY header.
+    pub(crate) fn take_header(&mut self, len: usize) {
+        self.owes_header = false;
+        self.up.arrived.drain(..len);
+        self.handed_in += len as u64;
+        self.tls.skip(len);
+    }
+
     /// Sends bytes that end within a frame.
     pub(crate) fn send_part(&mut self, bytes: &[u8]) {
         self.midway.get_or_insert_default();
@@ -207,6 +219,7 @@ impl Peer {
     fn push(&mut self, bytes: &[u8]) {
         if self.sending == Sending::Open && !self.is_gone {
             self.outgoing.extend(bytes);
+            self.tls.on_sent(self.sent, bytes.len());
             self.sent += bytes.len() as u64;
             if let Some(payload) = wire::pong(bytes) {
                 self.pongs.push_back((self.sent, payload));

@@ -1,16 +1,16 @@
 //! PROXY header: connections through a load balancer that names the client.
 //!
-//! The format of a header is tested beside its parser, and its position on the wire over real
-//! sockets; here the header has arrived, or has not.
+//! The format of a header is tested beside its parser.
 
 use std::net::IpAddr;
 
 use pyrycode_relay::config::{Config, Forwarded};
-use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
+use pyrycode_relay::relay::counts::Counts;
 use pyrycode_relay::relay::stats::ProxyRefusal;
 use pyrycode_relay::time::TICK;
 
-use crate::peer::{Seen, Through, claim, join, request};
+use crate::peer::{Seen, claim, join, request};
+use crate::proxy;
 use crate::world::{PeerId, World, secs, text};
 
 fn address(text: &str) -> IpAddr {
@@ -19,13 +19,13 @@ fn address(text: &str) -> IpAddr {
 
 const BALANCER: &str = "10.0.0.9";
 
-fn dial(world: &mut World, header: Option<Result<Proxied, Malformed>>, head: &str) -> PeerId {
-    world.dial_through(Through { balancer: address(BALANCER), header }, head)
+fn dial(world: &mut World, header: &[u8], head: &str) -> PeerId {
+    world.dial_through(address(BALANCER), header, head)
 }
 
 /// The status of the answer to `head` of a client at `address`.
 fn status(world: &mut World, from: &str, head: &str) -> u16 {
-    let peer = dial(world, Some(Ok(Proxied::Client(address(from)))), head);
+    let peer = dial(world, &proxy::client(address(from)), head);
     match world.heard(peer)[0] {
         Seen::Answer(status) => status,
         ref other => panic!("{other:?}"),
@@ -38,7 +38,7 @@ fn limits_count_by_client_and_never_by_balancer() {
     (config.limits.rate_per_minute, config.limits.rate_burst) = (1, 3);
     config.limits.connections_per_ip = 2;
     let mut world = World::with(config, 1_000, 1);
-    let server = dial(&mut world, Some(Ok(Proxied::Client(address("192.0.2.1")))), &claim("home"));
+    let server = dial(&mut world, &proxy::client(address("192.0.2.1")), &claim("home"));
     assert_eq!(world.heard(server), [Seen::Answer(101)]);
     assert_eq!(status(&mut world, "192.0.2.1", &join("home")), 101);
     assert_eq!(status(&mut world, "192.0.2.1", &join("home")), 503, "two connections");
@@ -68,17 +68,17 @@ fn a_balancers_own_connection_asks_for_health_and_nothing_else() {
         (claim("home"), 403),
         ("GET\r\n\r\n".into(), 400),
     ] {
-        let peer = dial(&mut world, Some(Ok(Proxied::Local)), &head);
+        let peer = dial(&mut world, &proxy::local(), &head);
         assert_eq!(world.heard(peer), [Seen::Answer(expected), Seen::End], "{head}");
     }
     world.shut_down();
-    let peer = dial(&mut world, Some(Ok(Proxied::Local)), &join("home"));
+    let peer = dial(&mut world, &proxy::local(), &join("home"));
     assert_eq!(world.heard(peer), [Seen::Answer(403), Seen::End]);
-    assert_eq!(world.relay.stats().upgrades, [[0; 8]; 2]);
+    assert_eq!(world.relay.stats().upgrades.each_ref().map(Counts::total), [0, 0]);
     // More of them than a client may attempt upgrades.
     let mut world = World::with(Config::default(), 10, 1);
     for _ in 0..50 {
-        let peer = dial(&mut world, Some(Ok(Proxied::Local)), &request("/readyz", &[]));
+        let peer = dial(&mut world, &proxy::local(), &request("/readyz", &[]));
         assert_eq!(world.heard(peer), [Seen::Answer(200), Seen::End]);
     }
 }
@@ -86,24 +86,24 @@ fn a_balancers_own_connection_asks_for_health_and_nothing_else() {
 #[test]
 fn without_a_valid_header_a_connection_is_closed_without_a_byte() {
     let mut world = World::new();
-    let garbage = dial(&mut world, Some(Err(Malformed)), &claim("home"));
+    let garbage = dial(&mut world, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", &claim("home"));
     assert_eq!(world.heard(garbage), [Seen::Cut]);
 
-    let silent = dial(&mut world, None, "");
+    let silent = dial(&mut world, b"", "");
     world.pass(secs(5) - TICK);
     assert_eq!(world.heard(silent), []);
     world.pass(2 * TICK);
     assert_eq!(world.heard(silent), [Seen::Cut]);
 
     // A port check, which is not an error.
-    let checks = dial(&mut world, None, "");
+    let checks = dial(&mut world, b"", "");
     world.hang_up(checks);
     assert!(world.is_gone(checks) && world.relay.is_empty());
 
-    let refusals = world.relay.stats().proxy_refusals;
-    assert_eq!(refusals[ProxyRefusal::Malformed as usize], 1);
-    assert_eq!(refusals[ProxyRefusal::Late as usize], 1);
-    assert_eq!(refusals[ProxyRefusal::Untrusted as usize], 0);
+    let refusals = &world.relay.stats().proxy_refusals;
+    assert_eq!(refusals[ProxyRefusal::Malformed], 1);
+    assert_eq!(refusals[ProxyRefusal::Late], 1);
+    assert_eq!(refusals[ProxyRefusal::Untrusted], 0);
     assert_eq!(world.relay.slots(), 0);
     world.finish();
 }
@@ -111,7 +111,7 @@ fn without_a_valid_header_a_connection_is_closed_without_a_byte() {
 #[test]
 fn the_head_timeout_of_5_s_starts_at_accept_and_includes_the_header() {
     let mut world = World::new();
-    let peer = dial(&mut world, Some(Ok(Proxied::Client(address("192.0.2.1")))), "GET");
+    let peer = dial(&mut world, &proxy::client(address("192.0.2.1")), "GET");
     world.pass(secs(5) + TICK);
     assert_eq!(world.heard(peer), [Seen::Answer(408), Seen::End]);
     world.finish();
@@ -127,20 +127,20 @@ fn trusting(proxies: &[&str], trust_x_forwarded_for: bool) -> World {
 
 #[test]
 fn only_the_proxies_that_are_named_may_send_a_header() {
-    let client = Some(Ok(Proxied::Client(address("192.0.2.1"))));
+    let client = proxy::client(address("192.0.2.1"));
     for (trusted, expected) in
         [("10.0.0.0/24", Seen::Answer(101)), ("10.0.1.0/24", Seen::Cut), ("::/0", Seen::Cut)]
     {
         let mut world = trusting(&[trusted], false);
-        let peer = dial(&mut world, client, &claim("home"));
+        let peer = dial(&mut world, &client, &claim("home"));
         assert_eq!(world.heard(peer), std::slice::from_ref(&expected), "{trusted}");
-        let refused = world.relay.stats().proxy_refusals[ProxyRefusal::Untrusted as usize];
+        let refused = world.relay.stats().proxy_refusals[ProxyRefusal::Untrusted];
         assert_eq!(refused, u64::from(expected == Seen::Cut));
         world.finish();
     }
     // At once: it is not waited for what a stranger would say.
     let mut world = trusting(&["192.0.2.0/24"], false);
-    let silent = dial(&mut world, None, "");
+    let silent = dial(&mut world, b"", "");
     assert_eq!(world.heard(silent), [Seen::Cut]);
 }
 

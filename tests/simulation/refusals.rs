@@ -71,8 +71,8 @@ fn at(seconds: u64) -> Instant {
     Instant::START + Duration::from_secs(seconds)
 }
 
-/// Has a new connection say `bytes`.
-fn say(relay: &mut Relay, bytes: &[u8], now: Instant) {
+/// Sends `bytes` on a new connection.
+fn send(relay: &mut Relay, bytes: &[u8], now: Instant) {
     let id = relay.handle_accept(PEER, ListenerKind::Clients, now);
     relay.handle(Input::Bytes(id, bytes), now);
     // Behind a 101 stand frames.
@@ -179,7 +179,7 @@ fn every_kind_of_refusal_logs_a_line_with_its_cause() {
     for (bytes, path, status, cause, header) in table {
         let shown = bytes.escape_ascii().to_string();
         let mut relay = relay(|_| {}, 10);
-        let lines = logged(|| say(&mut relay, &bytes, at(1)));
+        let lines = logged(|| send(&mut relay, &bytes, at(1)));
         if status == 101 {
             assert!(lines.iter().all(|line| !line.contains("request_refused")), "{lines:?}");
             continue;
@@ -200,7 +200,7 @@ fn every_kind_of_refusal_logs_a_line_with_its_cause() {
     // What takes more than a head: another Host, a balancer's own connection, silence, a
     // shut-down.
     let mut domain = relay(with_domain, 10);
-    let lines = logged(|| say(&mut domain, client.as_bytes(), at(1)));
+    let lines = logged(|| send(&mut domain, client.as_bytes(), at(1)));
     let expected = format!(
         "WARN request_refused remote=192.0.2.7 {c} status=421 cause=wrong_host header=host"
     );
@@ -219,7 +219,7 @@ fn every_kind_of_refusal_logs_a_line_with_its_cause() {
     });
     assert_eq!(lines, ["WARN request_refused remote=192.0.2.7 status=408 cause=timeout"]);
     plain.handle(Input::ShutDown, at(8));
-    let lines = logged(|| say(&mut plain, client.as_bytes(), at(8)));
+    let lines = logged(|| send(&mut plain, client.as_bytes(), at(8)));
     assert_eq!(lines, [format!("{refused}503 cause=draining")]);
 }
 
@@ -229,10 +229,10 @@ fn a_kind_is_warned_of_once_a_minute_with_the_number_left_out() {
     let client = request("/v1/client", &["x-pyrycode-server: home"]);
     let mut lines = logged(|| {
         for second in [0, 1, 59, 60, 61, 200] {
-            say(&mut relay, client.as_bytes(), at(second));
+            send(&mut relay, client.as_bytes(), at(second));
         }
         // Another kind has a minute of its own.
-        say(&mut relay, b"GET /none HTTP/1.1\r\nHost: relay\r\n\r\n", at(61));
+        send(&mut relay, b"GET /none HTTP/1.1\r\nHost: relay\r\n\r\n", at(61));
     });
     let other = lines.pop().unwrap();
     assert!(other.starts_with("WARN") && other.contains("cause=unknown_path"), "{other}");
@@ -255,12 +255,12 @@ fn a_kind_is_warned_of_once_a_minute_with_the_number_left_out() {
 fn limits_keep_their_own_events() {
     let client = request("/v1/client", &["x-pyrycode-server: home", "x-pyrycode-token: t"]);
     let mut limited = relay(|config| config.limits.rate_burst = 1, 10);
-    say(&mut limited, client.as_bytes(), at(0));
-    let lines = logged(|| say(&mut limited, client.as_bytes(), at(0)));
+    send(&mut limited, client.as_bytes(), at(0));
+    let lines = logged(|| send(&mut limited, client.as_bytes(), at(0)));
     let expected = "remote=192.0.2.7 path=/v1/client status=";
     assert_eq!(lines, [format!("WARN rate_limited {expected}429 cause=rate_limit")]);
     let mut full = relay(|_| {}, 0);
-    let lines = logged(|| say(&mut full, client.as_bytes(), at(0)));
+    let lines = logged(|| send(&mut full, client.as_bytes(), at(0)));
     assert_eq!(lines, [format!("WARN conn_cap_reached {expected}503 cause=cap")]);
 }
 

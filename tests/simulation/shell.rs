@@ -1,19 +1,24 @@
-//! Simulated event loop: what `server/event_loop.rs` does with sockets, on simulated links.
+//! Simulated transport: links between the relay and its peers, below the turn that the event
+//! loop runs as well.
 //!
-//! Owns the order of a turn: accept dialers, write to peers with room, read input, apply
-//! effects, and repeat until no peer has anything to send. Timers belong to
-//! [`crate::world`], which calls [`World::settle`] first.
+//! Owns what one read, write or end of a connection does to its link. The order of these calls
+//! is [`Turn`]'s; turns follow each other until no peer has anything to send.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
-use pyrycode_relay::config::READ_SIZE;
-use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind};
+use pyrycode_relay::config::{PROXY_HEADER_MAX, READ_SIZE};
+use pyrycode_relay::protocol::proxy_header::{self, Header};
+use pyrycode_relay::protocol::transport::TransportBuffered;
+use pyrycode_relay::relay::{ConnId, ListenerKind};
+use pyrycode_relay::server::turn::{PeerEnd, Readiness, Received, Transport, Turn, Written};
 use pyrycode_relay::time::Instant;
 
 use crate::faults::Write;
 use crate::link::{End, Pipe};
-use crate::peer::{NOBODY, Peer, Sending, Through};
+use crate::peer::{Peer, Sending};
+use crate::tls::RECORD_MAX;
 use crate::world::{PeerId, World};
 
 /// More rounds without time passing than any valid exchange needs.
@@ -27,10 +32,9 @@ impl World {
         self.settle();
     }
 
+    /// An event reports input of the peer.
     fn queue(&mut self, peer: usize) {
-        if !std::mem::replace(&mut self.peers[peer].is_queued, true) {
-            self.ready.push_back(peer);
-        }
+        self.readable.push(peer);
     }
 
     /// An event is due on the link of this peer, in either direction.
@@ -75,150 +79,45 @@ impl World {
         self.schedule(index, next);
     }
 
-    /// Lets relay and peers exchange bytes until none has anything to send.
+    /// Turns follow each other until neither the relay nor a peer has anything to send.
     pub(crate) fn settle(&mut self) {
         if self.is_frozen {
             return;
         }
-        for _ in 0..LIVELOCK {
-            self.accept();
+        let mut turn = std::mem::replace(&mut self.turn, Turn::new(Vec::new()));
+        let mut rounds = 0;
+        loop {
+            for peer in std::mem::take(&mut self.readable) {
+                let end = match self.peers[peer].up.end {
+                    None => PeerEnd::Open,
+                    Some(End::Fin) => PeerEnd::Closed,
+                    Some(End::Reset) => PeerEnd::Broken,
+                };
+                turn.on_readable(self, self.peers[peer].id, end);
+            }
             for peer in std::mem::take(&mut self.writable) {
-                self.write(peer);
+                turn.on_writable(self, self.peers[peer].id, self.now);
             }
-            for _ in 0..self.ready.len() {
-                let Some(peer) = self.ready.pop_front() else { break };
-                self.peers[peer].is_queued = false;
-                self.read_socket(peer);
+            turn.run(self, self.now);
+            let next = self.relay.next_deadline();
+            assert!(next.is_none_or(|next| next > self.now), "(8) due again at once");
+            let is_at_rest = self.readable.is_empty() && self.writable.is_empty();
+            if is_at_rest && !turn.has_work() && !self.can_accept() {
+                break;
             }
-            self.apply_effects();
-            if self.ready.is_empty() && self.writable.is_empty() && !self.can_accept() {
-                return;
-            }
+            rounds += 1;
+            assert!(rounds < LIVELOCK, "(8) relay and peers never come to rest");
         }
-        panic!("(8) relay and peers never come to rest");
+        self.turn = turn;
+        if std::mem::take(&mut self.has_fired)
+            && let Some(oracle) = &self.oracle
+        {
+            oracle.nobody_is_overdue(self);
+        }
     }
 
     fn can_accept(&self) -> bool {
         !self.backlog.is_empty() && self.by_id.len() < self.descriptors
-    }
-
-    fn accept(&mut self) {
-        while self.can_accept()
-            && let Some(peer) = self.backlog.pop_front()
-        {
-            let Peer { address, through, .. } = self.peers[peer];
-            let id = match through {
-                Some(Through { balancer, .. }) => {
-                    self.tell_accept(balancer, ListenerKind::ProxiedClients)
-                }
-                None => self.tell_accept(address, ListenerKind::Clients),
-            };
-            self.peers[peer].id = id;
-            assert_eq!(self.by_id.insert(id.to_bits(), peer), None, "{id:?} is not unique");
-            if self.faults.register() {
-                self.tell(Input::Disconnected(id));
-                continue;
-            }
-            if let Some(Through { header: Some(header), .. }) = through {
-                self.tell(Input::Proxied(id, header));
-            }
-            self.queue(peer);
-        }
-    }
-
-    fn read_socket(&mut self, index: usize) {
-        let peer = &mut self.peers[index];
-        let id = peer.id;
-        if peer.is_gone || id == NOBODY {
-            return;
-        }
-        if peer.up.end == Some(End::Reset) {
-            return self.tell(Input::Disconnected(id));
-        }
-        let has_ended = peer.up.end == Some(End::Fin);
-        if !self.relay.is_reading(id) {
-            if has_ended {
-                self.tell(Input::Hangup(id));
-            }
-            return;
-        }
-        if peer.up.arrived.is_empty() {
-            if has_ended && !std::mem::replace(&mut peer.end_read, true) {
-                self.tell(Input::End(id));
-            }
-            return;
-        }
-        let mut arrived: VecDeque<u8> = std::mem::take(&mut peer.up.arrived);
-        let (input, _) = arrived.as_slices();
-        let count = self.faults.read(input.len().min(READ_SIZE));
-        let pongs = peer.hand_in(count);
-        if let Some(oracle) = &mut self.oracle {
-            oracle.on_pongs(index, &pongs);
-        }
-        self.tell(Input::Bytes(id, &input[..count]));
-        arrived.drain(..count);
-        let is_more = !arrived.is_empty() || has_ended;
-        self.peers[index].up.arrived = arrived;
-        if is_more {
-            self.queue(index);
-        }
-    }
-
-    fn apply_effects(&mut self) {
-        while let Some(effect) = self.next_effect() {
-            self.apply(effect);
-        }
-    }
-
-    fn apply(&mut self, effect: Effect) {
-        match effect {
-            Effect::Transmit(id) => {
-                if let Some(peer) = self.find(id) {
-                    self.write(peer);
-                }
-            }
-            Effect::Resume(id) => {
-                if let Some(peer) = self.find(id) {
-                    self.queue(peer);
-                }
-            }
-            Effect::HalfClose(id) => {
-                let peer = self.find(id).expect("half-closes a connection that is there");
-                self.peers[peer].on_half_close();
-                if self.faults.half_close() {
-                    // The next read reports the cause of an error here.
-                    return self.break_link(peer);
-                }
-                let next = self.peers[peer].down.end(End::Fin, self.wall);
-                self.schedule(peer, next);
-                self.react(peer);
-            }
-            Effect::ReadThenExpire(id) => self.read_then_expire(id),
-            Effect::Disconnect(id) => {
-                let peer = self.by_id.remove(&id.to_bits()).expect("(6) disconnects once");
-                self.peers[peer].on_disconnect();
-                let next = self.peers[peer].down.end(End::Reset, self.wall);
-                self.schedule(peer, next);
-                self.react(peer);
-            }
-        }
-    }
-
-    /// Reads a peer to the end before its deadline counts.
-    fn read_then_expire(&mut self, id: ConnId) {
-        if let Some(peer) = self.find(id)
-            && self.faults.read_to_end()
-        {
-            self.break_link(peer);
-            self.read_socket(peer);
-        }
-        while let Some(peer) = self.find(id)
-            && self.relay.is_reading(id)
-            && !self.peers[peer].up.arrived.is_empty()
-        {
-            self.read_socket(peer);
-        }
-        self.tell(Input::ReadToEnd(id));
     }
 
     pub(crate) fn find(&self, id: ConnId) -> Option<usize> {
@@ -226,26 +125,18 @@ impl World {
     }
 
     /// The connection of this peer turns out to be broken.
-    fn break_link(&mut self, index: usize) {
+    pub(crate) fn break_link(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         peer.is_broken = true;
         peer.up.end = Some(End::Reset);
         self.queue(index);
     }
 
-    /// Writes the bytes queued to a peer, as far as its link takes them.
-    fn write(&mut self, index: usize) {
-        let peer = &mut self.peers[index];
-        let (id, wall) = (peer.id, self.wall);
-        if peer.is_gone || id == NOBODY {
-            return;
-        }
-        let outgoing = self.relay.outgoing(id);
-        let waiting: usize = outgoing.iter().map(|slice| slice.len()).sum();
-        if waiting == 0 {
-            return;
-        }
-        let room = waiting.min(peer.room());
+    /// Puts bytes on the link to a peer, as far as it takes them; `behind` more wait for them.
+    /// Returns how many it took; `None`: the connection is broken.
+    fn put(&mut self, index: usize, bytes: &[u8], behind: usize) -> Option<usize> {
+        let (peer, wall) = (&mut self.peers[index], self.wall);
+        let room = bytes.len().min(peer.room());
         let (mut count, mut is_broken, mut again) = (0, false, None);
         if peer.refuses_until <= wall {
             match self.faults.write(room) {
@@ -257,29 +148,53 @@ impl World {
                 Write::Broken => is_broken = true,
             }
         }
-        let mut bytes: VecDeque<u8> = VecDeque::with_capacity(count);
-        for slice in outgoing {
-            bytes.extend(&slice[..slice.len().min(count - bytes.len())]);
-        }
-        self.trace.note(&(index, &bytes, is_broken, again));
+        let sent = &bytes[..count];
+        self.trace.note(&(index, sent, is_broken, again));
         if is_broken {
             self.break_link(index);
-            return self.tell(Input::Disconnected(id));
+            return None;
         }
+        let is_short = count < bytes.len() + behind;
         if let Some(oracle) = &mut self.oracle {
-            oracle.on_written(index, bytes.make_contiguous(), count < waiting, self.now);
+            oracle.on_written(index, sent, is_short, self.now);
         }
-        peer.is_short = count < waiting;
+        peer.is_short = is_short;
         if count < room && peer.refuses_until <= wall {
             self.writable.push(index);
-        } else if count < waiting {
+        } else if count < bytes.len() {
             peer.is_blocked = true;
         }
-        let next = peer.down.send(bytes, wall);
+        let next = peer.down.send(VecDeque::from(sent.to_vec()), wall);
         self.schedule(index, next);
         self.schedule(index, again);
-        self.tell(Input::Written(id, count));
         self.react(index);
+        Some(count)
+    }
+
+    /// Puts on the link what TLS has accepted; returns whether that was all; `None`: the connection is broken.
+    fn flush(&mut self, index: usize, behind: usize) -> Option<bool> {
+        let mut unsent = std::mem::take(&mut self.peers[index].tls.unsent);
+        let count = match unsent.is_empty() {
+            false => self.put(index, unsent.make_contiguous(), behind),
+            true => Some(0),
+        };
+        unsent.drain(..count.unwrap_or(0));
+        let is_all = unsent.is_empty();
+        self.peers[index].tls.unsent = unsent;
+        count.map(|_| is_all)
+    }
+
+    /// TLS accepts one record, once the record before it is sent.
+    fn write_record(&mut self, index: usize, mut outgoing: Vec<u8>) -> Option<Written> {
+        if !self.flush(index, outgoing.len())? {
+            return Some(Written::Bytes(0));
+        }
+        let behind = outgoing.len().saturating_sub(RECORD_MAX);
+        outgoing.truncate(RECORD_MAX);
+        let count = outgoing.len();
+        self.peers[index].tls.unsent = outgoing.into();
+        let is_all = self.flush(index, behind)?;
+        Some(if is_all && count > 0 { Written::Part(count) } else { Written::Bytes(count) })
     }
 
     /// The peer reads and answers, if those are its habits.
@@ -303,5 +218,121 @@ impl World {
             peer.is_blocked = false;
             self.writable.push(index);
         }
+    }
+}
+
+impl Transport for World {
+    type Core = Self;
+    type Buffers = Vec<u8>;
+
+    fn core(&mut self) -> &mut Self {
+        self
+    }
+
+    fn accept(&mut self, _now: Instant) -> Option<(IpAddr, ListenerKind)> {
+        if !self.can_accept() {
+            return None;
+        }
+        let Peer { address, balancer, .. } = self.peers[*self.backlog.front()?];
+        Some(match balancer {
+            Some(balancer) => (balancer, ListenerKind::ProxiedClients),
+            None => (address, ListenerKind::Clients),
+        })
+    }
+
+    fn attach(&mut self, id: ConnId, _now: Instant) -> bool {
+        let Some(peer) = self.backlog.pop_front() else { return false };
+        self.peers[peer].id = id;
+        assert_eq!(self.by_id.insert(id.to_bits(), peer), None, "{id:?} is not unique");
+        self.queue(peer);
+        !self.faults.register()
+    }
+
+    fn readiness(&mut self, id: ConnId) -> Option<&mut Readiness> {
+        let peer = self.find(id)?;
+        Some(&mut self.peers[peer].readiness)
+    }
+
+    fn buffered(&mut self, id: ConnId) -> TransportBuffered {
+        self.find(id).map_or(TransportBuffered::default(), |peer| self.peers[peer].tls.buffered())
+    }
+
+    fn has_unread(&mut self, id: ConnId) -> bool {
+        self.find(id).is_some_and(|peer| !self.peers[peer].up.arrived.is_empty())
+    }
+
+    fn read<'b>(&mut self, id: ConnId, buffer: &'b mut Vec<u8>, _now: Instant) -> Received<'b> {
+        let Some(index) = self.find(id) else { return Received::Nothing };
+        let peer = &mut self.peers[index];
+        let has_ended = peer.up.end.is_some();
+        if peer.owes_header {
+            let arrived = peer.up.arrived.make_contiguous();
+            let seen = self.faults.read(arrived.len().min(PROXY_HEADER_MAX));
+            return match proxy_header::parse(&arrived[..seen]) {
+                Ok(Header::Partial) if seen < arrived.len() => {
+                    self.queue(index);
+                    Received::Nothing
+                }
+                Ok(Header::Partial) if has_ended => Received::Broken,
+                Ok(Header::Partial) => {
+                    peer.readiness.is_readable = false;
+                    Received::Nothing
+                }
+                Ok(Header::Complete { proxied, len }) => {
+                    peer.take_header(len);
+                    Received::Proxied(Ok(proxied))
+                }
+                Err(malformed) => Received::Proxied(Err(malformed)),
+            };
+        }
+        if peer.up.arrived.is_empty() {
+            peer.readiness.is_readable = false;
+            return match peer.up.end {
+                Some(End::Reset) => Received::Broken,
+                Some(End::Fin) if !std::mem::replace(&mut peer.end_read, true) => Received::End,
+                _ => Received::Nothing,
+            };
+        }
+        let count = self.faults.read(peer.up.arrived.as_slices().0.len().min(READ_SIZE));
+        buffer.clear();
+        buffer.extend(peer.up.arrived.drain(..count));
+        peer.readiness.is_readable = has_ended || !peer.up.arrived.is_empty();
+        peer.tls.open(buffer);
+        Received::Bytes(buffer, count)
+    }
+
+    fn write(&mut self, id: ConnId, _buffer: &mut Vec<u8>) -> Written {
+        let Some(index) = self.find(id) else { return Written::Nothing };
+        let outgoing = self.relay.outgoing(id).concat();
+        let tls = &self.peers[index].tls;
+        if outgoing.is_empty() && tls.unsent.is_empty() {
+            return Written::Nothing;
+        }
+        let written = match tls.is_on {
+            true => self.write_record(index, outgoing),
+            false => self.put(index, &outgoing, 0).map(Written::Bytes),
+        };
+        written.unwrap_or(Written::Broken)
+    }
+
+    fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+        let peer = self.find(id).expect("half-closes a connection that is there");
+        assert!(self.peers[peer].tls.unsent.is_empty(), "(4) FIN ahead of what TLS holds");
+        self.peers[peer].on_half_close();
+        if self.faults.half_close() {
+            // The next read reports the cause of an error here.
+            return self.break_link(peer);
+        }
+        let next = self.peers[peer].down.end(End::Fin, self.wall);
+        self.schedule(peer, next);
+        self.react(peer);
+    }
+
+    fn disconnect(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+        let peer = self.by_id.remove(&id.to_bits()).expect("(6) disconnects once");
+        self.peers[peer].on_disconnect();
+        let next = self.peers[peer].down.end(End::Reset, self.wall);
+        self.schedule(peer, next);
+        self.react(peer);
     }
 }

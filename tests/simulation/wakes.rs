@@ -3,8 +3,8 @@
 use pyrycode_relay::config::{Config, FCM_ENDPOINT, PushWake, ServiceAccount};
 use pyrycode_relay::relay::Input;
 use pyrycode_relay::relay::envelope::Dropped;
+use pyrycode_relay::relay::push_wake::IN_FLIGHT_MAX;
 use pyrycode_relay::relay::stats::WakeOutcome;
-use pyrycode_relay::relay::wake::IN_FLIGHT_MAX;
 use pyrycode_relay::time::TICK;
 
 use crate::world::{PeerId, World, closed, secs, text};
@@ -42,32 +42,26 @@ fn carry_out(world: &mut World, outcome: WakeOutcome) -> Vec<String> {
 }
 
 fn counted(world: &World, outcome: WakeOutcome) -> u64 {
-    world.relay.stats().wakes[outcome as usize]
+    world.relay.stats().wakes[outcome]
 }
 
 #[test]
 fn a_wake_is_handed_out_once_and_its_outcome_counted() {
     let mut world = pushing();
-    assert_eq!(world.relay.stats().wakes, [0; 5]);
+    assert_eq!(world.relay.stats().wakes.total(), 0);
     let binary = world.binary("home");
     let phone = world.phone("home");
-    for outcome in [
-        WakeOutcome::Sent,
-        WakeOutcome::Unregistered,
-        WakeOutcome::SendFailed,
-        WakeOutcome::TokenFetchFailed,
-        WakeOutcome::Dropped,
-    ] {
+    for outcome in WakeOutcome::ALL {
         ask(&mut world, binary, outcome.label());
         assert_eq!(carry_out(&mut world, outcome), [outcome.label()]);
         assert_eq!(counted(&world, outcome), 1);
     }
-    assert_eq!(world.relay.stats().wakes, [1; 5]);
+    assert_eq!(world.relay.stats().wakes.total(), WakeOutcome::ALL.len() as u64);
     // No peer is told, and frames go on.
     assert_eq!((world.heard(binary), world.heard(phone)), (vec![], vec![]));
     world.deliver(binary, phone, "1");
     assert_eq!(world.heard(phone), [text("1")]);
-    assert_eq!(world.relay.stats().dropped.iter().sum::<u64>(), 0);
+    assert_eq!(world.relay.stats().dropped.total(), 0);
     world.finish();
 }
 
@@ -93,7 +87,7 @@ fn with_push_wake_off_a_wake_is_dropped_and_the_binary_stays() {
     ask(&mut world, binary, "t");
     assert!(world.relay.poll_wake().is_none());
     assert_eq!(counted(&world, WakeOutcome::Dropped), 1);
-    assert_eq!(world.relay.stats().dropped[Dropped::PushWakeOff as usize], 1);
+    assert_eq!(world.relay.stats().dropped[Dropped::PushWakeOff], 1);
     assert_eq!(world.heard(binary), []);
     world.finish();
 }
@@ -108,7 +102,7 @@ fn an_invalid_wake_is_dropped_and_takes_no_token() {
     }
     assert!(world.relay.poll_wake().is_none());
     assert_eq!(counted(&world, WakeOutcome::Dropped), 20);
-    assert_eq!(world.relay.stats().dropped[Dropped::PushWakeMalformed as usize], 20);
+    assert_eq!(world.relay.stats().dropped[Dropped::PushWakeMalformed], 20);
     for _ in 0..6 {
         ask(&mut world, binary, "t");
     }
@@ -127,7 +121,7 @@ fn a_server_id_has_its_own_bucket_for_every_holder() {
     }
     assert_eq!(carry_out(&mut world, WakeOutcome::Sent), ["0", "1", "2", "3", "4", "5"]);
     assert_eq!(counted(&world, WakeOutcome::Dropped), 4);
-    assert_eq!(world.relay.stats().dropped[Dropped::PushWakeLimit as usize], 4);
+    assert_eq!(world.relay.stats().dropped[Dropped::PushWakeLimit], 4);
     ask(&mut world, office, "office");
     assert_eq!(carry_out(&mut world, WakeOutcome::Sent), ["office"]);
     // A new binary on the slot, and one after its grace, find the same bucket.

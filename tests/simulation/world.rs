@@ -14,8 +14,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
-use pyrycode_relay::protocol::proxy_header::Proxied;
 use pyrycode_relay::relay::{Input, Relay};
+use pyrycode_relay::server::turn::Turn;
 use pyrycode_relay::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -24,7 +24,8 @@ use crate::border::Trace;
 use crate::faults::Faults;
 use crate::link::Pipe;
 use crate::oracle::Oracle;
-use crate::peer::{self, HOME, Habits, Peer, Seen, Sending, Through};
+use crate::peer::{self, HOME, Habits, Peer, Seen, Sending};
+use crate::proxy;
 use crate::wire;
 
 /// The part of a pause that the relay's clock counts, beyond the sleep it had asked for.
@@ -44,12 +45,17 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) peers: Vec<Peer>,
     pub(crate) by_id: HashMap<u64, usize>,
-    /// Peers whose socket may be readable.
-    pub(crate) ready: VecDeque<usize>,
-    /// Peers whose socket was written short and has room again.
+    pub(crate) turn: Turn<Vec<u8>>,
+    /// Events of the next turn: peers whose socket has input, and those whose socket was
+    /// written short and has room again.
+    pub(crate) readable: Vec<usize>,
     pub(crate) writable: Vec<usize>,
+    /// The relay has been told of the time since the last rest.
+    pub(crate) has_fired: bool,
     /// The load balancer through which peers dial by default.
     pub(crate) balancer: Option<IpAddr>,
+    /// Peers dial over TLS.
+    pub(crate) is_tls: bool,
     /// Peers that have dialled and are not accepted, for lack of descriptors.
     pub(crate) backlog: VecDeque<usize>,
     /// The relay's limit on sockets.
@@ -88,9 +94,12 @@ impl World {
             config,
             peers: Vec::new(),
             by_id: HashMap::new(),
-            ready: VecDeque::new(),
+            turn: Turn::new(Vec::new()),
+            readable: Vec::new(),
             writable: Vec::new(),
+            has_fired: false,
             balancer: None,
+            is_tls: false,
             backlog: VecDeque::new(),
             descriptors: usize::MAX,
             events: BinaryHeap::new(),
@@ -130,21 +139,25 @@ impl World {
         self.dial_from(HOME, head.as_bytes())
     }
 
-    /// A peer dials through a load balancer.
-    pub(crate) fn dial_through(&mut self, through: Through, head: &str) -> PeerId {
+    /// A peer dials through a load balancer, whose PROXY header these bytes are; without any
+    /// it sends nothing else either.
+    pub(crate) fn dial_through(&mut self, balancer: IpAddr, header: &[u8], head: &str) -> PeerId {
         let peer = self.come(HOME);
-        self.peer_mut(peer).through = Some(through);
+        self.peer_mut(peer).balancer = Some(balancer);
+        self.peer_mut(peer).send_header(header);
         self.backlog.push_back(peer.0);
+        let head = if header.is_empty() { "" } else { head };
         self.send(peer, head.as_bytes());
         peer
     }
 
     fn come(&mut self, address: IpAddr) -> PeerId {
-        let through = self
-            .balancer
-            .map(|balancer| Through { balancer, header: Some(Ok(Proxied::Client(address))) });
         let mut peer = Peer::new(address);
-        peer.through = through;
+        peer.tls.is_on = self.is_tls;
+        if let Some(balancer) = self.balancer {
+            peer.balancer = Some(balancer);
+            peer.send_header(&proxy::client(address));
+        }
         self.peers.push(peer);
         PeerId(self.peers.len() - 1)
     }
@@ -212,7 +225,7 @@ impl World {
         self.touch(peer);
     }
 
-    /// The connection breaks: unread bytes are lost.
+    /// The connection breaks: bytes that have not arrived are lost.
     pub(crate) fn reset(&mut self, peer: PeerId) {
         let peer_mut = self.peer_mut(peer);
         peer_mut.sending = Sending::Reset;
@@ -334,9 +347,6 @@ impl World {
             return false;
         }
         self.settle();
-        if self.relay.next_deadline().is_some_and(|deadline| deadline <= self.now) {
-            self.fire();
-        }
         true
     }
 
@@ -401,21 +411,6 @@ impl World {
         self.go_on(time, counted);
         self.is_frozen = false;
         self.settle();
-        if self.relay.next_deadline().is_some_and(|deadline| deadline <= self.now) {
-            self.fire();
-        }
-    }
-
-    fn fire(&mut self) {
-        self.tell(Input::Timeout);
-        let next = self.relay.next_deadline();
-        assert!(next.is_none_or(|next| next > self.now), "(8) due again at once");
-        self.settle();
-        let next = self.relay.next_deadline();
-        assert!(next.is_none_or(|next| next > self.now), "(8) due again at once");
-        if let Some(oracle) = &self.oracle {
-            oracle.nobody_is_overdue(self);
-        }
     }
 
     pub(crate) fn shut_down(&mut self) {

@@ -26,7 +26,7 @@ pub enum Opcode {
 
 /// An event that a peer receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Received {
     Text(String),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
@@ -58,7 +58,7 @@ pub struct Peer<S = TcpStream> {
     pub id: String,
     /// Received and not yet consumed.
     inbox: Vec<u8>,
-    has_heard_close: bool,
+    has_received_close: bool,
 }
 
 impl Peer {
@@ -85,11 +85,11 @@ impl Peer {
     /// Fails if anything arrives within this time.
     pub fn expect_silence(&mut self, time: Duration) {
         self.stream.set_read_timeout(Some(time)).unwrap();
-        let heard = self.try_hear();
-        let is_silent = heard.as_ref().is_err_and(|error| {
+        let received = self.try_receive();
+        let is_silent = received.as_ref().is_err_and(|error| {
             matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
         });
-        assert!(is_silent, "{}: {heard:?}", self.id);
+        assert!(is_silent, "{}: {received:?}", self.id);
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 }
@@ -104,7 +104,7 @@ impl<S: Read + Write> Peer<S> {
     /// Reads the 101 for a request that was already sent.
     pub fn upgraded(stream: S) -> Self {
         let mut peer =
-            Self { stream, id: String::new(), inbox: Vec::new(), has_heard_close: false };
+            Self { stream, id: String::new(), inbox: Vec::new(), has_received_close: false };
         let end = loop {
             if let Some(at) = peer.inbox.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
@@ -131,13 +131,13 @@ impl<S: Read + Write> Peer<S> {
     }
 
     /// Sends one text message.
-    pub fn say(&mut self, text: &str) {
+    pub fn send_text(&mut self, text: &str) {
         self.send(Opcode::Text, text.as_bytes());
     }
 
     /// Sends one JSON value from a binary to a phone.
-    pub fn tell(&mut self, conn_id: &str, json: &str) {
-        self.say(&envelope(conn_id, json));
+    pub fn send_to(&mut self, conn_id: &str, json: &str) {
+        self.send_text(&envelope(conn_id, json));
     }
 
     /// Sends a close frame with this code and no reason.
@@ -148,80 +148,80 @@ impl<S: Read + Write> Peer<S> {
     // Receiving
 
     /// The next frame, or the end. Anything else, including a reset, fails the test.
-    pub fn hear(&mut self) -> Heard {
-        self.try_hear().unwrap_or_else(|error| panic!("{}: {error}", self.id))
+    pub fn receive(&mut self) -> Received {
+        self.try_receive().unwrap_or_else(|error| panic!("{}: {error}", self.id))
     }
 
     /// The next frame, or the end.
-    pub fn try_hear(&mut self) -> io::Result<Heard> {
+    pub fn try_receive(&mut self) -> io::Result<Received> {
         loop {
             if let Some((opcode, payload)) = self.take_frame() {
-                assert!(!self.has_heard_close, "after a close: opcode {opcode} {payload:?}");
-                return Ok(self.understand(opcode, payload));
+                assert!(!self.has_received_close, "after a close: opcode {opcode} {payload:?}");
+                return Ok(self.decode(opcode, payload));
             }
             if self.pull()? == 0 {
                 assert!(self.inbox.is_empty(), "{}: cut in the middle of a frame", self.id);
-                return Ok(Heard::End);
+                return Ok(Received::End);
             }
         }
     }
 
     /// The next event other than a ping; answers pings.
-    pub fn hear_honestly(&mut self) -> Heard {
+    pub fn receive_answering(&mut self) -> Received {
         loop {
-            match self.hear() {
-                Heard::Ping(payload) => self.send(Opcode::Pong, &payload),
-                heard => return heard,
+            match self.receive() {
+                Received::Ping(payload) => self.send(Opcode::Pong, &payload),
+                received => return received,
             }
         }
     }
 
     /// The text of the next message; answers pings before it.
-    pub fn hear_text(&mut self) -> String {
-        match self.hear_honestly() {
-            Heard::Text(text) => text,
-            heard => panic!("{}: no text but {heard:?}", self.id),
+    pub fn receive_text(&mut self) -> String {
+        match self.receive_answering() {
+            Received::Text(text) => text,
+            received => panic!("{}: no text but {received:?}", self.id),
         }
     }
 
     /// Expects a close with this code and reason, then only FIN; pings before it are
     /// ignored.
     pub fn expect_close(&mut self, code: u16, reason: &str) {
-        let heard = loop {
-            match self.hear() {
-                Heard::Ping(_) => {}
-                Heard::Text(text) if is_close_notice(&text) => {}
-                heard => break heard,
+        let received = loop {
+            match self.receive() {
+                Received::Ping(_) => {}
+                Received::Text(text) if is_close_notice(&text) => {}
+                received => break received,
             }
         };
-        assert_eq!(heard, Heard::Close(Some((code, reason.into()))), "{}", self.id);
-        assert_eq!(self.hear(), Heard::End, "{}", self.id);
+        assert_eq!(received, Received::Close(Some((code, reason.into()))), "{}", self.id);
+        assert_eq!(self.receive(), Received::End, "{}", self.id);
     }
 
     /// Checks that the relay has read everything sent so far and that the connection is
     /// open. Skips close notices.
     pub fn expect_alive(&mut self) {
         self.send(Opcode::Ping, b"alive?");
-        let heard = loop {
-            match self.hear_honestly() {
-                Heard::Text(text) if is_close_notice(&text) => {}
-                heard => break heard,
+        let received = loop {
+            match self.receive_answering() {
+                Received::Text(text) if is_close_notice(&text) => {}
+                received => break received,
             }
         };
-        assert_eq!(heard, Heard::Pong(b"alive?".into()), "{}", self.id);
+        assert_eq!(received, Received::Pong(b"alive?".into()), "{}", self.id);
     }
 
-    fn understand(&mut self, opcode: u8, payload: Vec<u8>) -> Heard {
+    fn decode(&mut self, opcode: u8, payload: Vec<u8>) -> Received {
         match opcode {
-            1 => Heard::Text(String::from_utf8(payload).unwrap()),
+            1 => Received::Text(String::from_utf8(payload).unwrap()),
             8 => {
-                self.has_heard_close = true;
-                Heard::Close(payload.split_first_chunk().map(|(code, reason)| {
+                self.has_received_close = true;
+                Received::Close(payload.split_first_chunk().map(|(code, reason)| {
                     (u16::from_be_bytes(*code), String::from_utf8(reason.into()).unwrap())
                 }))
             }
-            9 => Heard::Ping(payload),
-            10 => Heard::Pong(payload),
+            9 => Received::Ping(payload),
+            10 => Received::Pong(payload),
             _ => panic!("the relay sends no opcode {opcode}"),
         }
     }

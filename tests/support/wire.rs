@@ -81,7 +81,7 @@ pub(crate) enum Part {
 }
 
 /// Parses the relay's output, in pieces of any size.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Decoder {
     buffer: Vec<u8>,
     /// Bytes of `buffer` already used.

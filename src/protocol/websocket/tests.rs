@@ -77,55 +77,59 @@ fn pong(payload: &'static [u8]) -> Incoming {
 }
 
 /// The decoded items of a stream, and the cause that ended it.
-type Heard = (Vec<Incoming>, Option<CloseCause>);
+type Received = (Vec<Incoming>, Option<CloseCause>);
 
 /// The receiving end of one connection.
-struct Ear {
+struct Receiver {
     codec: Codec,
-    assembly: Assembly,
-    heard: Heard,
+    reassembly: Reassembly,
+    received: Received,
 }
 
-impl Ear {
+impl Receiver {
     fn new() -> Self {
-        Self { codec: Codec::new(MAX), assembly: Assembly::default(), heard: (Vec::new(), None) }
+        Self {
+            codec: Codec::new(MAX),
+            reassembly: Reassembly::default(),
+            received: (Vec::new(), None),
+        }
     }
 
     /// Hands in a piece of the stream.
-    fn hear(&mut self, mut piece: &[u8]) {
-        while self.heard.1.is_none() {
-            match self.codec.next(&mut self.assembly, &mut piece) {
-                Ok(Some(incoming)) => self.heard.0.push(incoming),
+    fn receive(&mut self, mut piece: &[u8]) {
+        while self.received.1.is_none() {
+            match self.codec.next(&mut self.reassembly, &mut piece) {
+                Ok(Some(incoming)) => self.received.0.push(incoming),
                 Ok(None) => {
                     assert!(piece.is_empty(), "None means used up");
                     break;
                 }
-                Err(cause) => self.heard.1 = Some(cause),
+                Err(cause) => self.received.1 = Some(cause),
             }
             self.assert_accounts_for_its_memory();
         }
     }
 
     fn assert_accounts_for_its_memory(&self) {
-        let held = self.assembly.held();
+        let held = self.reassembly.held();
         assert!(
-            held >= self.assembly.frame.capacity(),
+            held >= self.reassembly.frame.capacity(),
             "holds more than the {held} bytes reported"
         );
-        assert_eq!(self.assembly.is_empty(), held == 0, "at rest means nothing is held");
+        assert_eq!(self.reassembly.is_empty(), held == 0, "at rest means nothing is held");
     }
 }
 
-fn whole(stream: &[u8]) -> Heard {
-    let mut ear = Ear::new();
-    ear.hear(stream);
-    ear.heard
+fn whole(stream: &[u8]) -> Received {
+    let mut receiver = Receiver::new();
+    receiver.receive(stream);
+    receiver.received
 }
 
-fn byte_by_byte(stream: &[u8]) -> Heard {
-    let mut ear = Ear::new();
-    stream.chunks(1).for_each(|piece| ear.hear(piece));
-    ear.heard
+fn byte_by_byte(stream: &[u8]) -> Received {
+    let mut receiver = Receiver::new();
+    stream.chunks(1).for_each(|piece| receiver.receive(piece));
+    receiver.received
 }
 
 /// Asserts the result of both ways to split the stream.
@@ -158,12 +162,14 @@ fn messages_and_control_frames() {
 
 #[test]
 fn text_and_bytes_of_a_message() {
-    let (heard, _) = whole(&[frame(FIN | TEXT, "1"), frame(FIN | BINARY, "2")].concat());
-    let [Incoming::Message(one), Incoming::Message(two)] = &heard[..] else { panic!("{heard:?}") };
+    let (received, _) = whole(&[frame(FIN | TEXT, "1"), frame(FIN | BINARY, "2")].concat());
+    let [Incoming::Message(one), Incoming::Message(two)] = &received[..] else {
+        panic!("{received:?}")
+    };
     assert_eq!((one.is_text(), one.text(), one.bytes()), (true, Some("1"), &b"1"[..]));
     assert_eq!((two.is_text(), two.text(), two.bytes()), (false, Some("2"), &b"2"[..]));
-    let (heard, _) = whole(&frame(FIN | BINARY, [0xff]));
-    let [Incoming::Message(message)] = &heard[..] else { panic!("{heard:?}") };
+    let (received, _) = whole(&frame(FIN | BINARY, [0xff]));
+    let [Incoming::Message(message)] = &received[..] else { panic!("{received:?}") };
     assert_eq!((message.text(), message.bytes()), (None, &[0xff][..]), "need not be UTF-8");
 }
 
@@ -284,8 +290,8 @@ fn an_empty_close_is_to_be_echoed_empty() {
 fn close_codes_that_may_not_be_sent() {
     let all = [0..=999, 1004..=1006, 1015..=2999, 5000..=u16::MAX];
     for code in all.into_iter().flatten() {
-        let heard = whole(&close(code, ""));
-        assert_eq!(heard, (vec![], Some(CloseCause::ProtocolError)), "{code}");
+        let received = whole(&close(code, ""));
+        assert_eq!(received, (vec![], Some(CloseCause::ProtocolError)), "{code}");
     }
 }
 
@@ -459,9 +465,10 @@ fn the_limit_counts_the_message_not_its_frames() {
 fn a_violation_on_one_connection_leaves_the_others_alone() {
     let mut codec = Codec::new(MAX);
     let crab = "🦀".as_bytes();
-    let mut healthy = Assembly::default();
-    let mut hear = |assembly: &mut Assembly, bytes: &[u8]| codec.next(assembly, &mut &*bytes);
-    assert_eq!(hear(&mut healthy, &frame(TEXT, &crab[..2])), Ok(None));
+    let mut healthy = Reassembly::default();
+    let mut receive =
+        |reassembly: &mut Reassembly, bytes: &[u8]| codec.next(reassembly, &mut &*bytes);
+    assert_eq!(receive(&mut healthy, &frame(TEXT, &crab[..2])), Ok(None));
     for bad in [
         frame(FIN | TEXT, [0xff]),
         frame(FIN | CONTINUATION, ""),
@@ -469,12 +476,12 @@ fn a_violation_on_one_connection_leaves_the_others_alone() {
         close(999, ""),
         vec![0xff; 40],
     ] {
-        hear(&mut Assembly::default(), &bad).expect_err("a violation");
-        let fine = hear(&mut Assembly::default(), &frame(FIN | TEXT, "fine"));
+        receive(&mut Reassembly::default(), &bad).expect_err("a violation");
+        let fine = receive(&mut Reassembly::default(), &frame(FIN | TEXT, "fine"));
         assert_eq!(fine, Ok(Some(text("fine"))));
-        assert_eq!(hear(&mut healthy, &frame(PING, "1")), Ok(Some(ping(b"1"))));
+        assert_eq!(receive(&mut healthy, &frame(PING, "1")), Ok(Some(ping(b"1"))));
     }
-    assert_eq!(hear(&mut healthy, &frame(FIN, &crab[2..])), Ok(Some(text("🦀"))));
+    assert_eq!(receive(&mut healthy, &frame(FIN, &crab[2..])), Ok(Some(text("🦀"))));
 }
 
 // Memory
@@ -483,58 +490,66 @@ fn a_violation_on_one_connection_leaves_the_others_alone() {
 fn a_declared_length_allocates_nothing() {
     for len in [1, 125, 65_536, MAX as u64] {
         for first in [FIN | TEXT, BINARY] {
-            let mut ear = Ear::new();
-            ear.hear(&header(first, len, Spelling::Bits64));
-            assert_eq!(ear.heard, (vec![], None), "{len} bytes are allowed");
-            assert!(ear.assembly.held() <= 16, "{} held for a header", ear.assembly.held());
+            let mut receiver = Receiver::new();
+            receiver.receive(&header(first, len, Spelling::Bits64));
+            assert_eq!(receiver.received, (vec![], None), "{len} bytes are allowed");
+            assert!(
+                receiver.reassembly.held() <= 16,
+                "{} held for a header",
+                receiver.reassembly.held()
+            );
         }
     }
-    let mut ear = Ear::new();
-    ear.hear(&header(FIN | TEXT, 1 << 62, Spelling::Bits64));
-    assert_eq!(ear.heard.1, Some(CloseCause::MessageTooBig));
-    assert!(ear.assembly.held() <= 16, "{} held for a refused header", ear.assembly.held());
+    let mut receiver = Receiver::new();
+    receiver.receive(&header(FIN | TEXT, 1 << 62, Spelling::Bits64));
+    assert_eq!(receiver.received.1, Some(CloseCause::MessageTooBig));
+    assert!(
+        receiver.reassembly.held() <= 16,
+        "{} held for a refused header",
+        receiver.reassembly.held()
+    );
 }
 
 #[test]
 fn memory_follows_what_has_come_and_ends_with_the_message() {
     let payload = vec![b'x'; MAX];
-    let mut ear = Ear::new();
+    let mut receiver = Receiver::new();
     let stream = frame(FIN | TEXT, &payload);
     let mut come = 0;
     for piece in stream.chunks(1000) {
-        ear.hear(piece);
+        receiver.receive(piece);
         come += piece.len();
-        let held = ear.assembly.held();
+        let held = receiver.reassembly.held();
         assert!(held <= 2 * come, "{held} held of {come} that came");
     }
-    assert_eq!(ear.heard.0.len(), 1);
-    assert_eq!(ear.assembly.held(), 0);
+    assert_eq!(receiver.received.0.len(), 1);
+    assert_eq!(receiver.reassembly.held(), 0);
 
     let half = &payload[..MAX / 2];
     for fragment in [frame(BINARY, half), frame(PING, ""), frame(FIN, half)] {
-        fragment.chunks(1000).for_each(|piece| ear.hear(piece));
-        assert!(ear.assembly.held() <= 4 * MAX, "{} held", ear.assembly.held());
+        fragment.chunks(1000).for_each(|piece| receiver.receive(piece));
+        assert!(receiver.reassembly.held() <= 4 * MAX, "{} held", receiver.reassembly.held());
     }
-    assert_eq!(ear.heard.1, None);
-    assert_eq!(ear.assembly.held(), 0);
+    assert_eq!(receiver.received.1, None);
+    assert_eq!(receiver.reassembly.held(), 0);
 }
 
 #[test]
 fn a_control_frame_between_messages_leaves_nothing_behind() {
-    let mut ear = Ear::new();
+    let mut receiver = Receiver::new();
     for control in [frame(PING, "x"), frame(PONG, ""), frame(CLOSE, "")] {
-        ear.hear(&control[..3]);
-        assert!(!ear.assembly.is_empty());
-        ear.hear(&control[3..]);
-        assert!(ear.assembly.is_empty());
+        receiver.receive(&control[..3]);
+        assert!(!receiver.reassembly.is_empty());
+        receiver.receive(&control[3..]);
+        assert!(receiver.reassembly.is_empty());
     }
-    assert_eq!(ear.heard.0.len(), 3);
+    assert_eq!(receiver.received.0.len(), 3);
 }
 
 // Random streams, cut at random
 
 /// A stream of frames, its decoded items, and the violation it ends with, if any.
-fn random_stream(rng: &mut StdRng) -> (Vec<u8>, Heard) {
+fn random_stream(rng: &mut StdRng) -> (Vec<u8>, Received) {
     let spellings = [Spelling::Shortest, Spelling::Shortest, Spelling::Bits16, Spelling::Bits64];
     let (mut stream, mut incoming) = (Vec::new(), Vec::new());
     let spelled = |first, payload: &[u8], rng: &mut StdRng| {
@@ -608,14 +623,14 @@ fn decoding_does_not_depend_on_how_the_stream_is_split() {
         let (stream, expected) = random_stream(&mut rng);
         assert_eq!(whole(&stream), expected, "seed {seed}, in one piece");
         let largest = *[1, 2, 7, 100, 5_000].choose(&mut rng).expect("not empty");
-        let mut ear = Ear::new();
+        let mut receiver = Receiver::new();
         let mut rest = &stream[..];
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(rng.random_range(1..=largest.min(rest.len())));
-            ear.hear(piece);
+            receiver.receive(piece);
             rest = after;
         }
-        assert_eq!(ear.heard, expected, "seed {seed}, in pieces of up to {largest}");
+        assert_eq!(receiver.received, expected, "seed {seed}, in pieces of up to {largest}");
     }
 }
 
@@ -625,30 +640,30 @@ fn connections_that_share_a_codec_do_not_mix() {
         let mut rng = StdRng::seed_from_u64(seed);
         let streams: Vec<_> = (0..8).map(|_| random_stream(&mut rng)).collect();
         let mut codec = Codec::new(MAX);
-        let mut ears: Vec<(Assembly, &[u8], Heard)> = streams
+        let mut receivers: Vec<(Reassembly, &[u8], Received)> = streams
             .iter()
-            .map(|(stream, _)| (Assembly::default(), &stream[..], (Vec::new(), None)))
+            .map(|(stream, _)| (Reassembly::default(), &stream[..], (Vec::new(), None)))
             .collect();
-        while let Some((assembly, rest, heard)) = {
-            let mut busy: Vec<_> = ears
+        while let Some((reassembly, rest, received)) = {
+            let mut busy: Vec<_> = receivers
                 .iter_mut()
-                .filter(|(_, rest, heard)| !rest.is_empty() && heard.1.is_none())
+                .filter(|(_, rest, received)| !rest.is_empty() && received.1.is_none())
                 .collect();
             let any = (!busy.is_empty()).then(|| busy.swap_remove(rng.random_range(0..busy.len())));
-            any.map(|(assembly, rest, heard)| (assembly, rest, heard))
+            any.map(|(reassembly, rest, received)| (reassembly, rest, received))
         } {
             let (mut piece, after) = rest.split_at(rng.random_range(1..=rest.len().min(300)));
             *rest = after;
             loop {
-                match codec.next(assembly, &mut piece) {
-                    Ok(Some(incoming)) => heard.0.push(incoming),
+                match codec.next(reassembly, &mut piece) {
+                    Ok(Some(incoming)) => received.0.push(incoming),
                     Ok(None) => break,
-                    Err(cause) => break heard.1 = Some(cause),
+                    Err(cause) => break received.1 = Some(cause),
                 }
             }
         }
-        for ((_, _, heard), (_, expected)) in ears.iter().zip(&streams) {
-            assert_eq!(heard, expected, "seed {seed}");
+        for ((_, _, received), (_, expected)) in receivers.iter().zip(&streams) {
+            assert_eq!(received, expected, "seed {seed}");
         }
     }
 }

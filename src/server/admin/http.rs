@@ -35,9 +35,9 @@ use crate::server::admin::metrics::{self, Surroundings};
 use crate::server::admin::process::Usage;
 use crate::server::log::Sink;
 use crate::server::messages::{LoopHandle, LoopMessage, LoopSnapshot};
-use crate::server::net::listener::is_exhaustion;
 use crate::server::os::clock::{monotonic, wall_time};
 use crate::server::os::date;
+use crate::server::os::descriptors::is_exhaustion;
 use crate::server::os::eintr::retry_eintr;
 use crate::time::Throttle;
 
@@ -59,28 +59,28 @@ const PAGE: &str = include_str!("http/status.html");
 /// A bound listener.
 #[derive(Debug)]
 pub struct AdminListener {
-    door: Arc<Door>,
+    shared: Arc<Shared>,
 }
 
 /// The state that all threads share.
 #[derive(Debug)]
-struct Door {
+struct Shared {
     listener: TcpListener,
     /// The networks that are admitted besides loopback.
     allowed: Vec<IpNet>,
     /// When the listener was bound.
     opened: Instant,
-    log: Mutex<DoorLog>,
+    log: Mutex<LogLimits>,
 }
 
 /// The rate limits of the log lines.
 #[derive(Debug, Default)]
-struct DoorLog {
+struct LogLimits {
     requests: Refusals,
     strangers: Throttle,
 }
 
-impl Door {
+impl Shared {
     /// The time since the listener was bound, on the time line of the rate limits.
     fn now(&self) -> crate::time::Instant {
         crate::time::Instant::START + monotonic().saturating_duration_since(self.opened)
@@ -126,7 +126,7 @@ impl AdminListener {
         })?;
         let allowed = allowed.to_vec();
         let (opened, log) = (monotonic(), Mutex::default());
-        Ok(Self { door: Arc::new(Door { listener, allowed, opened, log }) })
+        Ok(Self { shared: Arc::new(Shared { listener, allowed, opened, log }) })
     }
 
     /// The bound address.
@@ -134,7 +134,7 @@ impl AdminListener {
     /// # Errors
     /// No known one for a bound socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.door.listener.local_addr()
+        self.shared.listener.local_addr()
     }
 
     /// Starts the threads, which answer until the process ends.
@@ -145,13 +145,13 @@ impl AdminListener {
         let started = wall_time();
         for _ in 0..THREADS {
             let worker = AdminWorker {
-                door: Arc::clone(&self.door),
+                shared: Arc::clone(&self.shared),
                 to_loop: to_loop.clone(),
                 sink: sink.clone(),
                 started,
                 unanswered: None,
             };
-            thread::Builder::new().name("operator".into()).spawn(|| worker.run())?;
+            thread::Builder::new().name("admin".into()).spawn(|| worker.run())?;
         }
         Ok(())
     }
@@ -159,7 +159,7 @@ impl AdminListener {
 
 /// One of the threads.
 struct AdminWorker {
-    door: Arc<Door>,
+    shared: Arc<Shared>,
     to_loop: LoopHandle,
     sink: Sink,
     /// When the process started, since 1970.
@@ -171,9 +171,9 @@ struct AdminWorker {
 impl AdminWorker {
     fn run(mut self) {
         loop {
-            match self.door.listener.accept() {
-                Ok((_, peer)) if !self.door.admits(peer.ip()) => {
-                    self.door.log_stranger(peer.ip());
+            match self.shared.listener.accept() {
+                Ok((_, peer)) if !self.shared.admits(peer.ip()) => {
+                    self.shared.log_stranger(peer.ip());
                 }
                 // An error of one connection must not affect the others.
                 Ok((stream, peer)) => drop(self.serve(&stream, peer.ip())),
@@ -193,7 +193,7 @@ impl AdminWorker {
             match request::parse(&head) {
                 Ok(Head::Complete { request, .. }) => break self.answer(&request, peer),
                 Ok(Head::Partial) => {}
-                Err(fault) => break self.door.refuse(fault, peer, request::path_of(&head)),
+                Err(fault) => break self.shared.refuse(fault, peer, request::path_of(&head)),
             }
             let start = head.len();
             head.resize(start + HEAD_MAX, 0);
@@ -214,15 +214,15 @@ impl AdminWorker {
     fn answer(&mut self, request: &Request<'_>, peer: IpAddr) -> Vec<u8> {
         let path = Some(request.path());
         let is_health = matches!(request.endpoint(), Endpoint::Health | Endpoint::Ready);
-        let is_ours = |host| is_name_of_ours(host, !self.door.allowed.is_empty());
+        let is_ours = |host| is_name_of_ours(host, !self.shared.allowed.is_empty());
         if !is_health && !request.host().is_some_and(is_ours) {
             let fault = Fault::of(Refusal::Misdirected, Cause::WrongHost, "host");
-            self.door.refuse(fault, peer, path);
+            self.shared.refuse(fault, peer, path);
             let body = "This host name is not accepted: use localhost or an IP address.\n";
             return Answer::text(Refusal::Misdirected.status(), body).bytes(request);
         }
         if let Err(fault) = request.read_only() {
-            return self.door.refuse(fault, peer, path);
+            return self.shared.refuse(fault, peer, path);
         }
         match (request.endpoint(), request.path()) {
             (Endpoint::Health, _) => self.health(request),
@@ -231,7 +231,7 @@ impl AdminWorker {
             (_, "/") => page().bytes(request),
             _ => {
                 let fault = Fault::new(Refusal::NotFound, Cause::UnknownPath);
-                self.door.refuse(fault, peer, path)
+                self.shared.refuse(fault, peer, path)
             }
         }
     }
@@ -244,7 +244,7 @@ impl AdminWorker {
             version: env!("CARGO_PKG_VERSION"),
             connected_binaries: report.relay.binaries as u64,
             connected_phones: report.relay.phones as u64,
-            uptime_seconds: self.door.now().since(crate::time::Instant::START).as_secs(),
+            uptime_seconds: self.shared.now().since(crate::time::Instant::START).as_secs(),
         };
         let mut answer = Vec::new();
         response::health(&health, &date::now(), request.is_head(), &mut answer);
@@ -409,7 +409,7 @@ mod tests {
 
     use super::*;
     use crate::config::LogFormat;
-    use crate::server::mailbox::Mailbox;
+    use crate::server::messages::mailbox::Mailbox;
 
     #[test]
     fn a_name_that_a_web_page_could_own_is_none_of_ours() {
@@ -446,7 +446,7 @@ mod tests {
             ("192.0.2.1", false),
             ("fdab::1", false),
         ] {
-            assert_eq!(admin.door.admits(peer.parse().unwrap()), admitted, "{peer}");
+            assert_eq!(admin.shared.admits(peer.parse().unwrap()), admitted, "{peer}");
         }
     }
 
@@ -456,7 +456,7 @@ mod tests {
         let mut mailbox = Mailbox::new(poll.registry(), Token(0)).unwrap();
         let sink = Sink::start(LogFormat::Logfmt, ::log::LevelFilter::Off, io::sink()).unwrap();
         let mut worker = AdminWorker {
-            door: AdminListener::bind("127.0.0.1:0".parse().unwrap(), &[]).unwrap().door,
+            shared: AdminListener::bind("127.0.0.1:0".parse().unwrap(), &[]).unwrap().shared,
             to_loop: mailbox.handle(),
             sink,
             started: Duration::ZERO,

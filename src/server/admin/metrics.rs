@@ -16,11 +16,9 @@ use prometheus::proto::{
 
 use crate::protocol::close::CloseCause;
 use crate::relay::Snapshot;
-use crate::relay::envelope::Dropped;
-use crate::relay::stats::{self, Outcome, ProxyRefusal, WakeOutcome};
+use crate::relay::stats::{self, Outcome};
 use crate::server::admin::process::Usage;
-use crate::server::messages::LoopSnapshot;
-use crate::server::net::tls_stats;
+use crate::server::messages::{LoopSnapshot, tls_stats};
 
 /// The media type of [`text`].
 pub(in crate::server) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -107,14 +105,24 @@ impl Families {
         self.counters(
             "pyrycode_relay_frames_forwarded_total",
             "Frames forwarded, by direction.",
-            by("direction", ["phone_to_binary", "binary_to_phone"])
-                .zip([stats.frames_to_binary, stats.frames_to_phone]),
+            by(
+                "direction",
+                [
+                    ("phone_to_binary", stats.frames_to_binary),
+                    ("binary_to_phone", stats.frames_to_phone),
+                ],
+            ),
         );
         self.counters(
             "pyrycode_relay_forwarded_bytes_total",
             "Bytes of the frames forwarded, without their envelopes, by direction.",
-            by("direction", ["phone_to_binary", "binary_to_phone"])
-                .zip([stats.bytes_to_binary, stats.bytes_to_phone]),
+            by(
+                "direction",
+                [
+                    ("phone_to_binary", stats.bytes_to_binary),
+                    ("binary_to_phone", stats.bytes_to_phone),
+                ],
+            ),
         );
         self.counter(
             "pyrycode_relay_close_notices_total",
@@ -125,21 +133,22 @@ impl Families {
         self.counters(
             "pyrycode_relay_frames_dropped_total",
             "Envelopes from binaries that were not delivered, by cause.",
-            by("cause", Dropped::ALL.map(Dropped::label)).zip(stats.dropped),
+            by("cause", stats.dropped.labelled()),
         );
         self.counters(
             "pyrycode_relay_push_wakes_total",
             "Push wakes requested by binaries, by outcome.",
-            by("outcome", WakeOutcome::LABELS).zip(stats.wakes),
+            by("outcome", stats.wakes.labelled()),
         );
     }
 
     fn upgrades(&mut self, stats: &stats::Stats) {
         let [server, client] = &stats.upgrades;
         let attempts = ENDPOINTS.iter().zip(&stats.upgrades).flat_map(|(endpoint, outcomes)| {
-            by("outcome", Outcome::LABELS)
-                .map(|outcome| [vec![label("endpoint", endpoint)], outcome].concat())
-                .zip(*outcomes)
+            by("outcome", outcomes.labelled()).map(|(mut labels, count)| {
+                labels.insert(0, label("endpoint", endpoint));
+                (labels, count)
+            })
         });
         self.counters(
             "pyrycode_relay_ws_upgrade_attempts_total",
@@ -149,19 +158,21 @@ impl Families {
         self.counters(
             "pyrycode_relay_proxy_header_refused_total",
             "Connections closed for lack of a valid PROXY protocol header, by cause.",
-            by("cause", ProxyRefusal::LABELS).zip(stats.proxy_refusals),
+            by("cause", stats.proxy_refusals.labelled()),
         );
-        let of = |counts: &[u64; Outcome::LABELS.len()], outcome| counts[outcome as usize];
         let limited = Outcome::RejectRateLimit;
         self.counters(
             "pyrycode_relay_register_failures_total",
             "Registrations refused, by kind; each is also counted as a rejected upgrade attempt.",
-            by("kind", ["no_server", "server_in_use", "phones_at_cap", "ratelimit"]).zip([
-                of(client, Outcome::Reject404),
-                of(server, Outcome::Reject409),
-                of(client, Outcome::Reject429),
-                of(server, limited) + of(client, limited),
-            ]),
+            by(
+                "kind",
+                [
+                    ("no_server", client[Outcome::Reject404]),
+                    ("server_in_use", server[Outcome::Reject409]),
+                    ("phones_at_cap", client[Outcome::Reject429]),
+                    ("ratelimit", server[limited] + client[limited]),
+                ],
+            ),
         );
         self.counter(
             "pyrycode_relay_grace_expiries_total",
@@ -190,12 +201,13 @@ impl Families {
         self.counters(
             "pyrycode_relay_heartbeat_timeouts_total",
             "Connections closed because a pong did not arrive in time, by role.",
-            by("role", ROLES).zip(timeouts),
+            by("role", ROLES.into_iter().zip(timeouts)),
         );
         let closes = ROLES.iter().zip(&stats.closes).flat_map(|(role, causes)| {
-            by("cause", CloseCause::ALL.map(CloseCause::label))
-                .map(|cause| [vec![label("role", role)], cause].concat())
-                .zip(*causes)
+            by("cause", causes.labelled()).map(|(mut labels, count)| {
+                labels.insert(0, label("role", role));
+                (labels, count)
+            })
         });
         self.counters(
             "pyrycode_relay_closes_total",
@@ -218,7 +230,7 @@ impl Families {
         self.counters(
             "pyrycode_relay_tls_reloads_total",
             "Certificate reloads and renewals, by outcome.",
-            by("outcome", ["ok", "failed"]).zip([stats.reloads, stats.failed_reloads]),
+            by("outcome", [("ok", stats.reloads), ("failed", stats.failed_reloads)]),
         );
         self.counter(
             "pyrycode_relay_tls_faults_total",
@@ -330,12 +342,12 @@ fn label(name: &str, value: &str) -> LabelPair {
     pair
 }
 
-/// The label sets of series that differ in the value of one label.
-fn by<'a, const N: usize>(
-    name: &'a str,
-    values: [&'a str; N],
-) -> impl Iterator<Item = Vec<LabelPair>> + 'a {
-    values.into_iter().map(move |value| vec![label(name, value)])
+/// Series that differ in the value of one label.
+fn by(
+    name: &str,
+    counts: impl IntoIterator<Item = (&'static str, u64)>,
+) -> impl Iterator<Item = (Vec<LabelPair>, u64)> {
+    counts.into_iter().map(move |(value, count)| (vec![label(name, value)], count))
 }
 
 fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {

@@ -31,11 +31,10 @@ use self::cache::Cache;
 use self::challenge::Method;
 use self::client::{Account, AcmeError, Caller, Directory};
 use self::key::AccountKey;
-use self::order::{ChallengeAnswer, Order, Stopped, World};
+use self::order::{ChallengeAnswer, Environment, Order, Stopped};
 use self::renewal_info::{Window, certificate_id};
 use self::schedule::{Schedule, Step};
 use crate::config::Acme;
-use crate::server::certificates::Certified;
 use crate::server::certificates::certificate::{Certificate, Handshakes};
 use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::messages::{Challenge, LoopHandle, LoopMessage};
@@ -43,7 +42,7 @@ use crate::server::os::clock::wall_time;
 
 /// How long to wait for the event loop to take a challenge. It takes messages at once
 /// unless it has ended.
-const MAIL_TIMEOUT: Duration = Duration::from_secs(10);
+const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The greatest age at which an order is resumed: authorities expire orders after some days.
 const ORDER_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -150,7 +149,7 @@ impl Renewal {
         if self.schedule.on_certificate(validity(&certificate), wall_time()) {
             log::warn!(domain = self.fetcher.acme.domain; "certificate_due_when_issued");
         }
-        let certified = Certified::new(&self.fetcher.handshakes, &certificate);
+        let certified = self.fetcher.handshakes.certified(&certificate);
         self.fetcher.certificate = Some(certificate);
         self.to_loop.send(LoopMessage::Certificate(Some(certified)));
     }
@@ -175,7 +174,7 @@ impl Renewal {
         let mut account = Account::open(caller, &account_key, directory, binding)?;
         let replaces = fetcher.certificate.as_ref().and_then(|it| certificate_id(it.leaf()));
         let replaces = replaces.filter(|_| account.directory.renewal_info.is_some());
-        let mut world = Surroundings {
+        let mut environment = LoopEnvironment {
             asked,
             to_loop,
             domain: &acme.domain,
@@ -185,7 +184,7 @@ impl Renewal {
         let mut untried = Method::order(cache.challenge()).to_vec();
         let mut failed = Vec::new();
         loop {
-            let now = world.now();
+            let now = environment.now();
             let kept = under_way.take().filter(|it| now < it.placed_at + ORDER_AGE_MAX);
             let mut order = match (kept, untried.first()) {
                 (Some(order), _) => order,
@@ -195,7 +194,7 @@ impl Renewal {
                 }
                 (None, None) => return Err(AcmeError::refused(failed.join("; "))),
             };
-            match order.finish(&mut account, &mut world) {
+            match order.finish(&mut account, &mut environment) {
                 Ok(chain) => return fetcher.take(&order, &chain),
                 Err(Stopped::Kept(error)) => {
                     *under_way = Some(order);
@@ -251,7 +250,7 @@ fn account_key(cache: &Cache) -> Result<AccountKey, AcmeError> {
 }
 
 /// The clock and the event loop as an order uses them.
-struct Surroundings<'a> {
+struct LoopEnvironment<'a> {
     asked: &'a Receiver<()>,
     to_loop: &'a LoopHandle,
     domain: &'a str,
@@ -259,7 +258,7 @@ struct Surroundings<'a> {
     certificate: Option<&'a Certificate>,
 }
 
-impl World for Surroundings<'_> {
+impl Environment for LoopEnvironment<'_> {
     fn now(&self) -> Duration {
         wall_time()
     }
@@ -281,7 +280,7 @@ impl World for Surroundings<'_> {
         };
         let (taken, is_taken) = mpsc::sync_channel(1);
         self.to_loop.send(LoopMessage::Challenge { challenge, taken });
-        let _ = is_taken.recv_timeout(MAIL_TIMEOUT);
+        let _ = is_taken.recv_timeout(CHALLENGE_TIMEOUT);
     }
 }
 

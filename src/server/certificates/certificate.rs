@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::ring;
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_cert::der::asn1::ObjectIdentifier;
@@ -19,10 +19,8 @@ use x509_cert::time::Time;
 use super::key_file;
 use crate::config::PairFiles;
 use crate::pem;
-use crate::protocol::request::is_same_host;
-
-/// The ALPN protocol of the challenge tls-alpn-01 (RFC 8737 §6.2); it carries no data.
-pub(in crate::server) const ACME_TLS: &[u8] = b"acme-tls/1";
+use crate::server::messages::Certified;
+use crate::server::net::tls::{ACME_TLS, is_served, provider};
 
 /// A certificate chain, leaf first, its key, and how long the leaf is valid.
 #[derive(Clone, Debug)]
@@ -179,12 +177,6 @@ fn date(since_1970: Duration) -> String {
         .map_or_else(|_| format!("second {}", since_1970.as_secs()), |it| it.to_string())
 }
 
-/// The one provider of cryptography, passed explicitly everywhere: by itself rustls would
-/// choose, and fail if a library enables a second provider.
-pub(in crate::server) fn provider() -> CryptoProvider {
-    ring::default_provider()
-}
-
 /// The state that all handshakes share, whatever their certificate, so that session tickets
 /// survive a reload.
 #[derive(Clone, Debug)]
@@ -208,6 +200,12 @@ impl Handshakes {
     #[must_use]
     pub fn with(&self, certificate: Option<&Certificate>) -> Arc<ServerConfig> {
         self.build(certificate, None)
+    }
+
+    /// The configuration with `certificate`, and when that expires.
+    #[must_use]
+    pub fn certified(&self, certificate: &Certificate) -> Certified {
+        Certified { config: self.with(Some(certificate)), not_after: certificate.not_after }
     }
 
     /// The same, where handshakes that offer only the challenge's protocol (RFC 8737) get
@@ -261,14 +259,5 @@ impl ResolvesServerCert for Resolver {
         let is_challenge = hello.alpn().is_some_and(|protocols| protocols.eq([ACME_TLS]));
         let key = if is_challenge { &self.challenge } else { &self.key };
         key.clone().filter(|_| is_served)
-    }
-}
-
-/// Whether a handshake with the server name `asked` gets the certificate for `served`. One
-/// without a name does: a health check by address cannot send one (RFC 6066 §3).
-pub(in crate::server) fn is_served(asked: Option<&str>, served: Option<&str>) -> bool {
-    match (asked, served) {
-        (Some(asked), Some(served)) => is_same_host(asked, served),
-        _ => true,
     }
 }

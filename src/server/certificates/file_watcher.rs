@@ -18,10 +18,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::config::PairFiles;
-use crate::server::certificates::Certified;
 use crate::server::certificates::certificate::{BadPair, Certificate, Handshakes, read_pair};
 use crate::server::certificates::renewer_handle::RenewerHandle;
-use crate::server::messages::{LoopHandle, LoopMessage};
+use crate::server::messages::{Certified, LoopHandle, LoopMessage};
 use crate::server::os::clock::wall_time;
 
 /// The poll interval. A change is served within two of them.
@@ -101,7 +100,7 @@ impl Watcher {
     fn reload(&mut self) -> Option<Certified> {
         self.retry_at = None;
         match self.read_acceptable() {
-            Ok(certificate) => Some(Certified::new(&self.handshakes, &certificate)),
+            Ok(certificate) => Some(self.handshakes.certified(&certificate)),
             Err(bad) => {
                 log::warn!(err:% = bad; "certificate_refused");
                 None

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 
 use crate::config::{Acme, PairFiles, Serving};
-use crate::server::certificates::Certified;
 use crate::server::certificates::acme::cache::Cache;
 use crate::server::certificates::acme::client::Caller;
 use crate::server::certificates::acme::{Binding, Fetcher};
@@ -18,7 +17,7 @@ use crate::server::certificates::certificate::{Certificate, Handshakes, Pair, re
 use crate::server::certificates::file_watcher::{self, Stamps};
 use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::fitting::Warning;
-use crate::server::messages::LoopHandle;
+use crate::server::messages::{Certified, LoopHandle};
 use crate::server::os::clock::wall_time;
 
 /// Why TLS cannot work as configured: a few lines for the operator.
@@ -134,7 +133,7 @@ impl Source {
             Kind::Own { handshakes, certificate, .. } => (handshakes, Some(certificate)),
             Kind::Automatic(fetcher) => (&fetcher.handshakes, fetcher.certificate.as_ref()),
         };
-        let certified = certificate.map(|certificate| Certified::new(handshakes, certificate));
+        let certified = certificate.map(|certificate| handshakes.certified(certificate));
         (handshakes.with(None), certified)
     }
 

@@ -8,10 +8,8 @@ use std::io;
 
 use super::{Core, Server};
 use crate::relay::Input;
-use crate::server::certificates::Certified;
 use crate::server::certificates::source::Source;
 use crate::server::messages::{Challenge, LoopMessage, LoopSnapshot};
-use crate::server::os::clock::wall_time;
 use crate::server::os::systemd::Notifier;
 use crate::server::push::{self, Push};
 use crate::time::Instant;
@@ -34,53 +32,41 @@ impl<C: Core> Server<C> {
     /// If the source's thread cannot be started.
     pub fn with_tls(mut self, source: Source) -> io::Result<Self> {
         let (config, certified) = source.first();
-        self.domain = source.domain();
-        self.tls = Some(config);
+        let tls = &mut self.tcp.tls;
+        tls.domain = source.domain();
+        tls.config = Some(config);
         if let Some(certified) = certified {
-            self.serve(certified);
+            tls.serve(certified);
         }
-        self.renewer = Some(source.start(self.handle())?);
+        tls.renewer = Some(source.start(self.mailbox.handle())?);
         Ok(self)
-    }
-
-    fn serve(&mut self, certified: Certified) {
-        self.tls_stats.not_after = Some(certified.not_after);
-        log::info!(expires_in_days = self.tls_stats.days_left(wall_time()); "certificate_served");
-        self.tls = Some(certified.config);
     }
 
     /// Uses `notifier` to report the state of the loop to systemd.
     #[must_use]
     pub fn with_notifier(self, notifier: Option<Notifier>) -> Self {
-        Self { notifier, ..self }
+        Self { watchdog: Watchdog { notifier, due: None }, ..self }
     }
 
-    /// Notifies the watchdog, if there is one. A loop that is stuck does not, so systemd
-    /// restarts the process.
-    pub(super) fn notify_watchdog(&mut self) {
-        if let Some(notifier) = &self.notifier
-            && let Some(interval) = notifier.watchdog
-        {
-            notifier.alive();
-            self.watchdog_due = Some(self.clock.now() + interval);
-        }
-    }
-
-    pub(super) fn on_mail(&mut self, now: Instant) {
+    pub(super) fn on_messages(&mut self, now: Instant) {
         while let Some(message) = self.mailbox.take() {
             match message {
                 LoopMessage::Snapshot(reply) => {
-                    let report =
-                        LoopSnapshot { relay: self.core.snapshot(), tls: self.tls_stats.clone() };
+                    let report = LoopSnapshot {
+                        relay: self.tcp.core.snapshot(),
+                        tls: self.tcp.tls.stats.clone(),
+                    };
                     // The receiver may have timed out.
                     let _ = reply.try_send(report);
                 }
-                LoopMessage::WakeDone(outcome) => self.core.handle(Input::WakeDone(outcome), now),
-                LoopMessage::Certificate(Some(certified)) => {
-                    self.tls_stats.reloads += 1;
-                    self.serve(certified);
+                LoopMessage::WakeDone(outcome) => {
+                    self.tcp.core.handle(Input::WakeDone(outcome), now);
                 }
-                LoopMessage::Certificate(None) => self.tls_stats.failed_reloads += 1,
+                LoopMessage::Certificate(Some(certified)) => {
+                    self.tcp.tls.stats.reloads += 1;
+                    self.tcp.tls.serve(certified);
+                }
+                LoopMessage::Certificate(None) => self.tcp.tls.stats.failed_reloads += 1,
                 LoopMessage::Challenge { challenge, taken } => {
                     self.answer(challenge, now);
                     // The receiver may have timed out.
@@ -93,26 +79,63 @@ impl<C: Core> Server<C> {
     fn answer(&mut self, challenge: Challenge, now: Instant) {
         match challenge {
             Challenge::Http(token, answer) => {
-                self.core.handle(Input::Challenge(Some((&token, &answer))), now);
+                self.tcp.core.handle(Input::Challenge(Some((&token, &answer))), now);
             }
-            Challenge::Tls(config) => self.tls = Some(config),
+            Challenge::Tls(config) => self.tcp.tls.config = Some(config),
             Challenge::None(config) => {
-                self.tls = Some(config);
-                self.core.handle(Input::Challenge(None), now);
+                self.tcp.tls.config = Some(config);
+                self.tcp.core.handle(Input::Challenge(None), now);
             }
         }
     }
 
     /// Queues the core's wakes; the outcome of each arrives in the mailbox later.
     pub(super) fn push(&mut self, now: Instant) {
-        while let Some(wake) = self.core.poll_wake() {
+        while let Some(wake) = self.tcp.core.poll_wake() {
             let refused = match &self.push {
                 Some(handle) => handle.hand_over(wake).err(),
                 None => Some(wake),
             };
             if let Some(wake) = refused {
-                self.core.handle(Input::WakeDone(push::not_handed_over(&wake)), now);
+                self.tcp.core.handle(Input::WakeDone(push::not_handed_over(&wake)), now);
             }
+        }
+    }
+}
+
+/// The connection to systemd, if there is one, and its watchdog.
+#[derive(Debug, Default)]
+pub(super) struct Watchdog {
+    notifier: Option<Notifier>,
+    /// When to notify the watchdog next; `None`: systemd does not ask for it.
+    pub(super) due: Option<Instant>,
+}
+
+impl Watchdog {
+    /// The loop runs.
+    pub(super) fn ready(&mut self, now: Instant) {
+        if let Some(notifier) = &self.notifier {
+            notifier.ready();
+            self.due = Some(now).filter(|_| notifier.watchdog.is_some());
+        }
+        self.turn(now);
+    }
+
+    /// The loop is about to end.
+    pub(super) fn stopping(&self) {
+        if let Some(notifier) = &self.notifier {
+            notifier.stopping();
+        }
+    }
+
+    /// Notifies the watchdog when that is due. A loop that is stuck does not, so systemd
+    /// restarts the process.
+    pub(super) fn turn(&mut self, now: Instant) {
+        if self.due.is_some_and(|due| due <= now)
+            && let Some(notifier) = &self.notifier
+        {
+            notifier.alive();
+            self.due = notifier.watchdog.map(|interval| now + interval);
         }
     }
 }

@@ -6,15 +6,21 @@
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{Listen, ListenerProtocol, NOTSENT_LOWAT};
+use crate::server::os::descriptors::is_exhaustion;
+use crate::time::Instant;
 
 /// The backlog of connections that wait to be accepted; the kernel caps it at `somaxconn`.
 const BACKLOG: i32 = 4096;
+/// How often to retry while accepting is paused: no event reports that a descriptor became
+/// free elsewhere in the system.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 /// One listening socket.
 #[derive(Debug)]
@@ -136,13 +142,14 @@ pub(in crate::server) struct Listeners {
     all: Vec<Listener>,
     /// The index of the listener that accepted last.
     next: usize,
-    /// No descriptor is free: accepting waits until one is.
-    is_paused: bool,
+    /// No descriptor is free: when to try again, unless a connection ends before.
+    paused_until: Option<Instant>,
     /// The pause has been logged; reset when no connection is waiting any more.
     is_pause_logged: bool,
 }
 
 /// An accepted connection.
+#[derive(Debug)]
 pub(in crate::server) struct Accepted {
     pub(in crate::server) stream: TcpStream,
     pub(in crate::server) peer: SocketAddr,
@@ -164,7 +171,7 @@ impl Listeners {
         for (listener, token) in all.iter_mut().zip(tokens) {
             registry.register(&mut listener.inner, Token(token), Interest::READABLE)?;
         }
-        Ok(Self { all, next: 0, is_paused: false, is_pause_logged: false })
+        Ok(Self { all, next: 0, paused_until: None, is_pause_logged: false })
     }
 
     /// An event reported connections waiting at the `index`th listener.
@@ -176,22 +183,25 @@ impl Listeners {
 
     /// A descriptor may be free again.
     pub(in crate::server) fn resume(&mut self) {
-        self.is_paused = false;
+        self.paused_until = None;
     }
 
     /// Whether connections may be waiting and accepting is not paused.
     pub(in crate::server) fn wants_accept(&self) -> bool {
-        !self.is_paused && self.all.iter().any(|listener| listener.is_ready)
+        self.paused_until.is_none() && self.all.iter().any(|listener| listener.is_ready)
     }
 
-    /// Whether accepting is paused for lack of descriptors.
-    pub(in crate::server) fn is_paused(&self) -> bool {
-        self.is_paused
+    /// When accepting is tried again, while it is paused for lack of descriptors.
+    pub(in crate::server) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
     }
 
     /// The next waiting connection, from each listener in turn, so that a burst at one
     /// listener does not delay connections to another.
-    pub(in crate::server) fn accept(&mut self) -> Option<Accepted> {
+    pub(in crate::server) fn accept(&mut self, now: Instant) -> Option<Accepted> {
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.resume();
+        }
         while self.wants_accept() {
             self.next = (self.next + 1) % self.all.len();
             let listener = &mut self.all[self.next];
@@ -207,7 +217,7 @@ impl Listeners {
                     listener.is_ready = false;
                     self.is_pause_logged &= self.wants_accept();
                 }
-                Err(error) if is_exhaustion(&error) => self.pause(&error),
+                Err(error) if is_exhaustion(&error) => self.pause(&error, now),
                 // accept(2) also returns errors of the new connection itself, ECONNABORTED,
                 // EINTR, and EPERM from a firewall: only this connection is lost.
                 Err(error) => log::debug!(err:% = error; "accept_failed"),
@@ -217,8 +227,8 @@ impl Listeners {
     }
 
     /// Stops accepting because `error` reports exhaustion.
-    pub(in crate::server) fn pause(&mut self, error: &io::Error) {
-        self.is_paused = true;
+    pub(in crate::server) fn pause(&mut self, error: &io::Error, now: Instant) {
+        self.paused_until = Some(now + ACCEPT_RETRY);
         if !std::mem::replace(&mut self.is_pause_logged, true) {
             log::warn!(err:% = error; "accept_paused");
         }
@@ -251,39 +261,9 @@ fn prepare(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)
 }
 
-/// Whether an error is EMFILE, ENFILE, ENOBUFS or ENOMEM, for which an immediate retry would
-/// spin.
-pub(in crate::server) fn is_exhaustion(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_exhaustion_pauses() {
-        // errno numbers of Linux: EINTR, EAGAIN, ENOMEM, EPERM, ENFILE, EMFILE, EPROTO,
-        // ENETDOWN, ECONNABORTED, ENOBUFS, EHOSTUNREACH.
-        for (errno, exhausted) in [
-            (4, false),
-            (11, false),
-            (12, true),
-            (1, false),
-            (23, true),
-            (24, true),
-            (71, false),
-            (100, false),
-            (103, false),
-            (105, true),
-            (113, false),
-        ] {
-            assert_eq!(is_exhaustion(&io::Error::from_raw_os_error(errno)), exhausted, "{errno}");
-        }
-    }
 
     #[test]
     fn inherited_sockets_take_the_place_of_what_is_configured() {
@@ -329,19 +309,25 @@ mod tests {
     #[test]
     fn a_pause_lasts_until_something_is_free() {
         let (mut listeners, ..) = listeners(2);
-        listeners.pause(&io::Error::from_raw_os_error(24));
-        assert!(listeners.accept().is_none() && !listeners.wants_accept());
-        listeners.resume();
-        assert!(listeners.wants_accept());
-        assert!(listeners.accept().is_none(), "no connection waits");
-        assert!(!listeners.wants_accept());
+        for end in [Instant::START, Instant::START + ACCEPT_RETRY] {
+            (0..2).for_each(|index| listeners.on_ready(index));
+            listeners.pause(&io::Error::from_raw_os_error(24), Instant::START);
+            assert!(listeners.accept(Instant::START).is_none() && !listeners.wants_accept());
+            assert_eq!(listeners.paused_until(), Some(Instant::START + ACCEPT_RETRY));
+            if end == Instant::START {
+                listeners.resume();
+                assert!(listeners.wants_accept());
+            }
+            assert!(listeners.accept(end).is_none(), "no connection waits");
+            assert!(listeners.paused_until().is_none() && !listeners.wants_accept());
+        }
     }
 
     #[test]
     fn accepted_sockets_inherit_what_a_ping_needs_to_be_in_time() {
         let (mut listeners, addresses, _poll) = listeners(1);
         let _dialer = std::net::TcpStream::connect(addresses[0]).unwrap();
-        let Accepted { stream, .. } = listeners.accept().expect("a dialer waits");
+        let Accepted { stream, .. } = listeners.accept(Instant::START).expect("a dialer waits");
         assert!(stream.nodelay().unwrap());
         let stream = SockRef::from(&stream);
         assert_eq!(stream.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
@@ -355,7 +341,8 @@ mod tests {
             dialers.push(std::net::TcpStream::connect(address).unwrap());
         }
         let port = |accepted: Accepted| accepted.stream.local_addr().unwrap().port();
-        let ports: Vec<_> = std::iter::from_fn(|| listeners.accept()).map(port).collect();
+        let ports: Vec<_> =
+            std::iter::from_fn(|| listeners.accept(Instant::START)).map(port).collect();
         assert_eq!(ports.len(), 6);
         let is_third = |port: &&u16| **port == addresses[2].port();
         assert_eq!(ports[..4].iter().filter(is_third).count(), 2);

@@ -13,12 +13,13 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConfig;
 
-use crate::config::{PROXY_HEADER_MAX, ROOM};
+use crate::config::{INITIAL_CAPACITY, PROXY_HEADER_MAX};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;
 use crate::relay::ConnId;
 use crate::server::net::tls_session::{RECORD_MAX, Session, is_fault};
 use crate::server::os::eintr::retry_eintr;
+use crate::server::turn::{PeerEnd, Readiness};
 
 /// One stream, registered once for both directions, edge-triggered.
 #[derive(Debug)]
@@ -27,15 +28,7 @@ pub(in crate::server) struct Socket {
     /// The generation of the connection that the stream belongs to.
     generation: u32,
     tls: Option<Box<Session>>,
-    /// Input may be waiting that no event will announce again.
-    pub(in crate::server) is_readable: bool,
-    /// The stream was readable while flow control had stopped reading.
-    pub(in crate::server) has_unwanted: bool,
-    /// The peer has sent its last byte or the connection is broken: the stream is read to
-    /// its end even after a short read.
-    pub(in crate::server) is_read_closed: bool,
-    /// In the queue of sockets to read.
-    pub(in crate::server) is_queued: bool,
+    pub(in crate::server) readiness: Readiness,
     /// FIN is sent after the unsent bytes.
     is_ending: bool,
     /// The PROXY header has not arrived yet.
@@ -77,7 +70,7 @@ const _: () = assert!(size_of::<Option<Socket>>() <= 24);
 
 impl Sockets {
     pub(in crate::server) fn new() -> Self {
-        Self(Vec::with_capacity(ROOM))
+        Self(Vec::with_capacity(INITIAL_CAPACITY))
     }
 
     pub(in crate::server) fn insert(&mut self, id: ConnId, mut socket: Socket) {
@@ -104,7 +97,7 @@ impl Sockets {
 /// The result of a read.
 pub(in crate::server) enum Received<'b> {
     /// The peer's next bytes, possibly none yet, and the number of bytes read for them;
-    /// [`Socket::is_readable`] tells whether more may be waiting.
+    /// [`Readiness::is_readable`] tells whether more may be waiting.
     Bytes(&'b [u8], usize),
     /// No input now.
     Nothing,
@@ -140,10 +133,7 @@ impl Socket {
             stream,
             generation: 0,
             tls: tls.map(Box::new),
-            is_readable: false,
-            has_unwanted: false,
-            is_read_closed: false,
-            is_queued: false,
+            readiness: Readiness::default(),
             is_ending: false,
             owes_header,
         })
@@ -163,10 +153,10 @@ impl Socket {
             result => result?,
         };
         match proxy_header::parse(&buffer[..seen]) {
-            Ok(Header::Partial) if self.is_read_closed => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(Header::Partial) if self.has_ended() => Err(ErrorKind::UnexpectedEof.into()),
             Ok(Header::Partial) => {
                 // New bytes cause a new edge, although these were only peeked at.
-                self.is_readable = false;
+                self.readiness.is_readable = false;
                 Ok(None)
             }
             Ok(Header::Complete { proxied, len }) => {
@@ -176,6 +166,11 @@ impl Socket {
             }
             Err(malformed) => Ok(Some(Err(malformed))),
         }
+    }
+
+    /// Whether the stream holds input that was not read.
+    pub(in crate::server) fn has_unread(&self) -> bool {
+        retry_eintr(|| self.stream.peek(&mut [0])).is_ok_and(|count| count > 0)
     }
 
     /// Reads once from the stream.
@@ -196,7 +191,7 @@ impl Socket {
             return Err(io::Error::other(fault.clone()));
         }
         if session.has_ended() {
-            self.is_readable = false;
+            self.readiness.is_readable = false;
             return Ok(Received::End);
         }
         let partial = session.partial().len();
@@ -207,7 +202,7 @@ impl Socket {
             return Ok(Received::Nothing);
         };
         if count == 0 {
-            self.is_readable = false;
+            self.readiness.is_readable = false;
             return Ok(Received::Cut);
         }
         front.copy_from_slice(session.partial());
@@ -219,7 +214,7 @@ impl Socket {
         let is_sent = self.flush(&mut buffers.sealed);
         self.note_read(Some(count), wanted);
         // The next read returns the end or the fault.
-        self.is_readable |= is_over;
+        self.readiness.is_readable |= is_over;
         is_sent?;
         if is_challenge {
             log::debug!("challenge_answered");
@@ -244,10 +239,14 @@ impl Socket {
         Some(TlsFailure { server_name: session.server_name().map(Into::into), error, in_handshake })
     }
 
+    fn has_ended(&self) -> bool {
+        self.readiness.end != PeerEnd::Open
+    }
+
     fn note_read(&mut self, count: Option<usize>, wanted: usize) {
         // A short read has emptied the socket: later input causes a new edge.
-        self.is_readable =
-            count.is_some_and(|count| count == wanted || count > 0 && self.is_read_closed);
+        self.readiness.is_readable =
+            count.is_some_and(|count| count == wanted || count > 0 && self.has_ended());
     }
 
     /// Writes the slices in one call, with TLS at most [`RECORD_MAX`] bytes of them; returns

@@ -26,7 +26,7 @@ use rustls::unbuffered::{
 use rustls::{Error, ServerConfig};
 
 use self::hello::Hello;
-use crate::server::certificates::certificate::{ACME_TLS, is_served};
+use crate::server::net::tls::{ACME_TLS, is_served};
 
 /// Whether TLS failed, rather than the stream below it.
 pub(in crate::server) fn is_fault(error: &io::Error) -> bool {

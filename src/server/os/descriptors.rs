@@ -1,6 +1,8 @@
-//! Descriptors: the limit on open files.
+//! Descriptors: the limit on open files, and errors that mean exhaustion.
 //!
 //! Owns the soft limit of `RLIMIT_NOFILE`. Must not know sockets.
+
+use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -18,6 +20,15 @@ pub fn raise_limit() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
+/// Whether an error is EMFILE, ENFILE, ENOBUFS or ENOMEM, for which an immediate retry would
+/// spin.
+pub(in crate::server) fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,5 +44,26 @@ mod tests {
 
         assert_eq!(raise_limit() as u64, hard);
         assert_eq!(getrlimit(Resource::Nofile).current, Some(hard));
+    }
+
+    #[test]
+    fn only_exhaustion_pauses() {
+        // errno numbers of Linux: EINTR, EAGAIN, ENOMEM, EPERM, ENFILE, EMFILE, EPROTO,
+        // ENETDOWN, ECONNABORTED, ENOBUFS, EHOSTUNREACH.
+        for (errno, exhausted) in [
+            (4, false),
+            (11, false),
+            (12, true),
+            (1, false),
+            (23, true),
+            (24, true),
+            (71, false),
+            (100, false),
+            (103, false),
+            (105, true),
+            (113, false),
+        ] {
+            assert_eq!(is_exhaustion(&io::Error::from_raw_os_error(errno)), exhausted, "{errno}");
+        }
     }
 }

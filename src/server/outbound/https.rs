@@ -22,7 +22,7 @@ use super::dns::{DnsResolver, LOOKUPS_MAX};
 use super::places::Places;
 use super::stream::Dialer;
 use crate::pem::{self, NumberedCertificate};
-use crate::server::certificates::certificate::provider;
+use crate::server::net::tls::provider;
 
 /// The maximum of concurrent connection attempts of one agent, beside one per call.
 pub(in crate::server) const ATTEMPTS_BESIDE_MAX: usize = 16;

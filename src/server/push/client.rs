@@ -17,7 +17,7 @@ use ureq::{Agent, Body, Error};
 
 use super::CALL_TIMEOUT;
 use crate::config::DESCRIPTORS_RESERVED;
-use crate::relay::wake::IN_FLIGHT_MAX;
+use crate::relay::push_wake::IN_FLIGHT_MAX;
 use crate::server::os::clock::wall_time;
 use crate::server::outbound::dns::LOOKUPS_MAX;
 use crate::server::outbound::https::{self, ATTEMPTS_BESIDE_MAX};

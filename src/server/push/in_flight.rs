@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::report::WakeReport;
+use crate::relay::push_wake::Wake;
 use crate::relay::stats::WakeOutcome;
-use crate::relay::wake::Wake;
 
 /// The wakes in flight, each under a number of its own.
 #[derive(Default)]
@@ -76,7 +76,7 @@ impl InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::wake::DeviceToken;
+    use crate::relay::push_wake::DeviceToken;
     use crate::server::os::clock::monotonic;
 
     #[test]

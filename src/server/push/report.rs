@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
 
+use super::duration::GoDuration;
 use super::fcm::FcmError;
+use crate::relay::push_wake::{DeviceToken, Wake};
 use crate::relay::stats::WakeOutcome;
-use crate::relay::wake::{DeviceToken, Wake};
-use crate::server::log::duration::GoDuration;
 
 /// Why a call had no meaningful reply, without any of the server's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use super::fcm;
 use super::pause::Pause;
 use super::report::{Failure, WakeReport};
 use super::tokens::{self, AccessToken, Tokens};
+use crate::relay::push_wake::Wake;
 use crate::relay::stats::WakeOutcome;
-use crate::relay::wake::Wake;
 use crate::server::os::clock::{monotonic, wall_time};
 
 /// The state that all wakes share.

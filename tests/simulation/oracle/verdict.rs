@@ -308,13 +308,22 @@ impl Oracle {
     /// The close frame at the end of what waits for the peer.
     pub(super) fn last_words(&self, world: &World, peer: usize) -> Option<Words> {
         let outgoing = world.relay.outgoing(world.peers[peer].id).concat();
-        let tail = &outgoing[outgoing.len().saturating_sub(127)..];
-        // No code and no reason of ours has the first byte of a close frame in it.
-        let start = tail.windows(2).rposition(|two| two[0] == wire::FIN | wire::CLOSE)?;
-        let payload = &tail[start + 2..];
-        assert_eq!(usize::from(tail[start + 1]), payload.len(), "(4) {peer} is told more after it");
-        let (code, reason) = payload.split_at_checked(2).unwrap_or((&[0, 0], &[]));
-        let reason = String::from_utf8(reason.to_vec()).expect("UTF-8");
-        Some(Words(u16::from_be_bytes([code[0], code[1]]), reason))
+        let (front, back) = world.peers[peer].tls.unsent.as_slices();
+        let waiting = [front, back, &outgoing].concat();
+        let tail = &waiting[waiting.len().saturating_sub(127)..];
+        if !tail.contains(&(wire::FIN | wire::CLOSE)) {
+            return None;
+        }
+        // Perhaps: a ping's payload may be anything. The frames tell.
+        let mut tap = self.records[peer].tap.clone();
+        tap.feed(&waiting);
+        let mut words = None;
+        while let Some(part) = tap.next() {
+            assert_eq!(words, None, "(4) {peer} is told more after it");
+            if let Part::Close(code, reason) = part {
+                words = Some(Words(code, reason));
+            }
+        }
+        words
     }
 }

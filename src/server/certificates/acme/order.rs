@@ -22,7 +22,7 @@ const POLL_MAX: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
 
 /// The clock and the relay as an order needs them.
-pub(super) trait World {
+pub(super) trait Environment {
     /// The time since 1970.
     fn now(&self) -> Duration;
     /// Waits for `time` or until renewal is requested; `false`: the relay is shutting down.
@@ -121,16 +121,16 @@ impl Order {
     pub(super) fn finish(
         &mut self,
         account: &mut Account<'_>,
-        world: &mut impl World,
+        environment: &mut impl Environment,
     ) -> Result<Vec<u8>, Stopped> {
-        let mut polls = Polls::new(world.now());
+        let mut polls = Polls::new(environment.now());
         let mut is_authorized = false;
         let mut reply = self.look(account)?;
         loop {
             let order = reply.json();
             match order["status"].as_str().unwrap_or_default() {
                 "pending" if !is_authorized => {
-                    self.authorize_all(account, &order, &mut polls, world)?;
+                    self.authorize_all(account, &order, &mut polls, environment)?;
                     is_authorized = true;
                     reply = self.look(account)?;
                     continue;
@@ -139,7 +139,7 @@ impl Order {
                     // The reply to finalize is the order (RFC 8555 §7.4).
                     reply = self.finalize(account, &order)?;
                     if reply.json()["status"] != "valid" {
-                        polls.wait(&reply, world)?;
+                        polls.wait(&reply, environment)?;
                         reply = self.look(account)?;
                     }
                     continue;
@@ -154,7 +154,7 @@ impl Order {
                 }
                 status => return Err(over(AcmeError::refused(problem(&order, status)))),
             }
-            polls.wait(&reply, world)?;
+            polls.wait(&reply, environment)?;
             reply = self.look(account)?;
         }
     }
@@ -179,12 +179,12 @@ impl Order {
         account: &mut Account<'_>,
         order: &Value,
         polls: &mut Polls,
-        world: &mut impl World,
+        environment: &mut impl Environment,
     ) -> Result<(), Stopped> {
         let urls = order["authorizations"].as_array().cloned().unwrap_or_default();
         for url in urls.iter().filter_map(Value::as_str) {
-            let done = self.authorize(account, url, polls, world);
-            world.answer(None);
+            let done = self.authorize(account, url, polls, environment);
+            environment.answer(None);
             done?;
         }
         Ok(())
@@ -196,7 +196,7 @@ impl Order {
         account: &mut Account<'_>,
         url: &str,
         polls: &mut Polls,
-        world: &mut impl World,
+        environment: &mut impl Environment,
     ) -> Result<(), Stopped> {
         let mut is_answered = false;
         loop {
@@ -205,11 +205,11 @@ impl Order {
             match authorization["status"].as_str().unwrap_or_default() {
                 "valid" => return Ok(()),
                 "pending" if !is_answered => {
-                    self.show(account, &authorization, world)?;
+                    self.show(account, &authorization, environment)?;
                     is_answered = true;
                     continue;
                 }
-                "pending" | "processing" => polls.wait(&reply, world)?,
+                "pending" | "processing" => polls.wait(&reply, environment)?,
                 status => {
                     let error = AcmeError::refused(format!(
                         "{}: {}",
@@ -227,7 +227,7 @@ impl Order {
         &mut self,
         account: &mut Account<'_>,
         authorization: &Value,
-        world: &mut impl World,
+        environment: &mut impl Environment,
     ) -> Result<(), Stopped> {
         let offered = authorization["challenges"].as_array().cloned().unwrap_or_default();
         let found = Method::order(Some(self.method)).into_iter().find_map(|method| {
@@ -241,7 +241,7 @@ impl Order {
         };
         self.method = method;
         let authorization = account.key.authorization(token);
-        world.answer(Some(match method {
+        environment.answer(Some(match method {
             Method::Http => ChallengeAnswer::Http { token: token.to_owned(), authorization },
             Method::TlsAlpn => {
                 let key = challenge::certificate(&self.domain, &authorization);
@@ -277,14 +277,14 @@ impl Polls {
     }
 
     /// Waits as long as `reply` asks for (Retry-After), else with growing intervals.
-    fn wait(&mut self, reply: &Reply, world: &mut impl World) -> Result<(), Stopped> {
+    fn wait(&mut self, reply: &Reply, environment: &mut impl Environment) -> Result<(), Stopped> {
         let asked = reply.retry_after();
-        let pause = self.pause(asked, world.now());
+        let pause = self.pause(asked, environment.now());
         let Some(pause) = pause else {
             let error = AcmeError::unreachable("the authority has not completed the order yet");
             return Err(Stopped::Kept(AcmeError { retry_after: asked, ..error }));
         };
-        if world.wait(pause) {
+        if environment.wait(pause) {
             Ok(())
         } else {
             Err(Stopped::Kept(AcmeError::unreachable("the relay is shutting down")))

@@ -9,7 +9,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
-use crate::server::certificates::certificate::{Certificate, Handshakes, provider};
+use crate::server::certificates::certificate::{Certificate, Handshakes};
+use crate::server::net::tls::provider;
 
 struct Pair {
     client: ClientConnection,

@@ -9,7 +9,7 @@ use super::*;
 const FAILURE: Failure = Failure { status: Some(400), cause: "refused" };
 
 /// Wakes in sequence; each exchange grants the next letter as its token.
-struct World {
+struct Wakes {
     tokens: Tokens,
     began: Instant,
     exchanges: usize,
@@ -17,7 +17,7 @@ struct World {
     is_refusing: bool,
 }
 
-impl World {
+impl Wakes {
     fn new(lifetime: u64) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an instant to count from")]
         let began = Instant::now();
@@ -49,82 +49,82 @@ impl World {
 
 #[test]
 fn a_token_is_kept_and_renewed_before_its_end() {
-    let mut world = World::new(3600);
+    let mut wakes = Wakes::new(3600);
     for (at, number) in [(0, 1), (1, 1), (3299, 1), (3300, 2), (3301, 2), (6599, 2), (10_000, 3)] {
-        assert_eq!(world.number(at), Ok(number), "at {at} s");
+        assert_eq!(wakes.number(at), Ok(number), "at {at} s");
     }
 }
 
 #[test]
 fn a_renewal_that_fails_leaves_the_old_token_until_its_end() {
-    let mut world = World::new(3600);
-    assert_eq!(world.number(0), Ok(1));
-    world.is_refusing = true;
-    assert_eq!(world.number(3300), Ok(1));
-    assert_eq!(world.number(3300), Ok(1));
-    assert_eq!(world.exchanges, 2, "backed off");
-    assert_eq!(world.number(3539), Ok(1));
-    assert_eq!(world.number(3600), Err(FAILURE));
-    world.is_refusing = false;
-    assert_eq!(world.number(3700), Ok(5));
+    let mut wakes = Wakes::new(3600);
+    assert_eq!(wakes.number(0), Ok(1));
+    wakes.is_refusing = true;
+    assert_eq!(wakes.number(3300), Ok(1));
+    assert_eq!(wakes.number(3300), Ok(1));
+    assert_eq!(wakes.exchanges, 2, "backed off");
+    assert_eq!(wakes.number(3539), Ok(1));
+    assert_eq!(wakes.number(3600), Err(FAILURE));
+    wakes.is_refusing = false;
+    assert_eq!(wakes.number(3700), Ok(5));
 }
 
 #[test]
 fn of_a_short_life_shares_are_kept_back() {
-    let mut world = World::new(8);
+    let mut wakes = Wakes::new(8);
     for (at, number) in [(0, 1), (3, 1), (4, 2), (7, 2)] {
-        assert_eq!(world.number(at), Ok(number), "at {at} s");
+        assert_eq!(wakes.number(at), Ok(number), "at {at} s");
     }
-    world.is_refusing = true;
-    assert_eq!(world.number(9), Ok(2));
-    assert_eq!(world.number(10), Err(FAILURE));
+    wakes.is_refusing = true;
+    assert_eq!(wakes.number(9), Ok(2));
+    assert_eq!(wakes.number(10), Err(FAILURE));
 }
 
 #[test]
 fn a_failed_exchange_is_backed_off_for_twice_as_long_each_time() {
-    let mut world = World::new(3600);
-    world.is_refusing = true;
+    let mut wakes = Wakes::new(3600);
+    wakes.is_refusing = true;
     let mut at = 0;
     for (exchanges, pause) in [1, 2, 4, 8, 16, 32, 64, 64, 64].into_iter().enumerate() {
-        assert_eq!(world.number(at), Err(FAILURE));
-        assert_eq!(world.number(at + pause - 1), Err(BACKING_OFF));
-        assert_eq!(world.exchanges, exchanges + 1);
+        assert_eq!(wakes.number(at), Err(FAILURE));
+        assert_eq!(wakes.number(at + pause - 1), Err(BACKING_OFF));
+        assert_eq!(wakes.exchanges, exchanges + 1);
         at += pause;
     }
-    world.is_refusing = false;
-    assert!(world.number(at).is_ok());
+    wakes.is_refusing = false;
+    assert!(wakes.number(at).is_ok());
     // Only a token that FCM accepts ends the back-off.
-    world.tokens.accept();
-    let token = world.obtain(at).unwrap();
-    world.tokens.reject(&token, true, world.at(at));
-    assert_eq!(world.number(at), Err(BACKING_OFF));
-    assert!(world.number(at + 1).is_ok());
+    wakes.tokens.accept();
+    let token = wakes.obtain(at).unwrap();
+    wakes.tokens.reject(&token, true, wakes.at(at));
+    assert_eq!(wakes.number(at), Err(BACKING_OFF));
+    assert!(wakes.number(at + 1).is_ok());
 }
 
 #[test]
 fn a_refused_token_is_replaced_once_however_many_had_it() {
-    let mut world = World::new(3600);
-    let first = world.obtain(0).unwrap();
-    world.tokens.reject(&first, false, world.at(0));
-    let second = world.obtain(0).unwrap();
-    world.tokens.reject(&first, false, world.at(0));
-    assert_eq!(world.number(0), Ok(2), "the refusal of the first is not the second's");
+    let mut wakes = Wakes::new(3600);
+    let first = wakes.obtain(0).unwrap();
+    wakes.tokens.reject(&first, false, wakes.at(0));
+    let second = wakes.obtain(0).unwrap();
+    wakes.tokens.reject(&first, false, wakes.at(0));
+    assert_eq!(wakes.number(0), Ok(2), "the refusal of the first is not the second's");
     // FCM refused both: the next exchange is delayed, however often the refusal is reported.
-    world.tokens.reject(&second, true, world.at(0));
-    world.tokens.reject(&second, true, world.at(0));
-    assert_eq!(world.number(0), Err(BACKING_OFF));
-    assert_eq!(world.number(1), Ok(3));
-    let third = world.obtain(1).unwrap();
-    world.tokens.reject(&third, true, world.at(1));
-    assert_eq!(world.number(2), Err(BACKING_OFF), "a second time, so for 2 s");
-    assert_eq!(world.number(3), Ok(4));
+    wakes.tokens.reject(&second, true, wakes.at(0));
+    wakes.tokens.reject(&second, true, wakes.at(0));
+    assert_eq!(wakes.number(0), Err(BACKING_OFF));
+    assert_eq!(wakes.number(1), Ok(3));
+    let third = wakes.obtain(1).unwrap();
+    wakes.tokens.reject(&third, true, wakes.at(1));
+    assert_eq!(wakes.number(2), Err(BACKING_OFF), "a second time, so for 2 s");
+    assert_eq!(wakes.number(3), Ok(4));
 }
 
 #[test]
 fn one_exchange_at_a_time_and_all_who_wait_get_what_it_gave() {
     for is_refused in [false, true] {
-        let world = World::new(3600);
-        let (tokens, now, exchanges) = (&world.tokens, world.began, AtomicUsize::new(0));
+        let wakes = Wakes::new(3600);
+        let (tokens, now, exchanges) = (&wakes.tokens, wakes.began, AtomicUsize::new(0));
         let (begun, wait_for_begin) = mpsc::channel();
         let (go_on, wait_for_go) = mpsc::channel::<()>();
         let exchanges = &exchanges;
@@ -190,6 +190,6 @@ fn a_grant_is_understood_or_refused_without_a_word_of_it() {
         assert!(!is_good(200, bad), "{bad}");
     }
     // The longest lifetime that fits the reply is capped and does not overflow.
-    let mut world = World::new(u64::MAX);
-    assert_eq!((world.number(0), world.number(24 * 3600)), (Ok(1), Ok(2)));
+    let mut wakes = Wakes::new(u64::MAX);
+    assert_eq!((wakes.number(0), wakes.number(24 * 3600)), (Ok(1), Ok(2)));
 }

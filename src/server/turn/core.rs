@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use crate::relay::wake::Wake;
+use crate::relay::push_wake::Wake;
 use crate::relay::{ConnId, Effect, Input, ListenerKind, Relay, Snapshot};
 use crate::time::Instant;
 

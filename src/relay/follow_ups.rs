@@ -1,14 +1,14 @@
-//! Verdicts: the consequences of a change for other connections, applied one by one.
+//! Follow-ups: the consequences of a change for other connections, applied one by one.
 //!
-//! Owns the loop that applies verdicts and then sheds what exceeds the byte budget. Every
-//! call from the shell ends with it. A verdict may queue further ones, so a chain of closes
+//! Owns the loop that applies follow-ups and then sheds what exceeds the byte budget. Every
+//! call from the shell ends with it. A follow-up may queue further ones, so a chain of closes
 //! of any length needs no recursion.
 
 use std::time::Duration;
 
 use rand::RngExt;
 
-use super::closing::Verdict;
+use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Editor, Role};
 use super::relay::Relay;
@@ -18,17 +18,17 @@ use crate::protocol::close::CloseCause;
 use crate::time::Instant;
 
 impl Relay {
-    /// Applies all verdicts, and sheds connections until the buffered bytes fit the budget.
+    /// Applies all follow-ups, and sheds connections until the buffered bytes fit the budget.
     pub(super) fn carry_out(&mut self, now: Instant) {
         loop {
-            while let Some(verdict) = self.verdicts.pop_front() {
-                match verdict {
-                    Verdict::Close(id, cause) => self.close(id, cause, &[], now),
+            while let Some(follow_up) = self.follow_ups.pop_front() {
+                match follow_up {
+                    FollowUp::Close(id, cause) => self.close(id, cause, &[], now),
                     // The version header was read with the claim and is not stored for the
                     // wait.
-                    Verdict::Open(id, slot) => self.open_binary(id, slot, None, now),
-                    Verdict::Probe(holder) => self.probe(holder, now),
-                    Verdict::Resume(phone) => {
+                    FollowUp::Open(id, slot) => self.open_binary(id, slot, None, now),
+                    FollowUp::Probe(holder) => self.probe(holder, now),
+                    FollowUp::Resume(phone) => {
                         self.connections.edit(phone, now, |it| it.resume());
                     }
                 }

@@ -12,7 +12,7 @@ const SECOND: u64 = 1_000_000_000;
 
 /// The value of the log key `duration`.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::server) struct GoDuration(pub(in crate::server) Duration);
+pub(super) struct GoDuration(pub(super) Duration);
 
 impl Display for GoDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -35,7 +35,7 @@ impl<M> Handle<M> {
 
 /// The end of the loop.
 #[derive(Debug)]
-pub(super) struct Mailbox<M> {
+pub(in crate::server) struct Mailbox<M> {
     messages: Receiver<M>,
     handle: Handle<M>,
 }
@@ -45,18 +45,18 @@ impl<M> Mailbox<M> {
     ///
     /// # Errors
     /// If there is no descriptor for the wake-up.
-    pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
+    pub(in crate::server) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
         let (sender, messages) = mpsc::channel();
         let waker = Arc::new(Waker::new(registry, token)?);
         Ok(Self { messages, handle: Handle { sender, waker } })
     }
 
-    pub(super) fn handle(&self) -> Handle<M> {
+    pub(in crate::server) fn handle(&self) -> Handle<M> {
         self.handle.clone()
     }
 
     /// The next message. Call until `None`: several may have come with one wake-up.
-    pub(super) fn take(&mut self) -> Option<M> {
+    pub(in crate::server) fn take(&mut self) -> Option<M> {
         self.messages.try_recv().ok()
     }
 }

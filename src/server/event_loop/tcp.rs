@@ -1,0 +1,166 @@
+//! TCP transport: sockets, listeners and TLS, as a turn uses them.
+//!
+//! Owns every stream and the core whose connections they carry. Decides nothing about peers;
+//! which listener a connection came through is all that it tells of one.
+
+use std::net::IpAddr;
+
+use mio::{Registry, Token};
+
+use super::tls::Tls;
+use crate::config::ListenerProtocol;
+use crate::protocol::transport::TransportBuffered;
+use crate::relay::{ConnId, ListenerKind};
+use crate::server::net::listener::{Accepted, Listeners};
+use crate::server::net::socket::{self, Buffers, Socket, Sockets};
+use crate::server::os::descriptors::is_exhaustion;
+use crate::server::turn::Core;
+use crate::server::turn::{Readiness, Received, Transport, Written};
+use crate::time::Instant;
+
+/// The core and the streams of its connections.
+#[derive(Debug)]
+pub(super) struct Tcp<C> {
+    pub(super) core: C,
+    pub(super) listeners: Listeners,
+    pub(super) sockets: Sockets,
+    pub(super) tls: Tls,
+    registry: Registry,
+    /// Accepted, and without an id yet.
+    accepted: Option<Accepted>,
+}
+
+impl<C: Core> Tcp<C> {
+    /// No connections; their streams will be registered with `registry`.
+    pub(super) fn new(core: C, listeners: Listeners, registry: Registry) -> Self {
+        Self {
+            core,
+            listeners,
+            sockets: Sockets::new(),
+            tls: Tls::default(),
+            registry,
+            accepted: None,
+        }
+    }
+}
+
+impl<C: Core> Transport for Tcp<C> {
+    type Core = C;
+    type Buffers = Buffers;
+
+    fn core(&mut self) -> &mut C {
+        &mut self.core
+    }
+
+    fn accept(&mut self, now: Instant) -> Option<(IpAddr, ListenerKind)> {
+        loop {
+            let accepted = self.listeners.accept(now)?;
+            if accepted.speaks == ListenerProtocol::Tls && self.tls.config.is_none() {
+                continue;
+            }
+            let kind = match (accepted.speaks == ListenerProtocol::Challenges, accepted.is_proxied)
+            {
+                (false, false) => ListenerKind::Clients,
+                (false, true) => ListenerKind::ProxiedClients,
+                (true, false) => ListenerKind::Authorities,
+                (true, true) => ListenerKind::ProxiedAuthorities,
+            };
+            let peer = accepted.peer.ip();
+            self.accepted = Some(accepted);
+            return Some((peer, kind));
+        }
+    }
+
+    fn attach(&mut self, id: ConnId, now: Instant) -> bool {
+        let Some(Accepted { stream, speaks, is_proxied, .. }) = self.accepted.take() else {
+            return false;
+        };
+        let tls = if speaks == ListenerProtocol::Tls { self.tls.session_config() } else { None };
+        let token = Token(id.to_bits() as usize);
+        match Socket::new(stream, tls, &self.registry, token, is_proxied) {
+            Ok(socket) => {
+                self.sockets.insert(id, socket);
+                true
+            }
+            Err(error) => {
+                if is_exhaustion(&error) {
+                    self.listeners.pause(&error, now);
+                }
+                false
+            }
+        }
+    }
+
+    fn readiness(&mut self, id: ConnId) -> Option<&mut Readiness> {
+        self.sockets.find(id).map(|socket| &mut socket.readiness)
+    }
+
+    fn is_handshaking(&mut self, id: ConnId) -> bool {
+        self.sockets.find(id).is_some_and(|socket| socket.is_handshaking())
+    }
+
+    fn buffered(&mut self, id: ConnId) -> TransportBuffered {
+        self.sockets.find(id).map_or(TransportBuffered::default(), |socket| socket.buffered())
+    }
+
+    fn has_unread(&mut self, id: ConnId) -> bool {
+        self.sockets.find(id).is_some_and(|socket| socket.has_unread())
+    }
+
+    fn read<'b>(&mut self, id: ConnId, buffers: &'b mut Buffers, now: Instant) -> Received<'b> {
+        let Some(socket) = self.sockets.find(id) else { return Received::Nothing };
+        if socket.owes_header {
+            match socket.take_header(buffers) {
+                Ok(None) => return Received::Nothing,
+                Ok(Some(header)) => return Received::Proxied(header),
+                Err(_) => return Received::Broken,
+            }
+        }
+        match socket.read(buffers) {
+            Ok(socket::Received::Bytes(bytes, count)) => Received::Bytes(bytes, count),
+            Ok(socket::Received::Nothing) => Received::Nothing,
+            Ok(socket::Received::End) => Received::End,
+            Ok(socket::Received::Cut) => {
+                let failure = socket.tls_failure(None);
+                self.tls.on_cut(self.core.client(id), failure.as_ref(), now);
+                Received::End
+            }
+            Err(error) => {
+                if let Some(failure) = socket.tls_failure(Some(&error)) {
+                    self.tls.on_failure(self.core.client(id), &failure, now);
+                }
+                Received::Broken
+            }
+        }
+    }
+
+    fn write(&mut self, id: ConnId, buffers: &mut Buffers) -> Written {
+        let Some(socket) = self.sockets.find(id) else { return Written::Nothing };
+        let slices = self.core.outgoing(id);
+        if socket.buffered().unsent == 0 && slices.iter().all(|slice| slice.is_empty()) {
+            return Written::Nothing;
+        }
+        match socket.write(slices, buffers) {
+            // A TLS socket accepts one record per call.
+            Ok(count) if count > 0 && socket.takes_records() && socket.buffered().unsent == 0 => {
+                Written::Part(count)
+            }
+            Ok(count) => Written::Bytes(count),
+            Err(_) => Written::Broken,
+        }
+    }
+
+    fn half_close(&mut self, id: ConnId, buffers: &mut Buffers) {
+        if let Some(socket) = self.sockets.find(id) {
+            socket.half_close(buffers);
+        }
+    }
+
+    fn disconnect(&mut self, id: ConnId, buffers: &mut Buffers) {
+        if let Some(socket) = self.sockets.find(id) {
+            socket.close_notify(buffers);
+        }
+        self.sockets.remove(id);
+        self.listeners.resume();
+    }
+}

@@ -160,9 +160,10 @@ fn examine(plan: &Plan, report: &mut ProbeReport<'_>) -> Option<()> {
 
 fn find_way<'a>(plan: &'a Plan, report: &mut ProbeReport<'_>) -> Option<(Way<'a>, Stream)> {
     let (target, timeout) = (&plan.target, plan.timeout);
-    let (host, port) = plan.via.as_ref().map_or((&target.host, target.port), |via| {
-        (&via.host, via.port.unwrap_or(target.port))
-    });
+    let (host, port) = plan
+        .via
+        .as_ref()
+        .map_or((&target.host, target.port), |via| (&via.host, via.port.unwrap_or(target.port)));
     let addresses = report.step("resolve", |_| {
         let addresses = stream::resolve(host, port, timeout)?;
         let shown: Vec<_> = addresses.iter().map(|it| it.ip().to_string()).collect();
@@ -185,10 +186,9 @@ fn find_way<'a>(plan: &'a Plan, report: &mut ProbeReport<'_>) -> Option<(Way<'a>
         let mut faults = others.into_iter().rev().filter_map(|(_, fault)| fault);
         // One without a route tells nothing about the relay.
         let last = faults.find(|it| it.has_route);
-        Err(last.or_else(|| faults.next()).map_or_else(
-            || Diagnosis::new("no address could be dialled"),
-            |fault| fault.diagnosis,
-        ))
+        Err(last
+            .or_else(|| faults.next())
+            .map_or_else(|| Diagnosis::new("no address could be dialled"), |fault| fault.diagnosis))
     })?;
     if !target.is_tls {
         return Some((Way { plan, address, trust: None, others }, Stream::Plain(socket)));
@@ -211,8 +211,7 @@ fn described(session: &Session, trust: &Trust) -> Finding {
     });
     let left = session.left().unwrap_or_else(|| "an unknown time".into());
     let finding = format!("{}, {name}, chain verified, expires in {left}", session.version);
-    let finding =
-        Finding::new(finding).with("server_name", asked).with("expires_in_days", days);
+    let finding = Finding::new(finding).with("server_name", asked).with("expires_in_days", days);
     match session.warning() {
         Some(warning) => finding.warn(warning),
         None => finding,

@@ -37,8 +37,7 @@ impl Opening {
     /// Connects to one address.
     pub(super) fn dial(self, address: SocketAddr) -> Result<Timed, Unanswered> {
         let unanswered = |error| Unanswered::new(address, &error);
-        let mut socket =
-            TcpStream::connect_timeout(&address, self.timeout).map_err(unanswered)?;
+        let mut socket = TcpStream::connect_timeout(&address, self.timeout).map_err(unanswered)?;
         // A small frame must not wait for the acknowledgement of another (Nagle).
         let _ = socket.set_nodelay(true);
         if let Some(proxied) = self.proxied {

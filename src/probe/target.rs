@@ -86,7 +86,9 @@ impl Via {
     /// The fault, and the accepted forms.
     pub fn parse(text: &str) -> Result<Self, String> {
         let refuse = |why: &str| {
-            Err(format!("{text:?} {why};\nwrite 192.0.2.7, 192.0.2.7:8443, [2001:db8::7]:8443 or a name"))
+            Err(format!(
+                "{text:?} {why};\nwrite 192.0.2.7, 192.0.2.7:8443, [2001:db8::7]:8443 or a name"
+            ))
         };
         if !text.is_ascii() {
             return refuse(PUNYCODE);

@@ -74,11 +74,7 @@ impl Trust {
     }
 
     /// Performs the handshake within the socket's deadline.
-    pub(super) fn handshake(
-        &self,
-        socket: Timed,
-        timeout: Duration,
-    ) -> Result<Session, Diagnosis> {
+    pub(super) fn handshake(&self, socket: Timed, timeout: Duration) -> Result<Session, Diagnosis> {
         let connection = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
             .map_err(|error| Diagnosis::new(error.to_string()))?;
         let mut session = StreamOwned::new(connection, socket);

@@ -3,9 +3,11 @@ own for tests. It refuses a share of the nonces on purpose."""
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import ssl
@@ -18,7 +20,7 @@ import urllib.request
 import websockets
 
 from acme_front import Front, http_date, problem
-from harness import SOON, Relay, free_port, main, program, spawn, wait_until
+from harness import SOON, Relay, free_port, main, need_root, program, spawn, wait_until
 
 DOMAIN = "relay.example.com"
 # Pebble makes RSA keys when it starts, which takes its time on a busy machine.
@@ -55,6 +57,11 @@ class Authority:
         """How many it has."""
         with open(os.path.join(self.directory, "pebble.log")) as log:
             return max(map(int, re.findall(r"There are now (\d+) accounts", log.read())), default=0)
+
+    def issued(self):
+        """How many certificates it has issued."""
+        with open(os.path.join(self.directory, "pebble.log")) as log:
+            return len(re.findall(r"Issued certificate serial", log.read()))
 
     @property
     def flags(self):
@@ -644,6 +651,59 @@ def an_order_that_takes_its_time_is_waited_for_and_kept():
             serial(relay, authority.trust())
 
 
+@contextlib.contextmanager
+def prepared(*commands):
+    """A program that runs `commands` in mounts of its own and becomes the relay."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as script:
+        steps = " && ".join([*commands, f'exec {os.path.abspath(program())} "$@"'])
+        script.write(f"#!/bin/sh\nexec unshare --mount sh -c {shlex.quote(steps)} sh \"$@\"\n")
+    os.chmod(script.name, 0o755)
+    try:
+        yield script.name
+    finally:
+        os.unlink(script.name)
+
+
+def a_cache_that_cannot_be_written_costs_no_certificate():
+    """An authority gives a few certificates a week: none is ordered that is not kept."""
+    need_root("to mount")
+    with Scene() as authority:
+        authority.start()
+        cache, flags = authority.cache, authority.flags
+        with Relay(*flags) as relay:
+            wait_says(relay, "certificate_served")
+            first = serial(relay, authority.trust())
+        read_only = [f"mount --bind {cache} {cache}", f"mount -o remount,bind,ro {cache}"]
+        # With the account and nothing else in it, and no room.
+        full = [f"cp {cache}/acme* {authority.directory}", f"mount -t tmpfs -o size=16k,mode=700 none {cache}",
+                f"cp {authority.directory}/acme* {cache}",
+                f"(cat /dev/zero >{cache}/fill 2>/dev/null || true)"]
+
+        def run(command, *more):
+            return subprocess.run([command, *flags, *more], capture_output=True, text=True, timeout=SOON)
+        with prepared(*read_only) as command:
+            # What is there is served, with a warning that names the path.
+            with Relay(*flags, command=command) as relay:
+                assert serial(relay, authority.trust()) == first
+                wait_says(relay, "cert_cache_not_writable")
+                assert any("cert_cache_not_writable" in line and cache in line for line in relay.log)
+                assert not says(relay, "certificate_ordered")
+            checked = run(command, "--check-config")
+            assert checked.returncode == 0 and cache in checked.stderr, checked
+            os.unlink(os.path.join(cache, DOMAIN))
+            issued = authority.issued()
+            for more in ([], ["--check-config"]):
+                refused = run(command, *more)
+                assert refused.returncode == 2 and cache in refused.stderr, refused
+                assert "Read-only file system" in refused.stderr, refused
+        with prepared(*full) as command:
+            for more in ([], ["--check-config"]):
+                refused = run(command, *more)
+                assert refused.returncode == 2 and cache in refused.stderr, refused
+                assert "No space left" in refused.stderr, refused
+        assert authority.issued() == issued == 1, "a certificate was ordered that was not kept"
+
+
 def a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone():
     with Scene() as authority:
         flags = authority.flags
@@ -682,5 +742,6 @@ if __name__ == "__main__":
         a_certificate_is_renewed_when_the_authority_wants_it_to_be,
         an_authority_is_asked_again_when_it_says_in_either_form,
         an_order_that_takes_its_time_is_waited_for_and_kept,
+        a_cache_that_cannot_be_written_costs_no_certificate,
         a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone,
     ])

@@ -69,6 +69,8 @@ struct Shared {
     allowed: Vec<IpNet>,
     /// When the listener was bound.
     opened: Instant,
+    /// The same, since 1970: when the process started.
+    started: Duration,
     log: Mutex<LogLimits>,
     history: History,
 }
@@ -125,12 +127,13 @@ impl AdminListener {
             io::Error::new(error.kind(), advice)
         })?;
         let allowed = allowed.to_vec();
-        let (opened, log) = (monotonic(), Mutex::default());
+        let (opened, started, log) = (monotonic(), wall_time(), Mutex::default());
         Ok(Self {
             shared: Arc::new(Shared {
                 listener,
                 allowed,
                 opened,
+                started,
                 log,
                 history: History::default(),
             }),
@@ -157,7 +160,8 @@ impl AdminListener {
         arrivals: Vec<OwnedFd>,
     ) -> io::Result<()> {
         let (shared, snapshots) = (Arc::clone(&self.shared), Snapshots::new(to_loop.clone()));
-        let recorder = Recorder { snapshots, sink: sink.clone(), started: wall_time(), arrivals };
+        let recorder =
+            Recorder { snapshots, sink: sink.clone(), started: self.shared.started, arrivals };
         let record = move || recorder.run(&shared.history);
         thread::Builder::new().name("history".into()).spawn(record)?;
         Ok(())
@@ -168,13 +172,11 @@ impl AdminListener {
     /// # Errors
     /// If a thread cannot be started.
     pub fn serve(self, to_loop: &LoopHandle, sink: &Sink) -> io::Result<()> {
-        let started = wall_time();
         for _ in 0..THREADS {
             let worker = AdminWorker {
                 shared: Arc::clone(&self.shared),
                 snapshots: Snapshots::new(to_loop.clone()),
                 sink: sink.clone(),
-                started,
             };
             thread::Builder::new().name("admin".into()).spawn(|| worker.run())?;
         }
@@ -187,8 +189,6 @@ struct AdminWorker {
     shared: Arc<Shared>,
     snapshots: Snapshots,
     sink: Sink,
-    /// When the process started, since 1970.
-    started: Duration,
 }
 
 impl AdminWorker {
@@ -287,7 +287,7 @@ impl AdminWorker {
 
     fn metrics(&mut self) -> Answer {
         let Some(report) = self.snapshots.take() else { return stuck() };
-        let around = Surroundings::now(self.started, &self.sink);
+        let around = Surroundings::now(self.shared.started, &self.sink);
         let body = metrics::text(&report, &around);
         Answer { media_type: metrics::MEDIA_TYPE, ..Answer::text("200 OK", body) }
     }

@@ -107,6 +107,7 @@ fn serve(prepared: Prepared) -> ExitCode {
         Ok(notify) => notify,
         Err(malformed) => return refuse(malformed),
     };
+    let of_another = systemd::sockets_of_another(&variables, std::process::id());
     // Before any thread starts: the call removes the variables from the environment.
     let inherited = match systemd::inherited(&variables) {
         Ok(sockets) => sockets,
@@ -123,6 +124,9 @@ fn serve(prepared: Prepared) -> ExitCode {
         }
     };
     prepared.warnings.iter().for_each(Warning::log);
+    if let Some(why) = of_another {
+        log::warn!(err = why; "sockets_not_inherited");
+    }
     let outcome = run(prepared, inherited, &notify, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");

@@ -125,7 +125,7 @@ fn serve(prepared: Prepared) -> ExitCode {
     };
     prepared.warnings.iter().for_each(Warning::log);
     if let Some(why) = of_another {
-        log::warn!(err = why; "sockets_not_inherited");
+        log::warn!(err:% = why; "sockets_not_inherited");
     }
     let outcome = run(prepared, inherited, &notify, &sink);
     if let Err(error) = &outcome {

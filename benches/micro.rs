@@ -10,6 +10,7 @@ use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use pyrycode_relay::config::MESSAGE_MAX;
 use pyrycode_relay::protocol::websocket::{Codec, Reassembly, accept_key};
+use pyrycode_relay::protocol::work::Work;
 use pyrycode_relay::relay::envelope;
 use pyrycode_relay::time::{Instant, Wheel};
 
@@ -72,9 +73,11 @@ fn envelope_unwrap(bencher: Bencher<'_, '_>, size: usize) {
 fn websocket_step(bencher: Bencher<'_, '_>, size: usize) {
     let frame = masked(json(size).as_bytes());
     let (mut codec, mut reassembly) = (Codec::new(MESSAGE_MAX), Reassembly::default());
-    bencher
-        .counter(BytesCount::of_slice(&frame))
-        .bench_local(|| codec.next(&mut reassembly, &mut black_box(frame.as_slice())).is_ok());
+    bencher.counter(BytesCount::of_slice(&frame)).bench_local(|| {
+        codec
+            .next(&mut reassembly, &mut black_box(frame.as_slice()), &mut Work::unbounded())
+            .is_ok()
+    });
 }
 
 /// The same split in the middle, so that the first half is buffered.
@@ -85,7 +88,7 @@ fn websocket_step_in_halves(bencher: Bencher<'_, '_>, size: usize) {
     let (mut codec, mut reassembly) = (Codec::new(MESSAGE_MAX), Reassembly::default());
     bencher.counter(BytesCount::of_slice(&frame)).bench_local(|| {
         for mut half in [black_box(halves.0), black_box(halves.1)] {
-            codec.next(&mut reassembly, &mut half).expect("a valid frame");
+            codec.next(&mut reassembly, &mut half, &mut Work::unbounded()).expect("a valid frame");
         }
     });
 }

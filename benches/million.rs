@@ -128,7 +128,7 @@ impl Crowd {
         loop {
             turn.run(self, self.now);
             for id in std::mem::take(&mut self.readable) {
-                turn.on_readable(self, id, PeerEnd::Open);
+                turn.on_readable(self, id, PeerEnd::Open, self.now);
             }
             if !turn.has_work() {
                 break;
@@ -164,8 +164,12 @@ impl Transport for Crowd {
         self.peers.get_mut(id.index()).map(|peer| &mut peer.readiness)
     }
 
-    fn has_unread(&mut self, _id: ConnId) -> bool {
-        false
+    fn unread(&mut self, id: ConnId) -> usize {
+        self.peers[id.index()].unread.len()
+    }
+
+    fn clock(&mut self) -> Instant {
+        self.now
     }
 
     fn read<'b>(&mut self, id: ConnId, buffer: &'b mut Vec<u8>, _now: Instant) -> Received<'b> {

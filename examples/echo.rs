@@ -22,6 +22,7 @@ use pyrycode_relay::protocol::outbox_pool::OutboxPool;
 use pyrycode_relay::protocol::request::{self, Head};
 use pyrycode_relay::protocol::response::{self, Date, Refusal};
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
+use pyrycode_relay::protocol::work::Work;
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind};
 use pyrycode_relay::server::net::listener::Listener;
 use pyrycode_relay::server::os::signals::{Hangup, Signals};
@@ -99,9 +100,9 @@ impl Echo {
     /// Handles more bytes of a request head.
     fn handle_head(&mut self, id: ConnId, input: &[u8], now: Instant) {
         let Some(entry) = self.connections.find(id) else { return };
-        let head = [&entry.connection.take_early(), input].concat();
+        let head = [&entry.connection.take_kept(), input].concat();
         let judged = match request::parse(&head) {
-            Ok(Head::Partial) => return entry.connection.keep_early(head, now),
+            Ok(Head::Partial) => return entry.connection.keep(head, now),
             Ok(Head::Complete { .. }) if self.is_draining => {
                 Err(Fault::new(Refusal::Unavailable, Cause::Draining))
             }
@@ -135,12 +136,18 @@ impl Echo {
     fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         loop {
-            match connection.next_incoming(&mut input, &mut self.codec, now, &self.timeouts) {
+            match connection.next_incoming(
+                &mut input,
+                &mut self.codec,
+                &mut Work::unbounded(),
+                now,
+                &self.timeouts,
+            ) {
                 Ok(None) => break,
                 Ok(Some(Incoming::Message(message))) => {
                     let opcode = if message.is_text() { Opcode::Text } else { Opcode::Binary };
                     connection.send_message(opcode, &[message.bytes()], &mut self.pool, now);
-                    connection.keep_early(input.to_vec(), now);
+                    connection.keep(input.to_vec(), now);
                     connection.pause(now);
                     break;
                 }
@@ -166,7 +173,7 @@ impl Echo {
     fn resume(&mut self, id: ConnId, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
         if connection.backlog() == 0 && connection.resume(now, &self.timeouts) {
-            let early = connection.take_early();
+            let early = connection.take_kept();
             self.handle_frames(id, &early, now);
             self.effects.push_back(Effect::Resume(id));
         }
@@ -175,7 +182,7 @@ impl Echo {
     /// Closes on the server's initiative.
     fn close(&mut self, id: ConnId, cause: CloseCause, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
-        let early = connection.take_early();
+        let early = connection.take_kept();
         connection.close(cause, &[], now, &self.timeouts);
         self.handle_frames(id, &early, now);
         self.effects.push_back(Effect::Resume(id));
@@ -307,6 +314,7 @@ impl Core for Echo {
             // A peer that is not read is being written to, and the write will fail. The other
             // inputs come from TLS, a load balancer and push wakes, which are absent here.
             Input::Hangup(_)
+            | Input::Continue(_)
             | Input::Buffered(..)
             | Input::Proxied(..)
             | Input::Challenge(_)

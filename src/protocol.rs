@@ -14,3 +14,4 @@ pub mod request;
 pub mod response;
 pub mod transport;
 pub mod websocket;
+pub mod work;

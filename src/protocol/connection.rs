@@ -28,6 +28,7 @@ use super::outbox::Outbox;
 use super::outbox_pool::OutboxPool;
 use super::transport::TransportBuffered;
 use super::websocket::{Codec, Incoming, Opcode, Reassembly};
+use super::work::Work;
 use crate::config::{DRAIN_MAX, Timeouts};
 use crate::time::Instant;
 
@@ -110,11 +111,23 @@ impl Connection {
         matches!(self.state, State::Closing(_))
     }
 
-    /// Whether to read its input now.
+    /// Whether to read its input now: no flow control stops it, and none is left to handle.
     #[must_use]
     pub fn is_reading(&self) -> bool {
-        let paused = self.inbound.as_ref().is_some_and(|inbound| inbound.paused.is_some());
-        !paused && !matches!(self.state, State::Waiting { .. })
+        !self.is_stopped() && (self.is_head() || !self.has_kept())
+    }
+
+    /// Whether it may not be read: by flow control, or because it waits.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let is_paused = self.inbound.as_ref().is_some_and(|inbound| inbound.paused.is_some());
+        is_paused || matches!(self.state, State::Waiting { .. })
+    }
+
+    /// Whether input was kept for later.
+    #[must_use]
+    pub fn has_kept(&self) -> bool {
+        self.inbound.as_ref().is_some_and(|inbound| !inbound.kept.is_empty())
     }
 
     /// Bytes of memory that its queues and its unfinished input hold.
@@ -131,23 +144,22 @@ impl Connection {
 
     // Input
 
-    /// Keeps input for later: an unfinished head, or what followed a complete one.
-    pub fn keep_early(&mut self, bytes: Vec<u8>, now: Instant) {
+    /// Keeps input for later: an unfinished head, or what has to wait.
+    pub fn keep(&mut self, bytes: Vec<u8>, now: Instant) {
         if !bytes.is_empty() {
-            self.inbound(now).early = bytes;
+            self.inbound(now).kept = bytes;
         }
     }
 
-    /// Takes what [`Self::keep_early`] kept.
-    pub fn take_early(&mut self) -> Vec<u8> {
-        let early =
-            self.inbound.as_mut().map(|inbound| mem::take(&mut inbound.early)).unwrap_or_default();
+    /// Takes what [`Self::keep`] kept.
+    pub fn take_kept(&mut self) -> Vec<u8> {
+        let kept =
+            self.inbound.as_mut().map(|inbound| mem::take(&mut inbound.kept)).unwrap_or_default();
         self.settle();
-        early
+        kept
     }
 
-    /// The next message or control frame in `input`; `input` is advanced past it. `None`:
-    /// `input` is consumed.
+    /// The next item in `input`, which is advanced past it; `None`: consumed, or `work` is spent.
     ///
     /// # Errors
     /// The cause to close with.
@@ -155,11 +167,12 @@ impl Connection {
         &mut self,
         input: &mut &[u8],
         codec: &mut Codec,
+        work: &mut Work,
         now: Instant,
         timeouts: &Timeouts,
     ) -> Result<Option<Incoming>, CloseCause> {
         if self.is_closing() {
-            self.drain(mem::take(input), codec, now, timeouts);
+            self.drain(input, codec, work, now, timeouts);
             return Ok(None);
         }
         let mut at_rest = Reassembly::default();
@@ -168,7 +181,7 @@ impl Connection {
             None => &mut at_rest,
         };
         let between = reassembly.is_empty();
-        let incoming = codec.next(reassembly, input)?;
+        let incoming = codec.next(reassembly, input, work)?;
         if !at_rest.is_empty() {
             self.inbound(now).reassembly = at_rest;
         } else if let Some(inbound) = &mut self.inbound
@@ -181,21 +194,19 @@ impl Connection {
     }
 
     /// Input after our close frame: everything but the peer's own close frame is discarded.
-    fn drain(&mut self, mut input: &[u8], codec: &mut Codec, now: Instant, timeouts: &Timeouts) {
+    fn drain(
+        &mut self,
+        input: &mut &[u8],
+        codec: &mut Codec,
+        work: &mut Work,
+        now: Instant,
+        timeouts: &Timeouts,
+    ) {
         let mut inbound = self.inbound.take().unwrap_or_else(|| Box::new(Inbound::new(now)));
         let State::Closing(closing) = &mut self.state else { return };
-        let more = u32::try_from(input.len()).unwrap_or(u32::MAX);
-        closing.drained = closing.drained.saturating_add(more);
-        while closing.is_framed && !closing.answered {
-            match codec.next(&mut inbound.reassembly, &mut input) {
-                Ok(Some(Incoming::Close(_))) => closing.answered = true,
-                Ok(Some(_)) => {}
-                Ok(None) => break,
-                Err(_) => closing.is_framed = false,
-            }
-        }
+        closing.discard(&mut inbound.reassembly, input, codec, work);
         closing.hasten(now, timeouts);
-        if closing.is_framed && !closing.answered && !inbound.is_empty() {
+        if closing.awaits_answer() && !inbound.is_empty() {
             self.inbound = Some(inbound);
         }
     }
@@ -415,14 +426,14 @@ impl Connection {
             State::Head { deadline }
             | State::Waiting { deadline }
             | State::Closing(Closing { deadline, .. }) => *deadline,
-            State::Open { heartbeat, .. } => heartbeat.deadline(self.is_reading(), timeouts),
+            State::Open { heartbeat, .. } => heartbeat.deadline(!self.is_stopped(), timeouts),
         };
         own.min(self.message_deadline(timeouts)).min(self.write_deadline(timeouts))
     }
 
     /// What is due at `now`, one expiry per call.
     pub fn handle_timeout(&mut self, now: Instant, timeouts: &Timeouts) -> Option<Expiry> {
-        let reading = self.is_reading();
+        let reading = !self.is_stopped();
         let stuck = now >= self.write_deadline(timeouts);
         let unfinished = now >= self.message_deadline(timeouts);
         match &mut self.state {

@@ -8,8 +8,8 @@ use crate::time::Instant;
 /// Incomplete input, and since when reading is paused.
 #[derive(Debug)]
 pub(super) struct Inbound {
-    /// An incomplete request head, or what followed a complete one.
-    pub(super) early: Vec<u8>,
+    /// An incomplete request head, or input that has to wait.
+    pub(super) kept: Vec<u8>,
     pub(super) reassembly: Reassembly,
     /// Bytes that the transport below has received but not yet delivered.
     pub(super) below: usize,
@@ -23,7 +23,7 @@ pub(super) struct Inbound {
 impl Inbound {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            early: Vec::new(),
+            kept: Vec::new(),
             reassembly: Reassembly::default(),
             below: 0,
             since: now,
@@ -32,13 +32,13 @@ impl Inbound {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.early.is_empty()
+        self.kept.is_empty()
             && self.reassembly.is_empty()
             && self.below == 0
             && self.paused.is_none()
     }
 
     pub(super) fn held(&self) -> usize {
-        self.early.len() + self.reassembly.held() + self.below
+        self.kept.len() + self.reassembly.held() + self.below
     }
 }

@@ -23,6 +23,7 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
 use super::close::{CloseCause, is_sendable};
+use super::work::Work;
 
 /// Maximum length of a header that the relay sends: two bytes and a 64-bit length.
 pub const HEADER_MAX: usize = 10;
@@ -183,7 +184,7 @@ impl Codec {
     }
 
     /// Consumes `input` up to the end of the next message or control frame. `None`: `input`
-    /// is consumed, and an incomplete message is in `reassembly`.
+    /// is consumed or `work` is spent, and an incomplete message is in `reassembly`.
     ///
     /// # Errors
     /// The cause to close with; `reassembly` and the rest of `input` are then meaningless.
@@ -191,8 +192,9 @@ impl Codec {
         &mut self,
         reassembly: &mut Reassembly,
         input: &mut &[u8],
+        work: &mut Work,
     ) -> Result<Option<Incoming>, CloseCause> {
-        while !input.is_empty() {
+        while !input.is_empty() && !work.is_spent() {
             let incoming = if reassembly.frame.is_empty() {
                 let Some((header, len)) = self.header(input, reassembly)? else {
                     reassembly.frame.extend_from_slice(input);
@@ -205,11 +207,13 @@ impl Codec {
                     return Ok(None);
                 };
                 *input = rest;
+                work.spend(frame.len());
                 self.decode(&header, frame, reassembly)?
             } else {
                 let Some((header, frame)) = self.finish(reassembly, input)? else {
                     return Ok(None);
                 };
+                work.spend(frame.len());
                 self.decode(&header, &frame, reassembly)?
             };
             if incoming.is_some() {

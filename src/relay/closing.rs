@@ -77,9 +77,8 @@ impl Relay {
             }
             Role::Binary => match self.slots.release(slot, id, now) {
                 Release::NotHolder => {}
-                Release::Grace => {
-                    self.follow_ups
-                        .extend(self.slots.phones(slot).iter().copied().map(FollowUp::Resume));
+                Release::Grace { resumed } => {
+                    self.follow_ups.extend(resumed.into_iter().map(FollowUp::Resume));
                 }
                 Release::TakenOver(takeover) => self.on_takeover(slot, takeover),
             },
@@ -116,7 +115,7 @@ impl Relay {
 
     /// A claimant has taken the slot over.
     pub(super) fn on_takeover(&mut self, slot: SlotKey, takeover: Takeover) {
-        let Takeover { holder, rejected, phones } = takeover;
+        let Takeover { holder, phones } = takeover;
         if let Some(entry) = self.connections.get(holder) {
             log::info!(
                 server_id = self.slots.server_id(slot), remote:% = entry.client();
@@ -125,7 +124,6 @@ impl Relay {
         }
         self.close_later(phones, CloseCause::BinaryReclaimed);
         self.follow_ups.push_back(FollowUp::Open(holder, slot));
-        self.close_later(rejected, CloseCause::ServerIdClaimed);
     }
 
     /// Queues a close of each of these.

@@ -61,6 +61,9 @@ pub enum Effect {
     Transmit(ConnId),
     /// Resume reading: unread input may be waiting.
     Resume(ConnId),
+    /// Input of the connection was left over, so that others are served first. Hand in
+    /// [`Input::Continue`](super::Input::Continue) when it is its turn again.
+    Continue(ConnId),
     /// Shut down the writing half; continue reading.
     HalfClose(ConnId),
     /// A deadline has passed, but a pong may be unread. Hand in all that the peer has sent,
@@ -224,11 +227,14 @@ impl Connections {
     /// The next effect.
     pub(super) fn poll_effect(&mut self) -> Option<Effect> {
         let effect = self.shared.effects.pop_front()?;
-        if let Effect::Transmit(id) = effect {
+        if let Effect::Transmit(id) | Effect::Continue(id) = effect {
             #[cfg(test)]
             self.lookups.set(self.lookups.get() + 1);
             if let Some(entry) = self.slab.get_mut(id.index()).filter(|entry| entry.is(id)) {
-                entry.is_transmit_queued = false;
+                match effect {
+                    Effect::Transmit(_) => entry.is_transmit_queued = false,
+                    _ => entry.is_continue_queued = false,
+                }
             }
         }
         Some(effect)

@@ -10,9 +10,13 @@ use super::conn_id::ConnId;
 use super::connections::{Due, Role};
 use super::relay::Relay;
 use super::slots;
+use crate::config::PHONES_PER_SERVER_MAX;
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Expiry;
 use crate::time::Instant;
+
+/// Connections that one call handles: with a ping to each some 0.3 ms.
+const DUE_PER_CALL: usize = 256;
 
 /// Whether all that the peer has sent was handed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,15 +28,18 @@ enum Input {
 }
 
 impl Relay {
-    /// Handles everything that is due.
+    /// Handles what is due, at most [`DUE_PER_CALL`] connections and slots: the rest is due
+    /// still.
     pub(super) fn on_time(&mut self, now: Instant) {
-        while let Some(Due { id, late, expiry }) = self.connections.pop_due(now) {
+        for _ in 0..DUE_PER_CALL {
+            let Some(Due { id, late, expiry }) = self.connections.pop_due(now) else { break };
             self.stats.loop_lag.observe(late);
             if let Some(expiry) = expiry {
                 self.expire(id, expiry, Input::Unread, now);
             }
         }
-        while let Some(due) = self.slots.pop_due(now) {
+        for _ in 0..DUE_PER_CALL / PHONES_PER_SERVER_MAX {
+            let Some(due) = self.slots.pop_due(now) else { break };
             match due {
                 slots::Due::ShutDown(ids) => {
                     for id in ids {

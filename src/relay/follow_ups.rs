@@ -17,9 +17,14 @@ use super::stats::Outcome;
 use crate::protocol::close::CloseCause;
 use crate::time::Instant;
 
+/// Claimants of which a call closes no more than these: thousands may wait for one probe, and
+/// the others are due at the next [`Input::Timeout`](super::Input::Timeout).
+const REJECTIONS: usize = 64;
+
 impl Relay {
     /// Applies all follow-ups, and sheds connections until the buffered bytes fit the budget.
     pub(super) fn carry_out(&mut self, now: Instant) {
+        let mut rejections = 0;
         loop {
             while let Some(follow_up) = self.follow_ups.pop_front() {
                 match follow_up {
@@ -32,6 +37,13 @@ impl Relay {
                         self.connections.edit(phone, now, |it| it.resume());
                     }
                 }
+            }
+            if rejections < REJECTIONS
+                && let Some(claimant) = self.slots.pop_rejected()
+            {
+                rejections += 1;
+                self.close(claimant, CloseCause::ServerIdClaimed, &[], now);
+                continue;
             }
             let Some(largest) = self.connections.largest_if_over_budget() else { return };
             self.shed(largest, now);
@@ -67,14 +79,13 @@ impl Relay {
     ) {
         let first_ping = self.first_ping(now);
         let open = |it: &mut Editor<'_>| (it.open(Role::Binary, slot, first_ping), it.client());
-        let Some((early, remote)) = self.connections.edit(id, now, open) else { return };
+        let Some(((), remote)) = self.connections.edit(id, now, open) else { return };
         log::info!(
             server_id = self.slots.server_id(slot),
             binary_conn_id:% = self.connections.public_id(id), remote:% = remote, binary_version;
             "server_claimed"
         );
         self.stats.on_upgrade(false, Outcome::Accept);
-        let _ = self.handle_frames(id, &early, now);
     }
 
     /// When a connection that opens now is pinged first: at a random time within one

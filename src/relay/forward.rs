@@ -12,26 +12,16 @@ use super::push_wake::{DeviceToken, Wake};
 use super::relay::Relay;
 use super::slots::SlotKey;
 use super::warnings::Kind;
-use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER};
 use crate::protocol::close::CloseCause;
 use crate::protocol::heartbeat::PongResult;
 use crate::protocol::transport::TransportBuffered;
 use crate::protocol::websocket::{Incoming, Message};
+use crate::protocol::work::Work;
 use crate::time::Instant;
-
-/// What the input of a connection was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub(super) enum InputKind {
-    /// Frames, or there is no such connection: it was consumed.
-    Frames,
-    /// Part of a request head: it was not consumed.
-    Head,
-}
 
 /// The next item of the input.
 enum Next {
-    Head,
+    /// The input holds no further one, or it has to wait.
     Nothing,
     Message(Message, Option<Role>, SlotKey),
     Pong(PongResult, Option<Role>, SlotKey),
@@ -39,12 +29,13 @@ enum Next {
 }
 
 impl Next {
-    fn read(it: &mut Editor<'_>, input: &mut &[u8], public_id: PublicId) -> Self {
-        if it.connection().is_head() {
-            return Self::Head;
+    fn read(it: &mut Editor<'_>, input: &mut &[u8], public_id: PublicId, work: &mut Work) -> Self {
+        // A slow binary stops its phone between two messages.
+        if it.connection().is_stopped() {
+            return Self::Nothing;
         }
         loop {
-            match it.next_incoming(input) {
+            match it.next_incoming(input, work) {
                 Ok(None) => return Self::Nothing,
                 Ok(Some(Incoming::Message(message))) => {
                     return Self::Message(message, it.role(), it.slot());
@@ -65,19 +56,15 @@ impl Next {
 }
 
 impl Relay {
-    /// Bytes have arrived on a WebSocket.
-    pub(super) fn handle_frames(
-        &mut self,
-        id: ConnId,
-        mut input: &[u8],
-        now: Instant,
-    ) -> InputKind {
+    /// Bytes have arrived on a WebSocket. What would take too long now, or arrives while
+    /// reading is stopped, is kept.
+    pub(super) fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
         let public_id = self.connections.public_id(id);
+        let mut work = Work::of_one_call();
         while !input.is_empty() {
-            let read = |it: &mut Editor<'_>| Next::read(it, &mut input, public_id);
+            let read = |it: &mut Editor<'_>| Next::read(it, &mut input, public_id, &mut work);
             match self.connections.edit(id, now, read) {
-                Some(Next::Head) => return InputKind::Head,
-                Some(Next::Nothing) | None => break,
+                Some(Next::Nothing) => break,
                 Some(Next::Message(message, Some(Role::Phone), slot)) => {
                     self.forward_to_binary(public_id, slot, &message, now);
                 }
@@ -86,9 +73,27 @@ impl Relay {
                 }
                 Some(Next::Pong(result, role, slot)) => self.on_pong(result, role, slot),
                 Some(Next::Close(cause, echo)) => self.close(id, cause, &echo, now),
+                None => return,
             }
         }
-        InputKind::Frames
+        if !input.is_empty() {
+            self.connections.edit(id, now, |it| it.keep(input.to_vec()));
+        }
+    }
+
+    /// It is the connection's turn again: the input that it left over is handled on.
+    pub(super) fn handle_kept(&mut self, id: ConnId, now: Instant) {
+        let kept = self.connections.edit(id, now, |it| {
+            let is_waiting = it.connection().is_stopped() || it.connection().is_head();
+            if is_waiting { Vec::new() } else { it.take_kept() }
+        });
+        let Some(kept) = kept.filter(|kept| !kept.is_empty()) else { return };
+        self.handle_frames(id, &kept, now);
+        self.connections.edit(id, now, |it| {
+            if !it.connection().has_kept() {
+                it.read_on();
+            }
+        });
     }
 
     /// Forwards a phone's message to its binary, in an envelope.
@@ -115,12 +120,10 @@ impl Relay {
         });
         self.stats.frames_to_binary += 1;
         self.stats.bytes_to_binary += frame.len() as u64;
-        if backlog.is_some_and(|backlog| backlog > BINARY_HIGH_WATER)
-            && self.slots.pause(slot, true)
+        if backlog
+            .is_some_and(|backlog| self.slots.on_delivered(slot, phone.id, frame.len(), backlog))
         {
-            for phone in self.slots.phones(slot) {
-                self.connections.edit(*phone, now, |it| it.pause());
-            }
+            self.connections.edit(phone.id, now, |it| it.pause());
         }
     }
 
@@ -210,8 +213,7 @@ impl Relay {
             self.stats.round_trips.observe(round_trip);
         }
         if result.answers_probe && role == Some(Role::Binary) {
-            let claimants = self.slots.reject_claimants(slot);
-            self.close_later(claimants, CloseCause::ServerIdClaimed);
+            self.slots.reject_claimants(slot);
         }
     }
 
@@ -236,11 +238,9 @@ impl Relay {
             change(it);
             (it.role(), it.slot(), it.connection().backlog())
         });
-        if let Some((Some(Role::Binary), slot, backlog)) = drained
-            && backlog <= BINARY_LOW_WATER
-            && self.slots.pause(slot, false)
-        {
-            self.follow_ups.extend(self.slots.phones(slot).iter().copied().map(FollowUp::Resume));
+        if let Some((Some(Role::Binary), slot, backlog)) = drained {
+            let resumed = self.slots.on_drained(slot, backlog);
+            self.follow_ups.extend(resumed.into_iter().map(FollowUp::Resume));
         }
     }
 }

@@ -105,8 +105,8 @@ impl Relay {
 
     /// More bytes of a request head have arrived.
     pub(super) fn handle_head(&mut self, id: ConnId, input: &[u8], now: Instant) {
-        let Some(early) = self.connections.edit(id, now, |it| it.take_early()) else { return };
-        let mut head: Cow<'_, [u8]> = Cow::Owned(early);
+        let Some(kept) = self.connections.edit(id, now, |it| it.take_kept()) else { return };
+        let mut head: Cow<'_, [u8]> = Cow::Owned(kept);
         if head.is_empty() {
             head = Cow::Borrowed(input);
         } else {
@@ -114,7 +114,7 @@ impl Relay {
         }
         match request::parse(&head) {
             Ok(Head::Partial) => {
-                self.connections.edit(id, now, |it| it.keep_early(head.into_owned()));
+                self.connections.edit(id, now, |it| it.keep_head(head.into_owned()));
             }
             Ok(Head::Complete { request, len }) => {
                 let rest = &head[len..];
@@ -325,11 +325,7 @@ impl Relay {
         );
         self.stats.on_upgrade(true, Outcome::Accept);
         let first_ping = self.first_ping(now);
-        let early = self.connections.edit(id, now, |it| it.open(Role::Phone, slot, first_ping));
-        let _ = self.handle_frames(id, &early.unwrap_or_default(), now);
-        if self.slots.is_paused(slot) {
-            self.connections.edit(id, now, |it| it.pause());
-        }
+        self.connections.edit(id, now, |it| it.open(Role::Phone, slot, first_ping));
     }
 
     fn health(&self, now: Instant) -> Health {

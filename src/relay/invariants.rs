@@ -31,8 +31,8 @@ impl Relay {
     /// - A3. Slots and connections name each other: the holder, the phones and the claimants
     ///   of a slot have the role and the slot, each once, and no other connection has a role.
     /// - A4. A slot is held or its grace is in the wheel; only a held one has
-    ///   claimants or is paused.
-    /// - A5. The phones of a slot are not read ⇔ its binary is slow.
+    ///   claimants or is full.
+    /// - A5. A phone's reading is stopped ⇔ it delivered into its slot while that was full.
     /// - A6. The caps count the connections with a role, each under its client.
     /// - A7. The budget is the sum of the bytes that connections hold, and is not exceeded;
     ///   the ranking contains each connection that holds a byte.
@@ -60,24 +60,20 @@ impl Relay {
 
     fn audit_entry(&self, id: ConnId, entry: &Entry) {
         let connection = entry.connection();
-        let is_reading = connection.is_reading();
         let fits = match entry.stage() {
             Stage::WebSocket => connection.is_closing(),
-            Stage::Member(Role::Claimant) => !is_reading && !connection.is_open(),
-            Stage::Member(Role::Binary) => is_reading && connection.is_open(),
+            Stage::Member(Role::Claimant) => connection.is_stopped() && !connection.is_open(),
+            Stage::Member(Role::Binary) => !connection.is_stopped() && connection.is_open(),
             Stage::Member(Role::Phone) => connection.is_open(),
             _ => connection.is_head() || connection.is_closing(),
         };
         assert!(fits, "A2: {id:?} {entry:?}");
-        if entry.role() == Some(Role::Phone) {
-            assert_eq!(is_reading, !self.slots.is_paused(entry.slot()), "A5: {id:?}");
-        }
     }
 
     /// Returns the number of connections on slots.
     fn audit_slots(&self) -> usize {
         let mut members = 0;
-        for SlotView { key, holder, phones, claimants, is_paused } in self.slots.audit() {
+        for SlotView { key, holder, phones, claimants, paused, is_full } in self.slots.audit() {
             let lists = [
                 (Role::Binary, holder.as_slice()),
                 (Role::Phone, phones),
@@ -95,10 +91,21 @@ impl Relay {
             if let Some(holder) = holder {
                 let entry = self.connections.get(holder);
                 let backlog = entry.map_or(0, |entry| entry.connection().backlog());
-                assert!(!is_paused || backlog > BINARY_LOW_WATER, "A5: {holder:?} is not slow");
+                assert!(!is_full || backlog > BINARY_LOW_WATER, "A5: {holder:?} is not slow");
             } else {
-                assert!(claimants.is_empty() && !is_paused, "A4: {key:?} is not held");
+                assert!(claimants.is_empty() && !is_full, "A4: {key:?} is not held");
             }
+            assert!(is_full || paused.is_empty(), "A5: {paused:?} on {key:?}");
+            for phone in phones {
+                let entry = self.connections.get(*phone);
+                let is_stopped = entry.map(|entry| entry.connection().is_stopped());
+                assert_eq!(is_stopped, Some(paused.contains(phone)), "A5: {phone:?}");
+            }
+        }
+        let rejected = self.slots.audit_rejected().filter_map(|id| self.connections.get(*id));
+        for entry in rejected {
+            assert_eq!(entry.role(), Some(Role::Claimant), "A3: a claimant that was refused");
+            members += 1;
         }
         members
     }

@@ -13,7 +13,6 @@ use rand::{Rng, SeedableRng};
 use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Connections, Effect, Role};
-use super::forward::InputKind;
 use super::gates::{Gates, ListenerKind};
 use super::keyed_hash::HashKeys;
 use super::push_wake::{Wake, Wakes};
@@ -34,6 +33,9 @@ pub enum Input<'a> {
     Proxied(ConnId, Result<Proxied, Malformed>),
     /// Bytes have arrived, at least one.
     Bytes(ConnId, &'a [u8]),
+    /// It is the turn of a connection that [`Effect::Continue`] named: the input that it left
+    /// over is handled on.
+    Continue(ConnId),
     /// The peer has sent its last byte (FIN); everything before it was handed in.
     End(ConnId),
     /// The peer has hung up, noticed although the connection is not read. A claimant is
@@ -131,10 +133,13 @@ impl Relay {
         match input {
             Input::Proxied(id, header) => self.handle_proxied(id, header, now),
             Input::Bytes(id, bytes) => {
-                if self.handle_frames(id, bytes, now) == InputKind::Head {
-                    self.handle_head(id, bytes, now);
+                let entry = self.connections.get(id);
+                match entry.is_some_and(|entry| entry.connection().is_head()) {
+                    true => self.handle_head(id, bytes, now),
+                    false => self.handle_frames(id, bytes, now),
                 }
             }
+            Input::Continue(id) => self.handle_kept(id, now),
             Input::End(id) => self.handle_end(id, now),
             Input::Hangup(id) => {
                 let role = self.connections.get(id).and_then(|entry| entry.role());

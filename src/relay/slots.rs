@@ -16,9 +16,10 @@
 //!    holder and no slot key is reused.
 
 pub(super) mod audit;
+mod congestion;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::mem;
 use std::time::Duration;
@@ -27,9 +28,10 @@ use hashbrown::HashTable;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use self::congestion::Congestion;
 use super::conn_id::ConnId;
 use super::keyed_hash::HashKeys;
-use crate::config::{Config, INITIAL_CAPACITY, PHONES_PER_SERVER_MAX, Timeouts};
+use crate::config::{BINARY_HIGH_WATER, Config, INITIAL_CAPACITY, PHONES_PER_SERVER_MAX, Timeouts};
 use crate::time::{Instant, Wheel};
 
 /// Index of a slot; meaningful while the slot exists.
@@ -47,6 +49,10 @@ pub(super) struct Slots {
     /// Outstanding probes by slot index: too few at a time to reserve memory for one in each
     /// slot.
     probes: HashMap<u32, Probe, HashKeys>,
+    /// Slots whose binary has been a slow consumer since its queue was last empty, by index.
+    congested: HashMap<u32, Congestion, HashKeys>,
+    /// Claimants that were refused and do not know yet.
+    rejected: VecDeque<ConnId>,
     /// Slots that are held.
     binaries: usize,
     phones: usize,
@@ -66,8 +72,8 @@ struct Slot {
     holder: Holder,
     /// Exactly sized: the first three fit malloc's smallest chunk.
     phones: Box<[ConnId]>,
-    /// The holder is a slow consumer: its phones are not read.
-    paused: bool,
+    /// It is in [`Slots::congested`].
+    is_congested: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +116,6 @@ pub(super) enum Claim {
 pub(super) struct Takeover {
     /// The new holder.
     pub(super) holder: ConnId,
-    /// The other claimants, which are refused.
-    pub(super) rejected: Vec<ConnId>,
     /// Phones that have to reconnect.
     pub(super) phones: Vec<ConnId>,
 }
@@ -121,8 +125,8 @@ pub(super) struct Takeover {
 pub(super) enum Release {
     /// The binary was not the holder.
     NotHolder,
-    /// The slot is in grace.
-    Grace,
+    /// The slot is in grace; these phones are read again.
+    Grace { resumed: Vec<ConnId> },
     /// The first claimant has taken the slot over.
     TakenOver(Takeover),
 }
@@ -151,6 +155,8 @@ impl Slots {
         Self {
             by_server_id: HashTable::new(),
             probes: HashMap::with_hasher(hash),
+            congested: HashMap::with_hasher(hash),
+            rejected: VecDeque::new(),
             hash,
             slots: Vec::with_capacity(INITIAL_CAPACITY),
             free: Vec::new(),
@@ -193,11 +199,10 @@ impl Slots {
             return Release::TakenOver(takeover);
         }
         let until = now + self.timeouts.grace;
-        let slot = self.slot_mut(key);
-        (slot.holder, slot.paused) = (Holder::Grace(until), false);
+        self.slot_mut(key).holder = Holder::Grace(until);
         self.binaries -= 1;
         self.graces.arm(key.0, until);
-        Release::Grace
+        Release::Grace { resumed: self.relieve(key) }
     }
 
     /// If a probe of the holder has timed out by `now`, the first claimant takes the slot
@@ -209,8 +214,18 @@ impl Slots {
         self.hand_on(key)
     }
 
-    /// The holder answered the probe: these claimants are refused.
-    pub(super) fn reject_claimants(&mut self, key: SlotKey) -> Vec<ConnId> {
+    /// The holder answered the probe: its claimants are refused.
+    pub(super) fn reject_claimants(&mut self, key: SlotKey) {
+        let claimants = self.take_claimants(key);
+        self.rejected.extend(claimants);
+    }
+
+    /// The next claimant to close because it was refused.
+    pub(super) fn pop_rejected(&mut self) -> Option<ConnId> {
+        self.rejected.pop_front()
+    }
+
+    fn take_claimants(&mut self, key: SlotKey) -> Vec<ConnId> {
         self.probes.remove(&key.0).map(|probe| probe.claimants).unwrap_or_default()
     }
 
@@ -236,6 +251,9 @@ impl Slots {
         phones.push(phone);
         slot.phones = phones.into_boxed_slice();
         self.phones += 1;
+        if let Some(congestion) = self.congested.get_mut(&key.0) {
+            congestion.add(phone);
+        }
         Ok(key)
     }
 
@@ -248,12 +266,60 @@ impl Slots {
         let removed = before - phones.len();
         slot.phones = phones.into_boxed_slice();
         self.phones -= removed;
+        if let Some(congestion) = self.congested.get_mut(&key.0) {
+            congestion.remove(phone);
+        }
+    }
+
+    // Backpressure
+
+    /// A phone has delivered `len` bytes to its binary, whose queue is `backlog` now. Returns
+    /// whether the phone has to be paused.
+    pub(super) fn on_delivered(
+        &mut self,
+        key: SlotKey,
+        phone: ConnId,
+        len: usize,
+        backlog: usize,
+    ) -> bool {
+        let slot = self.slot_mut(key);
+        if !slot.is_congested && backlog <= BINARY_HIGH_WATER {
+            return false;
+        }
+        slot.is_congested = true;
+        let phones = &self.slots[key.0 as usize].phones;
+        let congestion = self.congested.entry(key.0).or_insert_with(|| Congestion::new(phones));
+        congestion.on_delivered(phone, len, backlog)
+    }
+
+    /// The queue of the slot's binary has shrunk to `backlog`. Returns the phones to resume,
+    /// in order.
+    pub(super) fn on_drained(&mut self, key: SlotKey, backlog: usize) -> Vec<ConnId> {
+        if !self.slot(key).is_congested {
+            return Vec::new();
+        }
+        let congestion = self.congested.get_mut(&key.0);
+        let resumed = congestion.map(|congestion| congestion.on_drained(backlog));
+        if backlog == 0 {
+            self.relieve(key);
+        }
+        resumed.unwrap_or_default()
+    }
+
+    /// Ends the congestion of a slot; returns the phones that it paused.
+    fn relieve(&mut self, key: SlotKey) -> Vec<ConnId> {
+        self.slot_mut(key).is_congested = false;
+        let congestion = self.congested.remove(&key.0);
+        congestion.map(|congestion| congestion.paused().collect()).unwrap_or_default()
     }
 
     // Time
 
     /// When [`Self::pop_due`] has to be called next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
+        if !self.rejected.is_empty() {
+            return Some(Instant::START);
+        }
         let drain = self.drain.as_ref().and_then(Wheel::next_expiry);
         self.graces.next_expiry().into_iter().chain(drain).min()
     }
@@ -342,16 +408,6 @@ impl Slots {
         &self.slot(key).phones
     }
 
-    /// Whether the slot's phones are not read because its binary is a slow consumer.
-    pub(super) fn is_paused(&self, key: SlotKey) -> bool {
-        self.slot(key).paused
-    }
-
-    /// Records whether the slot's phones are paused; returns whether that has changed.
-    pub(super) fn pause(&mut self, key: SlotKey, paused: bool) -> bool {
-        mem::replace(&mut self.slot_mut(key).paused, paused) != paused
-    }
-
     /// The slot's server-id.
     pub(super) fn server_id(&self, key: SlotKey) -> &str {
         &self.slot(key).server_id
@@ -394,14 +450,15 @@ impl Slots {
 
     /// The first claimant, if any, becomes the holder.
     fn hand_on(&mut self, key: SlotKey) -> Option<Takeover> {
-        let mut claimants = self.reject_claimants(key).into_iter();
+        let mut claimants = self.take_claimants(key).into_iter();
         let holder = claimants.next()?;
-        let slot = self.slot_mut(key);
-        (slot.holder, slot.paused) = (Holder::Binary(holder), false);
-        Some(Takeover { holder, rejected: claimants.collect(), phones: self.take_phones(key) })
+        self.rejected.extend(claimants);
+        self.slot_mut(key).holder = Holder::Binary(holder);
+        Some(Takeover { holder, phones: self.take_phones(key) })
     }
 
     fn take_phones(&mut self, key: SlotKey) -> Vec<ConnId> {
+        self.relieve(key);
         let phones = mem::take(&mut self.slot_mut(key).phones);
         self.phones -= phones.len();
         phones.into_vec()

@@ -9,7 +9,7 @@
 //!    socket still has input.
 //! 2. Read the clock, once: the whole round happens at one instant.
 //! 3. Note what the events say; take signals and messages; write sockets that drained.
-//! 4. to 8. Accept, read, write, timers: [`super::turn`].
+//! 4. to 8. Accept, read, write, timers, all bounded in time: [`super::turn`].
 //! 9. Last, push wakes go to their own thread: nothing here waits for them.
 
 mod beside;
@@ -24,12 +24,12 @@ use mio::{Events, Poll, Token};
 
 use super::turn::{PeerEnd, Turn};
 use crate::config::READ_SIZE;
+use crate::relay::stats::Histogram;
 use crate::relay::{ConnId, Input};
 use crate::server::messages::mailbox::Mailbox;
 use crate::server::messages::{LoopHandle, LoopMessage};
 use crate::server::net::listener::{Listener, Listeners};
 use crate::server::net::socket::Buffers;
-use crate::server::os::clock::Clock;
 use crate::server::os::date::DateClock;
 use crate::server::os::signals::Signals;
 use crate::server::push;
@@ -45,8 +45,8 @@ const LISTENER: usize = usize::MAX - 32;
 /// The last token that may be a listener's; the single tokens lie above it.
 const LISTENER_LAST: usize = usize::MAX - 16;
 
-/// The maximum of events that one poll returns.
-const EVENTS: usize = 1024;
+/// The maximum of events that one poll returns: a turn writes to each socket that drained.
+const EVENTS: usize = 256;
 
 /// A core (the relay) on bound listeners, ready to run.
 #[derive(Debug)]
@@ -59,7 +59,8 @@ pub struct Server<C> {
     /// The queue for push wakes; `None`: push wake is not configured.
     push: Option<push::Handle>,
     watchdog: Watchdog,
-    clock: Clock,
+    /// How long turns took.
+    turns: Histogram,
     date: DateClock,
     shut_down: ShutDown,
 }
@@ -97,7 +98,7 @@ impl<C: Core> Server<C> {
             poll,
             push: None,
             watchdog: Watchdog::default(),
-            clock: Clock::start(),
+            turns: Histogram::default(),
             date: DateClock::default(),
             shut_down: ShutDown { limit: shutdown, drained_by: None },
         })
@@ -116,7 +117,7 @@ impl<C: Core> Server<C> {
     /// If the poll fails.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
-        self.watchdog.ready(self.clock.now());
+        self.watchdog.ready(self.tcp.clock.now());
         while !self.is_finished() {
             self.round(&mut events)?;
         }
@@ -125,11 +126,12 @@ impl<C: Core> Server<C> {
 
     fn is_finished(&self) -> bool {
         let Some(drained_by) = self.shut_down.drained_by else { return false };
-        self.tcp.core.websockets() == 0 || self.clock.now() >= drained_by
+        self.tcp.core.websockets() == 0 || self.tcp.clock.now() >= drained_by
     }
 
     fn round(&mut self, events: &mut Events) -> io::Result<()> {
         // 1. Sleep.
+        self.tcp.clock.read();
         let timeout = self.timeout();
         if let Err(error) = self.poll.poll(events, timeout)
             && error.kind() != io::ErrorKind::Interrupted
@@ -137,11 +139,11 @@ impl<C: Core> Server<C> {
             return Err(error);
         }
         // 2. One instant for the whole round.
-        let stopped = self.clock.turn(timeout);
+        let now = self.tcp.clock.read_after(timeout);
+        let stopped = self.tcp.clock.take_stopped();
         if stopped > Duration::ZERO {
             log::warn!(stopped_ms = stopped.as_millis() as u64; "loop_stopped");
         }
-        let now = self.clock.now();
         if let Some(date) = self.date.turn() {
             self.tcp.core.handle(Input::Date(date), now);
         }
@@ -154,6 +156,7 @@ impl<C: Core> Server<C> {
         self.turn.run(&mut self.tcp, now);
         // 9. Push wakes.
         self.push(now);
+        self.turns.observe(self.tcp.clock.read().since(now));
         Ok(())
     }
 
@@ -169,7 +172,7 @@ impl<C: Core> Server<C> {
             self.watchdog.due,
         ];
         let next = next.into_iter().flatten().min()?;
-        Some(next.since(self.clock.now()))
+        Some(next.since(self.tcp.clock.now()))
     }
 
     fn on_event(&mut self, event: &Event, now: Instant) {
@@ -187,7 +190,7 @@ impl<C: Core> Server<C> {
                     (false, false) => PeerEnd::Open,
                 };
                 if event.is_readable() || end != PeerEnd::Open {
-                    self.turn.on_readable(&mut self.tcp, id, end);
+                    self.turn.on_readable(&mut self.tcp, id, end, now);
                 }
                 if event.is_writable() {
                     self.turn.on_writable(&mut self.tcp, id, now);

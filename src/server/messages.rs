@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 
 use self::mailbox::Handle;
 use crate::relay::Snapshot;
-use crate::relay::stats::WakeOutcome;
+use crate::relay::stats::{Histogram, WakeOutcome};
 
 /// Sends messages to the event loop.
 pub type LoopHandle = Handle<LoopMessage>;
@@ -26,6 +26,8 @@ pub struct LoopSnapshot {
     pub relay: Snapshot,
     /// TLS.
     pub tls: tls_stats::Stats,
+    /// How long turns of the loop took, from the end of the sleep to the next.
+    pub turns: Histogram,
 }
 
 /// A TLS configuration for handshakes, and the validity of its certificate.

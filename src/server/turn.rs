@@ -5,22 +5,29 @@
 //! event loop, the simulation, the fuzz targets and the benchmark all drive a core through it,
 //! so that what they test is what runs.
 //!
+//! A turn is bounded in time, whatever peers send: each queue gets its share and keeps the
+//! rest, and one connection gets a slice of at most some 0.3 ms of work (`protocol/work.rs`)
+//! before others are served. The longest step that cannot be divided is one TLS handshake:
+//! 0.2 ms with ECDSA P-256, 0.7 ms with RSA-2048, 7 ms with RSA-4096.
+//!
 //! The steps continue those of the event loop, and each may depend on the ones before. The
 //! numbers stand at the branches of [`Turn::run`] as well.
-//! 4. Accept up to [`ACCEPTS_PER_TURN`] connections.
-//! 5. Read each queued connection once, up to one buffer full. A connection with more input
-//!    goes to the back of the queue, so that a busy peer delays the others by one read. Of
-//!    connections in a TLS handshake only [`HANDSHAKES_PER_TURN`].
-//! 6. Write: everything that the turn queued for a peer in one call; sooner
+//! 4. Write what the last turn left over.
+//! 5. Accept, at most for [`ACCEPT_TIME`].
+//! 6. Serve connections with input, one slice each: those that used little time lately, then
+//!    the busy ones, then handshakes; each queue in order of arrival, at least one connection,
+//!    and at most for [`SERVE_TIME`]. A connection with more input goes to the back.
+//! 7. Write: everything that the turn queued for a peer in one call; sooner
 //!    when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
-//! 7. Only then timers: no deadline counts while a pong waits unread.
-//! 8. One poll returns a batch only, and a connection is read only so far, so a connection
-//!    that a timer would close is read to the end first, and then expires.
+//! 8. Only then timers: no deadline counts while a pong waits unread. One poll returns a batch
+//!    only, and a connection is read only so far, so a connection that a timer would close is
+//!    first read as far as it had sent then, and expires after that.
 
 mod core;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::time::Duration;
 
 pub use self::core::Core;
 
@@ -32,15 +39,17 @@ use crate::time::Instant;
 
 /// Bytes read before the output that they caused is written.
 const BYTES_PER_PASS: usize = 1024 * 1024;
-/// The maximum of connections accepted in one turn, so that a burst of new connections does
-/// not delay the existing ones.
-const ACCEPTS_PER_TURN: usize = 256;
-/// The maximum of bytes read from a peer before its deadline counts: more than can be queued
-/// ahead of a pong, since the kernel's receive buffer is at most 6 MiB by default (tcp(7)).
+/// The time for accepting in one turn.
+const ACCEPT_TIME: Duration = Duration::from_millis(1);
+/// The time for each queue of connections to serve in one turn: an interactive peer waits for
+/// at most one slice of each queue, and for what they caused.
+const SERVE_TIME: Duration = Duration::from_millis(1);
+/// The time for writes and other effects in one turn. What is left over is done first in the
+/// next, before more is read.
+const EFFECT_TIME: Duration = Duration::from_millis(4);
+/// The maximum of bytes read from a peer before its deadline counts. The listeners bound the
+/// kernel's receive buffer far below it.
 const READ_TO_END_MAX: usize = 8 * 1024 * 1024;
-/// The maximum of connections in a TLS handshake that are read in one turn. With an RSA key of
-/// 2048 bits a handshake takes 0.7 ms, and a turn should fit in a tick, when pings are due.
-const HANDSHAKES_PER_TURN: usize = 32;
 
 // The most that a pass queues: the envelope around a one-byte frame is eight times as long
 // as the frame on the wire.
@@ -78,8 +87,11 @@ pub trait Transport {
         TransportBuffered::default()
     }
 
-    /// Whether the stream holds input that was not read.
-    fn has_unread(&mut self, id: ConnId) -> bool;
+    /// The bytes of input that the stream holds.
+    fn unread(&mut self, id: ConnId) -> usize;
+
+    /// The time now. Only the difference of two readings matters here.
+    fn clock(&mut self) -> Instant;
 
     /// Reads once, and updates [`Readiness::is_readable`].
     fn read<'b>(
@@ -108,8 +120,38 @@ pub struct Readiness {
     pub end: PeerEnd,
     /// The stream was readable while flow control had stopped reading.
     has_unwanted: bool,
-    /// In the queue of connections to read.
+    /// The core has input left over from an earlier slice.
+    has_kept: bool,
+    /// In a queue of connections to serve.
     is_queued: bool,
+    usage: Usage,
+}
+
+/// The time that a connection used lately: in units of 64 µs, halved every 0.26 s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Usage {
+    units: u8,
+    epoch: u8,
+}
+
+impl Usage {
+    fn add(&mut self, time: Duration, now: Instant) {
+        self.cool(now);
+        let units = u8::try_from(time.as_micros() / 64).unwrap_or(u8::MAX);
+        self.units = self.units.saturating_add(units);
+    }
+
+    /// Whether it used less than a unit: its slices are short, or long ago.
+    fn is_light(&mut self, now: Instant) -> bool {
+        self.cool(now);
+        self.units == 0
+    }
+
+    fn cool(&mut self, now: Instant) {
+        let epoch = (now.as_micros() >> 18) as u8;
+        let passed = epoch.wrapping_sub(std::mem::replace(&mut self.epoch, epoch));
+        self.units = self.units.checked_shr(passed.into()).unwrap_or(0);
+    }
 }
 
 /// How the peer's side of a stream has ended.
@@ -155,41 +197,58 @@ pub enum Written {
 /// The connections that have work waiting, and the memory for it.
 #[derive(Debug)]
 pub struct Turn<B> {
-    /// Connections with input that no event will announce again.
-    ready: VecDeque<ConnId>,
-    /// Connections to read to the end before their deadline counts.
-    expiring: Vec<ConnId>,
+    /// Connections to serve, by [`Class`].
+    queues: [VecDeque<ConnId>; 3],
+    /// Connections whose deadline has passed, each with the bytes to read before it counts.
+    expiring: VecDeque<(ConnId, usize)>,
+    /// Effects were left over.
+    is_behind: bool,
     buffers: B,
 }
+
+/// What a connection needs, as far as it is known before it is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// Little time, as it did lately.
+    Light,
+    /// A whole slice, probably.
+    Heavy,
+    /// A TLS handshake.
+    Handshake,
+}
+
+const CLASSES: [Class; 3] = [Class::Light, Class::Heavy, Class::Handshake];
 
 impl<B> Turn<B> {
     /// No work, and `buffers` for all connections.
     pub fn new(buffers: B) -> Self {
-        Self { ready: VecDeque::new(), expiring: Vec::new(), buffers }
+        Self { queues: Default::default(), expiring: VecDeque::new(), is_behind: false, buffers }
     }
 
     /// Whether there is work to be done without waiting for an event.
     #[must_use]
     pub fn has_work(&self) -> bool {
-        !self.ready.is_empty()
+        self.is_behind
+            || !self.expiring.is_empty()
+            || self.queues.iter().any(|queue| !queue.is_empty())
     }
 
     /// Steps 4 to 8, all at the instant `now`.
     pub fn run<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
-        // 4. Accept.
-        self.accept(transport, now);
-        // 5. Read; 6. within a pass and after it, write.
-        self.read(transport, now);
-        self.apply_effects(transport, now);
-        // 7. Timers, after the bytes that have arrived.
+        // 4. What was left over: more input would only make it longer.
+        if self.apply_effects(transport, now) {
+            // 5. Accept.
+            self.accept(transport, now);
+            // 6. Serve; 7. within a pass and after it, write.
+            self.serve(transport, now);
+            self.apply_effects(transport, now);
+        }
+        // 8. Timers, after the bytes that have arrived.
         if transport.core().next_deadline().is_some_and(|deadline| deadline <= now) {
             transport.core().handle(Input::Timeout, now);
             self.apply_effects(transport, now);
-            // 8. Connections with a deadline that has passed: their input first.
-            while let Some(id) = self.expiring.pop() {
-                self.read_then_expire(transport, id, now);
-            }
         }
+        self.expire(transport, now);
     }
 
     /// A connection has input, or its peer's side has ended.
@@ -198,11 +257,12 @@ impl<B> Turn<B> {
         transport: &mut T,
         id: ConnId,
         end: PeerEnd,
+        now: Instant,
     ) {
         if let Some(readiness) = transport.readiness(id) {
             readiness.is_readable = true;
             readiness.end = readiness.end.max(end);
-            self.queue(transport, id);
+            self.queue(transport, id, now);
         }
     }
 
@@ -233,37 +293,61 @@ impl<B> Turn<B> {
     }
 
     fn accept<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
-        for _ in 0..ACCEPTS_PER_TURN {
-            let Some((peer, kind)) = transport.accept(now) else { return };
+        let begun = transport.clock();
+        while let Some((peer, kind)) = transport.accept(now) {
             let id = transport.core().handle_accept(peer, kind, now);
             if !transport.attach(id, now) {
                 transport.core().handle(Input::Disconnected(id), now);
             }
+            if transport.clock().since(begun) >= ACCEPT_TIME {
+                return;
+            }
         }
     }
 
-    /// Reads once from every connection that was in the queue when the turn began.
-    fn read<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
-        let (mut unwritten, mut handshakes) = (0, 0);
-        for _ in 0..self.ready.len() {
-            if unwritten >= BYTES_PER_PASS {
-                unwritten = 0;
-                self.apply_effects(transport, now);
-            }
-            let Some(id) = self.ready.pop_front() else { return };
-            if transport.is_handshaking(id) {
-                if handshakes == HANDSHAKES_PER_TURN {
-                    self.ready.push_back(id);
-                    continue;
+    /// Serves each connection that was queued when the turn began, as far as the time goes.
+    fn serve<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
+        let mut unwritten = 0;
+        for class in CLASSES {
+            let begun = transport.clock();
+            let mut last = begun;
+            for _ in 0..self.queues[class as usize].len() {
+                if unwritten >= BYTES_PER_PASS {
+                    unwritten = 0;
+                    self.apply_effects(transport, now);
+                    last = transport.clock();
                 }
-                handshakes += 1;
-            }
-            if let Some(readiness) = transport.readiness(id) {
+                let Some(id) = self.queues[class as usize].pop_front() else { break };
+                let Some(readiness) = transport.readiness(id) else { continue };
                 readiness.is_queued = false;
-                unwritten += self.read_once(transport, id, now);
-                self.queue(transport, id);
+                unwritten += self.slice(transport, id, now);
+                let clock = transport.clock();
+                if let Some(readiness) = transport.readiness(id) {
+                    readiness.usage.add(clock.since(last), now);
+                }
+                self.queue(transport, id, now);
+                last = clock;
+                if clock.since(begun) >= SERVE_TIME {
+                    break;
+                }
             }
         }
+    }
+
+    /// Handles what the core left over of a connection's input, or else reads once. Returns the
+    /// number of bytes read.
+    fn slice<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        id: ConnId,
+        now: Instant,
+    ) -> usize {
+        let Some(readiness) = transport.readiness(id) else { return 0 };
+        if !std::mem::take(&mut readiness.has_kept) {
+            return self.read_once(transport, id, now);
+        }
+        transport.core().handle(Input::Continue(id), now);
+        0
     }
 
     /// Reads up to one buffer, passes it to the core and returns the number of bytes.
@@ -277,13 +361,12 @@ impl<B> Turn<B> {
         let Some(readiness) = transport.readiness(id) else { return 0 };
         if !is_reading {
             // Backpressure: the input stays in the kernel until Effect::Resume.
-            readiness.is_readable = false;
-            readiness.has_unwanted = true;
+            readiness.has_unwanted |= std::mem::take(&mut readiness.is_readable);
             let end = readiness.end;
             let input = match end {
                 PeerEnd::Open => return 0,
                 // What the peer sent before a reset is still there to be read.
-                PeerEnd::Broken if !transport.has_unread(id) => Input::Disconnected(id),
+                PeerEnd::Broken if transport.unread(id) == 0 => Input::Disconnected(id),
                 PeerEnd::Closed | PeerEnd::Broken => Input::Hangup(id),
             };
             transport.core().handle(input, now);
@@ -316,53 +399,95 @@ impl<B> Turn<B> {
         count
     }
 
-    /// Reads all that a peer has sent, and only then lets its deadline count.
-    fn read_then_expire<T: Transport<Buffers = B>>(
-        &mut self,
-        transport: &mut T,
-        id: ConnId,
-        now: Instant,
-    ) {
-        let mut read = 0;
-        while let Some(readiness) = transport.readiness(id)
-            && read < READ_TO_END_MAX
-        {
-            // Poll may not have returned the event for this input yet.
-            readiness.is_readable = true;
-            match self.read_once(transport, id, now) {
-                0 => break,
-                count => read += count,
+    /// Serves connections whose deadline has passed until the input of that moment is handled,
+    /// and only then lets the deadline count.
+    fn expire<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
+        let begun = transport.clock();
+        for _ in 0..self.expiring.len() {
+            // An effect that was left over may say that there is more input.
+            if self.is_behind || transport.clock().since(begun) >= SERVE_TIME {
+                return;
+            }
+            let Some((id, unread)) = self.expiring.pop_front() else { return };
+            let is_reading = transport.core().is_reading(id);
+            let Some(readiness) = transport.readiness(id) else { continue };
+            let is_more = readiness.has_kept || unread > 0 && is_reading;
+            if is_more {
+                // Poll may not have returned the event for this input yet.
+                readiness.is_readable = true;
+                let count = self.slice(transport, id, now);
+                let left = if count == 0 && is_reading { 0 } else { unread.saturating_sub(count) };
+                self.expiring.push_back((id, left));
+            } else {
+                transport.core().handle(Input::ReadToEnd(id), now);
             }
             self.apply_effects(transport, now);
         }
-        transport.core().handle(Input::ReadToEnd(id), now);
-        self.apply_effects(transport, now);
     }
 
-    fn apply_effects<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
+    /// Carries out effects; returns whether those were all.
+    fn apply_effects<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        now: Instant,
+    ) -> bool {
+        let begun = transport.clock();
         while let Some(effect) = transport.core().poll_effect() {
-            match effect {
-                Effect::Transmit(id) => self.on_writable(transport, id, now),
-                Effect::Resume(id) => {
-                    if let Some(readiness) = transport.readiness(id) {
-                        readiness.is_readable |= std::mem::take(&mut readiness.has_unwanted);
-                    }
-                    self.queue(transport, id);
-                }
-                Effect::ReadThenExpire(id) => self.expiring.push(id),
-                Effect::HalfClose(id) => transport.half_close(id, &mut self.buffers),
-                Effect::Disconnect(id) => transport.disconnect(id, &mut self.buffers),
+            self.apply(transport, effect, now);
+            if transport.clock().since(begun) >= EFFECT_TIME {
+                self.is_behind = true;
+                return false;
             }
+        }
+        self.is_behind = false;
+        true
+    }
+
+    fn apply<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        effect: Effect,
+        now: Instant,
+    ) {
+        match effect {
+            Effect::Transmit(id) => self.on_writable(transport, id, now),
+            Effect::Resume(id) => {
+                if let Some(readiness) = transport.readiness(id) {
+                    readiness.is_readable |= std::mem::take(&mut readiness.has_unwanted);
+                }
+                self.queue(transport, id, now);
+            }
+            Effect::Continue(id) => {
+                if let Some(readiness) = transport.readiness(id) {
+                    readiness.has_kept = true;
+                }
+                self.queue(transport, id, now);
+            }
+            // No request can be in an unfinished handshake, which would cost the most.
+            Effect::ReadThenExpire(id) if transport.is_handshaking(id) => {
+                transport.core().handle(Input::Disconnected(id), now);
+            }
+            Effect::ReadThenExpire(id) => {
+                let unread = transport.unread(id).min(READ_TO_END_MAX);
+                self.expiring.push_back((id, unread));
+            }
+            Effect::HalfClose(id) => transport.half_close(id, &mut self.buffers),
+            Effect::Disconnect(id) => transport.disconnect(id, &mut self.buffers),
         }
     }
 
-    /// Adds a readable connection to the queue of connections to read.
-    fn queue<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId) {
-        if let Some(readiness) = transport.readiness(id)
-            && readiness.is_readable
-            && !std::mem::replace(&mut readiness.is_queued, true)
-        {
-            self.ready.push_back(id);
+    /// Adds a connection that has input to the queue of its class.
+    fn queue<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId, now: Instant) {
+        let is_handshaking = transport.is_handshaking(id);
+        let Some(readiness) = transport.readiness(id) else { return };
+        let has_input = readiness.is_readable || readiness.has_kept;
+        if has_input && !std::mem::replace(&mut readiness.is_queued, true) {
+            let class = match (is_handshaking, readiness.usage.is_light(now)) {
+                (true, _) => Class::Handshake,
+                (false, true) => Class::Light,
+                (false, false) => Class::Heavy,
+            };
+            self.queues[class as usize].push_back(id);
         }
     }
 }

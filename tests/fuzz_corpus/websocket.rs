@@ -3,6 +3,7 @@
 
 use pyrycode_relay::protocol::close::{CloseCause, is_sendable};
 use pyrycode_relay::protocol::websocket::{Codec, Incoming, Reassembly};
+use pyrycode_relay::protocol::work::Work;
 
 use super::bytes::{Bytes, pieces};
 
@@ -48,7 +49,7 @@ fn read(codec: &mut Codec, pieces: &[&[u8]]) -> Said {
         received += piece.len();
         let mut input = *piece;
         loop {
-            match codec.next(&mut reassembly, &mut input) {
+            match codec.next(&mut reassembly, &mut input, &mut Work::unbounded()) {
                 Ok(Some(incoming)) => events.push(event(incoming)),
                 Ok(None) => break,
                 Err(cause) => return Said { events, cause: Some(cause), is_between: false },

@@ -82,6 +82,9 @@ fn contract() -> Vec<String> {
         "loop_lag_seconds_count",
         "loop_lag_seconds_sum",
         "loop_lag_seconds_bucket{le=\"0.001\"}",
+        "turn_seconds_count",
+        "turn_seconds_sum",
+        "turn_seconds_bucket{le=\"0.001\"}",
     ]
     .map(String::from)
     .into();

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pyrycode_relay::config::PHONES_PER_SERVER_MAX;
+use pyrycode_relay::config::{PHONES_PER_SERVER_MAX, READ_SIZE};
 use pyrycode_relay::protocol::close::CloseCause;
 use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::{Instant, TICK};
@@ -134,7 +134,7 @@ impl Oracle {
     }
 
     fn backlogs(&self, world: &World, call: Input<'_>) -> Vec<(usize, usize)> {
-        let Input::Bytes(id, _) = call else { return Vec::new() };
+        let (Input::Bytes(id, _) | Input::Continue(id)) = call else { return Vec::new() };
         let Some(binary) = world.find(id) else { return Vec::new() };
         let slot = self.slots.get(&self.records[binary].server_id);
         let phones = slot.filter(|slot| slot.holder == Some(binary)).map(|slot| &slot.phones);
@@ -174,10 +174,10 @@ impl Oracle {
         self.is_requested = changes.binary_requests > before.binary_requests;
         self.check_verdict(world, call, before, &changes);
         self.begin_notices(world, changes.shed > before.shed);
-        if let Input::Bytes(id, bytes) = call
+        if let Input::Bytes(id, _) | Input::Continue(id) = call
             && let Some(peer) = world.find(id)
         {
-            self.check_backlogs(world, bytes.len(), before);
+            self.check_backlogs(world, READ_SIZE, before);
             self.on_envelopes(world, peer);
         }
         self.is_shedding = changes.shed > before.shed;
@@ -195,6 +195,7 @@ impl Oracle {
             }
             Input::Challenge(_) | Input::Date(_) | Input::WakeDone(_) => {}
             Input::Proxied(id, _)
+            | Input::Continue(id)
             | Input::Buffered(id, _)
             | Input::End(id)
             | Input::Disconnected(id)

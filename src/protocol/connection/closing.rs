@@ -4,6 +4,8 @@
 //! input.
 
 use crate::config::Timeouts;
+use crate::protocol::websocket::{Codec, Incoming, Reassembly};
+use crate::protocol::work::Work;
 use crate::time::Instant;
 
 /// What is awaited until the disconnect.
@@ -41,5 +43,34 @@ impl Closing {
         if self.half_closed && self.answered {
             self.deadline = self.deadline.min(now + timeouts.linger / 10);
         }
+    }
+
+    /// Whether the peer's own close frame is still expected.
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.is_framed && !self.answered
+    }
+
+    /// Discards input but for the peer's own close frame, as far as `work` goes.
+    pub(super) fn discard(
+        &mut self,
+        reassembly: &mut Reassembly,
+        input: &mut &[u8],
+        codec: &mut Codec,
+        work: &mut Work,
+    ) {
+        let before = input.len();
+        while self.awaits_answer() && !work.is_spent() {
+            match codec.next(reassembly, input, work) {
+                Ok(Some(Incoming::Close(_))) => self.answered = true,
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => self.is_framed = false,
+            }
+        }
+        if !self.awaits_answer() {
+            *input = &[];
+        }
+        let more = u32::try_from(before - input.len()).unwrap_or(u32::MAX);
+        self.drained = self.drained.saturating_add(more);
     }
 }

@@ -89,9 +89,13 @@ impl Line {
     /// Hands in a piece of the stream.
     fn hear(&mut self, ms: u64, mut piece: &[u8]) -> Result<Vec<Incoming>, CloseCause> {
         let mut heard = Vec::new();
-        while let Some(incoming) =
-            self.connection.next_incoming(&mut piece, &mut self.codec, at(ms), &TIMEOUTS)?
-        {
+        while let Some(incoming) = self.connection.next_incoming(
+            &mut piece,
+            &mut self.codec,
+            &mut Work::unbounded(),
+            at(ms),
+            &TIMEOUTS,
+        )? {
             heard.push(incoming);
         }
         assert!(piece.is_empty());
@@ -229,13 +233,13 @@ fn a_pause_leaves_nothing_behind() {
 #[test]
 fn early_input_is_kept_and_counted_until_it_is_taken() {
     let mut line = Line::accepted();
-    line.connection.keep_early(b"GET / HT".to_vec(), at(1));
+    line.connection.keep(b"GET / HT".to_vec(), at(1));
     assert!(line.connection.held() >= 8);
-    assert_eq!(line.connection.take_early(), b"GET / HT");
+    assert_eq!(line.connection.take_kept(), b"GET / HT");
     line.assert_at_rest();
-    line.connection.keep_early(Vec::new(), at(2));
+    line.connection.keep(Vec::new(), at(2));
     line.assert_at_rest();
-    assert_eq!(line.connection.take_early(), b"");
+    assert_eq!(line.connection.take_kept(), b"");
 }
 
 // Head and claim
@@ -248,9 +252,9 @@ fn a_head_has_five_seconds_silence_included() {
 
     let mut line = Line::accepted();
     for ms in (100..5_000).step_by(100) {
-        let mut early = line.connection.take_early();
+        let mut early = line.connection.take_kept();
         early.push(b'x');
-        line.connection.keep_early(early, at(ms));
+        line.connection.keep(early, at(ms));
     }
     line.assert_due(5_000, Expiry::Head);
 }
@@ -258,7 +262,7 @@ fn a_head_has_five_seconds_silence_included() {
 #[test]
 fn a_refusal_is_written_whole_then_the_connection_lingers() {
     let mut line = Line::accepted();
-    line.connection.keep_early(b"GET".to_vec(), at(1));
+    line.connection.keep(b"GET".to_vec(), at(1));
     line.connection.refuse(b"HTTP/1.1 404 Not Found\r\n\r\n", at(1_000), &TIMEOUTS);
     assert!(line.connection.is_closing() && !line.connection.is_head());
     assert!(!line.half_close(1_000), "not written yet");
@@ -278,7 +282,7 @@ fn a_waiting_claimant_is_neither_read_nor_pinged() {
     let mut line = Line::accepted();
     line.connection.send_answer(b"101", at(1_000));
     line.write_all(1_000);
-    line.connection.keep_early(frame(TEXT_BEGUN, b"early"), at(1_000));
+    line.connection.keep(frame(TEXT_BEGUN, b"early"), at(1_000));
     line.connection.wait(at(11_000));
     assert!(!line.connection.is_reading() && !line.connection.is_head());
     assert_eq!(line.connection.probe(at(2_000)), None);
@@ -289,10 +293,10 @@ fn a_waiting_claimant_is_neither_read_nor_pinged() {
 #[test]
 fn a_claimant_that_gets_the_slot_is_read_and_pinged() {
     let mut line = Line::accepted();
-    line.connection.keep_early(frame(TEXT, b"early"), at(1_000));
+    line.connection.keep(frame(TEXT, b"early"), at(1_000));
     line.connection.wait(at(11_000));
     line.connection.open(at(20_000), at(5_000));
-    let early = line.connection.take_early();
+    let early = line.connection.take_kept();
     line.hear_count(5_000, &early, 1);
     assert!(line.connection.is_reading());
     line.assert_at_rest();
@@ -773,7 +777,13 @@ fn a_violation_ends_the_rest_of_the_piece() {
     let mut line = Line::quiet();
     let mut piece = &[frame(TEXT, b"1"), vec![TEXT, 0], frame(TEXT, b"2")].concat()[..];
     let mut next = |line: &mut Line, ms| {
-        line.connection.next_incoming(&mut piece, &mut line.codec, at(ms), &TIMEOUTS)
+        line.connection.next_incoming(
+            &mut piece,
+            &mut line.codec,
+            &mut Work::unbounded(),
+            at(ms),
+            &TIMEOUTS,
+        )
     };
     let one = next(&mut line, 1).expect("legal").expect("whole");
     assert!(matches!(one, Incoming::Message(message) if Message::bytes(&message) == b"1"));

@@ -98,7 +98,7 @@ impl Receiver {
     /// Hands in a piece of the stream.
     fn receive(&mut self, mut piece: &[u8]) {
         while self.received.1.is_none() {
-            match self.codec.next(&mut self.reassembly, &mut piece) {
+            match self.codec.next(&mut self.reassembly, &mut piece, &mut Work::unbounded()) {
                 Ok(Some(incoming)) => self.received.0.push(incoming),
                 Ok(None) => {
                     assert!(piece.is_empty(), "None means used up");
@@ -466,8 +466,9 @@ fn a_violation_on_one_connection_leaves_the_others_alone() {
     let mut codec = Codec::new(MAX);
     let crab = "🦀".as_bytes();
     let mut healthy = Reassembly::default();
-    let mut receive =
-        |reassembly: &mut Reassembly, bytes: &[u8]| codec.next(reassembly, &mut &*bytes);
+    let mut receive = |reassembly: &mut Reassembly, bytes: &[u8]| {
+        codec.next(reassembly, &mut &*bytes, &mut Work::unbounded())
+    };
     assert_eq!(receive(&mut healthy, &frame(TEXT, &crab[..2])), Ok(None));
     for bad in [
         frame(FIN | TEXT, [0xff]),
@@ -655,7 +656,7 @@ fn connections_that_share_a_codec_do_not_mix() {
             let (mut piece, after) = rest.split_at(rng.random_range(1..=rest.len().min(300)));
             *rest = after;
             loop {
-                match codec.next(reassembly, &mut piece) {
+                match codec.next(reassembly, &mut piece, &mut Work::unbounded()) {
                     Ok(Some(incoming)) => received.0.push(incoming),
                     Ok(None) => break,
                     Err(cause) => break received.1 = Some(cause),

@@ -53,7 +53,8 @@ impl Connections {
             Effect::Resume(id) => (id, 1),
             Effect::HalfClose(id) => (id, 2),
             Effect::ReadThenExpire(id) => (id, 3),
-            Effect::Disconnect(id) => (id, 4),
+            Effect::Continue(id) => (id, 4),
+            Effect::Disconnect(id) => (id, 5),
         };
         // Sorted by connection, kind and position in the queue.
         let queued = self.shared.effects.iter().enumerate();
@@ -66,12 +67,14 @@ impl Connections {
         for of_one in effects.chunk_by(|one, other| one.0 == other.0) {
             let id = ConnId::from_bits(of_one[0].0);
             let (_, kind, at) = of_one[of_one.len() - 1];
-            let is_going = kind == 4 && of_one.iter().all(|(_, _, other)| *other <= at);
+            let is_going = kind == 5 && of_one.iter().all(|(_, _, other)| *other <= at);
             assert_eq!(self.get(id).is_none(), is_going, "A9: {id:?} {of_one:?}");
         }
         for (id, entry) in entries {
             let is_queued = effects.binary_search_by_key(&(id.to_bits(), 0), |e| (e.0, e.1));
             assert_eq!(entry.is_transmit_queued, is_queued.is_ok(), "A9: transmit of {id:?}");
+            let is_queued = effects.binary_search_by_key(&(id.to_bits(), 4), |e| (e.0, e.1));
+            assert_eq!(entry.is_continue_queued, is_queued.is_ok(), "A9: input of {id:?}");
         }
     }
 }

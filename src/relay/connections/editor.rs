@@ -16,6 +16,7 @@ use crate::protocol::heartbeat::{Heartbeat, PongResult};
 use crate::protocol::proxy_header::Proxied;
 use crate::protocol::transport::TransportBuffered;
 use crate::protocol::websocket::{Incoming, Opcode};
+use crate::protocol::work::Work;
 use crate::relay::conn_id::{ConnId, PublicId};
 use crate::relay::slots::SlotKey;
 use crate::time::Instant;
@@ -48,23 +49,32 @@ impl<'a> Editor<'a> {
 
     // Input
 
-    /// The next message or control frame in `input`; `None`: `input` is consumed.
+    /// The next message or control frame in `input`; `None`: `input` is consumed, or `work` is
+    /// spent.
     pub(in crate::relay) fn next_incoming(
         &mut self,
         input: &mut &[u8],
+        work: &mut Work,
     ) -> Result<Option<Incoming>, CloseCause> {
         let Shared { codec, timeouts, .. } = &mut *self.shared;
-        self.entry.connection.next_incoming(input, codec, self.now, timeouts)
+        self.entry.connection.next_incoming(input, codec, work, self.now, timeouts)
     }
 
-    /// Keeps input for later: an unfinished head, or what followed a complete one.
-    pub(in crate::relay) fn keep_early(&mut self, bytes: Vec<u8>) {
-        self.entry.connection.keep_early(bytes, self.now);
+    /// Keeps an unfinished head.
+    pub(in crate::relay) fn keep_head(&mut self, bytes: Vec<u8>) {
+        self.entry.connection.keep(bytes, self.now);
+    }
+
+    /// Keeps input that has to wait, and asks for [`Input::Continue`](crate::relay::Input)
+    /// unless reading is stopped.
+    pub(in crate::relay) fn keep(&mut self, bytes: Vec<u8>) {
+        self.entry.connection.keep(bytes, self.now);
+        self.read_on();
     }
 
     /// Takes the input that was kept.
-    pub(in crate::relay) fn take_early(&mut self) -> Vec<u8> {
-        self.entry.connection.take_early()
+    pub(in crate::relay) fn take_kept(&mut self) -> Vec<u8> {
+        self.entry.connection.take_kept()
     }
 
     /// The peer has sent its last byte.
@@ -90,7 +100,20 @@ impl<'a> Editor<'a> {
     /// Resumes reading, if it is paused.
     pub(in crate::relay) fn resume(&mut self) {
         if self.entry.connection.resume(self.now, &self.shared.timeouts) {
+            self.read_on();
+        }
+    }
+
+    /// Unless reading is stopped, asks for what was kept to be handled, or else for more to be
+    /// read.
+    pub(in crate::relay) fn read_on(&mut self) {
+        if self.entry.connection.is_stopped() {
+            return;
+        }
+        if !self.entry.connection.has_kept() {
             self.shared.effects.push_back(Effect::Resume(self.id));
+        } else if !std::mem::replace(&mut self.entry.is_continue_queued, true) {
+            self.shared.effects.push_back(Effect::Continue(self.id));
         }
     }
 
@@ -139,9 +162,7 @@ impl<'a> Editor<'a> {
         self.entry.stage = Stage::WebSocket;
         self.shared.websockets += 1;
         self.entry.connection.send_answer(answer, self.now);
-        if !rest.is_empty() {
-            self.entry.connection.keep_early(rest.to_vec(), self.now);
-        }
+        self.entry.connection.keep(rest.to_vec(), self.now);
         self.transmit();
     }
 
@@ -197,22 +218,14 @@ impl<'a> Editor<'a> {
     }
 
     /// It is a member of the slot from now on, read and pinged, first at `first_ping`.
-    /// Returns the input that it had sent before.
-    pub(in crate::relay) fn open(
-        &mut self,
-        role: Role,
-        slot: SlotKey,
-        first_ping: Instant,
-    ) -> Vec<u8> {
-        let early = self.entry.connection.take_early();
-        // A claimant is not read.
-        if self.entry.role() == Some(Role::Claimant) {
-            self.shared.effects.push_back(Effect::Resume(self.id));
-        }
+    pub(in crate::relay) fn open(&mut self, role: Role, slot: SlotKey, first_ping: Instant) {
+        let was_reading = self.entry.connection.is_reading();
         self.entry.stage = Stage::Member(role);
         self.entry.slot = slot;
         self.entry.connection.open(first_ping, self.now);
-        early
+        if !was_reading || self.entry.connection.has_kept() {
+            self.read_on();
+        }
     }
 
     /// An extra ping now, to learn early whether the peer is alive. Returns its sequence
@@ -230,17 +243,11 @@ impl<'a> Editor<'a> {
         }
         let ended = self.end();
         let connection = &mut self.entry.connection;
-        let was_reading = connection.is_reading();
-        let early = connection.take_early();
+        let was_stopped = connection.is_stopped();
         connection.close(cause, echo, self.now, &self.shared.timeouts);
-        if !early.is_empty() {
-            // Of its early input only its own close frame counts now; a closing connection
-            // yields no messages.
-            let given = self.next_incoming(&mut early.as_slice());
-            debug_assert_eq!(given, Ok(None));
-        }
-        if !was_reading {
-            self.shared.effects.push_back(Effect::Resume(self.id));
+        // Of its input only its own close frame counts now.
+        if was_stopped || connection.has_kept() {
+            self.read_on();
         }
         self.transmit();
         ended

@@ -63,6 +63,7 @@ pub(in crate::relay) struct Entry {
     pub(super) stage: Stage,
     pub(super) is_transmit_queued: bool,
     pub(super) is_expiry_queued: bool,
+    pub(super) is_continue_queued: bool,
     /// Meaningful with a role.
     pub(super) slot: SlotKey,
     /// Its place in the ranking; meaningful while it holds a byte.
@@ -94,6 +95,7 @@ impl Entry {
             stage,
             is_transmit_queued: false,
             is_expiry_queued: false,
+            is_continue_queued: false,
             slot: SlotKey::default(),
             place: 0,
             traffic: Traffic::default(),

@@ -5,6 +5,7 @@
 
 use std::hash::BuildHasher;
 
+use super::congestion::Congestion;
 use super::{Holder, SlotKey, Slots};
 use crate::config::PHONES_PER_SERVER_MAX;
 use crate::relay::conn_id::ConnId;
@@ -16,7 +17,9 @@ pub(in crate::relay) struct SlotView<'a> {
     pub(in crate::relay) holder: Option<ConnId>,
     pub(in crate::relay) phones: &'a [ConnId],
     pub(in crate::relay) claimants: &'a [ConnId],
-    pub(in crate::relay) is_paused: bool,
+    /// The phones that are not read because its binary is a slow consumer.
+    pub(in crate::relay) paused: Vec<ConnId>,
+    pub(in crate::relay) is_full: bool,
 }
 
 impl Slots {
@@ -27,6 +30,8 @@ impl Slots {
             .iter()
             .map(|index| {
                 let (slot, probe) = (&self.slots[*index as usize], self.probes.get(index));
+                let congestion = self.congested.get(index);
+                assert_eq!(slot.is_congested, congestion.is_some(), "A5: congestion of {index}");
                 let holder = match slot.holder {
                     Holder::Binary(holder) => Some(holder),
                     Holder::Grace(until) => {
@@ -41,7 +46,8 @@ impl Slots {
                     holder,
                     phones: &slot.phones,
                     claimants: probe.map_or(&[], |probe| &probe.claimants),
-                    is_paused: slot.paused,
+                    paused: congestion.map_or_else(Vec::new, |it| it.paused().collect()),
+                    is_full: congestion.is_some_and(Congestion::is_full),
                 }
             })
             .collect();
@@ -60,6 +66,15 @@ impl Slots {
             assert!(!self.free.contains(&view.key.0), "A4: {server_id} is free and used");
             assert!(view.phones.len() <= PHONES_PER_SERVER_MAX, "A3: phones of {server_id}");
         }
+        assert!(
+            self.congested.len() <= views.len(),
+            "A5: congestion of a slot that does not exist"
+        );
         views
+    }
+
+    /// The claimants that were refused and are not closed yet.
+    pub(in crate::relay) fn audit_rejected(&self) -> impl Iterator<Item = &ConnId> {
+        self.rejected.iter()
     }
 }

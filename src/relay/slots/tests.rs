@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::config::BINARY_LOW_WATER;
 use crate::time::TICK;
 
 const MICRO: Duration = Duration::from_micros(1);
@@ -36,9 +37,11 @@ fn waits(slot: SlotKey, holder: u32, until: u64, is_first: bool) -> Claim {
     Claim::Waits { slot, holder: id(holder), until: at(until), is_first }
 }
 
-fn takeover(holder: u32, rejected: &[u32], phones: &[u32]) -> Takeover {
-    let ids = |numbers: &[u32]| numbers.iter().copied().map(id).collect();
-    Takeover { holder: id(holder), rejected: ids(rejected), phones: ids(phones) }
+const GRACE: Release = Release::Grace { resumed: Vec::new() };
+
+/// The claimants that were refused since the last call.
+fn rejected(slots: &mut Slots) -> Vec<ConnId> {
+    std::iter::from_fn(|| slots.pop_rejected()).collect()
 }
 
 #[test]
@@ -59,7 +62,7 @@ fn a_claim_in_grace_gets_the_slot_and_its_earlier_phones() {
     let mut slots = slots();
     let key = granted(&mut slots, "home", 1);
     slots.join("home", id(2)).unwrap();
-    assert_eq!(slots.release(key, id(1), at(0)), Release::Grace);
+    assert_eq!(slots.release(key, id(1), at(0)), GRACE);
     assert_eq!((slots.len(), slots.binary_count(), slots.holder(key)), (1, 0, None));
     slots.join("home", id(3)).unwrap();
     let claim = slots.claim("home", id(4), at(1));
@@ -100,8 +103,11 @@ fn claimants_share_the_probe_of_the_first() {
     let key = granted(&mut slots, "home", 1);
     assert_eq!(slots.claim("home", id(2), at(0)), waits(key, 1, 10, true));
     assert_eq!(slots.claim("home", id(3), at(5)), waits(key, 1, 10, false));
-    assert_eq!(slots.reject_claimants(key), [id(2), id(3)]);
-    assert_eq!(slots.reject_claimants(key), []);
+    slots.reject_claimants(key);
+    assert_eq!(slots.next_deadline(), Some(Instant::START), "at once");
+    assert_eq!(rejected(&mut slots), [id(2), id(3)]);
+    slots.reject_claimants(key);
+    assert_eq!((rejected(&mut slots), slots.next_deadline()), (vec![], None));
     assert_eq!(slots.holder(key), Some(id(1)));
     // The next one starts a new probe.
     assert_eq!(slots.claim("home", id(4), at(10)), waits(key, 1, 20, true));
@@ -120,21 +126,23 @@ fn the_first_claimant_that_still_waits_takes_over() {
         slots.join("home", id(9)).unwrap();
         slots.remove_claimant(key, id(2));
         slots.remove_claimant(key, id(4));
-        slots.pause(key, true);
-        let expected = takeover(3, &[5], &[9]);
+        assert!(slots.on_delivered(key, id(9), 1, BINARY_HIGH_WATER + 1));
+        let expected = Takeover { holder: id(3), phones: vec![id(9)] };
         if is_probed {
             assert_eq!(slots.take_over(key, at(9)), None, "the probe is still out");
             assert_eq!(slots.take_over(key, at(10)), Some(expected));
         } else {
             assert_eq!(slots.release(key, id(1), at(40)), Release::TakenOver(expected));
         }
-        assert_eq!((slots.holder(key), slots.is_paused(key)), (Some(id(3)), false));
+        assert_eq!(rejected(&mut slots), [id(5)]);
+        assert_eq!(slots.holder(key), Some(id(3)));
+        assert_eq!(slots.on_drained(key, 0), [], "the congestion was the old holder's");
         assert_eq!((slots.binary_count(), slots.phone_count()), (1, 0));
         // The old holder's release changes nothing, the new holder's does.
         slots.join("home", id(10)).unwrap();
         assert_eq!(slots.release(key, id(1), at(50)), Release::NotHolder);
         assert_eq!((slots.holder(key), slots.phones(key)), (Some(id(3)), &[id(10)][..]));
-        assert_eq!(slots.release(key, id(3), at(60)), Release::Grace);
+        assert_eq!(slots.release(key, id(3), at(60)), GRACE);
         assert_eq!(slots.pop_due(at(90) - MICRO), None);
         assert_eq!(slots.pop_due(at(90) + TICK), Some(Due::GraceOver(key, vec![id(10)])));
     }
@@ -172,13 +180,28 @@ fn a_slot_has_16_phones_and_removes_only_its_own() {
 }
 
 #[test]
-fn pausing_reports_a_change_and_ends_with_its_binary() {
-    let mut slots = slots();
-    let key = granted(&mut slots, "home", 1);
-    assert!(!slots.is_paused(key) && !slots.pause(key, false));
-    assert!(slots.pause(key, true) && !slots.pause(key, true));
-    slots.release(key, id(1), at(30));
-    assert!(!slots.is_paused(key));
+fn phones_that_are_paused_are_resumed_when_their_binary_drains_or_ends() {
+    for is_drained in [true, false] {
+        let mut slots = slots();
+        let key = granted(&mut slots, "home", 1);
+        for phone in 2..=4 {
+            slots.join("home", id(phone)).unwrap();
+        }
+        assert!(!slots.on_delivered(key, id(2), 1, BINARY_HIGH_WATER));
+        for phone in [2, 3, 4] {
+            assert!(slots.on_delivered(key, id(phone), 1, BINARY_HIGH_WATER + 1));
+        }
+        slots.remove_phone(key, id(3));
+        let resumed = vec![id(2), id(4)];
+        if is_drained {
+            assert_eq!(slots.on_drained(key, BINARY_LOW_WATER + 1), []);
+            assert_eq!(slots.on_drained(key, BINARY_LOW_WATER), resumed);
+        } else {
+            assert_eq!(slots.release(key, id(1), at(30)), Release::Grace { resumed });
+        }
+        assert_eq!(slots.on_drained(key, 0), []);
+        assert!(!slots.on_delivered(key, id(2), 1, BINARY_HIGH_WATER), "a new congestion");
+    }
 }
 
 /// The reference model.
@@ -196,14 +219,14 @@ struct ModelSlot {
 }
 
 impl ModelSlot {
-    fn hand_on(&mut self) -> Option<Takeover> {
+    fn hand_on(&mut self, rejected: &mut Vec<ConnId>) -> Option<Takeover> {
         if self.claimants.is_empty() {
             return None;
         }
         let holder = self.claimants.remove(0);
         self.holder = Some(holder);
-        let (rejected, phones) = (mem::take(&mut self.claimants), mem::take(&mut self.phones));
-        Some(Takeover { holder, rejected, phones })
+        rejected.append(&mut self.claimants);
+        Some(Takeover { holder, phones: mem::take(&mut self.phones) })
     }
 }
 
@@ -283,26 +306,30 @@ fn run(seed: u64) {
                 let is_holder = rng.random_bool(0.8);
                 let who = slot.holder.filter(|_| is_holder).unwrap_or(new);
                 let until = now + Duration::from_secs(30);
+                let mut refused = Vec::new();
                 let expected = if slot.holder != Some(who) {
                     Release::NotHolder
-                } else if let Some(takeover) = slot.hand_on() {
+                } else if let Some(takeover) = slot.hand_on(&mut refused) {
                     Release::TakenOver(takeover)
                 } else {
                     (slot.holder, slot.until) = (None, until);
-                    Release::Grace
+                    GRACE
                 };
                 assert_eq!(slots.release(key, who, now), expected, "{context}");
+                assert_eq!(rejected(&mut slots), refused, "{context}");
             }
             6 => {
                 let Some((key, slot)) = key.zip(model.slots.get_mut(&server_id)) else { continue };
+                let mut refused = Vec::new();
                 if rng.random_bool(0.5) {
                     let is_over = slot.holder.is_some() && slot.until <= now;
-                    let expected = is_over.then(|| slot.hand_on()).flatten();
+                    let expected = is_over.then(|| slot.hand_on(&mut refused)).flatten();
                     assert_eq!(slots.take_over(key, now), expected, "{context}");
                 } else {
-                    let expected = mem::take(&mut slot.claimants);
-                    assert_eq!(slots.reject_claimants(key), expected, "{context}");
+                    refused = mem::take(&mut slot.claimants);
+                    slots.reject_claimants(key);
                 }
+                assert_eq!(rejected(&mut slots), refused, "{context}");
             }
             _ => {
                 let is_over = |slot: &ModelSlot| slot.holder.is_none() && tick(slot.until) <= now;

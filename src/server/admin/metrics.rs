@@ -49,12 +49,13 @@ impl Surroundings {
 
 /// All metrics as one text, ready to be scraped.
 pub(in crate::server) fn text(report: &LoopSnapshot, around: &Surroundings) -> String {
-    let LoopSnapshot { relay: snapshot, tls } = report;
+    let LoopSnapshot { relay: snapshot, tls, turns } = report;
     let mut families = Families(Vec::new());
     families.relay(snapshot);
     families.traffic(&snapshot.stats);
     families.upgrades(&snapshot.stats);
     families.liveness(&snapshot.stats);
+    families.turns(turns);
     families.tls(tls);
     families.surroundings(around);
     TextEncoder.encode_to_string(&families.0).expect("every family has a name and a sample")
@@ -231,6 +232,15 @@ impl Families {
             "pyrycode_relay_loop_lag_seconds",
             "Delay between a timer's deadline and its expiry; up to one tick (0.1 s) is by design.",
             &stats.loop_lag,
+        );
+    }
+
+    fn turns(&mut self, turns: &stats::Histogram) {
+        self.histogram(
+            "pyrycode_relay_turn_seconds",
+            "Time from when the loop woke until it had done all its work or a share of it; \
+             a turn is bounded to some 10 ms.",
+            turns,
         );
     }
 

@@ -55,6 +55,7 @@ impl<C: Core> Server<C> {
                     let report = LoopSnapshot {
                         relay: self.tcp.core.snapshot(),
                         tls: self.tcp.tls.stats.clone(),
+                        turns: self.turns.clone(),
                     };
                     // The receiver may have timed out.
                     let _ = reply.try_send(report);

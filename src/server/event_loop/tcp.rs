@@ -13,6 +13,7 @@ use crate::protocol::transport::TransportBuffered;
 use crate::relay::{ConnId, ListenerKind};
 use crate::server::net::listener::{Accepted, Listeners};
 use crate::server::net::socket::{self, Buffers, Socket, Sockets};
+use crate::server::os::clock::Clock;
 use crate::server::os::descriptors::is_exhaustion;
 use crate::server::turn::Core;
 use crate::server::turn::{Readiness, Received, Transport, Written};
@@ -25,6 +26,7 @@ pub(super) struct Tcp<C> {
     pub(super) listeners: Listeners,
     pub(super) sockets: Sockets,
     pub(super) tls: Tls,
+    pub(super) clock: Clock,
     registry: Registry,
     /// Accepted, and without an id yet.
     accepted: Option<Accepted>,
@@ -38,6 +40,7 @@ impl<C: Core> Tcp<C> {
             listeners,
             sockets: Sockets::new(),
             tls: Tls::default(),
+            clock: Clock::start(),
             registry,
             accepted: None,
         }
@@ -103,8 +106,12 @@ impl<C: Core> Transport for Tcp<C> {
         self.sockets.find(id).map_or(TransportBuffered::default(), |socket| socket.buffered())
     }
 
-    fn has_unread(&mut self, id: ConnId) -> bool {
-        self.sockets.find(id).is_some_and(|socket| socket.has_unread())
+    fn unread(&mut self, id: ConnId) -> usize {
+        self.sockets.find(id).map_or(0, |socket| socket.unread())
+    }
+
+    fn clock(&mut self) -> Instant {
+        self.clock.read()
     }
 
     fn read<'b>(&mut self, id: ConnId, buffers: &'b mut Buffers, now: Instant) -> Received<'b> {
@@ -116,7 +123,12 @@ impl<C: Core> Transport for Tcp<C> {
                 Err(_) => return Received::Broken,
             }
         }
-        match socket.read(buffers) {
+        // Of a peer that has hung up no handshake is carried on.
+        let read = match socket.is_handshaking() && socket.has_ended() {
+            true => Ok(socket::Received::Cut),
+            false => socket.read(buffers),
+        };
+        match read {
             Ok(socket::Received::Bytes(bytes, count)) => Received::Bytes(bytes, count),
             Ok(socket::Received::Nothing) => Received::Nothing,
             Ok(socket::Received::End) => Received::End,

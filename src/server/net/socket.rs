@@ -168,9 +168,9 @@ impl Socket {
         }
     }
 
-    /// Whether the stream holds input that was not read.
-    pub(in crate::server) fn has_unread(&self) -> bool {
-        retry_eintr(|| self.stream.peek(&mut [0])).is_ok_and(|count| count > 0)
+    /// The bytes of input that the kernel holds.
+    pub(in crate::server) fn unread(&self) -> usize {
+        rustix::io::ioctl_fionread(&self.stream).map_or(0, |count| count as usize)
     }
 
     /// Reads once from the stream.
@@ -239,7 +239,8 @@ impl Socket {
         Some(TlsFailure { server_name: session.server_name().map(Into::into), error, in_handshake })
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether the peer has sent its last byte, or the connection is broken.
+    pub(in crate::server) fn has_ended(&self) -> bool {
         self.readiness.end != PeerEnd::Open
     }
 

@@ -8,39 +8,51 @@ use std::time::{Duration, Instant as Monotonic, SystemTime};
 
 use crate::time::Instant;
 
-/// If a turn of the loop takes longer than its sleep plus this, the process was stopped, not
-/// busy.
-const TURN_MAX: Duration = Duration::from_secs(1);
+/// If more than this passes between two readings beyond the sleep in between, the process was
+/// stopped. The loop reads the clock after every step of its work, of which the longest takes
+/// some milliseconds.
+const STEP_MAX: Duration = Duration::from_secs(1);
 
 /// The clock of the event loop.
 #[derive(Debug)]
 pub struct Clock {
     now: Instant,
     read_at: Monotonic,
+    stopped: Duration,
 }
 
 impl Clock {
     /// A clock at [`Instant::START`].
     #[must_use]
     pub fn start() -> Self {
-        Self { now: Instant::START, read_at: monotonic() }
+        Self { now: Instant::START, read_at: monotonic(), stopped: Duration::ZERO }
     }
 
-    /// The time as of the last [`Self::turn`].
+    /// The time as of the last reading.
     #[must_use]
     pub fn now(&self) -> Instant {
         self.now
     }
 
-    /// Reads the time after a turn of the loop that asked to sleep for `asked` (`None`:
-    /// without limit). Returns how long the process was stopped.
-    pub fn turn(&mut self, asked: Option<Duration>) -> Duration {
+    /// Reads the time after work, which counts in full.
+    pub fn read(&mut self) -> Instant {
+        self.read_after(Some(Duration::ZERO))
+    }
+
+    /// Reads the time after a sleep of at most `asked` (`None`: without limit).
+    pub fn read_after(&mut self, asked: Option<Duration>) -> Instant {
         let read_at = monotonic();
         let passed = read_at.saturating_duration_since(self.read_at);
         self.read_at = read_at;
-        let counted = asked.map_or(passed, |asked| passed.min(asked + TURN_MAX));
+        let counted = asked.map_or(passed, |asked| passed.min(asked + STEP_MAX));
         self.now += counted;
-        passed - counted
+        self.stopped += passed - counted;
+        self.now
+    }
+
+    /// How long the process was stopped since the last call, as far as it did not count.
+    pub fn take_stopped(&mut self) -> Duration {
+        std::mem::take(&mut self.stopped)
     }
 }
 
@@ -68,17 +80,32 @@ mod tests {
     #[test]
     fn a_stop_does_not_count() {
         let mut clock = Clock::start();
-        passed(&mut clock, Duration::from_secs(70));
-        let stopped = clock.turn(Some(Duration::from_secs(2)));
-        assert!(stopped >= Duration::from_secs(67));
-        assert_eq!(clock.now().since(Instant::START), Duration::from_secs(3));
+        for asked in [Duration::from_secs(2), Duration::ZERO] {
+            let before = clock.now();
+            passed(&mut clock, Duration::from_secs(70));
+            let now = clock.read_after(Some(asked));
+            assert_eq!(now.since(before), asked + STEP_MAX);
+            assert!(clock.take_stopped() >= Duration::from_secs(67));
+            assert_eq!(clock.take_stopped(), Duration::ZERO);
+        }
     }
 
     #[test]
     fn sleep_counts() {
         let mut clock = Clock::start();
         passed(&mut clock, Duration::from_secs(70));
-        assert_eq!(clock.turn(None), Duration::ZERO);
-        assert!(clock.now().since(Instant::START) >= Duration::from_secs(70));
+        assert!(clock.read_after(None).since(Instant::START) >= Duration::from_secs(70));
+        assert_eq!(clock.take_stopped(), Duration::ZERO);
+    }
+
+    #[test]
+    fn work_counts_in_full() {
+        let mut clock = Clock::start();
+        for _ in 0..10 {
+            passed(&mut clock, STEP_MAX - Duration::from_millis(100));
+            clock.read();
+        }
+        assert!(clock.now().since(Instant::START) >= Duration::from_secs(9));
+        assert_eq!(clock.take_stopped(), Duration::ZERO);
     }
 }

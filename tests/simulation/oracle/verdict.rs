@@ -265,7 +265,7 @@ impl Oracle {
         };
         let record = &self.records[peer];
         let (actor, pings) = (&world.peers[peer], &record.pings);
-        let is_input = matches!(call, Input::Bytes(..));
+        let is_input = matches!(call, Input::Bytes(..) | Input::Continue(_));
         let is_verdict = matches!(call, Input::ReadToEnd(_));
         let is_right = match (words.0, words.1.as_str()) {
             // Its own close comes back.

@@ -314,6 +314,7 @@ impl Core for Echo {
             // A peer that is not read is being written to, and the write will fail. The other
             // inputs come from TLS, a load balancer and push wakes, which are absent here.
             Input::Hangup(_)
+            | Input::Reset(_)
             | Input::Continue(_)
             | Input::Buffered(..)
             | Input::Proxied(..)

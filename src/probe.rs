@@ -57,7 +57,7 @@ const AGENT: &str = concat!("pyrycode-relay-probe/", env!("CARGO_PKG_VERSION"));
 pub struct Plan {
     /// The relay to test.
     pub target: Target,
-    /// The address to dial in place of the target's; `None` means the target's. Host header
+    /// The address to connect to in place of the target's; `None` means the target's. Host header
     /// and server name stay those of the target.
     pub via: Option<Via>,
     /// Begin every connection with a PROXY header, as a load balancer does.
@@ -188,7 +188,7 @@ fn find_way<'a>(plan: &'a Plan, report: &mut ProbeReport<'_>) -> Option<(Way<'a>
         let last = faults.find(|it| it.has_route);
         Err(last
             .or_else(|| faults.next())
-            .map_or_else(|| Diagnosis::new("no address could be dialled"), |fault| fault.diagnosis))
+            .map_or_else(|| Diagnosis::new("no address to connect to"), |fault| fault.diagnosis))
     })?;
     if !target.is_tls {
         return Some((Way { plan, address, trust: None, others }, Stream::Plain(socket)));

@@ -172,7 +172,7 @@ impl Flag<'_> {
             "write it in punycode, such as xn--bcher-kva.example; idn2 and browsers convert it"
         } else if value.starts_with("*.") {
             "a wildcard needs the dns-01 challenge, which is not supported;\n\
-             write the name that clients dial, such as relay.example.com"
+             write the name that clients connect to, such as relay.example.com"
         } else if value.contains("://") || value.contains('/') {
             "write the host name alone, such as relay.example.com, not a URL"
         } else if is_address(name) || name.parse::<SocketAddr>().is_ok() {

@@ -86,7 +86,7 @@ impl Unanswered {
             _ => "check the network between this machine and the relay",
         };
         let error = match error.kind() {
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => "no response to the dial".into(),
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => "no response".into(),
             _ => error.to_string(),
         };
         let diagnosis = Diagnosis::new(format!("{address}: {error}")).advise(advice);

@@ -77,8 +77,8 @@ pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Diagnosis 
              relay's limit of 5 s: check that the relay runs, and the speed of the network"
         }
         421 => {
-            "the relay serves another name (--domain): write its name in the URL, and where to \
-             dial with --connect"
+            "the relay serves another name (--domain): write its name in the URL, and the \
+             address to connect to with --connect"
         }
         429 => {
             "the rate limit refused an upgrade from this address: wait a minute, or raise \
@@ -108,11 +108,11 @@ pub(super) fn unwell(status: u16) -> Diagnosis {
              proxy has its address and port",
         ),
         300..=399 => {
-            trouble.advise("the server redirects: dial the address in its Location header")
+            trouble.advise("the server redirects: connect to the address in its Location header")
         }
         421 => trouble.advise(
-            "the relay serves another name (--domain): write its name in the URL, and where to \
-             dial with --connect",
+            "the relay serves another name (--domain): write its name in the URL, and the \
+             address to connect to with --connect",
         ),
         403 => trouble.advise(
             "a proxy in front of the relay requires a login or forbids this address: exempt \

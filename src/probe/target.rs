@@ -106,7 +106,7 @@ impl Via {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let is_address = host.parse::<IpAddr>().is_ok();
         if host.is_empty() || (!is_address && host.contains([':', '/', '@', ' '])) {
-            return refuse("is not an address to dial");
+            return refuse("is not an address to connect to");
         }
         Ok(Self { host: host.to_owned(), port })
     }

@@ -169,7 +169,7 @@ fn explained(error: &Error, asked: Option<String>) -> Diagnosis {
                 "the certificate is not valid yet: check the clocks of server and probe"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the certificate is for another name: dial that name (if it leads elsewhere, write \
+                "the certificate is for another name: connect to that name (if it leads elsewhere, write \
                  it in the URL and this address with --connect), or issue one for this name"
             }
             CertificateError::UnknownIssuer => {
@@ -187,7 +187,7 @@ fn explained(error: &Error, asked: Option<String>) -> Diagnosis {
             let asked = asked.map_or("none was asked for".into(), |it| format!("not {it}"));
             return trouble.advise(format!(
                 "the relay serves another server name (--domain), {asked}: write its name in the \
-                 URL, and where to dial with --connect"
+                 URL, and the address to connect to with --connect"
             ));
         }
         Error::NoApplicationProtocol => {

@@ -41,6 +41,9 @@ pub enum Input<'a> {
     /// The peer has hung up, noticed although the connection is not read. A claimant is
     /// removed; for others the input before the hang-up is handled first.
     Hangup(ConnId),
+    /// The same, and the socket has failed and holds no input: what was handed in before is
+    /// handled first, if any of it was left over.
+    Reset(ConnId),
     /// The socket has failed: nothing more can be read or written.
     Disconnected(ConnId),
     /// This many bytes of [`Relay::outgoing`] were written.
@@ -141,9 +144,12 @@ impl Relay {
             }
             Input::Continue(id) => self.handle_kept(id, now),
             Input::End(id) => self.handle_end(id, now),
-            Input::Hangup(id) => {
-                let role = self.connections.get(id).and_then(|entry| entry.role());
-                if role == Some(Role::Claimant) {
+            Input::Hangup(id) | Input::Reset(id) => {
+                let is_reset = matches!(input, Input::Reset(_));
+                if self.connections.get(id).is_some_and(|entry| {
+                    let is_over = is_reset && !entry.connection().has_kept();
+                    is_over || entry.role() == Some(Role::Claimant)
+                }) {
                     self.disconnect(id, CloseCause::Disconnected, now);
                 }
             }

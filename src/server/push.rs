@@ -123,7 +123,7 @@ impl Push {
             .stack_size(STACK)
             .spawn(move || end(&service.send(&wake)));
         if let Err(error) = started {
-            let why = format_args!("cannot start a thread for the call: {error}");
+            let why = format!("cannot start a thread for the call: {error}");
             end_here(&WakeReport::dropped(why));
         }
     }

@@ -366,7 +366,7 @@ impl<B> Turn<B> {
             let input = match end {
                 PeerEnd::Open => return 0,
                 // What the peer sent before a reset is still there to be read.
-                PeerEnd::Broken if transport.unread(id) == 0 => Input::Disconnected(id),
+                PeerEnd::Broken if transport.unread(id) == 0 => Input::Reset(id),
                 PeerEnd::Closed | PeerEnd::Broken => Input::Hangup(id),
             };
             transport.core().handle(input, now);

@@ -145,6 +145,19 @@ fn named_paths(text: &str) -> Vec<(usize, &str)> {
 }
 
 #[test]
+fn the_version_is_the_same_in_the_changelog_and_in_both_lock_files() {
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = fs::read_to_string("CHANGELOG.md").expect("it is readable");
+    let newest = changelog.lines().find_map(|line| line.strip_prefix("## [")?.split_once("] - "));
+    assert_eq!(newest.map(|(newest, _)| newest), Some(version), "CHANGELOG.md");
+    for lock in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        let text = fs::read_to_string(lock).expect("it is readable");
+        let own = format!("name = \"pyrycode-relay\"\nversion = \"{version}\"\n");
+        assert!(text.contains(&own), "{lock}: run `cargo update --workspace` (docs/RELEASING.md)");
+    }
+}
+
+#[test]
 fn documents_avoid_these_words() {
     let mut report = Vec::new();
     for (path, text) in documents() {
@@ -204,6 +217,33 @@ fn links_and_paths_in_documents_exist() {
     }
     assert!(report.is_empty(), "not in the repository:\n{}", report.join("\n"));
     assert!(count > 30, "{count} links and paths: what they look like has changed");
+}
+
+/// "`name` in `src/file.rs`" holds: the file defines that name.
+#[test]
+fn items_named_in_documents_are_where_they_say() {
+    let mut report = Vec::new();
+    let mut count = 0;
+    for (path, text) in documents().iter().filter(|(path, _)| path.ends_with(".md")) {
+        let quoted: Vec<&str> = text.split('`').collect();
+        // Outside code at even places, inside it at odd ones.
+        for four in quoted.windows(4).skip(1).step_by(2) {
+            let [name, between, file, _] = four else { continue };
+            let is_file = file.starts_with("src/") && file.ends_with(".rs");
+            if !is_file || between.trim() != "in" {
+                continue;
+            }
+            let name = name.rsplit("::").next().unwrap_or(name).trim_end_matches('!');
+            let code = fs::read_to_string(file).unwrap_or_default();
+            let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+            if !words.any(|word| word == name) {
+                report.push(format!("{path}: {name} in {file}"));
+            }
+            count += 1;
+        }
+    }
+    assert!(report.is_empty(), "not there:\n{}", report.join("\n"));
+    assert!(count > 15, "{count} items: what they look like has changed");
 }
 
 /// Source and scripts name documents of this repository only, by their whole path.

@@ -10,7 +10,7 @@ use std::fs;
 use super::source::{lex, mentions, module_of, remove_test_items};
 
 /// Each part with the parts that it imports, which stand above it: so there is no cycle.
-const IMPORTS: &[(&str, &[&str])] = &[
+const IMPORTS: &Imports<'_> = &[
     ("os", &[]),
     ("fitting", &[]),
     ("messages", &[]),
@@ -27,7 +27,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
 /// The most pairs of importer and imported.
 const EDGES_MAX: usize = 24;
 
+type Imports<'a> = [(&'a str, &'a [&'a str])];
 type Edge<'a> = (&'a str, &'a str);
+/// Imports with their places.
+type Found<'a> = [(Edge<'a>, &'a str)];
 
 #[test]
 fn the_parts_of_the_shell_import_what_the_list_says() {
@@ -56,7 +59,7 @@ fn the_parts_of_the_shell_import_what_the_list_says() {
 }
 
 /// What is wrong with the list, given the imports that were found, each with its place.
-fn faults(list: &[(&str, &[&str])], found: &[(Edge<'_>, &str)]) -> String {
+fn faults(list: &Imports<'_>, found: &Found<'_>) -> String {
     let mut report = String::new();
     let mut listed = BTreeSet::new();
     let mut above = Vec::new();
@@ -85,9 +88,9 @@ fn faults(list: &[(&str, &[&str])], found: &[(Edge<'_>, &str)]) -> String {
 
 #[test]
 fn each_fault_of_the_list_is_found() {
-    let good: &[(&str, &[&str])] = &[("low", &[]), ("high", &["low"])];
+    let good: &Imports<'_> = &[("low", &[]), ("high", &["low"])];
     let high_low = (("high", "low"), "here");
-    let cases: [(&[(&str, &[&str])], &[(Edge<'_>, &str)], &str); 4] = [
+    let cases: [(&Imports<'_>, &Found<'_>, &str); 4] = [
         (good, &[high_low], ""),
         (
             good,

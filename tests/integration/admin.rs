@@ -84,7 +84,7 @@ fn paths_and_methods() {
             assert!(!answer.head.contains("Access-Control"), "{request}");
         }
     }
-    // And what a browser must never be lured to: the relay's own listener has none of it.
+    // The relay's own listener serves none of these pages.
     assert_eq!(get(process.relay, "/metrics", "localhost").status, 404);
 }
 
@@ -97,7 +97,7 @@ fn the_page_runs_only_its_own_script() {
         let nonce = policy.split('\'').next().unwrap().to_owned();
         assert_eq!(answer.body.matches(&format!("nonce=\"{nonce}\"")).count(), 2);
         assert!(!answer.body.contains("{nonce}") && nonce.len() == 32);
-        // Self-contained, and no way in for a string that is taken for markup.
+        // The page loads nothing and inserts no string as markup.
         for word in ["src=", "http:", "https:", "@import", "url(", "innerHTML", "eval("] {
             let body = answer.body.replace("http://www.w3.org/2000/svg", "");
             assert!(!body.contains(word), "{word}");
@@ -125,7 +125,7 @@ fn requests_during_a_suspension_are_answered_afterwards() {
     let process = Process::start(&[]);
     let mut stream = connect(process.metrics);
     stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
-    // Once it answers others it waits for the rest of this one.
+    // A thread that answers others still waits for the rest of this request.
     assert_eq!(get(process.metrics, "/", "localhost").status, 200);
     process.suspend();
     stream.write_all(b"Host: localhost\r\n\r\n").unwrap();
@@ -136,7 +136,7 @@ fn requests_during_a_suspension_are_answered_afterwards() {
 fn a_stuck_loop_is_reported_until_it_answers_again() {
     let (mut server, _) = server(10, |_| {});
     let metrics = watch(&server);
-    // It does not run.
+    // The loop does not run.
     for _ in 0..5 {
         let answer = get(metrics, "/metrics", "localhost");
         assert_eq!(answer.status, 503);

@@ -62,7 +62,7 @@ fn server_ids_are_independent_and_case_sensitive() {
     expect_joined(&mut here, &mut phone);
     expect_joined(&mut there, &mut other);
 
-    // A binary never reaches the phone of another.
+    // A binary cannot send to another binary's phone.
     there.send_to(&phone.id, "\"stolen\"");
     there.send_text(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phone.id));
     there.expect_alive();
@@ -145,7 +145,7 @@ fn a_holder_that_does_not_answer_the_probe_is_taken_over() {
     second.expect_close(4409, CLAIMED);
     third.expect_close(4409, CLAIMED);
 
-    // What the deposed one still does changes nothing.
+    // What the former holder still sends has no effect.
     holder.send_close(1000);
     drop(holder);
     let mut phone = Peer::phone(relay, "home");
@@ -199,10 +199,10 @@ fn a_claimant_that_disconnects_is_forgotten() {
         ("fin", drop),
         ("reset", Peer::reset),
         ("fin-behind-data", |mut claimant| {
-            // As much as the relay's kernel takes, or the FIN would not get there.
+            // No more than the relay's kernel buffers, or the FIN would not arrive.
             claimant.send_raw(&[b'x'; 30_000]);
             claimant.finish();
-            // Held open on this side until the relay has let go.
+            // This side stays open until the relay has disconnected.
             while claimant.try_receive().is_ok_and(|received| received != Received::End) {}
         }),
         ("reset-behind-data", |mut claimant| {
@@ -246,7 +246,7 @@ fn a_head_followed_at_once_by_a_disconnect_leaves_nothing() {
         let mut stream = connect(relay);
         stream.write_all(binary_head("home").as_bytes()).unwrap();
     }
-    // Each of them asked for a probe at most; all are gone before it runs out.
+    // Each claim starts at most one probe; all claimants are gone before it ends.
     let mut latest = Vec::new();
     while let Ok(Received::Ping(payload)) = {
         holder.stream.set_read_timeout(Some(millis(500))).unwrap();
@@ -270,7 +270,7 @@ fn sixteen_phones_and_no_more_on_one_server_id() {
         expect_joined(&mut binary, phone);
     }
 
-    // One in its close linger counts no more.
+    // A connection in its linger is not counted.
     binary.send_text(&format!("{{\"conn_id\":\"{}\",\"close_code\":4000}}", phones[3].id));
     phones[3].expect_close(4000, "");
     expect_joined(&mut binary, &mut Peer::phone(relay, "home"));

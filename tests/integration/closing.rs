@@ -293,7 +293,7 @@ fn a_close_reaches_a_peer_that_has_sent_much_and_read_nothing() {
         peer.expect_close(1002, "protocol error");
         other.expect_alive();
     }
-    // A close that the peer did not bring upon itself, while it writes.
+    // A close that the peer did not cause, while it is writing.
     let relay = relay(|_| {});
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
@@ -324,7 +324,7 @@ fn the_linger_ends() {
     let mut phone = Peer::phone(relay, "home");
     phone.send_text("not JSON");
     phone.expect_close(1007, "frame is not valid JSON");
-    // It neither answers nor hangs up; yet its socket goes.
+    // The peer neither answers nor disconnects; its socket is closed all the same.
     eventually("the socket is gone", || {
         std::io::Write::write_all(&mut phone.stream, b"x").is_err()
     });

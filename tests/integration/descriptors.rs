@@ -18,14 +18,14 @@ fn out_of_descriptors_it_stops_accepting_without_a_spin_and_recovers() {
     let dialers: Vec<TcpStream> = (0..200).map(|_| connect(relay)).collect();
     process.expect_line("accept_paused");
 
-    // It sleeps, and says no more about it.
+    // The loop sleeps, and logs nothing further.
     let before = process.processor_time();
     if let Some(line) = process.next_line(millis(1500)) {
         panic!("{line}");
     }
     let used = process.processor_time() - before;
     assert!(used <= 15, "{used} of 150 hundredths of a second");
-    // Each thread of the metrics listener has the one that it will need next.
+    // Each thread of the metrics listener has the descriptor of its next connection.
     assert!(process.descriptors() >= 95);
     let scrape = Scrape::of(process.metrics);
     assert_eq!(scrape.value("connected_phones"), 1.0);

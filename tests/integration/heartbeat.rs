@@ -37,7 +37,7 @@ fn hear_out(peer: &mut Peer) -> usize {
 
 #[test]
 fn a_silent_peer_is_closed_and_its_place_is_free_at_once() {
-    // The slot must not wait for the socket, which lingers for ever.
+    // The slot is released although the socket still lingers.
     let relay = relay(|config| {
         beating(config);
         config.timeouts.linger = NEVER;
@@ -49,7 +49,7 @@ fn a_silent_peer_is_closed_and_its_place_is_free_at_once() {
     assert!(took >= TIMEOUT && took <= INTERVAL + TIMEOUT + SLACK, "{took:?}");
     assert_eq!(healthz(relay), (0, 0), "the close is on the wire, the slot is free");
 
-    // Neither probed nor refused: the old one has not even answered the close.
+    // The claim succeeds without a probe although the old binary has not answered the close.
     let mut heir = Peer::binary(relay, "home");
     heir.expect_alive();
     let began = Instant::now();
@@ -89,7 +89,7 @@ fn an_honest_peer_lives() {
             })
         })
         .collect();
-    // The binary first: it would be told of a phone that has gone.
+    // The binary ends first: otherwise it receives a close notice of the phone.
     for listener in listeners {
         listener.join().unwrap();
     }
@@ -132,7 +132,7 @@ fn only_the_matching_pong_proves_life() {
                         payload = ping;
                     }
                 }
-                // The relay has read the flurry.
+                // The relay has read all of these frames.
                 Received::Pong(_) => return false,
                 Received::Close(why) => {
                     assert_eq!(why, Some((1011, "heartbeat timeout".into())));
@@ -173,7 +173,7 @@ fn a_peer_that_vanished_with_data_queued_to_it_is_found_as_soon() {
     let mut binary = Peer::binary(relay, "home");
     let phone = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     let began = Instant::now();
-    // It reads nothing from here on, though its kernel acknowledges a while.
+    // From here on the peer reads nothing; its kernel acknowledges until its buffer is full.
     let payload = format!("\"{}\"", "x".repeat(100_000));
     for _ in 0..20 {
         binary.send_to(&phone.id, &payload);
@@ -193,7 +193,7 @@ fn a_live_peer_that_reads_slowly_gets_its_ping_in_time() {
     });
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
-    // Three megabytes wait; it takes 1 MB/s of them.
+    // The backlog is 3 MB; the phone reads 1 MB/s.
     let payload = format!("\"{}\"", "x".repeat(50_000));
     for _ in 0..60 {
         binary.send_to(&phone.id, &payload);
@@ -208,7 +208,7 @@ fn a_live_peer_that_reads_slowly_gets_its_ping_in_time() {
             }
             Received::Text(_) => {
                 texts += 1;
-                // Its pace, not a wait.
+                // Sets the reading speed; nothing is waited for.
                 std::thread::park_timeout(millis(50));
             }
             received => panic!("{received:?} after {texts} messages"),
@@ -230,7 +230,7 @@ fn the_close_is_the_only_one_and_the_socket_goes_when_it_is_answered() {
     let mut binary = Peer::binary(relay, "home");
     hear_out(&mut binary);
     assert_eq!(binary.receive(), Received::End);
-    // Drained, not reset: there is room for what it still says.
+    // The socket is drained, not reset: what the peer still sends is read and discarded.
     binary.send(Opcode::Text, &[b' '; 100_000]);
     binary.send_close(1011);
     let began = Instant::now();

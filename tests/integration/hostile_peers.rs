@@ -82,10 +82,10 @@ fn great_promises(relay: SocketAddr) {
     for phone in phones.iter_mut().skip(1).step_by(2) {
         phone.expect_close(1009, "message too big");
     }
-    // The others may still keep their word.
+    // The remaining phones may still finish their messages.
     phones[0].send_raw(&[&vec![b'x'; 256 * 1024 - 7][..], b"\""].concat());
     let start = envelope(&phones[0].id, "\"begunxxx");
-    // Ahead of it the binary is told of those that broke it.
+    // Ahead of its frame come the close notices of the other phones.
     let received = std::iter::repeat_with(|| binaries[0].receive_text());
     let frame = received.take(PHONES_PER_SERVER_MAX).find(|text| text.contains(&phones[0].id));
     assert!(frame.is_some_and(|text| text.starts_with(start.trim_end_matches('}'))));
@@ -129,7 +129,7 @@ fn pings_whose_pongs_are_not_read(relay: SocketAddr) {
         phone.send_raw(&flood);
         witness.expect_alive();
     }
-    // It reads on: pongs, whole ones, and the last ping has been answered too.
+    // The peer reads again: only whole pongs arrive, the answer to the last ping included.
     phone.send(Opcode::Ping, b"last");
     while phone.receive_answering() != Received::Pong(b"last".into()) {}
 }

@@ -12,7 +12,7 @@ fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_exit() {
     let relay = process.relay;
     let mut binary = Peer::binary(relay, "home");
     let mut phone = Peer::phone(relay, "home");
-    // Each is dropped with a line: many times what pipe and queue hold.
+    // Each dropped envelope writes a line: many times what pipe and queue hold.
     let undeliverable = envelope("nobody", "1");
     for _ in 0..300 {
         let flood = crate::support::frame(Opcode::Text, true, undeliverable.as_bytes()).repeat(100);
@@ -24,7 +24,7 @@ fn a_stuck_stderr_delays_neither_frames_nor_pings_nor_exit() {
         binary.send_to(&phone.id, &n.to_string());
         assert_eq!(phone.receive_text(), n.to_string());
     }
-    // First pings are spread over 30 s: of 200 peers one hears its within 1 s.
+    // First pings are spread over 30 s: of 200 peers one is pinged within 1 s.
     let mut others: Vec<Peer> = (0..200).map(|n| Peer::binary(relay, &n.to_string())).collect();
     let has_pinged = others.iter_mut().any(|peer| {
         peer.stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();

@@ -121,11 +121,14 @@ fn every_documented_metric_exists_at_zero() {
     ] {
         assert!(scrape.0[name] > 0.0, "{name}");
     }
-    // Of the relay itself nothing else counts by the scrapes.
+    // Scrapes change no series of the relay but the length of its turns.
     let again = Scrape::of(process.metrics);
     let own = |scrape: &Scrape| {
         let own = scrape.0.clone().into_iter();
-        own.filter(|(series, _)| series.starts_with("pyrycode")).collect::<Vec<_>>()
+        let is_own = |series: &str| {
+            series.starts_with("pyrycode") && !series.starts_with("pyrycode_relay_turn_")
+        };
+        own.filter(|(series, _)| is_own(series)).collect::<Vec<_>>()
     };
     assert_eq!(own(&scrape), own(&again));
 }
@@ -196,7 +199,7 @@ fn each_attempt_is_counted_once_by_its_outcome() {
     assert_eq!(after.changes(&before, ATTEMPTS), conflict);
     assert_eq!(after.changes(&before, FAILURES), [("kind=\"server_in_use\"", 1.0)]);
 
-    // Full, for either kind.
+    // The cap refuses binaries and phones alike.
     let _last = Peer::binary(relay, "e");
     let before = Scrape::of(metrics);
     assert_eq!(attempt(relay, &binary_head("f")), 503);
@@ -288,7 +291,7 @@ fn pings_pongs_round_trips_and_dead_peers_are_counted() {
         config.timeouts.pong = millis(2_000);
     });
     let mut binary = Peer::binary(relay, "home");
-    // Dead from the start.
+    // These phones never answer a ping.
     let _phones: Vec<Peer> = (0..3).map(|_| Peer::phone(relay, "home")).collect();
     let (mut answered, mut behind) = (0.0, 0.0);
     let mut since_answer = Instant::now();
@@ -407,7 +410,7 @@ fn every_cause_of_a_close_is_counted_under_its_name() {
     (0..100).for_each(|_| binary.send_to(&phone.id, &long));
     binary.expect_alive();
     expected.push("backlog_full");
-    // Each holds no more than one largest message; together they hold more than there is.
+    // Each phone holds at most one largest message; together they exceed the budget.
     let phones: Vec<Peer> = (0..16)
         .map(|_| Peer::upgrade(connect_reading_little(relay), &phone_head("home")))
         .collect();
@@ -458,7 +461,7 @@ fn a_shut_down_is_shown_and_its_closes_are_counted() {
     let _peers = [Peer::binary(process.relay, "home"), Peer::phone(process.relay, "home")];
     process.signal(Signal::TERM);
     process.expect_line("shutting_down");
-    // A moment after its binary.
+    // The phone is closed shortly after its binary.
     let phones = "closes_total{role=\"phone\",cause=\"shutdown\"}";
     eventually("the phone is told", || Scrape::of(process.metrics).value(phones) == 1.0);
     let scrape = Scrape::of(process.metrics);

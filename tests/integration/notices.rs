@@ -36,7 +36,7 @@ fn a_binary_is_told_of_each_end_behind_the_last_frame() {
         let _phone = end(phone);
         assert_eq!(binary.receive_text(), notice(&id, code), "{what}");
     }
-    // Not of what it asked for itself, nor of phones that never were its own.
+    // No notice of a close that the binary requested, nor of phones of another slot.
     let mut phone = Peer::phone(relay, "home");
     binary.send_text(&notice(&phone.id, 4001));
     assert_eq!(phone.receive(), Received::Close(Some((4001, String::new()))));
@@ -90,7 +90,7 @@ fn a_phone_that_resets_while_it_is_paused_is_told_of_behind_its_frames() {
         let frame = frame(Opcode::Text, true, large.as_bytes());
         (0..COUNT).take_while(|_| stream.write_all(&frame).is_ok()).count()
     });
-    // The binary's backlog stands still, so its phones are paused.
+    // The binary's backlog does not shrink, so its phones are paused.
     let buffered = || Scrape::of(metrics).value("buffered_bytes");
     assert!(settled(buffered) > BINARY_HIGH_WATER as f64);
     let id = resets.id.clone();
@@ -98,7 +98,7 @@ fn a_phone_that_resets_while_it_is_paused_is_told_of_behind_its_frames() {
         resets.send_text(&number.to_string());
     }
     resets.reset();
-    // The binary reads on: everything of the one and the other, in its order.
+    // The binary reads again: the frames of both phones arrive, each phone's in order.
     let (mut large, mut small) = (0, Vec::new());
     while large < COUNT || small.len() < 4 {
         let text = binary.receive_text();

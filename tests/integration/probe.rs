@@ -250,7 +250,7 @@ fn silent_closed_and_slow_servers_are_told_apart() {
     assert_eq!((code, failure(&report).0), (1, "health"));
     assert!(failure(&report).1.contains("closed"), "{report}");
 
-    // One byte at a time is no answer either.
+    // Single bytes do not extend the time limit.
     let drips = stand_in(|mut stream, _| {
         while stream.write_all(b"H").is_ok() {
             thread::park_timeout(millis(50));
@@ -311,7 +311,7 @@ fn a_suspension_is_not_a_failure() {
         let slow = stand_in(move |stream, head| {
             if head.starts_with(&format!("GET {path} ")) {
                 let _ = asked.send(());
-                // Its end, and ever after.
+                // After the end every read returns zero.
                 let _ = go_on.lock().unwrap().recv();
             }
             tunnel(&stream, head, relay, PATIENCE);

@@ -106,7 +106,7 @@ fn a_slow_header_has_the_head_timeout_and_is_closed_without_a_byte() {
     expect_only_an_end(silent);
     assert!(began.elapsed() >= millis(300), "{:?}", began.elapsed());
     expect_only_an_end(begun);
-    // Whose header has come is a client, and told.
+    // A connection whose header has arrived is a client and gets a response.
     assert_eq!(Answer::read(&mut unasked).status, 408);
 }
 
@@ -159,7 +159,7 @@ fn a_load_balancers_own_connection_may_request_health_only() {
     for (path, status) in [("/readyz", 200), ("/healthz", 200), ("/", 403), ("/v1/client", 403)] {
         let mut stream = connect(relay);
         let request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n");
-        // Whatever the addresses are that it sends along.
+        // Whatever addresses the header carries.
         let header = proxy::header(0x20, 0x11, &[127; 12]);
         stream.write_all(&[&header[..], request.as_bytes()].concat()).unwrap();
         assert_eq!(Answer::read(&mut stream).status, status, "{path}");
@@ -196,10 +196,10 @@ fn only_named_proxies_may_send_a_header() {
         patient(config);
         config.forwarded.trusted_proxies = Some(vec!["127.0.0.1/32".parse().unwrap()]);
     });
-    // It need not say anything, and what it says changes nothing.
+    // A balancer's own connection need not send anything; what it sends has no effect.
     expect_only_an_end(connect_from([127, 0, 0, 2], relay));
     let mut stream = connect_from([127, 0, 0, 2], relay);
-    // It may be gone before this has come.
+    // The relay may disconnect before these bytes arrive.
     let _ = stream.write_all(&[&client([192, 0, 2, 1]), READY].concat());
     expect_only_an_end(stream);
     turn(relay);
@@ -217,7 +217,7 @@ fn a_disconnect_within_the_header_leaves_nothing() {
         stream.shutdown(Shutdown::Write).unwrap();
         expect_only_an_end(stream);
     }
-    // Half a connection with a whole request is one all the same.
+    // A half-closed connection with a complete request is answered.
     let mut stream = connect(relay);
     stream.write_all(&[&client([192, 0, 2, 1]), READY].concat()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
@@ -254,7 +254,7 @@ fn many_half_headers_take_no_memory_and_delay_no_peer() {
     let process = Process::start(&["--proxy-protocol"]);
     turn(process.relay);
     let (before, _) = process.memory();
-    // All that a header may have but its last byte.
+    // The largest header without its last byte.
     let header = proxy::header(0x21, 0x11, &[1; 4_080]);
     let half: Vec<TcpStream> = (0..500)
         .map(|_| {
@@ -269,7 +269,7 @@ fn many_half_headers_take_no_memory_and_delay_no_peer() {
     let (after, _) = process.memory();
     assert!(after < before + 512 * 1024, "{before} → {after}");
     for mut stream in half {
-        // Too late for some, on a slow machine.
+        // On a slow machine the relay has closed some of these already.
         let _ = stream.write_all(&header[header.len() - 1..]);
         let _ = stream.write_all(READY);
         let _ = stream.read_to_end(&mut Vec::new());

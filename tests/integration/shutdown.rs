@@ -14,7 +14,7 @@ const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n";
 /// Hears 1001 and answers it as RFC 6455 wants it: a close, then wait for FIN.
 fn answer_close(peer: &mut Peer) {
     let received = loop {
-        // A pong now could answer a probe, and a claimant would hear 4409.
+        // A pong now could answer a probe, and a claimant would be closed with 4409.
         match peer.receive() {
             Received::Ping(_) => {}
             received => break received,
@@ -128,7 +128,7 @@ fn peers_that_do_not_answer_delay_the_exit_by_at_most_ten_seconds() {
     let relay = process.relay;
     let mut binary = Peer::binary(relay, "home");
     let _silent = Peer::phone(relay, "home");
-    // Nothing drains to this one, and its backlog is waited for.
+    // This phone reads nothing, so the relay waits for its backlog.
     let stuck = Peer::upgrade(connect_reading_little(relay), &phone_head("home"));
     let payload = format!("\"{}\"", "x".repeat(100_000));
     for _ in 0..20 {

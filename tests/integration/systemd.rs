@@ -94,13 +94,13 @@ fn the_watchdog_is_notified_at_half_its_interval_by_a_running_loop() {
     assert!(took > millis(1650), "{took:?}");
     assert!(took < millis(3600), "{took:?}: a watchdog would have bitten");
 
-    // One that is stopped says nothing, whatever was on its way being read.
+    // A stopped relay sends no notification; those already sent are read first.
     process.signal(Signal::STOP);
     while systemd.told(millis(500)).is_some() {}
     assert_eq!(systemd.told(millis(1000)), None);
     process.signal(Signal::CONT);
     systemd.expect("WATCHDOG=1");
-    // While it drains, too.
+    // The watchdog is also notified during the drain.
     process.signal(Signal::TERM);
     while systemd.told(PATIENCE).expect("it says that it stops") != "STOPPING=1" {}
 }
@@ -138,7 +138,7 @@ fn malformed_systemd_variables_are_refused() {
 fn inherited_sockets_and_their_waiting_connections_are_served() {
     let (first, one) = listener("127.0.0.1:0");
     let (second, other) = listener("127.0.0.1:0");
-    // Dialled, and asked, before there is a relay.
+    // Connected, and the request sent, before the relay starts.
     let mut early: Vec<TcpStream> = [one, other].map(connect).into();
     for stream in &mut early {
         stream.write_all(HEALTHZ.as_bytes()).unwrap();

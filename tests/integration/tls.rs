@@ -142,7 +142,7 @@ fn a_ping_overtakes_what_is_queued_and_a_stuck_phone_is_closed_behind_a_gapless_
         config.timeouts.ping_interval = millis(300);
         config.timeouts.pong = NEVER;
         config.timeouts.write = NEVER;
-        // Half of it is the phone's.
+        // The phone's bound is half of the budget.
         config.limits.buffer_memory = 8 << 20;
     });
     let mut binary = binary(relay, &client, "home");
@@ -151,7 +151,7 @@ fn a_ping_overtakes_what_is_queued_and_a_stuck_phone_is_closed_behind_a_gapless_
     for n in 0..50 {
         binary.send_to(&slow.id, &numbered(n, 64_000));
     }
-    // Three megabytes wait, of which a little drains, and then a ping.
+    // The backlog is 3 MB; a little of it drains, then a ping is due.
     let (mut texts, mut before_pings, mut is_ready) = (0, Vec::new(), false);
     while texts < 50 {
         if texts == 3 && !std::mem::replace(&mut is_ready, true) {
@@ -225,7 +225,7 @@ fn truncation_and_close_notify_are_told_apart() {
     assert!(ended(true).is_ok(), "close_notify is answered");
     assert!(process.next_line(millis(0)).is_none(), "nothing was cut");
     let _ = ended(false);
-    // Beside the loop's line stands the one on the truncation.
+    // The truncation has a line beside that of the loop.
     let pair = Pair::new();
     let process = Process::start_talkative(&pair.flags());
     let peer = binary(process.relay, &pair.client(), "home");
@@ -251,7 +251,7 @@ fn a_proxy_header_stands_in_front_of_the_first_record() {
     let mut phone = Peer::upgrade(dial(&header(2)), &phone_head("home"));
     phone.send_text("1");
     assert_eq!(binary.receive_text(), envelope(&phone.id, "1"));
-    // It is by their addresses that clients are counted.
+    // Clients are counted by the addresses in their headers.
     let mut second = dial(&header(2));
     second.write_all(phone_head("home").as_bytes()).unwrap();
     assert_eq!(Answer::read(&mut second).status, 503);

@@ -102,7 +102,7 @@ fn other_bytes_than_a_client_hello_get_an_alert_and_a_close() {
             _ => panic!("{:x?}…: {received:x?}", &garbage[..5]),
         }
     }
-    // An alert is answered by none, and rustls has none for a message that is too long.
+    // An alert is not answered, and rustls sends none for a message that is too long.
     assert_eq!(silent, [[21, 3, 1, 0, 2], [22, 3, 1, 0x40, 0]]);
     is_well(relay, &client);
 }
@@ -152,7 +152,7 @@ fn a_reset_or_a_forged_record_ends_one_connection_only() {
         }
     }
     standing.expect_alive();
-    // Its slot is free: a new claim succeeds at once.
+    // The slot was released: a new claim succeeds at once.
     let mut next = Peer::upgrade(tls_connect(relay, &client), &binary_head("home"));
     next.expect_alive();
     next.send(Opcode::Pong, b"");

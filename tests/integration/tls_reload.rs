@@ -35,7 +35,7 @@ fn sighup_and_a_changed_file_reload_and_connections_stay_open() {
     pair.renew();
     process.signal(Signal::HUP);
     process.expect_line("certificate_served");
-    // The other of the two has no session to resume, for which no certificate is shown.
+    // The second client has no session: a resumed one shows no certificate.
     let (second, stranger) = (pair.client(), pair.client());
     assert!(is_trusted(process.relay, &second));
     standing.expect_alive();
@@ -70,7 +70,7 @@ fn an_invalid_pair_is_logged_once_and_the_previous_stays_in_use() {
         assert!(line.contains(".pem: "), "{line}");
         assert!(is_trusted(process.relay, &client));
     }
-    // Several looks later nothing more was said of it.
+    // Several polls later no further line was logged.
     let lines = std::iter::from_fn(|| process.next_line(Duration::from_secs(9)));
     assert_eq!(lines.filter(|line| line.contains("certificate_")).count(), 0);
 }
@@ -88,7 +88,7 @@ fn an_invalid_pair_is_refused_at_start_with_advice() {
         }
     };
     let path = pair.files.key.display();
-    // PostgreSQL's rule: what root owns a group may read.
+    // PostgreSQL's rule: a key that root owns may be readable by its group.
     let (modes, others) = if rustix::process::geteuid().is_root() {
         ([0o604, 0o644, 0o620, 0o660], "others than root and its group")
     } else {

@@ -221,7 +221,7 @@ fn behind_a_refused_request_nothing_is_parsed() {
         let answer = ask(relay, &format!("{request}{HEALTHZ}{}", binary_head("smuggled")));
         assert_eq!((answer.status, answer.body.as_str()), (status, ""), "{request}");
     }
-    // Nor behind an answered one.
+    // Nor after a request that was answered.
     let answer = ask(relay, &format!("{HEALTHZ}{HEALTHZ}"));
     assert_eq!(answer.body.matches("status").count(), 1);
     assert_eq!(healthz(relay), (0, 0));
@@ -257,7 +257,7 @@ fn a_head_that_does_not_come_in_time_is_answered_408() {
     }
     assert!(began.elapsed() >= millis(300));
 
-    // A byte now and then does not put it off.
+    // Single bytes do not extend the deadline.
     let mut stream = connect(relay);
     stream.set_read_timeout(Some(millis(20))).unwrap();
     let mut answer = Vec::new();

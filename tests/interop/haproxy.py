@@ -199,7 +199,7 @@ def a_full_relay_and_one_that_leaves_are_taken_out():
             assert relay.exit_status() == 0
 
 
-def what_is_no_version_2_is_refused_without_a_byte():
+def a_header_other_than_version_2_is_refused_without_a_byte():
     with Relay("--proxy-protocol") as relay:
         for server in ("send-proxy", ""):
             with Balancer(relay, "tcp", server) as balancer:
@@ -228,6 +228,6 @@ if __name__ == "__main__":
         each_client_has_its_own_rate_limit,
         x_forwarded_for_is_read_behind_the_header,
         a_full_relay_and_one_that_leaves_are_taken_out,
-        what_is_no_version_2_is_refused_without_a_byte,
+        a_header_other_than_version_2_is_refused_without_a_byte,
         only_trusted_proxies_may_name_clients,
     ])

@@ -135,7 +135,7 @@ def a_shut_down_ends_whatever_peers_do():
             assert peer.read_only_close() == (1001, "shutting down")
 
 
-def who_is_closing_already_hears_nothing_more(relay):
+def a_closing_peer_receives_no_second_close(relay):
     binary = upgrade(relay, "server", "home")
     phone = upgrade(relay, "client", "home")
     phone.send(frame(TEXT, b"{"))
@@ -233,7 +233,7 @@ def production_takes_one_capability_only():
 if __name__ == "__main__":
     main([
         an_idle_relay_never_wakes, a_stuck_log_delays_nobody, sigterm_and_sigint_drain,
-        a_shut_down_ends_whatever_peers_do, who_is_closing_already_hears_nothing_more,
+        a_shut_down_ends_whatever_peers_do, a_closing_peer_receives_no_second_close,
         what_was_queued_comes_before_the_shut_down, a_second_signal_ends_at_once,
         no_log_line_can_be_forged, exit_codes_hold_whatever_the_streams_are,
         production_takes_one_capability_only,

@@ -589,7 +589,7 @@ def endpoints_that_speak_no_http():
             told(relay.wait_failures(number + 1)[number], "send_failed", number)
 
 
-def whom_the_authority_does_not_vouch_for_hears_nothing():
+def a_server_without_a_valid_certificate_is_sent_nothing():
     other = Authority("somebody else's")
     expired = google.AUTHORITY.context(life=-datetime.timedelta(days=1))
     misnamed = google.AUTHORITY.context(names=("example.org",))
@@ -814,7 +814,7 @@ if __name__ == "__main__":
         failed_exchanges_are_backed_off, one_exchange_however_many_wait,
         huge_answers_are_not_read, slow_answers_end_after_ten_seconds,
         endpoints_that_do_not_speak_tls, endpoints_that_speak_no_http,
-        whom_the_authority_does_not_vouch_for_hears_nothing, a_name_is_looked_up,
+        a_server_without_a_valid_certificate_is_sent_nothing, a_name_is_looked_up,
         a_thousand_wakes_meet_the_limits, hanging_calls_fill_the_house_and_stop_nobody,
         threads_end_with_their_calls, a_shut_down_waits_for_no_call,
         a_wake_that_is_malformed_or_has_an_address_is_none,

@@ -38,7 +38,7 @@ def silent_phones_are_ended(relay):
     assert row(report, "silent, ended by the relay") == "10, 10", report
 
 
-def who_is_refused_is_told_why():
+def a_refused_client_is_told_why():
     with Relay("--rate-limit-per-minute", "10") as relay:
         status, report = swarm(relay, "--binaries=10", "--phones=4", "--seconds=1")
     assert status == 1, report
@@ -50,5 +50,5 @@ if __name__ == "__main__":
     main([
         everybody_comes_stays_and_goes,
         silent_phones_are_ended,
-        who_is_refused_is_told_why,
+        a_refused_client_is_told_why,
     ])

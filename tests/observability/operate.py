@@ -227,7 +227,7 @@ def the_status_page_shows_what_is_there(relay):
         }
         for (width, scheme), page in pages.items():
             page.wait_for("document.getElementById('phones')?.textContent === '10'")
-            assert page.text("state") == "All is well", page.text("concerns")
+            assert page.text("state") == "Healthy", page.text("concerns")
             assert_agrees(page, relay)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
             # No text is cut off or overlaps another.

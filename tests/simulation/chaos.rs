@@ -110,7 +110,7 @@ impl Chaos {
             // A budget small enough to be exhausted.
             config.limits.buffer_memory = capacity * 8 * 1024;
         } else if seed % 3 == 1 {
-            // A flood passes a phone's part of it.
+            // A flood exceeds a phone's share of the budget.
             config.limits.buffer_memory = 8 * 1024 * 1024;
         }
         if seed % 5 == 2 {
@@ -286,7 +286,7 @@ const REGRESSIONS: [u64; 4] = [217_266, 240_783, 242_091, 266_358];
 fn small_chaos_runs() {
     let seeds = seeds(40, &REGRESSIONS);
     let sum = sweep(&seeds, 60, STEPS, "chaos::small_chaos_runs");
-    // That chaos runs are not all noise; a single one may be.
+    // On average runs contain real exchanges; a single run may not.
     let count = seeds.len();
     let is_lively = sum.delivered > 30 * count && sum.received > 15 * count;
     let is_rough = sum.verdicts > 2 * count as u64 && sum.takeovers > 0;

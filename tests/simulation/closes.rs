@@ -166,7 +166,7 @@ fn messages_queued_ahead_of_a_binarys_close_go_out_first() {
         world.deliver(binary, phone, frame);
     }
     world.text(binary, &format!(r#"{{"conn_id":"{conn_id}","frame":3,"close_code":4001}}"#));
-    // It takes its time, but takes.
+    // The phone reads slowly, but reads.
     for _ in 0..3 {
         world.pass(secs(8));
         world.read(phone, 1);

@@ -185,7 +185,7 @@ impl Crowd {
         }
         let phones = phones.clone();
         let phone = phones[self.rng.random_range(0..phones.len())];
-        // To the dead as well.
+        // Frames go to half-open phones too.
         self.world.deliver(binary, phone, "{\"to\":\"phone\"}");
         if self.died[phone.0].is_none() {
             self.world.text(phone, "{\"to\":\"binary\"}");

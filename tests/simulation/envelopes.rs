@@ -39,7 +39,7 @@ fn effects_of_an_envelope() {
         (r#"{"conn_id":"$","frame":null,"close_code":1000}"#, &[], Some(1000)),
         (r#"{"conn_id":"$","frame":"bye","close_code":1000}"#, &[r#""bye""#], Some(1000)),
         (r#"{"close_code":3000,"frame":"bye","conn_id":"$"}"#, &[r#""bye""#], Some(3000)),
-        // What may not go on the wire.
+        // Codes that may not be sent become 1011.
         (r#"{"conn_id":"$","close_code":1}"#, &[], Some(1011)),
         (r#"{"conn_id":"$","close_code":1005}"#, &[], Some(1011)),
         (r#"{"conn_id":"$","close_code":1015}"#, &[], Some(1011)),
@@ -129,7 +129,7 @@ fn a_binary_reaches_no_phone_of_another_server_id() {
     world.deliver(other, phone, "1");
     let close = format!(r#"{{"conn_id":"{}","close_code":1000}}"#, world.peer(phone).conn_id());
     world.text(other, &close);
-    // Nor another binary, nor itself.
+    // Nor can a binary send to a binary.
     for target in [binary, other] {
         world.deliver(other, target, "1");
     }

@@ -122,7 +122,7 @@ fn half_a_request_is_answered_408_after_5_s() {
     for begun in ["", "G", "GET /v1/server HTTP/1.1\r\nHost: x\r\n"] {
         let mut world = World::new();
         let peer = world.dial(begun);
-        // More bytes do not buy more time.
+        // Further bytes do not extend the deadline.
         world.pass(secs(3));
         if !begun.is_empty() {
             world.send(peer, if begun.len() == 1 { b"E" } else { b"x: y\r\n" });
@@ -152,7 +152,7 @@ fn a_head_may_come_in_any_pieces() {
 
 #[test]
 fn a_refused_peer_receives_the_response_however_it_behaves() {
-    // It goes on sending, and it reads late.
+    // The peer continues to send, and reads late.
     let mut world = World::new();
     let peer = world.dial("");
     world.stop_reading(peer, 10);
@@ -167,7 +167,7 @@ fn a_refused_peer_receives_the_response_however_it_behaves() {
     world.pass(secs(5) + TICK);
     assert!(world.is_gone(peer));
     world.finish();
-    // It has hung up already.
+    // The peer has disconnected already.
     let mut world = World::new();
     let peer = world.dial("");
     world.freeze(secs(0), |world| {

@@ -151,7 +151,7 @@ fn pings_differ_between_connections_and_from_each_other() {
     let of_binary = world.peer(binary).last_ping.clone();
     world.pass_until(secs(31), |world| world.peer(phone).pings > 0);
     assert_ne!(world.peer(phone).last_ping, of_binary);
-    // The pong of another connection is worth nothing.
+    // A pong with another connection's payload does not count.
     world.send(phone, &wire::frame(wire::PONG, &of_binary));
     world.pass(secs(31));
     assert_eq!(world.heard(phone), closed(DEAD.0, DEAD.1));

@@ -40,13 +40,13 @@ fn upgrade_attempts_are_limited_per_address_and_refilled() {
         assert_eq!(world.heard(peer), [Seen::Answer(429), Seen::End]);
     }
     assert_eq!(status(&mut world, "192.0.2.2", &join("home")), 101);
-    // One every 6 s, refused ones cost nothing.
+    // One token every 6 s; refused attempts take none.
     world.pass(secs(6) - TICK);
     assert_eq!(status(&mut world, "192.0.2.1", &join("home")), 429);
     world.pass(2 * TICK);
     assert_eq!(status(&mut world, "192.0.2.1", &claim("home")), 101);
     assert_eq!(status(&mut world, "192.0.2.1", &claim("home")), 429);
-    // Full again, and no fuller.
+    // The bucket is full again and holds no more than its burst.
     world.pass(secs(3600));
     let allowed = (0..40).filter(|_| status(&mut world, "192.0.2.1", &join("x")) == 101).count();
     assert_eq!(allowed, 20);
@@ -168,7 +168,7 @@ fn a_client_in_a_private_network_cannot_forge_past_named_proxies() {
             let forged = format!("203.0.113.{n}");
             assert_eq!(attempt(&mut world, "192.168.1.7", &forged), expected, "{forged}");
         }
-        // A client from outside has a limit of its own.
+        // A client beyond the trusted proxies has its own limit.
         assert_eq!(attempt(&mut world, "127.0.0.1", "198.51.100.1"), 101);
         world.finish();
     }
@@ -224,7 +224,7 @@ fn pile_up(world: &mut World, binary: PeerId, phone: PeerId, kib: usize) {
 fn only_the_largest_backlog_is_shed() {
     let mut world = tight();
     let binary = world.binary("home");
-    // None has more than one largest message, and all together more than there is.
+    // Each has at most one largest message; together they exceed the budget.
     let kib = [200, 250, 240, 230, 220];
     let phones: Vec<PeerId> = kib.iter().map(|_| world.phone("home")).collect();
     for (phone, kib) in phones.iter().zip(kib) {
@@ -261,7 +261,7 @@ fn a_closing_connection_with_the_largest_backlog_is_shed_too() {
         pile_up(&mut world, binary, *phone, 200);
     }
     assert_eq!(world.relay.live(), (2, 3), "the modest ones stay");
-    // The hoarder does not hear the close that says it had everything.
+    // No 4404 arrives, which would mean that everything before it was delivered.
     world.read_on(hoards);
     let seen = world.heard(hoards);
     assert!(!seen.contains(&Seen::Close(4404, "binary reclaimed server-id".to_owned())));
@@ -282,7 +282,7 @@ fn unfinished_messages_and_heads_come_out_of_the_budget_too() {
     for phone in &phones {
         world.send_part(*phone, &part[..180 * 1024]);
     }
-    // Five fit.
+    // Five phones fit the budget.
     assert!(world.relay.live().1 < 6);
     world.text(binary, "{}");
     // Heads cost each client's own connection, never a WebSocket that holds little.

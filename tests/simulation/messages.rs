@@ -33,7 +33,7 @@ fn a_message_is_limited_to_256_kib() {
     let envelope = world.envelope(phone, &largest);
     assert_eq!(world.heard(binary), [text(&envelope)]);
     assert!(envelope.len() <= MESSAGE_MAX + 64);
-    // The header says so: no byte of the payload is waited for.
+    // The length in the header decides, before any byte of the payload.
     let too_large = wire::frame(wire::TEXT, format!(" {largest}").as_bytes());
     world.send_part(phone, &too_large[..14]);
     assert_eq!(world.heard(phone)[0], Seen::Close(1009, "message too big".to_owned()));
@@ -83,7 +83,7 @@ fn a_message_has_30_s_from_its_first_byte_to_its_last() {
     let binary = world.binary("home");
     let phone = world.phone("home");
     for peer in [phone, binary] {
-        // A byte now and then does not help.
+        // Single bytes do not extend the deadline.
         for byte in &frame[..frame.len() - 1] {
             world.send_part(peer, &[*byte]);
             world.pass(secs(2));

@@ -184,7 +184,7 @@ fn the_last_frame_comes_before_the_notice() {
                 world.text(phone, &number.to_string());
             }
             end(world, phone);
-            // Nothing of this counts any more.
+            // None of this is forwarded.
             world.text(phone, "21");
         });
         let seen = world.heard(binary);
@@ -216,7 +216,7 @@ fn a_close_that_the_binary_asked_for_is_not_told() {
         assert_eq!((world.heard(binary), told(&world)), (vec![], 0));
         world.finish();
     }
-    // It is the relay that closes first, or the phone: that is told.
+    // If the relay or the phone closes first, a notice is sent.
     let (mut world, binary, phone) = pair();
     world.freeze(secs(0), |world| {
         world.close(phone, 1000, "bye");
@@ -224,7 +224,8 @@ fn a_close_that_the_binary_asked_for_is_not_told() {
     });
     assert_eq!(world.heard(binary), [world.notice(phone, 1000)]);
     world.finish();
-    // The other way round it is not, even if its own close comes in the same turn.
+    // If the binary's request comes first there is no notice, even if the phone closes in the
+    // same turn.
     let (mut world, binary, phone) = pair();
     world.freeze(secs(0), |world| {
         ask_for_close(world, binary, phone, "");
@@ -258,12 +259,12 @@ fn ends_within_grace_are_never_told() {
     world.text(phones[2], "not JSON");
     let late = world.phone("home");
     world.hang_up(late);
-    // The next binary has never heard of any of them.
+    // The next binary receives no notice of these phones.
     let next = world.binary("home");
     assert_eq!(world.heard(phones[3]), closed(4404, "binary reclaimed server-id"));
     world.pass(LONG);
     assert_eq!((world.heard(next), told(&world)), (vec![], 0));
-    // Nor is anything told when the grace ends.
+    // The end of the grace sends no notice either.
     let last = world.phone("home");
     world.hang_up(next);
     world.pass(LONG);
@@ -339,7 +340,7 @@ fn phones_that_a_shut_down_closes_are_not_told_of() {
         let (stays, leaves) = (world.phone("home"), world.phone("home"));
         world.shut_down();
         world.close(leaves, 1000, "");
-        // Until it is told itself, a binary hears of its phones as ever.
+        // Until its own close a binary receives notices as usual.
         let expected = if drain > 0 { vec![world.notice(leaves, 1000)] } else { vec![] };
         world.pass(secs(drain + 3));
         let mut seen = world.heard(binary);
@@ -369,7 +370,7 @@ fn a_notice_waits_behind_the_backlog_of_a_slow_binary() {
     let queued = world.notice(reset, 1001);
     let Seen::Text(json) = &queued else { unreachable!() };
     assert_eq!(world.relay.buffered(), before + 2 + json.len(), "it is charged");
-    // What the binary still says reaches phones that are not read.
+    // Frames of the binary reach phones that are paused.
     fill(&mut world, binary, closed_by, PHONE_BACKLOG_MAX + LINK);
     world.stop_reading(dead, 0);
     world.deliver(binary, dead, "1");

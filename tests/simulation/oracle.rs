@@ -196,6 +196,7 @@ impl Oracle {
             Input::Challenge(_) | Input::Date(_) | Input::WakeDone(_) => {}
             Input::Proxied(id, _)
             | Input::Continue(id)
+            | Input::Reset(id)
             | Input::Buffered(id, _)
             | Input::End(id)
             | Input::Disconnected(id)

@@ -62,7 +62,7 @@ fn a_phone_in_its_close_linger_counts_against_no_limit() {
         let phone = world.phone("home");
         assert_eq!(world.heard(phone), []);
     }
-    // What it still sends goes nowhere, and the linger ends.
+    // What the phone still sends is discarded, and the linger ends.
     world.text(phones[0], "1");
     world.pass(secs(5) + TICK);
     assert_eq!(world.heard(binary).len(), 16, "a close notice each");

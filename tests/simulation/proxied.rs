@@ -138,7 +138,7 @@ fn only_the_proxies_that_are_named_may_send_a_header() {
         assert_eq!(refused, u64::from(expected == Seen::Cut));
         world.finish();
     }
-    // At once: it is not waited for what a stranger would say.
+    // At once, without waiting for a header.
     let mut world = trusting(&["192.0.2.0/24"], false);
     let silent = dial(&mut world, b"", "");
     assert_eq!(world.heard(silent), [Seen::Cut]);

@@ -30,13 +30,13 @@ fn status(world: &mut World, server_id: &str) -> u16 {
 
 #[test]
 fn a_newcomer_without_a_slot_is_refused_before_its_101() {
-    // No room.
+    // The connection cap is reached.
     let mut world = World::with(unlimited(), 1, 1);
     world.binary("home");
     assert_eq!(status(&mut world, "office"), 503);
     assert_eq!(status(&mut world, "home"), 503);
     world.finish();
-    // No room for this address.
+    // The cap of this address is reached.
     let mut config = unlimited();
     config.limits.connections_per_ip = 1;
     let mut world = World::with(config, 100, 1);
@@ -75,7 +75,7 @@ fn a_newcomer_is_not_shed_when_memory_is_exhausted() {
     for _ in 0..25 {
         world.deliver(binary, hoards, &format!("\"{}\"", "x".repeat(10_000)));
     }
-    // Each has an answer that it does not read, until that is more than there is.
+    // Each has an unread response, until together they exceed the budget.
     let newcomers: Vec<PeerId> = (0..200)
         .map(|number| {
             let peer = world.dial_from(HOME, b"");
@@ -137,7 +137,7 @@ fn a_rival_that_loops_costs_other_clients_nothing() {
         world.deliver(other, guest, "2");
         assert_eq!(world.heard(guest), [text("2")]);
     }
-    // A probe each, and nothing kept.
+    // One probe each, and no memory is kept.
     assert_eq!(world.peer(binary).pings, pings + ROUNDS);
     assert_eq!((world.heard(phone), world.heard(other)), (vec![], vec![]));
     assert_eq!(world.relay.buffered(), 0);

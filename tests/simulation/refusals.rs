@@ -75,7 +75,7 @@ fn at(seconds: u64) -> Instant {
 fn send(relay: &mut Relay, bytes: &[u8], now: Instant) {
     let id = relay.handle_accept(PEER, ListenerKind::Clients, now);
     relay.handle(Input::Bytes(id, bytes), now);
-    // Behind a 101 stand frames.
+    // After a 101 the bytes are frames.
     let answer = String::from_utf8_lossy(&relay.outgoing(id).concat()).into_owned();
     assert!(answer.contains("\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"), "{answer}");
     relay.handle(Input::Disconnected(id), now);

@@ -224,7 +224,7 @@ fn newcomers_get_503_and_healthz_reports_draining() {
     let peer = world.dial(HEALTH);
     assert_eq!(world.heard(peer), [Seen::Answer(503), Seen::End]);
     assert!(world.peer(peer).answer.contains(r#""status":"draining""#));
-    // A head that never comes is still over after 5 s.
+    // The deadline of a head is still 5 s.
     let silent = world.dial("");
     world.pass(secs(5) + 2 * TICK);
     assert_eq!(world.heard(silent), [Seen::Answer(408), Seen::End]);

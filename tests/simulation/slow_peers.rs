@@ -86,7 +86,7 @@ fn a_phone_that_does_not_drain_has_half_the_budget_and_then_a_close() {
     assert_eq!(numbers(&world.heard(quick)), (0..sent).collect::<Vec<_>>());
     assert_eq!(world.heard(binary), [world.notice(slow, 1011)]);
     assert!(world.relay.buffered() < 2 * LEN, "the backlog is given back at once");
-    // It reads on within the linger.
+    // The phone reads again within the linger.
     world.pass(secs(4));
     world.read_on(slow);
     let seen = world.heard(slow);
@@ -162,7 +162,7 @@ fn one_largest_message_may_wait_for_a_phone_however_little_is_free() {
     world.stop_reading(slow, 0);
     world.deliver(binary, slow, &numbered(0, most));
     assert_eq!(world.relay.live(), (1, 15));
-    // A tenth of it more is closed for it.
+    // A phone with a tenth more is closed.
     world.deliver(binary, slow, &numbered(0, most / 10));
     assert_eq!(world.relay.live(), (1, 14));
     world.read_on(slow);
@@ -240,7 +240,7 @@ fn a_phone_that_drains_nothing_for_10_s_is_closed() {
     world.read(slow, 1);
     let took = world.pass_until(secs(11), |world| world.relay.live() == (1, 1));
     assert!((secs(10) - TICK..secs(10) + 2 * TICK).contains(&took), "{took:?}");
-    // What a dead phone costs its sibling.
+    // The sibling still receives frames.
     world.deliver(binary, sibling, "1");
     assert_eq!(world.heard(sibling), [text("1")]);
     world.pass(secs(4));

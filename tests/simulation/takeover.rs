@@ -179,7 +179,7 @@ fn a_claimant_that_disconnects_is_forgotten() {
         world.vanish(binary);
         let first = world.binary("home");
         let second = world.binary("home");
-        // Even behind data that is not read.
+        // Also if its FIN follows data that is unread.
         world.text(first, "{}");
         leave(&mut world, first);
         assert!(world.is_gone(first));

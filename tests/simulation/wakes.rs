@@ -71,7 +71,7 @@ fn a_wake_says_which_server_id_asked() {
     for server_id in ["home", "office"] {
         let binary = world.binary(server_id);
         ask(&mut world, binary, "t");
-        // Its binary need not be there any more.
+        // The binary may have disconnected.
         world.hang_up(binary);
         let wake = world.relay.poll_wake().expect("it is taken on");
         assert_eq!((&*wake.server_id, wake.device.reveal()), (server_id, "t"));
@@ -158,7 +158,7 @@ fn wakes_in_flight_are_capped() {
         ask(&mut world, *binary, "t");
     }
     assert_eq!(counted(&world, WakeOutcome::Dropped), 40 - IN_FLIGHT_MAX as u64);
-    // Handing them out is no end.
+    // A wake that was handed out is still in flight.
     let mut handed_out = 0;
     while world.relay.poll_wake().is_some() {
         handed_out += 1;
@@ -171,7 +171,7 @@ fn wakes_in_flight_are_capped() {
     ask(&mut world, binaries[38], "and not two");
     assert_eq!(world.relay.poll_wake().unwrap().device.reveal(), "room for one");
     assert!(world.relay.poll_wake().is_none());
-    // A house that was full has cost no server-id a wake.
+    // Refusals for the global limit took no token of a server-id.
     for _ in 0..IN_FLIGHT_MAX {
         world.relay.handle(Input::WakeDone(WakeOutcome::SendFailed), world.now);
     }

@@ -5,7 +5,7 @@
 //!
 //! 1. A request cannot slow the event loop: a snapshot costs it a copy of a kilobyte.
 //! 2. If the event loop does not answer in time, the response is 503.
-//! 3. A connection lasts [`PATIENCE`] at most, whatever its peer does; with [`THREADS`]
+//! 3. A connection lasts [`CONNECTION_TIMEOUT`] at most, whatever its peer does; with [`THREADS`]
 //!    connections in progress, the next one waits in the kernel's backlog.
 //! 4. Idle threads sleep in accept(2), in which the kernel has already reserved the
 //!    descriptor of the next connection: they can answer even when the relay has used up all
@@ -33,7 +33,7 @@ use crate::protocol::response::{self, Health, RETRY_LATER, Refusal, Status};
 use crate::relay::refusals::Refusals;
 use crate::server::admin::history::{History, Recorder};
 use crate::server::admin::metrics::{self, Surroundings};
-use crate::server::admin::snapshots::{LOOP_PATIENCE, Snapshots};
+use crate::server::admin::snapshots::{LOOP_TIMEOUT, Snapshots};
 use crate::server::log::Sink;
 use crate::server::messages::{LoopHandle, LoopSnapshot};
 use crate::server::os::clock::{monotonic, wall_time};
@@ -45,12 +45,12 @@ use crate::time::Throttle;
 /// The maximum of connections answered at once. A browser opens one or two more than it uses.
 const THREADS: usize = 4;
 /// The time limit of a connection.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// The delay before accepting again when no descriptor is free.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 // The 503 for a stuck loop must be sent before the connection's time is over.
-const _: () = assert!(LOOP_PATIENCE.as_secs() < PATIENCE.as_secs());
+const _: () = assert!(LOOP_TIMEOUT.as_secs() < CONNECTION_TIMEOUT.as_secs());
 
 /// The status page; `{nonce}` marks the places of the nonce that admits its script and style.
 const PAGE: &str = include_str!("http/status.html");
@@ -210,7 +210,7 @@ impl AdminWorker {
     }
 
     fn serve(&mut self, stream: &TcpStream, peer: IpAddr) -> io::Result<()> {
-        let mut stream = Bounded { stream, until: monotonic() + PATIENCE };
+        let mut stream = Bounded { stream, until: monotonic() + CONNECTION_TIMEOUT };
         let mut head = Vec::new();
         let answer = loop {
             match request::parse(&head) {
@@ -299,7 +299,7 @@ impl AdminWorker {
 
 /// The response if the event loop does not answer.
 fn stuck() -> Answer {
-    let body = format!("The event loop has not answered within {LOOP_PATIENCE:?}.\n");
+    let body = format!("The event loop has not answered within {LOOP_TIMEOUT:?}.\n");
     Answer::text(Refusal::Unavailable.status(), body)
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::server::messages::{LoopHandle, LoopMessage, LoopSnapshot};
 
 /// How long to wait for the event loop. Prometheus gives up after 10 s by default.
-pub(super) const LOOP_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const LOOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The requests of one thread.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Snapshots {
             self.to_loop.send(LoopMessage::Snapshot(reply));
             answer
         });
-        match reply.recv_timeout(LOOP_PATIENCE) {
+        match reply.recv_timeout(LOOP_TIMEOUT) {
             Ok(report) => Some(report),
             Err(RecvTimeoutError::Timeout) => {
                 self.unanswered = Some(reply);
@@ -72,7 +72,7 @@ mod tests {
         };
         reply.send(counting(1)).unwrap();
         let worker = std::thread::Builder::new().spawn(move || snapshots.take()).unwrap();
-        let until = monotonic() + 10 * LOOP_PATIENCE;
+        let until = monotonic() + 10 * LOOP_TIMEOUT;
         let reply = loop {
             match mailbox.take() {
                 Some(LoopMessage::Snapshot(reply)) => break reply,

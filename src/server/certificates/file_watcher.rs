@@ -24,11 +24,11 @@ use crate::server::messages::{Certified, LoopHandle, LoopMessage};
 use crate::server::os::clock::wall_time;
 
 /// The poll interval. A change is served within two of them.
-const LOOK_INTERVAL: Duration = Duration::from_secs(4);
+const POLL_INTERVAL: Duration = Duration::from_secs(4);
 /// The documented time within which a change is served.
 const RELOAD_WITHIN: Duration = Duration::from_secs(10);
 
-const _: () = assert!(2 * LOOK_INTERVAL.as_secs() < RELOAD_WITHIN.as_secs());
+const _: () = assert!(2 * POLL_INTERVAL.as_secs() < RELOAD_WITHIN.as_secs());
 
 /// Metadata that changes with a file's content; `None`: there is no file.
 type Stamp = Option<[i64; 6]>;
@@ -82,7 +82,7 @@ struct Watcher {
 impl Watcher {
     fn run(mut self, asked: &Receiver<()>, to_loop: &LoopHandle) {
         loop {
-            let is_asked = match asked.recv_timeout(LOOK_INTERVAL) {
+            let is_asked = match asked.recv_timeout(POLL_INTERVAL) {
                 Ok(()) => true,
                 Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -16,7 +16,7 @@ use crate::server::net::socket::{self, Buffers, Socket, Sockets};
 use crate::server::os::clock::Clock;
 use crate::server::os::descriptors::is_exhaustion;
 use crate::server::turn::Core;
-use crate::server::turn::{Readiness, Received, Transport, Written};
+use crate::server::turn::{PeerEnd, Readiness, Received, Transport, Written};
 use crate::time::Instant;
 
 /// The core and the streams of its connections.
@@ -123,8 +123,8 @@ impl<C: Core> Transport for Tcp<C> {
                 Err(_) => return Received::Broken,
             }
         }
-        // Of a peer that has hung up no handshake is carried on.
-        let read = match socket.is_handshaking() && socket.has_ended() {
+        // No handshake is carried on with a peer that has gone.
+        let read = match socket.is_handshaking() && socket.readiness.end == PeerEnd::Broken {
             true => Ok(socket::Received::Cut),
             false => socket.read(buffers),
         };

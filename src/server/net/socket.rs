@@ -239,8 +239,7 @@ impl Socket {
         Some(TlsFailure { server_name: session.server_name().map(Into::into), error, in_handshake })
     }
 
-    /// Whether the peer has sent its last byte, or the connection is broken.
-    pub(in crate::server) fn has_ended(&self) -> bool {
+    fn has_ended(&self) -> bool {
         self.readiness.end != PeerEnd::Open
     }
 

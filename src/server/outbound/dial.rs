@@ -7,7 +7,7 @@
 //! 2. No thread is started: one poll(2) waits for all attempts, until the deadline at most.
 //! 3. A call always has one socket. It has more only while [`Places`] are free, and at most
 //!    [`ATTEMPTS_MAX`]. Beyond that, the oldest attempt is given up for the next address once
-//!    it has had [`PATIENCE`].
+//!    it has had [`ATTEMPT_TIMEOUT`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,7 +28,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const ATTEMPTS_MAX: usize = 4;
 /// How long an attempt may take before it is given up for another: the kernel repeats a lost
 /// SYN after 1 s (RFC 6298 §2.1), and the answer takes a round trip.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// An attempt in progress.
 struct Attempt {
@@ -102,7 +102,7 @@ pub(super) fn dial(
                 wake_at = next_at;
             } else if is_due {
                 let oldest = attempts.front().expect("one is under way");
-                wake_at = oldest.began + PATIENCE;
+                wake_at = oldest.began + ATTEMPT_TIMEOUT;
                 if wake_at <= now {
                     attempts.pop_front();
                     continue;
@@ -240,12 +240,12 @@ pub(super) mod tests {
         let (hole, (_listener, address)) = (BlackHole::new(), live());
         let (reached, took) = timed(&[hole.address, address], SOON, 0);
         assert_eq!(reached, Ok(address));
-        assert!(took >= PATIENCE, "{took:?}");
+        assert!(took >= ATTEMPT_TIMEOUT, "{took:?}");
         // One address more than the maximum of concurrent attempts.
         let holes = [hole.address; ATTEMPTS_MAX];
         let (reached, took) = timed(&[&holes[..], &[address]].concat(), SOON, 10);
         assert_eq!(reached, Ok(address));
-        assert!(took >= PATIENCE, "{took:?}");
+        assert!(took >= ATTEMPT_TIMEOUT, "{took:?}");
     }
 
     #[test]

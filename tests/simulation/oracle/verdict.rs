@@ -259,7 +259,10 @@ impl Oracle {
     /// Why this peer lost its place in a call about itself.
     pub(super) fn check_cause(&mut self, world: &World, peer: usize, call: Input<'_>) {
         let Some(words) = self.last_words(world, peer) else {
-            let is_cut = matches!(call, Input::End(_) | Input::Disconnected(_) | Input::Hangup(_));
+            let is_cut = matches!(
+                call,
+                Input::End(_) | Input::Disconnected(_) | Input::Hangup(_) | Input::Reset(_)
+            );
             let is_cut = is_cut || self.is_shedding;
             return assert!(is_cut, "(4) {peer} is gone without a close after {call:?}");
         };
@@ -298,7 +301,7 @@ impl Oracle {
         assert!(!has_place(world, peer), "(5) {peer} should be told {words:?}");
         let words = Words::from(words);
         let said = self.last_words(world, peer);
-        // Shed as well it hears of that, or is gone.
+        // If the peer was shed as well, it receives that close or is gone.
         let is_shed = self.is_shedding && said.as_ref().is_none_or(Words::is_shed);
         let is_right = said.as_ref() == Some(&words) || is_shed;
         assert!(is_right, "(4) {peer} is told {said:?}, not {words:?}");

@@ -19,7 +19,7 @@ use super::schedule::Failure;
 const POLL_FIRST: Duration = Duration::from_secs(1);
 const POLL_MAX: Duration = Duration::from_secs(10);
 /// How long one attempt waits for an order. The next attempt resumes it.
-const PATIENCE: Duration = Duration::from_secs(60 * 60);
+const ORDER_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// The clock and the relay as an order needs them.
 pub(super) trait Environment {
@@ -273,7 +273,7 @@ struct Polls {
 
 impl Polls {
     fn new(now: Duration) -> Self {
-        Self { until: now + PATIENCE, next: POLL_FIRST }
+        Self { until: now + ORDER_TIMEOUT, next: POLL_FIRST }
     }
 
     /// Waits as long as `reply` asks for (Retry-After), else with growing intervals.

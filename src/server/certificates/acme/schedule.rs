@@ -20,7 +20,7 @@ const REFUSED_FIRST: Duration = Duration::from_secs(60);
 /// The longest pause between two attempts.
 const RETRY_MAX: Duration = Duration::from_secs(6 * 60 * 60);
 /// The longest sleep: the wall clock may be set, or the machine suspended, meanwhile.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
+const SLEEP_MAX: Duration = Duration::from_secs(60 * 60);
 /// The interval between requests for the window, unless the authority names one.
 const ASK_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
 /// The bounds on an interval that the authority names (RFC 9773 §4.3.2).
@@ -78,7 +78,7 @@ impl Schedule {
             return Step::Order;
         }
         let next = if is_valid { due.min(self.ask_at) } else { due };
-        Step::Wait((next - now).min(LOOK_INTERVAL))
+        Step::Wait((next - now).min(SLEEP_MAX))
     }
 
     /// Whether the certificate is due for renewal at `now`.
@@ -124,7 +124,7 @@ impl Schedule {
 
     /// The authority did not reply; the previous window stands.
     pub(super) fn on_unanswered(&mut self, retry_after: Option<Duration>, now: Duration) {
-        self.ask_at = now + retry_after.unwrap_or(LOOK_INTERVAL).clamp(ASK_MIN, ASK_MAX);
+        self.ask_at = now + retry_after.unwrap_or(SLEEP_MAX).clamp(ASK_MIN, ASK_MAX);
     }
 
     /// Starts anew with another certificate, issued or found in the cache; returns whether
@@ -134,8 +134,8 @@ impl Schedule {
         let is_due = self.is_due(now);
         let (not_before, not_after) = validity;
         // If it is due, one of the clocks is wrong, and a second order would not help.
-        let gap = if is_due { LOOK_INTERVAL } else { not_after.saturating_sub(not_before) / 6 };
-        self.order_from = now + gap.min(LOOK_INTERVAL);
+        let gap = if is_due { SLEEP_MAX } else { not_after.saturating_sub(not_before) / 6 };
+        self.order_from = now + gap.min(SLEEP_MAX);
         is_due
     }
 
@@ -247,7 +247,7 @@ mod tests {
             let mut schedule = asked(None, 0);
             schedule.on_window(None, retry_after.map(seconds), now, 0);
             assert_eq!(schedule.ask_at, now + seconds(interval));
-            let wait = seconds(interval).min(LOOK_INTERVAL);
+            let wait = seconds(interval).min(SLEEP_MAX);
             assert_eq!(schedule.step(now), Step::Wait(wait));
             assert_eq!(schedule.step(now + seconds(interval)), Step::Ask);
         }
@@ -277,10 +277,10 @@ mod tests {
         assert!(!schedule.on_certificate((now, seconds(190 * DAY)), now));
         // A window that lies in the past for every certificate.
         schedule.on_window(Some(Window { start: seconds(1), end: seconds(2) }), None, now, 0);
-        assert_eq!(schedule.step(now), Step::Wait(LOOK_INTERVAL));
+        assert_eq!(schedule.step(now), Step::Wait(SLEEP_MAX));
         // A clock that is wrong.
         assert!(schedule.on_certificate((seconds(1), seconds(2)), now));
-        assert_eq!(schedule.step(now), Step::Wait(LOOK_INTERVAL));
+        assert_eq!(schedule.step(now), Step::Wait(SLEEP_MAX));
         // A lifetime of seconds leaves no hour.
         assert!(!schedule.on_certificate((now, now + seconds(24)), now));
         schedule.on_no_windows(now);

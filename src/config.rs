@@ -276,6 +276,9 @@ pub const DRAIN_SECONDS_MAX: u64 = 8;
 /// first touched. Tables that grow from empty leave freed allocations of their earlier sizes
 /// behind: about 20 bytes for each of 10,000 connections.
 pub const INITIAL_CAPACITY: usize = 16 * 1024;
+/// Connections that may wait to be accepted, if the kernel (`net.core.somaxconn`) allows as
+/// many.
+pub const LISTEN_BACKLOG: u32 = 4096;
 /// File descriptors reserved for everything that is not a WebSocket.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Maximum number of connections of one client that are not upgraded. They live 10 s at most

@@ -13,13 +13,13 @@ use pyrycode_relay::probe::{self, Plan, Style};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::admin::http::AdminListener;
 use pyrycode_relay::server::certificates::source::Source;
-use pyrycode_relay::server::fitting::{Fitted, Warning};
+use pyrycode_relay::server::fitting::{Fitted, Warning, backlog_warning};
 use pyrycode_relay::server::os::systemd::{self, NotifyConfig};
 use pyrycode_relay::server::push::Push;
 use pyrycode_relay::server::{
     Server, log as sink,
     net::listener::Listener,
-    os::{descriptors, memory_limit, privileges, signals},
+    os::{backlog, descriptors, memory_limit, privileges, signals},
 };
 use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::time::Instant;
@@ -87,6 +87,7 @@ impl Prepared {
         let push = config.push_wake.as_ref().map(Push::new).transpose();
         let push = push.map_err(|unusable| unusable.to_string())?;
         let source = Source::new(&config.serving).map_err(|unusable| unusable.to_string())?;
+        warnings.extend(backlog_warning(backlog::limit(Path::new("/"))));
         warnings.extend(source.iter().flat_map(Source::warnings).cloned());
         Ok(Self { config, descriptors, connections, push, source, warnings })
     }
@@ -106,6 +107,7 @@ fn serve(prepared: Prepared) -> ExitCode {
         Ok(notify) => notify,
         Err(malformed) => return refuse(malformed),
     };
+    let of_another = systemd::sockets_of_another(&variables, std::process::id());
     // Before any thread starts: the call removes the variables from the environment.
     let inherited = match systemd::inherited(&variables) {
         Ok(sockets) => sockets,
@@ -122,6 +124,9 @@ fn serve(prepared: Prepared) -> ExitCode {
         }
     };
     prepared.warnings.iter().for_each(Warning::log);
+    if let Some(why) = of_another {
+        log::warn!(err:% = why; "sockets_not_inherited");
+    }
     let outcome = run(prepared, inherited, &notify, &sink);
     if let Err(error) = &outcome {
         log::error!(err:% = error; "failed");
@@ -150,6 +155,7 @@ fn run(
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(&config, connections, seed, Instant::START);
+    let arrivals = listeners.iter().map(Listener::duplicate).collect::<io::Result<Vec<_>>>()?;
     let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
     // The relay serves even if systemd's socket cannot be reached.
     let notifier = notify.connect().unwrap_or_else(|error| {
@@ -161,6 +167,7 @@ fn run(
         server = server.with_tls(source)?;
     }
     if let Some(admin) = admin {
+        admin.record(&server.handle(), sink, arrivals)?;
         admin.serve(&server.handle(), sink)?;
     }
     let metrics_listen = metrics_listen.map(|address| address.to_string());

@@ -8,6 +8,7 @@
 //! 2. A failed step ends the probe if later steps depend on it.
 //! 3. It opens at most four WebSockets, because the relay limits the rate of upgrades.
 
+mod address;
 mod clock;
 mod diagnosis;
 mod health;
@@ -28,15 +29,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use self::address::{Opening, Proxied, Unanswered};
 use self::diagnosis::Diagnosis;
+use self::health::Health;
 use self::peer::{Heard, Peer, Role};
 use self::percentiles::Figures;
 use self::report::{Finding, ProbeReport, millis};
 use self::stream::{Stream, Timed};
-use self::tls::Trust;
+use self::tls::{Session, Trust};
 
 pub use self::report::{Form, Style};
-pub use self::target::Target;
+pub use self::target::{Target, Via};
 
 /// Size of the large message in bytes: well under the relay's limit of 256 KiB, and
 /// larger than the usual buffers of proxies.
@@ -54,6 +57,11 @@ const AGENT: &str = concat!("pyrycode-relay-probe/", env!("CARGO_PKG_VERSION"));
 pub struct Plan {
     /// The relay to test.
     pub target: Target,
+    /// The address to connect to in place of the target's; `None` means the target's. Host header
+    /// and server name stay those of the target.
+    pub via: Option<Via>,
+    /// Begin every connection with a PROXY header, as a load balancer does.
+    pub sends_proxy_header: bool,
     /// PEM file of the only roots to trust; `None` means the bundled web roots.
     pub ca: Option<PathBuf>,
     /// Ask `/healthz` only.
@@ -66,6 +74,14 @@ pub struct Plan {
     pub timeout: Duration,
     /// The output format.
     pub form: Form,
+}
+
+impl Plan {
+    fn opening(&self) -> Opening {
+        // A check of the health is what a load balancer does on its own behalf.
+        let command = if self.health_only { Proxied::Local } else { Proxied::Client };
+        Opening { timeout: self.timeout, proxied: self.sends_proxy_header.then_some(command) }
+    }
 }
 
 /// Runs the probe and reports to `out`; returns whether no step failed.
@@ -81,14 +97,14 @@ struct Way<'a> {
     plan: &'a Plan,
     address: SocketAddr,
     trust: Option<Trust>,
+    /// The other addresses of the name; with a fault if they were dialled before and failed.
+    others: Vec<(SocketAddr, Option<Unanswered>)>,
 }
 
 fn examine(plan: &Plan, report: &mut ProbeReport<'_>) -> Option<()> {
-    let (way, mut stream) = find_way(plan, report)?;
-    let (timeout, target) = (plan.timeout, &plan.target);
+    let (mut way, mut stream) = find_way(plan, report)?;
     let health = report.step("health", |_| {
-        stream.set_deadline(clock::now() + timeout);
-        let health = health::ask(&mut stream, &target.authority(), AGENT, timeout)?;
+        let health = way.health(&mut stream)?;
         let found = format!(
             "version {}, {} binaries, {} phones, up {} s",
             health.version.escape_debug(),
@@ -101,6 +117,9 @@ fn examine(plan: &Plan, report: &mut ProbeReport<'_>) -> Option<()> {
     drop(stream);
     if plan.health_only {
         return health;
+    }
+    for (address, fault) in std::mem::take(&mut way.others) {
+        report.step("address", |_| Ok(((), examine_other(&way, address, fault))));
     }
 
     let server_id = server_id();
@@ -131,7 +150,7 @@ fn examine(plan: &Plan, report: &mut ProbeReport<'_>) -> Option<()> {
     if let Some(time) = plan.watch {
         report.step(watch::NAME, |report| {
             let mut idle = way.upgrade(Role::Binary, &self::server_id())?;
-            let seen = watch::watch(report, &mut idle, time, timeout)?;
+            let seen = watch::watch(report, &mut idle, time, plan.timeout)?;
             let _ = idle.leave();
             Ok(seen)
         });
@@ -141,46 +160,99 @@ fn examine(plan: &Plan, report: &mut ProbeReport<'_>) -> Option<()> {
 
 fn find_way<'a>(plan: &'a Plan, report: &mut ProbeReport<'_>) -> Option<(Way<'a>, Stream)> {
     let (target, timeout) = (&plan.target, plan.timeout);
+    let (host, port) = plan
+        .via
+        .as_ref()
+        .map_or((&target.host, target.port), |via| (&via.host, via.port.unwrap_or(target.port)));
     let addresses = report.step("resolve", |_| {
-        let addresses = stream::resolve(&target.host, target.port, timeout)?;
+        let addresses = stream::resolve(host, port, timeout)?;
         let shown: Vec<_> = addresses.iter().map(|it| it.ip().to_string()).collect();
         let finding = Finding::new(shown.join(", "));
         Ok((addresses, finding))
     })?;
-    let (socket, address) = report.step("connect", |_| {
-        let (socket, address) = stream::dial(&addresses, timeout)?;
-        let finding = Finding::new(address.to_string()).with("address", address.to_string());
-        Ok(((socket, address), finding))
+    let (socket, address, others) = report.step("connect", |_| {
+        let mut others = Vec::new();
+        for (index, &address) in addresses.iter().enumerate() {
+            match plan.opening().dial(address) {
+                Ok(socket) => {
+                    others.extend(addresses[index + 1..].iter().map(|&it| (it, None)));
+                    let finding = Finding::new(address.to_string());
+                    let finding = finding.with("address", address.to_string());
+                    return Ok(((socket, address, others), finding));
+                }
+                Err(fault) => others.push((address, Some(fault))),
+            }
+        }
+        let mut faults = others.into_iter().rev().filter_map(|(_, fault)| fault);
+        // One without a route tells nothing about the relay.
+        let last = faults.find(|it| it.has_route);
+        Err(last
+            .or_else(|| faults.next())
+            .map_or_else(|| Diagnosis::new("no address to connect to"), |fault| fault.diagnosis))
     })?;
-    let deadline = clock::now() + timeout;
     if !target.is_tls {
-        let stream = Stream::Plain(Timed::new(socket, deadline));
-        return Some((Way { plan, address, trust: None }, stream));
+        return Some((Way { plan, address, trust: None, others }, Stream::Plain(socket)));
     }
     let (trust, stream) = report.step("tls", |_| {
         let trust = Trust::new(&target.host, plan.ca.as_deref())?;
-        let session = trust.handshake(socket, deadline, timeout)?;
-        let days = session.expires_in.map_or("an unknown number of".into(), |it| it.to_string());
-        let finding = format!("{}, chain verified, expires in {days} days", session.version);
-        let finding = Finding::new(finding).with("expires_in_days", session.expires_in);
-        let finding = match session.warning() {
-            Some(warning) => finding.warn(warning),
-            None => finding,
-        };
+        let session = trust.handshake(socket, timeout)?;
+        let finding = described(&session, &trust);
         Ok(((trust, session.stream), finding))
     })?;
-    Some((Way { plan, address, trust: Some(trust) }, stream))
+    Some((Way { plan, address, trust: Some(trust), others }, stream))
+}
+
+/// The finding of the TLS step.
+fn described(session: &Session, trust: &Trust) -> Finding {
+    let days = session.expires_in_days();
+    let asked = trust.server_name();
+    let name = asked.as_deref().map_or("no server name asked for".into(), |name| {
+        format!("asked for the server name {name}")
+    });
+    let left = session.left().unwrap_or_else(|| "an unknown time".into());
+    let finding = format!("{}, {name}, chain verified, expires in {left}", session.version);
+    let finding = Finding::new(finding).with("server_name", asked).with("expires_in_days", days);
+    match session.warning() {
+        Some(warning) => finding.warn(warning),
+        None => finding,
+    }
+}
+
+/// Whether a relay answers at another address of the name. Clients choose any of them, so
+/// one that does not answer needs attention although the relay is well.
+fn examine_other(way: &Way<'_>, address: SocketAddr, fault: Option<Unanswered>) -> Finding {
+    let asked = match fault {
+        Some(fault) => Err(fault),
+        None => way.plan.opening().dial(address).and_then(|socket| {
+            let ask = || way.health(&mut way.secure(socket)?);
+            ask().map_err(|diagnosis| Unanswered { diagnosis, has_route: true })
+        }),
+    };
+    let finding = match asked {
+        Ok(_) => Finding::new(format!("{address} answers, too")),
+        Err(fault) => fault.warning(address),
+    };
+    finding.with("address", address.to_string())
 }
 
 impl Way<'_> {
-    fn open(&self) -> Result<Stream, Diagnosis> {
-        let timeout = self.plan.timeout;
-        let (socket, _) = stream::dial(&[self.address], timeout)?;
-        let deadline = clock::now() + timeout;
+    /// The handshake, where the URL asks for TLS.
+    fn secure(&self, socket: Timed) -> Result<Stream, Diagnosis> {
         Ok(match &self.trust {
-            None => Stream::Plain(Timed::new(socket, deadline)),
-            Some(trust) => trust.handshake(socket, deadline, timeout)?.stream,
+            None => Stream::Plain(socket),
+            Some(trust) => trust.handshake(socket, self.plan.timeout)?.stream,
         })
+    }
+
+    fn open(&self) -> Result<Stream, Diagnosis> {
+        let socket = self.plan.opening().dial(self.address).map_err(|fault| fault.diagnosis)?;
+        self.secure(socket)
+    }
+
+    fn health(&self, stream: &mut Stream) -> Result<Health, Diagnosis> {
+        let Plan { target, timeout, .. } = self.plan;
+        stream.set_deadline(clock::now() + *timeout);
+        health::ask(stream, &target.authority(), AGENT, *timeout)
     }
 
     fn upgrade(&self, role: Role, server_id: &str) -> Result<Peer, Diagnosis> {

@@ -151,7 +151,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "ppp has one importer",
-        except: &["src/protocol/proxy_header.rs"],
+        except: &["src/protocol/proxy_header.rs", "src/probe/address.rs"],
         paths: &["ppp"],
         ..RULE
     },

@@ -34,7 +34,7 @@ impl Flag<'_> {
         value.into_string().map_err(|_| self.refuse("the value is not UTF-8"))
     }
 
-    fn value(&mut self) -> Result<String, Refused> {
+    pub(super) fn value(&mut self) -> Result<String, Refused> {
         let value = self.parser.value().map_err(|_| self.refuse("needs a value"))?;
         self.utf8(value)
     }

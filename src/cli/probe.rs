@@ -9,7 +9,7 @@ use lexopt::Arg;
 
 use super::flag::Flag;
 use super::{Command, Environment, Refused, stray_argument, unknown_flag, with_two_dashes};
-use crate::probe::{Form, Plan, Target};
+use crate::probe::{Form, Plan, Target, Via};
 
 /// The output of `probe --help`.
 pub const PROBE_HELP: &str = include_str!("probe_help.txt");
@@ -30,7 +30,8 @@ pub(super) fn parse(
 ) -> Result<Command, Refused> {
     let mut parser = lexopt::Parser::from_args(args.into_iter().map(with_two_dashes));
     let mut target = None;
-    let (mut ca, mut watch, mut round_trips) = (None, None, ROUND_TRIPS);
+    let (mut ca, mut via, mut watch, mut round_trips) = (None, None, None, ROUND_TRIPS);
+    let mut sends_proxy_header = false;
     let (mut health_only, mut is_json, mut timeout) = (false, false, TIMEOUT);
     while let Some(arg) = parser.next().map_err(|error| Refused(error.to_string()))? {
         let name = match arg {
@@ -45,8 +46,13 @@ pub(super) fn parse(
         let mut flag = Flag { name, parser: &mut parser };
         match flag.name.as_str() {
             "ca" => ca = Some(flag.path()?),
+            "connect" => {
+                let value = flag.value()?;
+                via = Some(Via::parse(&value).map_err(|why| flag.refuse(why))?);
+            }
             "health" => health_only = flag.is_on()?,
             "json" => is_json = flag.is_on()?,
+            "proxy-protocol" => sends_proxy_header = flag.is_on()?,
             "round-trips" => round_trips = flag.number(1..=100_000)?,
             "timeout" => timeout = flag.number(1..=600)?,
             "watch" => watch = Some(Duration::from_secs(flag.number(1..=86_400)?)),
@@ -76,7 +82,17 @@ pub(super) fn parse(
         (false, false) => Form::Lines,
     };
     let timeout = Duration::from_secs(timeout);
-    Ok(Command::Probe(Plan { target, ca, health_only, round_trips, watch, timeout, form }))
+    Ok(Command::Probe(Plan {
+        target,
+        via,
+        sends_proxy_header,
+        ca,
+        health_only,
+        round_trips,
+        watch,
+        timeout,
+        form,
+    }))
 }
 
 fn default_target(environment: &Environment<'_>) -> Result<Target, Refused> {

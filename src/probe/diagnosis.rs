@@ -28,16 +28,17 @@ impl Diagnosis {
 pub(super) fn silence(timeout: Duration) -> Diagnosis {
     Diagnosis::new(format!("no response within {} s", timeout.as_secs_f64())).advise(
         "the address accepts connections but does not respond: try https:// instead of http://, \
-         or the reverse; check that the relay is not stuck, that a proxy reaches it, and that it \
-         does not wait for a PROXY header (--proxy-protocol)",
+         or the reverse; if the relay waits for a PROXY header (--proxy-protocol), probe with \
+         --proxy-protocol; check that the relay is not stuck, and that a proxy reaches it",
     )
 }
 
 /// The connection ended before a response.
 pub(super) fn cut_off(how: &str) -> Diagnosis {
     Diagnosis::new(format!("{how} before a response")).advise(
-        "try https:// instead of http://, or the reverse; check whether the relay expects a PROXY \
-         header (--proxy-protocol), and whether a firewall resets the connection",
+        "try https:// instead of http://, or the reverse; if the relay expects a PROXY header \
+         (--proxy-protocol), probe with --proxy-protocol, from an address in its \
+         --trusted-proxies; check whether a firewall resets the connection",
     )
 }
 
@@ -75,7 +76,10 @@ pub(super) fn refused_upgrade(status: u16, location: Option<&str>) -> Diagnosis 
             "the relay did not respond to a proxy in time, or the request took longer than the \
              relay's limit of 5 s: check that the relay runs, and the speed of the network"
         }
-        421 => "the relay serves another name (--domain): connect to that name",
+        421 => {
+            "the relay serves another name (--domain): write its name in the URL, and the \
+             address to connect to with --connect"
+        }
         429 => {
             "the rate limit refused an upgrade from this address: wait a minute, or raise \
              --rate-limit-per-minute and --rate-limit-burst; behind a proxy all clients share its \
@@ -106,6 +110,14 @@ pub(super) fn unwell(status: u16) -> Diagnosis {
         300..=399 => {
             trouble.advise("the server redirects: connect to the address in its Location header")
         }
+        421 => trouble.advise(
+            "the relay serves another name (--domain): write its name in the URL, and the \
+             address to connect to with --connect",
+        ),
+        403 => trouble.advise(
+            "a proxy in front of the relay requires a login or forbids this address: exempt \
+             /healthz",
+        ),
         404 => trouble.advise(
             "the server is not a relay, or a proxy does not pass /healthz on: check its routes",
         ),

@@ -1,6 +1,6 @@
 //! Stream: a connection to the relay, plain or TLS, with a deadline on every call.
 //!
-//! Owns resolving, dialling, reading and writing. Does not know the protocol on top.
+//! Owns resolving, reading and writing. Does not know the protocol on top.
 //!
 //! 1. No call waits past the most recent deadline, however slowly bytes arrive; it fails
 //!    with `WouldBlock` and may be retried.
@@ -43,37 +43,6 @@ pub(super) fn resolve(
     Err(Diagnosis::new(trouble).advise(
         "check the spelling of the name, that it is in DNS, and that this machine reaches DNS",
     ))
-}
-
-/// Connects to the first of `addresses` that answers.
-pub(super) fn dial(
-    addresses: &[SocketAddr],
-    timeout: Duration,
-) -> Result<(TcpStream, SocketAddr), Diagnosis> {
-    let mut trouble = Diagnosis::new("no address to connect to");
-    for &address in addresses {
-        match TcpStream::connect_timeout(&address, timeout) {
-            Ok(stream) => {
-                // A small frame must not wait for the acknowledgement of another (Nagle).
-                let _ = stream.set_nodelay(true);
-                return Ok((stream, address));
-            }
-            Err(error) => {
-                trouble =
-                    Diagnosis::new(format!("{address}: {error}")).advise(match error.kind() {
-                        ErrorKind::ConnectionRefused => {
-                            "no program listens there: check that the relay or its proxy runs, and \
-                             its address and port (`listening` in its log)"
-                        }
-                        ErrorKind::TimedOut | ErrorKind::WouldBlock => {
-                            "the address does not respond: check it, and firewalls on the path"
-                        }
-                        _ => "check the network between this machine and the relay",
-                    });
-            }
-        }
-    }
-    Err(trouble)
 }
 
 /// How the remote end ended the TCP connection.

@@ -1,10 +1,15 @@
-//! Target: the URL of the relay to probe, parsed.
+//! Target: the URL of the relay to probe, and the address to dial in its place, parsed.
 //!
-//! Owns the accepted forms of URL and the error for any other. Does not resolve names.
+//! Owns the accepted forms of both and the errors for any other. Does not resolve names.
 
 use std::fmt::{self, Display};
+use std::net::IpAddr;
 
 use http::Uri;
+
+/// The advice about names outside ASCII (IDN), which neither DNS nor TLS carries.
+const PUNYCODE: &str = "is not ASCII: write the name in punycode, such as\n\
+                        xn--bcher-kva.example; idn2 and browsers convert it";
 
 /// A relay's address: `http` and `ws` mean the same, and so do `https` and `wss`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +31,9 @@ impl Target {
         const FORM: &str = "write https://relay.example, wss://relay.example:8443,\n\
                             http://127.0.0.1:8080 or ws://[::1]:8080";
         let refuse = |why: &str| Err(format!("{url:?} {why};\n{FORM}"));
+        if !url.is_ascii() {
+            return refuse(PUNYCODE);
+        }
         let Ok(uri) = url.parse::<Uri>() else { return refuse("is not a URL") };
         let is_tls = match uri.scheme_str().map(str::to_ascii_lowercase).as_deref() {
             Some("http" | "ws") => false,
@@ -62,6 +70,48 @@ impl Target {
     }
 }
 
+/// Where to dial in place of a target's own address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Via {
+    /// A name or an IP address; IPv6 without brackets.
+    pub host: String,
+    /// `None`: the target's.
+    pub port: Option<u16>,
+}
+
+impl Via {
+    /// Parses a name or an address with or without a port.
+    ///
+    /// # Errors
+    /// The fault, and the accepted forms.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let refuse = |why: &str| {
+            Err(format!(
+                "{text:?} {why};\nwrite 192.0.2.7, 192.0.2.7:8443, [2001:db8::7]:8443 or a name"
+            ))
+        };
+        if !text.is_ascii() {
+            return refuse(PUNYCODE);
+        }
+        if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            return Ok(Self { host: ip.to_string(), port: None });
+        }
+        let (host, port) = match text.rsplit_once(':') {
+            None => (text, None),
+            Some((host, port)) => match port.parse::<u16>() {
+                Ok(port @ 1..) => (host, Some(port)),
+                _ => return refuse("has no valid port"),
+            },
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let is_address = host.parse::<IpAddr>().is_ok();
+        if host.is_empty() || (!is_address && host.contains([':', '/', '@', ' '])) {
+            return refuse("is not an address to connect to");
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
 impl Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.is_tls { "https" } else { "http" };
@@ -93,6 +143,35 @@ mod tests {
             assert_eq!(target, Target { is_tls, host: host.into(), port }, "{url}");
             assert_eq!(target.authority(), authority, "{url}");
             assert_eq!(Target::parse(&target.to_string()), Ok(target), "{url}");
+        }
+    }
+
+    #[test]
+    fn names_outside_ascii_are_to_be_written_in_punycode() {
+        for url in ["https://bücher.example", "wss://例え.テスト:8443"] {
+            let why = Target::parse(url).unwrap_err();
+            assert!(why.contains("xn--bcher-kva.example"), "{url}: {why}");
+        }
+        assert!(Via::parse("bücher.example:443").unwrap_err().contains("punycode"));
+        assert!(Target::parse("https://xn--bcher-kva.example").is_ok());
+    }
+
+    #[test]
+    fn an_address_to_dial_is_parsed() {
+        for (text, host, port) in [
+            ("192.0.2.7", "192.0.2.7", None),
+            ("192.0.2.7:8443", "192.0.2.7", Some(8443)),
+            ("2001:db8::7", "2001:db8::7", None),
+            ("[2001:db8::7]", "2001:db8::7", None),
+            ("[2001:db8::7]:8443", "2001:db8::7", Some(8443)),
+            ("localhost", "localhost", None),
+            ("relay.internal:80", "relay.internal", Some(80)),
+        ] {
+            let via = Via { host: host.into(), port };
+            assert_eq!(Via::parse(text), Ok(via), "{text}");
+        }
+        for text in ["", ":80", "a:", "a:0", "a:65536", "https://a", "a b", "a/b", "[::1]:x"] {
+            assert!(Via::parse(text).is_err(), "{text}");
         }
     }
 

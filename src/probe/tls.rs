@@ -1,12 +1,11 @@
-//! TLS step: the handshake and the certificate's expiry.
+//! TLS step: the handshake, and how much of the certificate's lifetime is left.
 //!
 //! Owns the trusted roots and the handshake. The chain is verified as by a client, so a
 //! certificate that phones refuse fails the step.
 
-use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
@@ -14,17 +13,21 @@ use rustls::{
     StreamOwned,
 };
 use x509_cert::der::Decode;
+use x509_cert::time::Time;
 
 use super::clock;
 use super::diagnosis::Diagnosis;
 use super::stream::{Stream, Timed};
 use crate::pem::{self, NumberedCertificate};
 
-/// Days before expiry at which the step warns. A renewal is due at 30 days (a third of
-/// Let's Encrypt's 90), so at 14 it has failed for more than two weeks.
-const EXPIRES_SOON: u64 = 14;
+/// Time before expiry at which the step warns: 14 days, or a sixth of the lifetime if that
+/// is less. A renewal is due when a third is left (30 days of Let's Encrypt's 90), so by
+/// then it has failed for half of that time.
+const EXPIRES_SOON: Duration = Duration::from_secs(14 * DAY);
+const EXPIRES_SOON_SHARE: u32 = 6;
 
-const DAY: u64 = 24 * 60 * 60;
+const HOUR: u64 = 60 * 60;
+const DAY: u64 = 24 * HOUR;
 
 /// The trusted roots, and the name to verify.
 #[derive(Clone, Debug)]
@@ -61,26 +64,33 @@ impl Trust {
         Ok(Self { config: Arc::new(config), name })
     }
 
-    /// Performs the handshake before `deadline`.
-    pub(super) fn handshake(
-        &self,
-        socket: TcpStream,
-        deadline: Instant,
-        timeout: Duration,
-    ) -> Result<Session, Diagnosis> {
+    /// The name that the handshake asks for (SNI); none for an address (RFC 6066 §3).
+    pub(super) fn server_name(&self) -> Option<String> {
+        match &self.name {
+            // The root's dot is not sent.
+            ServerName::DnsName(name) => Some(name.as_ref().trim_end_matches('.').to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Performs the handshake within the socket's deadline.
+    pub(super) fn handshake(&self, socket: Timed, timeout: Duration) -> Result<Session, Diagnosis> {
         let connection = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
             .map_err(|error| Diagnosis::new(error.to_string()))?;
-        let mut session = StreamOwned::new(connection, Timed::new(socket, deadline));
+        let mut session = StreamOwned::new(connection, socket);
         let result = session.conn.complete_io(&mut session.sock);
         let version = session.conn.protocol_version().and_then(|it| it.as_str());
         let leaf = session.conn.peer_certificates().and_then(|chain| chain.first());
-        let expires_in = leaf.and_then(days_to_expiry);
+        let lifetime = leaf.and_then(Lifetime::of);
         let mut stream = Stream::Tls(Box::new(session));
         match result {
-            Ok(_) => Ok(Session { stream, version: version.unwrap_or("TLS"), expires_in }),
+            Ok(_) => Ok(Session { stream, version: version.unwrap_or("TLS"), lifetime }),
             Err(error) => {
                 let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-                Err(tls.map_or_else(|| stream.failure(&error, timeout), explained))
+                Err(tls.map_or_else(
+                    || stream.failure(&error, timeout),
+                    |error| explained(error, self.server_name()),
+                ))
             }
         }
     }
@@ -90,29 +100,65 @@ impl Trust {
 pub(super) struct Session {
     pub(super) stream: Stream,
     pub(super) version: &'static str,
-    /// Whole days until the certificate expires; `None` if it cannot be parsed.
-    pub(super) expires_in: Option<u64>,
+    /// `None` if the certificate cannot be parsed.
+    pub(super) lifetime: Option<Lifetime>,
+}
+
+/// The lifetime of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lifetime {
+    whole: Duration,
+    left: Duration,
+}
+
+impl Lifetime {
+    fn of(leaf: &CertificateDer<'_>) -> Option<Self> {
+        let leaf = x509_cert::Certificate::from_der(leaf).ok()?;
+        let validity = leaf.tbs_certificate().validity();
+        let [begin, end] = [validity.not_before, validity.not_after].map(Time::to_unix_duration);
+        let left = end.saturating_sub(clock::wall_time());
+        Some(Self { whole: end.saturating_sub(begin), left })
+    }
+
+    fn is_nearly_over(self) -> bool {
+        self.left < EXPIRES_SOON.min(self.whole / EXPIRES_SOON_SHARE)
+    }
 }
 
 impl Session {
+    /// Whole days until the certificate expires.
+    pub(super) fn expires_in_days(&self) -> Option<u64> {
+        self.lifetime.map(|it| it.left.as_secs() / DAY)
+    }
+
+    /// The time until the certificate expires, in words.
+    pub(super) fn left(&self) -> Option<String> {
+        self.lifetime.map(|it| in_words(it.left))
+    }
+
     /// The warning about the certificate's expiry, if it is near.
     pub(super) fn warning(&self) -> Option<String> {
-        self.expires_in.filter(|days| *days < EXPIRES_SOON).map(|days| {
+        self.lifetime.filter(|it| it.is_nearly_over()).map(|Lifetime { whole, left }| {
             format!(
-                "the certificate expires in {days} days and should have been renewed: check the \
-                 log of the program that renews it"
+                "the certificate, issued for {}, expires in {} and should have been renewed: check \
+                 the log of the program that renews it",
+                in_words(whole),
+                in_words(left)
             )
         })
     }
 }
 
-fn days_to_expiry(leaf: &CertificateDer<'_>) -> Option<u64> {
-    let leaf = x509_cert::Certificate::from_der(leaf).ok()?;
-    let not_after = leaf.tbs_certificate().validity().not_after.to_unix_duration();
-    Some(not_after.saturating_sub(clock::wall_time()).as_secs() / DAY)
+/// Whole days, or hours of what is shorter than three days.
+fn in_words(time: Duration) -> String {
+    match (time.as_secs() / DAY, time.as_secs() / HOUR) {
+        (3.., _) => format!("{} days", time.as_secs() / DAY),
+        (_, 1) => "1 hour".into(),
+        (_, hours) => format!("{hours} hours"),
+    }
 }
 
-fn explained(error: &Error) -> Diagnosis {
+fn explained(error: &Error, asked: Option<String>) -> Diagnosis {
     let trouble = Diagnosis::new(error.to_string());
     let advice = match error {
         Error::InvalidCertificate(why) => match why {
@@ -123,7 +169,8 @@ fn explained(error: &Error) -> Diagnosis {
                 "the certificate is not valid yet: check the clocks of server and probe"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the certificate is for another name: connect to that name, or issue one for this name"
+                "the certificate is for another name: connect to that name (if it leads elsewhere, write \
+                 it in the URL and this address with --connect), or issue one for this name"
             }
             CertificateError::UnknownIssuer => {
                 "the issuer of the certificate is unknown: for a private authority give --ca FILE; \
@@ -136,11 +183,48 @@ fn explained(error: &Error) -> Diagnosis {
         // Older relays send access_denied.
         Error::AlertReceived(
             AlertDescription::UnrecognisedName | AlertDescription::AccessDenied,
-        ) => "the relay serves another name (--domain): connect to that name",
+        ) => {
+            let asked = asked.map_or("none was asked for".into(), |it| format!("not {it}"));
+            return trouble.advise(format!(
+                "the relay serves another server name (--domain), {asked}: write its name in the \
+                 URL, and the address to connect to with --connect"
+            ));
+        }
         Error::NoApplicationProtocol => {
             "the server does not offer HTTP/1.1, which WebSockets need: enable it there"
         }
         _ => return trouble,
     };
     trouble.advise(advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_is_due_at_a_sixth_of_the_lifetime_and_at_14_days_at_most() {
+        for (whole_days, left_hours, is_nearly_over) in [
+            (90, 15 * 24, false),
+            (90, 14 * 24 - 1, true),
+            (398, 14 * 24, false),
+            (45, 15 * 24, false),
+            (45, 8 * 24, false),
+            (45, 7 * 24, true),
+            (6, 6 * 24, false),
+            (6, 25, false),
+            (6, 23, true),
+            (1, 24, false),
+            (1, 4, false),
+            (1, 3, true),
+        ] {
+            let whole = Duration::from_secs(whole_days * DAY);
+            let left = Duration::from_secs(left_hours * HOUR);
+            let lifetime = Lifetime { whole, left };
+            assert_eq!(lifetime.is_nearly_over(), is_nearly_over, "{lifetime:?}");
+        }
+        for (hours, words) in [(72, "3 days"), (71, "71 hours"), (1, "1 hour"), (0, "0 hours")] {
+            assert_eq!(in_words(Duration::from_secs(hours * HOUR)), words);
+        }
+    }
 }

@@ -295,26 +295,22 @@ impl Codec {
         bytes: &[u8],
         reassembly: &Reassembly,
     ) -> Result<Option<(FrameHeader, usize)>, CloseCause> {
+        if !has_valid_start(bytes, reassembly.fragmented_len().is_some()) {
+            return Err(CloseCause::ProtocolError);
+        }
         let mut cursor = Cursor::new(&bytes[..bytes.len().min(MASKED_HEADER_MAX)]);
         let parsed = FrameHeader::parse(&mut cursor).map_err(|_| CloseCause::ProtocolError)?;
         let Some((header, len)) = parsed else { return Ok(None) };
         // The top bit of a 64-bit length is reserved too (RFC 6455 §5.2).
-        let reserved = header.rsv1 || header.rsv2 || header.rsv3 || len > i64::MAX as u64;
-        if reserved || header.mask.is_none() {
+        if len > i64::MAX as u64 {
             return Err(CloseCause::ProtocolError);
         }
-        let so_far = reassembly.fragmented_len();
         let limit = match header.opcode {
-            OpCode::Control(_) if !header.is_final || len > CONTROL_PAYLOAD_MAX as u64 => {
+            OpCode::Control(_) if len > CONTROL_PAYLOAD_MAX as u64 => {
                 return Err(CloseCause::ProtocolError);
             }
             OpCode::Control(_) => CONTROL_PAYLOAD_MAX,
-            // A continuation needs a message to continue, and only control frames may come
-            // between.
-            OpCode::Data(data) if (data == Data::Continue) != so_far.is_some() => {
-                return Err(CloseCause::ProtocolError);
-            }
-            OpCode::Data(_) => self.message_max - so_far.unwrap_or(0),
+            OpCode::Data(_) => self.message_max - reassembly.fragmented_len().unwrap_or(0),
         };
         if len > limit as u64 {
             return Err(CloseCause::MessageTooBig);
@@ -363,6 +359,25 @@ impl Codec {
         };
         Ok(Some(incoming))
     }
+}
+
+/// Whether the first two bytes of a frame, or as many as there are, obey RFC 6455 §5.2. They
+/// are judged when they arrive: a peer in error may never send the rest of the header.
+fn has_valid_start(bytes: &[u8], is_continued: bool) -> bool {
+    const FIN: u8 = 0x80;
+    const RESERVED: u8 = 0x70;
+    const MASKED: u8 = 0x80;
+    let Some(first) = bytes.first() else { return true };
+    let opcode = OpCode::from(first & 0x0f);
+    let is_first_valid = first & RESERVED == 0
+        && match opcode {
+            OpCode::Control(Control::Reserved(_)) | OpCode::Data(Data::Reserved(_)) => false,
+            OpCode::Control(_) => first & FIN != 0,
+            // A continuation needs a message to continue, and only control frames may come
+            // between.
+            OpCode::Data(data) => (data == Data::Continue) == is_continued,
+        };
+    is_first_valid && bytes.get(1).is_none_or(|second| second & MASKED != 0)
 }
 
 /// The length of a header as received; a received length need not be minimal.

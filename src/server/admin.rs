@@ -1,5 +1,7 @@
 //! Admin: the metrics and the status page, served by threads beside the event loop.
 
+mod history;
 pub mod http;
 mod metrics;
 mod process;
+mod snapshots;

@@ -1,11 +1,13 @@
 //! Fitting: the configuration, lowered to what this machine allows.
 //!
-//! Owns the limits that descriptors and memory set, and the warnings for a limit that is
+//! Owns the limits that descriptors, memory and the kernel's backlog set, and the warnings for a limit that is
 //! lower than the configured one. Must not ask the system: what it allows is handed in.
 
 use std::fmt::{self, Display};
 
-use crate::config::{BUFFER_MEMORY, BUFFER_MEMORY_MIN, Config, DESCRIPTORS_RESERVED};
+use crate::config::{
+    BUFFER_MEMORY, BUFFER_MEMORY_MIN, Config, DESCRIPTORS_RESERVED, LISTEN_BACKLOG,
+};
 
 /// A relay needs room for one binary and one phone.
 const CONNECTIONS_MIN: usize = 2;
@@ -107,6 +109,18 @@ impl Fitted {
     }
 }
 
+/// The warning if the kernel caps the backlog of listeners below what the relay asks for.
+#[must_use]
+pub fn backlog_warning(limit: Option<u32>) -> Option<Warning> {
+    let limit = limit.filter(|limit| *limit < LISTEN_BACKLOG)?;
+    let text = format!(
+        "net.core.somaxconn {limit}: the relay asks for room for {LISTEN_BACKLOG} connections that \
+         wait to be accepted; clients that dial again all at once wait longer; raise it (sysctl -w \
+         net.core.somaxconn={LISTEN_BACKLOG})"
+    );
+    Some(Warning { event: "listen_backlog_lowered", text })
+}
+
 fn default_buffer_memory(memory_limit: Option<u64>) -> usize {
     let share = memory_limit.map_or(u64::MAX, |limit| limit / MEMORY_SHARE);
     usize::try_from(share).unwrap_or(usize::MAX).clamp(BUFFER_MEMORY_MIN, BUFFER_MEMORY)
@@ -136,6 +150,17 @@ mod tests {
             assert!(it.text.len() <= VALUE_MAX && !it.text.contains('\n'), "{it}");
             (it.event, it.text.as_str())
         })
+    }
+
+    #[test]
+    fn a_backlog_that_the_kernel_lowers_is_warned_of() {
+        for enough in [None, Some(4_096), Some(65_535)] {
+            assert_eq!(backlog_warning(enough), None);
+        }
+        let warning = backlog_warning(Some(128)).expect("a warning");
+        assert_eq!(warning.event, "listen_backlog_lowered");
+        assert!(warning.text.contains("128") && warning.text.contains("4096"), "{warning}");
+        assert!(warning.text.len() <= VALUE_MAX, "{warning}");
     }
 
     #[test]

@@ -30,11 +30,13 @@ pub struct LoopSnapshot {
     pub turns: Histogram,
 }
 
-/// A TLS configuration for handshakes, and the expiry of its certificate.
+/// A TLS configuration for handshakes, and the validity of its certificate.
 #[derive(Clone, Debug)]
 pub struct Certified {
     /// The configuration for new sessions.
     pub config: Arc<ServerConfig>,
+    /// When the certificate's validity begins, since 1970.
+    pub not_before: Duration,
     /// When the certificate's validity ends, since 1970.
     pub not_after: Duration,
 }

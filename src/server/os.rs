@@ -1,5 +1,6 @@
 //! The operating system: clock, signals, descriptors and systemd.
 
+pub mod backlog;
 pub mod clock;
 pub(in crate::server) mod date;
 pub mod descriptors;

@@ -106,36 +106,44 @@ struct Frame {
 }
 
 /// RFC 6455 §5.2: the first frame and what follows it, once it is all there; but
-/// refused as soon as its header is.
+/// refused as soon as a byte of its header is.
 fn split_frame<'a>(
     bytes: &'a [u8],
     message: Option<&Begun>,
     message_max: usize,
 ) -> Result<Option<(Frame, &'a [u8])>, CloseCause> {
-    let [first, second, rest @ ..] = bytes else { return Ok(None) };
+    let Some((first, rest)) = bytes.split_first() else { return Ok(None) };
     let (is_final, opcode) = (first & 0x80 != 0, first & 0x0f);
+    let is_known = matches!(opcode, 0..=2 | 8..=10);
+    let is_out_of_turn = match opcode {
+        8.. => !is_final,
+        _ => (opcode == 0) != message.is_some(),
+    };
+    if !is_known || first & 0x70 != 0 || is_out_of_turn {
+        return Err(CloseCause::ProtocolError);
+    }
+    let Some((second, rest)) = rest.split_first() else { return Ok(None) };
+    if second & 0x80 == 0 {
+        return Err(CloseCause::ProtocolError);
+    }
     let length_len = match second & 0x7f {
         126 => 2,
         127 => 8,
         _ => 0,
     };
-    let mask_len = if second & 0x80 == 0 { 0 } else { 4 };
     let Some((length, rest)) = rest.split_at_checked(length_len) else { return Ok(None) };
-    let Some((mask, rest)) = rest.split_at_checked(mask_len) else { return Ok(None) };
+    let Some((mask, rest)) = rest.split_at_checked(4) else { return Ok(None) };
     let length = match length {
         [] => u64::from(second & 0x7f),
         length => length.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
     };
-    let is_known = matches!(opcode, 0..=2 | 8..=10);
-    if !is_known || first & 0x70 != 0 || mask.is_empty() || length > i64::MAX as u64 {
+    if length > i64::MAX as u64 {
         return Err(CloseCause::ProtocolError);
     }
     if opcode >= 8 {
-        if !is_final || length > 125 {
+        if length > 125 {
             return Err(CloseCause::ProtocolError);
         }
-    } else if (opcode == 0) != message.is_some() {
-        return Err(CloseCause::ProtocolError);
     } else if length > (message_max - message.map_or(0, |begun| begun.payload.len())) as u64 {
         return Err(CloseCause::MessageTooBig);
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use pyrycode_relay::config::{Listen, Serving};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -160,6 +161,8 @@ fn bad_usage_exits_2_with_advice() {
         (&["http://a", "--watch=0"], "--watch"),
         (&["http://a", "--ca=x.pem"], "https://"),
         (&["http://a", "--health", "--watch=9"], "--health"),
+        (&["http://a", "--connect=:80"], "--connect: \":80\""),
+        (&["http://b\u{fc}cher.example"], "punycode"),
     ] {
         let output = run(&[&["probe"], flags].concat(), &[]);
         let text = String::from_utf8(output.stderr).unwrap();
@@ -259,6 +262,43 @@ fn silent_closed_and_slow_servers_are_told_apart() {
     let (_socket, unused) = unused_address();
     let (code, report) = probe(unused, &[]);
     assert_eq!((code, failure(&report).0), (1, "connect"));
+}
+
+#[test]
+fn another_address_is_dialled_for_the_same_name() {
+    let relay = relay(|_| {});
+    let connect = format!("--connect={relay}");
+    let url = "http://relay.example:1234";
+    let output = run(&["probe", "--json", "--round-trips=1", &connect, url], &[]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert_eq!(step(&report, "connect")["address"], relay.to_string());
+    // The port is the URL's if it is not given.
+    let asked = stand_in(|mut stream, head| {
+        let is_right = head.contains("\r\nHost: relay.example:");
+        let status = if is_right { "502 Bad Gateway" } else { "404 Not Found" };
+        let _ = stream.write_all(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes());
+    });
+    let url = format!("http://relay.example:{}", asked.port());
+    let output = run(&["probe", "--json", "--health", "--connect=127.0.0.1", &url], &[]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(failure(&report).1, "/healthz answers 502", "{report}");
+}
+
+#[test]
+fn a_proxy_header_is_sent_where_the_relay_needs_one() {
+    let proxied = relay(|config| {
+        let (listen, _) = config.serving.listens().next().unwrap();
+        config.serving = Serving::Plain(Listen { proxy_protocol: true, ..listen });
+    });
+    let (code, report) = probe(proxied, &["--proxy-protocol", "--round-trips=1"]);
+    assert_eq!(code, 0, "{report}");
+    let (code, report) = probe(proxied, &["--proxy-protocol", "--health"]);
+    assert_eq!(code, 0, "{report}");
+    let (code, report) = probe(proxied, &["--health"]);
+    let (name, _, advice) = failure(&report);
+    assert_eq!((code, name), (1, "health"), "{report}");
+    assert!(advice.contains("probe with --proxy-protocol"), "{report}");
 }
 
 #[test]

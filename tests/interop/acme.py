@@ -3,9 +3,11 @@ own for tests. It refuses a share of the nonces on purpose."""
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import ssl
@@ -18,7 +20,7 @@ import urllib.request
 import websockets
 
 from acme_front import Front, http_date, problem
-from harness import SOON, Relay, free_port, main, program, spawn, wait_until
+from harness import SOON, Relay, free_port, main, need_root, program, spawn, wait_until
 
 DOMAIN = "relay.example.com"
 # Pebble makes RSA keys when it starts, which takes its time on a busy machine.
@@ -55,6 +57,11 @@ class Authority:
         """How many it has."""
         with open(os.path.join(self.directory, "pebble.log")) as log:
             return max(map(int, re.findall(r"There are now (\d+) accounts", log.read())), default=0)
+
+    def issued(self):
+        """How many certificates it has issued."""
+        with open(os.path.join(self.directory, "pebble.log")) as log:
+            return len(re.findall(r"Issued certificate serial", log.read()))
 
     @property
     def flags(self):
@@ -260,6 +267,56 @@ def a_first_certificate_is_fetched_and_served_and_a_restart_needs_nobody():
             assert serial(relay, context) == first
             assert not says(relay, "certificate_ordered")
         assert os.stat(cache).st_mode & 0o777 == 0o700
+
+
+def the_name_is_asked_for_as_clients_and_health_checks_do():
+    """With the dot of the root, by address without a name, and by another name."""
+    with Scene() as authority:
+        authority.start()
+        with Relay(*authority.flags) as relay:
+            wait_says(relay, "certificate_served")
+            port = relay.address[1]
+            roots = os.path.join(authority.directory, "roots.pem")
+            with open(roots, "w") as file:
+                file.write(authority.fetch(authority.management, "roots/0"))
+
+            def run(*command):
+                return subprocess.run(command, capture_output=True, timeout=SOON, text=True,
+                                      stdin=subprocess.DEVNULL)
+
+            # curl takes the dot from the server name and leaves it in Host.
+            key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+            upgrade = [part for field in (
+                "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key,
+                "x-pyrycode-version: 1") for part in ("-H", field)]
+            for number, host in enumerate([f"{DOMAIN}.", DOMAIN, DOMAIN.upper()]):
+                done = run("curl", "--silent", "--http1.1", "--noproxy", "*", "--cacert", roots,
+                           "--max-time", "2", "--output", "/dev/null", "--write-out", "%{http_code}",
+                           "--resolve", f"{host}:{port}:127.0.0.1", *upgrade,
+                           "-H", f"x-pyrycode-server: curl{number}", f"https://{host}:{port}/v1/server")
+                assert done.stdout == "101", (host, done)
+            # As kubelet asks: by address, so without a server name.
+            done = run("curl", "--silent", "--insecure", "--noproxy", "*", f"https://127.0.0.1:{port}/healthz")
+            assert json.loads(done.stdout)["status"] == "ok", done
+            # Another name: alert 112 and not 49, and the log has it.
+            at = f"127.0.0.1:{port}"
+            done = run("openssl", "s_client", "-connect", at, "-servername", "other.example.com")
+            assert "unrecognized name" in done.stderr and "number 112" in done.stderr, done
+            wait_until(lambda: any(
+                "msg=tls_failed" in line and "remote=127.0.0.1" in line
+                and "server_name=other.example.com" in line for line in list(relay.log)))
+            done = run("openssl", "s_client", "-connect", at, "-servername", DOMAIN, "-CAfile", roots)
+            assert "Verify return code: 0" in done.stdout, done
+
+            def probe(url, *flags):
+                done = run(program(), "probe", "--json", "--health", "--ca", roots, *flags, url)
+                return {step["name"]: step for step in json.loads(done.stdout)["steps"]}
+            steps = probe(f"https://{DOMAIN}:1", "--connect", at)
+            assert steps["health"]["outcome"] == "ok", steps
+            assert steps["tls"]["server_name"] == DOMAIN, steps
+            steps = probe("https://other.example.com", "--connect", at)
+            assert "not other.example.com" in steps["tls"]["advice"], steps
+            assert "--connect" in steps["tls"]["advice"], steps
 
 
 def a_certificate_is_renewed_under_live_websockets():
@@ -594,6 +651,59 @@ def an_order_that_takes_its_time_is_waited_for_and_kept():
             serial(relay, authority.trust())
 
 
+@contextlib.contextmanager
+def prepared(*commands):
+    """A program that runs `commands` in mounts of its own and becomes the relay."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as script:
+        steps = " && ".join([*commands, f'exec {os.path.abspath(program())} "$@"'])
+        script.write(f"#!/bin/sh\nexec unshare --mount sh -c {shlex.quote(steps)} sh \"$@\"\n")
+    os.chmod(script.name, 0o755)
+    try:
+        yield script.name
+    finally:
+        os.unlink(script.name)
+
+
+def a_cache_that_cannot_be_written_costs_no_certificate():
+    """An authority gives a few certificates a week: none is ordered that is not kept."""
+    need_root("to mount")
+    with Scene() as authority:
+        authority.start()
+        cache, flags = authority.cache, authority.flags
+        with Relay(*flags) as relay:
+            wait_says(relay, "certificate_served")
+            first = serial(relay, authority.trust())
+        read_only = [f"mount --bind {cache} {cache}", f"mount -o remount,bind,ro {cache}"]
+        # With the account and nothing else in it, and no room.
+        full = [f"cp {cache}/acme* {authority.directory}", f"mount -t tmpfs -o size=16k,mode=700 none {cache}",
+                f"cp {authority.directory}/acme* {cache}",
+                f"(cat /dev/zero >{cache}/fill 2>/dev/null || true)"]
+
+        def run(command, *more):
+            return subprocess.run([command, *flags, *more], capture_output=True, text=True, timeout=SOON)
+        with prepared(*read_only) as command:
+            # What is there is served, with a warning that names the path.
+            with Relay(*flags, command=command) as relay:
+                assert serial(relay, authority.trust()) == first
+                wait_says(relay, "cert_cache_not_writable")
+                assert any("cert_cache_not_writable" in line and cache in line for line in relay.log)
+                assert not says(relay, "certificate_ordered")
+            checked = run(command, "--check-config")
+            assert checked.returncode == 0 and cache in checked.stderr, checked
+            os.unlink(os.path.join(cache, DOMAIN))
+            issued = authority.issued()
+            for more in ([], ["--check-config"]):
+                refused = run(command, *more)
+                assert refused.returncode == 2 and cache in refused.stderr, refused
+                assert "Read-only file system" in refused.stderr, refused
+        with prepared(*full) as command:
+            for more in ([], ["--check-config"]):
+                refused = run(command, *more)
+                assert refused.returncode == 2 and cache in refused.stderr, refused
+                assert "No space left" in refused.stderr, refused
+        assert authority.issued() == issued == 1, "a certificate was ordered that was not kept"
+
+
 def a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone():
     with Scene() as authority:
         flags = authority.flags
@@ -619,6 +729,7 @@ def a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone():
 if __name__ == "__main__":
     main([
         a_first_certificate_is_fetched_and_served_and_a_restart_needs_nobody,
+        the_name_is_asked_for_as_clients_and_health_checks_do,
         a_certificate_is_renewed_under_live_websockets,
         an_authority_that_is_down_at_first_is_asked_again,
         an_expired_certificate_is_served_while_another_is_fetched,
@@ -631,5 +742,6 @@ if __name__ == "__main__":
         a_certificate_is_renewed_when_the_authority_wants_it_to_be,
         an_authority_is_asked_again_when_it_says_in_either_form,
         an_order_that_takes_its_time_is_waited_for_and_kept,
+        a_cache_that_cannot_be_written_costs_no_certificate,
         a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone,
     ])

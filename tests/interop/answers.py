@@ -199,6 +199,23 @@ def rate_limit():
             assert relay.health()["connected_phones"] == 1, "health is not rate-limited"
 
 
+def a_forged_address_is_believed_of_named_proxies_only():
+    """A client on the same network as the relay names another address with each attempt."""
+    def forge(relay, number):
+        field = b"x-forwarded-for: 203.0.113.%d" % number
+        return whole_answer(relay, with_field(without(CLIENT, b"x-pyrycode-token"), field))
+    limit = ["--rate-limit-per-minute", "1", "--rate-limit-burst", "3", "--trust-x-forwarded-for"]
+    with Relay(*limit, "--trusted-proxies", "192.0.2.1") as relay:
+        seen = [forge(relay, number) for number in range(6)]
+        assert seen[:3] == [BAD] * 3 and all(map(is_too_many, seen[3:])), seen
+        assert not any("203.0.113" in line for line in relay.log), relay.log
+        assert not any("private_ranges_trusted" in line for line in relay.log), relay.log
+    # Without the flag every source in a private range is believed, and a warning says so.
+    with Relay(*limit) as relay:
+        assert [forge(relay, number) for number in range(6)] == [BAD] * 6
+        wait_until(lambda: any("msg=private_ranges_trusted" in line for line in list(relay.log)))
+
+
 def connection_cap():
     ready = b"GET /readyz HTTP/1.1\r\nHost: relay\r\n\r\n"
     with Relay("--max-connections", "2") as relay:
@@ -271,7 +288,8 @@ def a_client_that_has_sent_its_last_byte_is_answered(relay):
 if __name__ == "__main__":
     main([
         refusals, upgrades, request_id_is_what_the_log_says, a_silent_connection_gets_408,
-        a_dripped_head_gets_408, rate_limit, connection_cap, connection_cap_per_address, health,
-        a_second_request_is_never_parsed, a_refusal_survives_what_the_client_still_sends,
-        a_head_in_single_bytes, a_client_that_has_sent_its_last_byte_is_answered,
+        a_dripped_head_gets_408, rate_limit, a_forged_address_is_believed_of_named_proxies_only,
+        connection_cap, connection_cap_per_address, health, a_second_request_is_never_parsed,
+        a_refusal_survives_what_the_client_still_sends, a_head_in_single_bytes,
+        a_client_that_has_sent_its_last_byte_is_answered,
     ])

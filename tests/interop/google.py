@@ -57,13 +57,13 @@ class Authority:
         self.certificate = own.sign(self.key, hashes.SHA256())
         self.file = self._write(self._pem(self.certificate))
 
-    def _builder(self, name, key, life):
+    def _builder(self, name, key, life, age=datetime.timedelta(days=2)):
         now = datetime.datetime.now(datetime.timezone.utc)
         return (
             x509.CertificateBuilder()
             .subject_name(name).issuer_name(self.name).public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=2)).not_valid_after(now + life)
+            .not_valid_before(now - age).not_valid_after(now + life)
         )
 
     @staticmethod
@@ -76,7 +76,8 @@ class Authority:
             file.write(text)
         return file.name
 
-    def context(self, names=("localhost", "127.0.0.1"), life=datetime.timedelta(days=1)):
+    def context(self, names=("localhost", "127.0.0.1"), life=datetime.timedelta(days=1),
+                age=datetime.timedelta(days=2)):
         """TLS for a server of these names."""
         key = ec.generate_private_key(ec.SECP256R1())
 
@@ -85,7 +86,7 @@ class Authority:
                 return x509.IPAddress(ipaddress.ip_address(name))
             return x509.DNSName(name)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-        certificate = self._builder(subject, key, life).add_extension(
+        certificate = self._builder(subject, key, life, age).add_extension(
             x509.SubjectAlternativeName([general(name) for name in names]), critical=False,
         ).sign(self.key, hashes.SHA256())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -78,10 +78,10 @@ def freeze(process):
 class Relay:
     """A relay process of one's own on a port of its own, ended on leaving."""
 
-    def __init__(self, *flags, reads_log=True, variables=None):
+    def __init__(self, *flags, reads_log=True, variables=None, command=None):
         is_tls = "--domain" in flags or "--tls-cert" in flags
         listener = "--https-listen" if is_tls else "--insecure-listen"
-        command = [program(), listener, "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+        command = [command or program(), listener, "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
         if "--rate-limit-per-minute" not in flags:
             command += ["--rate-limit-per-minute", "0"]
         self.process = spawn(

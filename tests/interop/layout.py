@@ -94,6 +94,11 @@ class Image:
         assert done.returncode in (0, 1), done
         return done.returncode
 
+    def probe(self, *flags):
+        """As an orchestrator runs a command in the container: its exit status."""
+        command = [*json.loads(self.only("ENTRYPOINT")), "probe", "--health", *flags]
+        return subprocess.run(self.enter(command), capture_output=True, timeout=SOON).returncode
+
     def run(self, flags, *variables):
         """Starts the relay as `docker run IMAGE FLAGS` does."""
         command = [*json.loads(self.only("ENTRYPOINT")), *flags]
@@ -184,6 +189,29 @@ def its_health_check_works_with_ones_own_certificate():
     health_follows_the_relay(image, [*files, "--https-listen", ":8443"])
 
 
+def a_command_asks_every_way_to_listen_without_metrics():
+    image = Image(PROGRAM)
+    with Pair() as pair:
+        image.put("/tls/chain.pem", pair.certificate)
+        image.put("/tls/key.pem", pair.key)
+    pem = ["--tls-cert", "/tls/chain.pem", "--tls-key", "/tls/key.pem"]
+    by_name = ["--ca", "/tls/chain.pem", "--connect", "127.0.0.1:8443", "https://localhost"]
+    for flags, command in [
+        (["--insecure-listen", ":8080"], ["http://127.0.0.1:8080"]),
+        (["--insecure-listen", ":8080", "--proxy-protocol"],
+         ["--proxy-protocol", "http://127.0.0.1:8080"]),
+        ([*pem, "--https-listen", ":8443"], by_name),
+        ([*pem, "--https-listen", ":8443", "--https-proxy-protocol"], ["--proxy-protocol", *by_name]),
+    ]:
+        assert image.probe(*command) == 1, command
+        relay = image.run([*flags, "--metrics-listen="])
+        try:
+            wait_until(lambda: image.probe(*command) == 0, complaint=f"{flags}: not healthy")
+        finally:
+            relay.kill()
+            relay.wait()
+
+
 def its_health_check_works_on_other_ports():
     flags = ["--insecure-listen", ":8081", "--metrics-listen", "127.0.0.1:9191"]
     health_follows_the_relay(IMAGE, flags, f"{PROBE_URL}=http://127.0.0.1:9191")
@@ -245,5 +273,6 @@ if __name__ == "__main__":
         its_health_check_works_behind_proxy_headers,
         its_health_check_works_with_ones_own_certificate,
         its_health_check_works_on_other_ports,
+        a_command_asks_every_way_to_listen_without_metrics,
         fly_runs_it_and_reaches_its_health_check,
     ], at_once=1)

@@ -1,14 +1,17 @@
 """The relay as a process: signals, its log pipe, and what it costs at rest."""
 
+import contextlib
 import fcntl
 import os
 import signal
+import socket
 import struct
 import subprocess
+import sys
 import termios
 import time
 
-from harness import LATE, SOON, Relay, main, need_root, program, wait_until
+from harness import LATE, SOON, Relay, free_port, main, need_root, program, spawn, wait_until
 from rawpeer import (
     TEXT, Honest, RawPeer, close_frame, envelope, frame, head, notice, pair, undated, upgrade,
 )
@@ -174,6 +177,45 @@ def a_second_signal_ends_at_once():
         relay.process.stderr.close()
 
 
+def a_terminal_that_is_closed_ends_it():
+    """Not what nohup started, nor what is told to ignore it."""
+    def start(*before):
+        port = free_port()
+        ours, its = os.openpty()
+        command = [*before, program(), "--insecure-listen", f"127.0.0.1:{port}", "--metrics-listen="]
+        process = spawn_at_terminal(command, its)
+        os.close(its)
+        def listens():
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=SOON).close()
+                return True
+        wait_until(listens)
+        return process, port, ours
+
+    process, port, terminal = start()
+    os.close(terminal)
+    assert process.wait(SHUT_DOWN + 2) == 0
+    # Its port is free for the next one.
+    socket.create_server(("127.0.0.1", port)).close()
+
+    process, port, terminal = start("nohup")
+    os.close(terminal)
+    try:
+        assert wakes_within(process, 1.0) >= 0 and process.poll() is None, "nohup has no effect"
+        socket.create_connection(("127.0.0.1", port), timeout=SOON).close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def spawn_at_terminal(command, terminal):
+    """A process whose terminal this is, as a shell starts it in the foreground."""
+    takes_it = ("import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
+                "os.dup2(1, 0); os.execvp(sys.argv[1], sys.argv[1:])")
+    return spawn([sys.executable, "-c", takes_it, *command], stdout=terminal, stderr=terminal,
+                 start_new_session=True)
+
+
 def no_log_line_can_be_forged(relay):
     """No peer writes a line, a token or a payload into the log."""
     binary = upgrade(relay, "server", "home")
@@ -235,6 +277,6 @@ if __name__ == "__main__":
         an_idle_relay_never_wakes, a_stuck_log_delays_nobody, sigterm_and_sigint_drain,
         a_shut_down_ends_whatever_peers_do, a_closing_peer_receives_no_second_close,
         what_was_queued_comes_before_the_shut_down, a_second_signal_ends_at_once,
-        no_log_line_can_be_forged, exit_codes_hold_whatever_the_streams_are,
-        production_takes_one_capability_only,
+        a_terminal_that_is_closed_ends_it, no_log_line_can_be_forged,
+        exit_codes_hold_whatever_the_streams_are, production_takes_one_capability_only,
     ])

@@ -9,7 +9,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
 import tempfile
 import time
 
@@ -43,7 +45,7 @@ class Proxy:
             self.directory = stack.enter_context(tempfile.TemporaryDirectory())
             # For workers that run as another user.
             os.chmod(self.directory, 0o755)
-            path = os.path.join(self.directory, os.path.basename(self.file))
+            self.path = path = os.path.join(self.directory, os.path.basename(self.file))
             with open(os.path.join(HERE, "../../deploy", self.file)) as deployed:
                 text = deployed.read()
             for pattern, by in self.places(relay).items() | changes.items():
@@ -192,6 +194,61 @@ def behind_caddy():
     serves(Caddy)
 
 
+def children(process):
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as names:
+        return {int(pid) for pid in names.read().split()}
+
+
+def is_cut_by_a_reload(proxy, number, bound):
+    """A worker that was replaced keeps its tunnels for as long as the file says, which is
+    a second here; then they are cut without a close, and the worker ends."""
+    with Relay(*proxy.flags) as relay, proxy(relay, **bound) as front:
+        with front.dial("server", "127.0.0.3") as binary:
+            old = children(front.process)
+            assert old
+            # The master of HAProxy 2.6 forgets a signal that comes just after its start.
+            def is_reloaded():
+                front.process.send_signal(number)
+                with contextlib.suppress(AssertionError):
+                    return wait_until(lambda: children(front.process) - old, 1)
+            wait_until(is_reloaded, complaint=front.log)
+            try:
+                raise AssertionError(f"it said {binary.recv(SOON)}")
+            except ConnectionClosed as closed:
+                assert closed.rcvd is None, closed
+        wait_until(lambda: not children(front.process) & old, complaint=front.log)
+        with front.dial("server", "127.0.0.3") as binary, front.dial("client", "127.0.0.4") as phone:
+            round_trip(binary, phone, '"again"')
+
+
+def an_old_worker_of_haproxy_ends():
+    class Master(HAProxy):
+        def command(self, path):
+            return [program("haproxy"), "-W", "-f", path]
+    is_cut_by_a_reload(Master, signal.SIGUSR2, {"hard-stop-after 1h": "hard-stop-after 1s"})
+
+
+def an_old_worker_of_nginx_ends():
+    is_cut_by_a_reload(Nginx, signal.SIGHUP, {"worker_shutdown_timeout 1h": "worker_shutdown_timeout 1s"})
+
+
+def a_reload_of_caddy_tells_all_peers_to_leave():
+    with Relay(*Caddy.flags) as relay, Caddy(relay) as front:
+        with front.dial("server", "127.0.0.3") as binary, front.dial("client", "127.0.0.4") as phone:
+            subprocess.run(
+                [program("caddy"), "reload", "--force", "--config", front.path,
+                 "--adapter", "caddyfile"],
+                check=True, capture_output=True, timeout=SOON)
+            for peer in (binary, phone):
+                try:
+                    raise AssertionError(f"it said {peer.recv(SOON)}")
+                except ConnectionClosed as closed:
+                    assert closed.rcvd.code == 1001, closed
+        relay.wait_connected(0, 0, within=60)
+        with front.dial("server", "127.0.0.3") as binary, front.dial("client", "127.0.0.4") as phone:
+            round_trip(binary, phone, '"again"')
+
+
 def stays(proxy):
     changes = {proxy.idle: f"{IDLE}s"} if proxy.idle else {}
     with Relay(*proxy.flags) as relay, proxy(relay, **changes) as front:
@@ -232,7 +289,11 @@ def without_pings_it_is_cut():
     assert is_cut(HAProxy) < SOON and is_cut(Nginx) < SOON
 
 
-QUICK = [behind_haproxy, behind_nginx, behind_caddy, without_pings_it_is_cut]
+QUICK = [
+    behind_haproxy, behind_nginx, behind_caddy, without_pings_it_is_cut,
+    an_old_worker_of_haproxy_ends, an_old_worker_of_nginx_ends,
+    a_reload_of_caddy_tells_all_peers_to_leave,
+]
 SLOW = [idle_behind_haproxy, idle_behind_nginx, idle_behind_caddy]
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ DEPLOY = os.path.join(ROOT, "deploy")
 # Pictures of the status page, for people to look at.
 PICTURES = os.path.join(os.path.dirname(os.path.abspath(program())), "..", "operate")
 # Only a relay that serves TLS has it.
-ELSEWHERE = {"pyrycode_relay_tls_certificate_expiry_timestamp_seconds"}
+ELSEWHERE = {
+    f"pyrycode_relay_tls_certificate_{end}_timestamp_seconds" for end in ("expiry", "not_before")
+}
 
 
 def get(url):
@@ -257,7 +259,44 @@ def the_status_page_shows_what_is_there(relay):
             assert page.happened("Runtime.exceptionThrown") == []
             asked = {event["request"]["url"] for event in page.happened("Network.requestWillBeSent")}
             asked = {url for url in asked if not url.startswith("data:")}
-            assert asked == {f"http://{relay.metrics}/", f"http://{relay.metrics}/metrics"}, asked
+            own = {f"http://{relay.metrics}/{path}" for path in ("", "history", "metrics")}
+            assert asked == own, asked
+
+
+def history(relay):
+    """The ages of what the relay remembers, in seconds, and all lines of one metric."""
+    text = get(f"http://{relay.metrics}/history")
+    ages = [int(age) / 1000 for age in re.findall(r"^# (\d+) ms ago$", text, re.MULTILINE)]
+    return ages, re.findall(r"^pyrycode_relay_connected_phones (\d+)$", text, re.MULTILINE)
+
+
+def a_page_that_is_opened_late_shows_what_was(relay):
+    """Peers that came and went before the page was opened, in samples of 20 s."""
+    wait_until(lambda: len(history(relay)[0]) == 1)
+    binary, phone = pair(relay)
+    with binary, phone:
+        wait_until(lambda: history(relay)[1] == ["0", "1"], 60, lambda: history(relay))
+        for _ in range(100):
+            phone.send(frame(TEXT, b"1"))
+            binary.read_message()
+    wait_until(lambda: history(relay)[1] == ["0", "1", "0"], 60, lambda: history(relay))
+    ages, _ = history(relay)
+    assert ages == sorted(ages, reverse=True) and len(ages) >= 3, ages
+    apart = [before - after for before, after in zip(ages, ages[1:])]
+    assert all(15 < gap < 30 for gap in apart), ages
+    with Browser() as browser:
+        page = browser.open(f"http://{relay.metrics}/")
+        page.wait_for("document.getElementById('phones')?.textContent === '0'")
+        # The peak of the line of phones, and the two ends, lie before the page was opened.
+        page.wait_for("samples.length >= 5")
+        levels = page.evaluate("samples.map((sample) => get(sample, 'connected_phones'))")
+        assert levels[0] == 0 and max(levels) == 1 and levels[-1] == 0, levels
+        moved = page.evaluate(
+            "get(samples.at(-1), 'frames_forwarded_total{direction=\"phone_to_binary\"}')"
+            " - get(samples[0], 'frames_forwarded_total{direction=\"phone_to_binary\"}')")
+        assert moved == 100, moved
+        page.wait_for("document.querySelectorAll('#ends rect').length > 0")
+        assert page.happened("Runtime.exceptionThrown") == []
 
 
 def a_page_elsewhere_is_told_nothing(relay):
@@ -292,5 +331,6 @@ if __name__ == "__main__":
         every_query_names_a_metric_that_exists,
         a_real_prometheus_reads_it,
         the_status_page_shows_what_is_there,
+        a_page_that_is_opened_late_shows_what_was,
         a_page_elsewhere_is_told_nothing,
     ], at_once=3)

@@ -383,6 +383,36 @@ fn a_header_that_breaks_the_rules_is_refused_before_its_payload_comes() {
 }
 
 #[test]
+fn a_violation_in_the_first_two_bytes_waits_for_no_more() {
+    let started = || frame(TEXT, "begun");
+    // Lengths that have bytes of their own, which never come.
+    for len in [0x80, 0x80 | 126, 0x80 | 127] {
+        for first in [FIN | TEXT | 0x40, BINARY | 0x20, PING | 0x10, 0x9, 0x8, FIN | 0x3, FIN | 0xb]
+            .into_iter()
+            .chain([CONTINUATION, FIN | CONTINUATION])
+        {
+            let cause = Some(CloseCause::ProtocolError);
+            assert_eq!(whole(&[first]).1, cause, "{first:x} alone");
+            assert_eq!(whole(&[first, len]).1, cause, "{first:x} {len:x}");
+            assert_eq!(byte_by_byte(&[first, len]).1, cause, "{first:x} {len:x}");
+        }
+        for first in [TEXT, FIN | BINARY, FIN | TEXT | 0x10] {
+            let stream = [started(), vec![first]].concat();
+            assert_eq!(whole(&stream).1, Some(CloseCause::ProtocolError), "{first:x} in a text");
+        }
+        // Nothing is wrong yet.
+        for first in [TEXT, FIN | BINARY, PING, CLOSE] {
+            assert_eq!(whole(&[first, len]).1, None, "{first:x} {len:x}");
+        }
+    }
+    for unmasked in [0, 5, 126, 127] {
+        let cause = Some(CloseCause::ProtocolError);
+        assert_eq!(whole(&[FIN | TEXT, unmasked]).1, cause, "unmasked, {unmasked}");
+        assert_eq!(byte_by_byte(&[PING, unmasked]).1, cause, "unmasked ping, {unmasked}");
+    }
+}
+
+#[test]
 fn text_that_is_not_utf8() {
     let crab = "🦀".as_bytes();
     for (what, stream) in [

@@ -1,7 +1,7 @@
-//! Admin listener: `/metrics`, the health endpoints and the status page.
+//! Admin listener: `/metrics`, `/history`, the health endpoints and the status page.
 //!
 //! Owns a few threads that answer plain HTTP, one request per connection. Must not touch
-//! the event loop's state: it requests a snapshot through [`LoopHandle`] and waits.
+//! the event loop's state: it requests [`Snapshots`] and waits.
 //!
 //! 1. A request cannot slow the event loop: a snapshot costs it a copy of a kilobyte.
 //! 2. If the event loop does not answer in time, the response is 503.
@@ -19,7 +19,7 @@
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,10 +31,11 @@ use crate::protocol::fault::{Cause, Fault};
 use crate::protocol::request::{self, Endpoint, Head, Request};
 use crate::protocol::response::{self, Health, RETRY_LATER, Refusal, Status};
 use crate::relay::refusals::Refusals;
+use crate::server::admin::history::{History, Recorder};
 use crate::server::admin::metrics::{self, Surroundings};
-use crate::server::admin::process::Usage;
+use crate::server::admin::snapshots::{LOOP_TIMEOUT, Snapshots};
 use crate::server::log::Sink;
-use crate::server::messages::{LoopHandle, LoopMessage, LoopSnapshot};
+use crate::server::messages::{LoopHandle, LoopSnapshot};
 use crate::server::os::clock::{monotonic, wall_time};
 use crate::server::os::date;
 use crate::server::os::descriptors::is_exhaustion;
@@ -45,8 +46,6 @@ use crate::time::Throttle;
 const THREADS: usize = 4;
 /// The time limit of a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait for the event loop. Prometheus gives up after 10 s by default.
-const LOOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The delay before accepting again when no descriptor is free.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
@@ -70,7 +69,10 @@ struct Shared {
     allowed: Vec<IpNet>,
     /// When the listener was bound.
     opened: Instant,
+    /// The same, since 1970: when the process started.
+    started: Duration,
     log: Mutex<LogLimits>,
+    history: History,
 }
 
 /// The rate limits of the log lines.
@@ -125,8 +127,17 @@ impl AdminListener {
             io::Error::new(error.kind(), advice)
         })?;
         let allowed = allowed.to_vec();
-        let (opened, log) = (monotonic(), Mutex::default());
-        Ok(Self { shared: Arc::new(Shared { listener, allowed, opened, log }) })
+        let (opened, started, log) = (monotonic(), wall_time(), Mutex::default());
+        Ok(Self {
+            shared: Arc::new(Shared {
+                listener,
+                allowed,
+                opened,
+                started,
+                log,
+                history: History::default(),
+            }),
+        })
     }
 
     /// The bound address.
@@ -137,19 +148,35 @@ impl AdminListener {
         self.shared.listener.local_addr()
     }
 
+    /// Starts the thread that keeps the history, until the process ends. `arrivals` are
+    /// duplicates of the sockets at which clients arrive.
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn record(
+        &self,
+        to_loop: &LoopHandle,
+        sink: &Sink,
+        arrivals: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let (shared, snapshots) = (Arc::clone(&self.shared), Snapshots::new(to_loop.clone()));
+        let recorder =
+            Recorder { snapshots, sink: sink.clone(), started: self.shared.started, arrivals };
+        let record = move || recorder.run(&shared.history);
+        thread::Builder::new().name("history".into()).spawn(record)?;
+        Ok(())
+    }
+
     /// Starts the threads, which answer until the process ends.
     ///
     /// # Errors
     /// If a thread cannot be started.
     pub fn serve(self, to_loop: &LoopHandle, sink: &Sink) -> io::Result<()> {
-        let started = wall_time();
         for _ in 0..THREADS {
             let worker = AdminWorker {
                 shared: Arc::clone(&self.shared),
-                to_loop: to_loop.clone(),
+                snapshots: Snapshots::new(to_loop.clone()),
                 sink: sink.clone(),
-                started,
-                unanswered: None,
             };
             thread::Builder::new().name("admin".into()).spawn(|| worker.run())?;
         }
@@ -160,12 +187,8 @@ impl AdminListener {
 /// One of the threads.
 struct AdminWorker {
     shared: Arc<Shared>,
-    to_loop: LoopHandle,
+    snapshots: Snapshots,
     sink: Sink,
-    /// When the process started, since 1970.
-    started: Duration,
-    /// A request that the event loop has not answered in time.
-    unanswered: Option<Receiver<LoopSnapshot>>,
 }
 
 impl AdminWorker {
@@ -227,6 +250,7 @@ impl AdminWorker {
         match (request.endpoint(), request.path()) {
             (Endpoint::Health, _) => self.health(request),
             (Endpoint::Ready, _) => self.ready(request),
+            (_, "/history") => self.history().bytes(request),
             (_, "/metrics") => self.metrics().bytes(request),
             (_, "/") => page().bytes(request),
             _ => {
@@ -238,7 +262,7 @@ impl AdminWorker {
 
     /// Answers as the public listeners do, and 503 if the event loop is stuck.
     fn health(&mut self, request: &Request<'_>) -> Vec<u8> {
-        let Some(report) = self.report() else { return stuck().bytes(request) };
+        let Some(report) = self.snapshots.take() else { return stuck().bytes(request) };
         let health = Health {
             status: if report.relay.is_draining { Status::Draining } else { Status::Ok },
             version: env!("CARGO_PKG_VERSION"),
@@ -252,7 +276,9 @@ impl AdminWorker {
     }
 
     fn ready(&mut self, request: &Request<'_>) -> Vec<u8> {
-        let Some(LoopSnapshot { relay, .. }) = self.report() else { return stuck().bytes(request) };
+        let Some(LoopSnapshot { relay, .. }) = self.snapshots.take() else {
+            return stuck().bytes(request);
+        };
         let is_ready = !relay.is_draining && relay.connections < relay.connections_max;
         let mut answer = Vec::new();
         response::ready(is_ready, &date::now(), &mut answer);
@@ -260,35 +286,14 @@ impl AdminWorker {
     }
 
     fn metrics(&mut self) -> Answer {
-        let Some(report) = self.report() else { return stuck() };
-        let around = Surroundings {
-            started: self.started,
-            usage: Usage::now(),
-            log_lines_dropped: self.sink.lines_dropped(),
-        };
+        let Some(report) = self.snapshots.take() else { return stuck() };
+        let around = Surroundings::now(self.shared.started, &self.sink);
         let body = metrics::text(&report, &around);
         Answer { media_type: metrics::MEDIA_TYPE, ..Answer::text("200 OK", body) }
     }
 
-    /// Requests a snapshot from the event loop, unless an earlier request is unanswered:
-    /// while the loop is stuck, each thread has at most one request in the mailbox.
-    fn report(&mut self) -> Option<LoopSnapshot> {
-        // An answer that arrived late is out of date and discarded.
-        let owed =
-            self.unanswered.take().filter(|owed| owed.try_recv() == Err(TryRecvError::Empty));
-        let reply = owed.unwrap_or_else(|| {
-            let (reply, answer) = mpsc::sync_channel(1);
-            self.to_loop.send(LoopMessage::Snapshot(reply));
-            answer
-        });
-        match reply.recv_timeout(LOOP_TIMEOUT) {
-            Ok(report) => Some(report),
-            Err(RecvTimeoutError::Timeout) => {
-                self.unanswered = Some(reply);
-                None
-            }
-            Err(RecvTimeoutError::Disconnected) => None,
-        }
+    fn history(&self) -> Answer {
+        Answer::text("200 OK", self.shared.history.text(wall_time()))
     }
 }
 
@@ -405,11 +410,7 @@ impl Write for Bounded<'_> {
 
 #[cfg(test)]
 mod tests {
-    use mio::{Poll, Token};
-
     use super::*;
-    use crate::config::LogFormat;
-    use crate::server::messages::mailbox::Mailbox;
 
     #[test]
     fn a_name_that_a_web_page_could_own_is_none_of_ours() {
@@ -448,42 +449,5 @@ mod tests {
         ] {
             assert_eq!(admin.shared.admits(peer.parse().unwrap()), admitted, "{peer}");
         }
-    }
-
-    #[test]
-    fn a_stuck_loop_is_asked_once_and_its_late_answer_is_not_news() {
-        let poll = Poll::new().unwrap();
-        let mut mailbox = Mailbox::new(poll.registry(), Token(0)).unwrap();
-        let sink = Sink::start(LogFormat::Logfmt, ::log::LevelFilter::Off, io::sink()).unwrap();
-        let mut worker = AdminWorker {
-            shared: AdminListener::bind("127.0.0.1:0".parse().unwrap(), &[]).unwrap().shared,
-            to_loop: mailbox.handle(),
-            sink,
-            started: Duration::ZERO,
-            unanswered: None,
-        };
-        assert_eq!(worker.report(), None);
-        let Some(LoopMessage::Snapshot(reply)) = mailbox.take() else { panic!("it was not asked") };
-        assert_eq!(worker.report(), None);
-        assert!(mailbox.take().is_none(), "it was asked again");
-
-        let counting = |binaries| {
-            let mut report = LoopSnapshot::default();
-            report.relay.binaries = binaries;
-            report
-        };
-        reply.send(counting(1)).unwrap();
-        let worker = thread::Builder::new().spawn(move || worker.report()).unwrap();
-        let until = monotonic() + CONNECTION_TIMEOUT;
-        let reply = loop {
-            match mailbox.take() {
-                Some(LoopMessage::Snapshot(reply)) => break reply,
-                Some(other) => panic!("{other:?}"),
-                None => thread::yield_now(),
-            }
-            assert!(monotonic() < until, "it was not asked anew");
-        };
-        reply.send(counting(2)).unwrap();
-        assert_eq!(worker.join().unwrap(), Some(counting(2)), "and not what was true before");
     }
 }

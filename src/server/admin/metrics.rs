@@ -4,7 +4,7 @@
 //! the one place that counts it, so that two values cannot disagree.
 //!
 //! 1. Every series exists from the start, at zero until something happens, except the
-//!    certificate's expiry while there is no certificate.
+//!    certificate's validity while there is no certificate.
 //! 2. Label values come from closed lists in this program, never from a peer.
 
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::protocol::close::CloseCause;
 use crate::relay::Snapshot;
 use crate::relay::stats::{self, Outcome};
 use crate::server::admin::process::Usage;
+use crate::server::log::Sink;
 use crate::server::messages::{LoopSnapshot, tls_stats};
 
 /// The media type of [`text`].
@@ -37,6 +38,13 @@ pub(in crate::server) struct Surroundings {
     pub(in crate::server) usage: Usage,
     /// Log lines lost.
     pub(in crate::server) log_lines_dropped: u64,
+}
+
+impl Surroundings {
+    /// Those of this moment.
+    pub(in crate::server) fn now(started: Duration, sink: &Sink) -> Self {
+        Self { started, usage: Usage::now(), log_lines_dropped: sink.lines_dropped() }
+    }
 }
 
 /// All metrics as one text, ready to be scraped.
@@ -259,6 +267,13 @@ impl Families {
             "TLS connections that the peer ended without close_notify.",
             stats.truncations,
         );
+        if let Some(not_before) = stats.not_before {
+            self.gauge(
+                "pyrycode_relay_tls_certificate_not_before_timestamp_seconds",
+                "Start of the validity of the certificate in use since unix epoch in seconds.",
+                not_before.as_secs_f64(),
+            );
+        }
         if let Some(not_after) = stats.not_after {
             self.gauge(
                 "pyrycode_relay_tls_certificate_expiry_timestamp_seconds",

@@ -203,10 +203,11 @@ impl Handshakes {
         self.build(certificate, None)
     }
 
-    /// The configuration with `certificate`, and when that expires.
+    /// The configuration with `certificate`, and the validity of that.
     #[must_use]
     pub fn certified(&self, certificate: &Certificate) -> Certified {
-        Certified { config: self.with(Some(certificate)), not_after: certificate.not_after }
+        let Certificate { not_before, not_after, .. } = *certificate;
+        Certified { config: self.with(Some(certificate)), not_before, not_after }
     }
 
     /// The same, where handshakes that offer only the challenge's protocol (RFC 8737) get

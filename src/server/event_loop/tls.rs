@@ -37,6 +37,7 @@ impl Tls {
 
     /// Uses a certificate from now on.
     pub(super) fn serve(&mut self, certified: Certified) {
+        self.stats.not_before = Some(certified.not_before);
         self.stats.not_after = Some(certified.not_after);
         log::info!(expires_in_days = self.stats.days_left(wall_time()); "certificate_served");
         self.config = Some(certified.config);

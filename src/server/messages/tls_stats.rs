@@ -15,6 +15,8 @@ pub struct Stats {
     pub faults: u64,
     /// Streams that ended without close_notify.
     pub truncations: u64,
+    /// When the validity of the certificate in use begins, since 1970.
+    pub not_before: Option<Duration>,
     /// When the certificate in use expires, since 1970; `None`: no certificate yet.
     pub not_after: Option<Duration>,
 }

@@ -6,18 +6,17 @@
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::{Listen, ListenerProtocol, NOTSENT_LOWAT, RECEIVE_BUFFER};
+use crate::config::{LISTEN_BACKLOG, Listen, ListenerProtocol, NOTSENT_LOWAT, RECEIVE_BUFFER};
 use crate::server::os::descriptors::is_exhaustion;
 use crate::time::Instant;
 
-/// The backlog of connections that wait to be accepted; the kernel caps it at `somaxconn`.
-const BACKLOG: i32 = 4096;
 /// How often to retry while accepting is paused: no event reports that a descriptor became
 /// free elsewhere in the system.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
@@ -51,6 +50,14 @@ impl Listener {
         };
         let inner = TcpListener::from_std(socket.into());
         Ok(Self { inner, speaks: ListenerProtocol::Plain, is_ready: false, is_proxied: false })
+    }
+
+    /// A duplicate of the socket, on which nothing is accepted: to see clients arrive.
+    ///
+    /// # Errors
+    /// If no descriptor is free.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.inner.as_fd().try_clone_to_owned()
     }
 
     /// Sets the protocol of accepted connections; the default is plain.
@@ -250,7 +257,7 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     }
     prepare(&socket)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(LISTEN_BACKLOG as i32)?;
     Ok(socket)
 }
 

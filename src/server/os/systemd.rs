@@ -132,9 +132,44 @@ pub fn inherited(variables: &dyn Fn(&str) -> Option<OsString>) -> io::Result<Vec
     all.filter_map(Result::transpose).collect()
 }
 
+/// The complaint if sockets are in the environment that are for another process, as in a
+/// shell that a unit with socket activation started. Ask before [`inherited`].
+#[must_use]
+pub fn sockets_of_another(
+    variables: &dyn Fn(&str) -> Option<OsString>,
+    pid: u32,
+) -> Option<String> {
+    variables("LISTEN_FDS")?;
+    let of = variables("LISTEN_PID").unwrap_or_default();
+    (of != *pid.to_string()).then(|| {
+        format!(
+            "LISTEN_FDS: the sockets are for the process {of:?} (LISTEN_PID), and this one is {pid}; \
+             unset the variables, or have systemd start the relay itself"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_for_another_process_are_told() {
+        let told = |variables: &[(&str, &str)]| {
+            let find = |name: &str| {
+                variables.iter().find(|(it, _)| *it == name).map(|(_, value)| value.into())
+            };
+            sockets_of_another(&find, 7)
+        };
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&[("LISTEN_PID", "8")]), None);
+        assert_eq!(told(&[("LISTEN_FDS", "1"), ("LISTEN_PID", "7")]), None);
+        for pid in ["8", "", "x"] {
+            let text = told(&[("LISTEN_FDS", "1"), ("LISTEN_PID", pid)]).expect("a complaint");
+            assert!(text.contains(&format!("{pid:?}")) && text.contains("is 7"), "{text}");
+        }
+        assert!(told(&[("LISTEN_FDS", "1")]).is_some());
+    }
 
     fn read(variables: &[(&str, &str)]) -> Result<NotifyConfig, Malformed> {
         let find = |name: &str| {

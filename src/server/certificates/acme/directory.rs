@@ -13,7 +13,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::fs::{Access, AtFlags, CWD, StatVfs, accessat, statvfs};
+use rustix::io::Errno;
 
 /// The size of the trial file that is written before an order and removed: larger than
 /// account, certificate and notes together, so that a full disk is noticed.
@@ -73,7 +74,7 @@ impl Directory {
         )
     }
 
-    /// Checks by owner, mode and mount whether files can be created in the directory or, if
+    /// Checks by owner, mode, mount and free space whether files can be created in the directory or, if
     /// it does not exist, whether it can be created.
     ///
     /// # Errors
@@ -89,7 +90,14 @@ impl Directory {
             };
         }
         accessat(CWD, path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-            .map_err(|errno| format!("{}: is not writable: {errno}", path.display()))
+            .map_err(|errno| format!("{}: is not writable: {errno}", path.display()))?;
+        match statvfs(path) {
+            Ok(found) if !has_room(&found, euid()) => {
+                Err(format!("{}: is not writable: {}", path.display(), Errno::NOSPC))
+            }
+            // The trial before an order decides.
+            _ => Ok(()),
+        }
     }
 
     /// Creates the directory unless it exists; returns whether it was created.
@@ -196,6 +204,13 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// Whether a trial file fits. Root may use blocks that are reserved for it. A file system
+/// that counts no blocks does not tell.
+fn has_room(found: &StatVfs, euid: u32) -> bool {
+    let blocks = if euid == 0 { found.f_bfree } else { found.f_bavail };
+    found.f_blocks == 0 || blocks.saturating_mul(found.f_frsize) >= TRIAL_BYTES as u64
+}
+
 fn euid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
@@ -273,6 +288,20 @@ mod tests {
             assert!(directory.check().unwrap_err().contains("chown 0 "));
         }
         remove(&directory);
+    }
+
+    #[test]
+    fn a_full_file_system_is_noticed_without_writing() {
+        let mut found = statvfs("/").unwrap();
+        (found.f_blocks, found.f_frsize, found.f_bfree, found.f_bavail) = (1_000, 4_096, 16, 0);
+        assert!(has_room(&found, 0), "root may use what is reserved");
+        assert!(!has_room(&found, 1000));
+        found.f_bavail = 16;
+        assert!(has_room(&found, 1000));
+        (found.f_bfree, found.f_bavail) = (15, 15);
+        assert!(!has_room(&found, 0) && !has_room(&found, 1000));
+        (found.f_blocks, found.f_bfree, found.f_bavail) = (0, 0, 0);
+        assert!(has_room(&found, 1000), "it does not tell");
     }
 
     #[test]

@@ -272,6 +272,7 @@ def history(relay):
 
 def a_page_that_is_opened_late_shows_what_was(relay):
     """Peers that came and went before the page was opened, in samples of 20 s."""
+    relay.health()
     wait_until(lambda: len(history(relay)[0]) == 1)
     binary, phone = pair(relay)
     with binary, phone:

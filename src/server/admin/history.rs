@@ -89,6 +89,8 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub(super) fn run(mut self, history: &History) {
+        // Before the first client there is nothing to remember, and the loop is not woken.
+        self.wait_for_a_connection();
         let mut last = None;
         loop {
             let report = self.snapshots.take();

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
-use pyrycode_relay::config::MESSAGE_MAX;
-use pyrycode_relay::protocol::websocket::{Codec, Reassembly, accept_key};
+use pyrycode_relay::config::{MESSAGE_MAX, Timeouts};
+use pyrycode_relay::protocol::connection::Connection;
+use pyrycode_relay::protocol::outbox_pool::OutboxPool;
+use pyrycode_relay::protocol::websocket::{Codec, Opcode, Reassembly, accept_key};
 use pyrycode_relay::protocol::work::Work;
 use pyrycode_relay::relay::envelope;
 use pyrycode_relay::time::{Instant, Wheel};
@@ -116,5 +118,21 @@ fn wheel_fire_and_arm(bencher: Bencher<'_, '_>, keys: u32) {
             }
         };
         wheel.arm(key, now + INTERVAL);
+    });
+}
+
+/// One message is queued to a peer and written, in as many writes as it has chunks.
+#[divan::bench(args = [256, 1024, 16 * 1024, 256 * 1024])]
+fn outbox_message(bencher: Bencher<'_, '_>, size: usize) {
+    let (now, timeouts) = (Instant::START, Timeouts::STANDARD);
+    let (mut connection, mut pool) = (Connection::new(now, &timeouts), OutboxPool::default());
+    connection.open(Instant::NEVER, now);
+    let message = vec![b'x'; size];
+    bencher.counter(BytesCount::of_slice(&message)).bench_local(|| {
+        connection.send_message(Opcode::Text, &[black_box(&message)], &mut pool, now);
+        while connection.backlog() > 0 {
+            let count = connection.outgoing().iter().map(|slice| slice.len()).sum();
+            connection.on_written(count, &mut pool, now);
+        }
     });
 }

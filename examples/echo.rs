@@ -57,7 +57,7 @@ struct Echo {
     /// Deadlines by slab index.
     timers: Wheel,
     effects: VecDeque<Effect>,
-    accepted: u32,
+    accepted: u64,
     is_draining: bool,
 }
 
@@ -232,13 +232,11 @@ impl Echo {
 
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
-        let is_all = connection.backlog() == count;
-        connection.on_written(count, &mut self.pool, now);
+        let is_more = connection.on_written(count, &mut self.pool, now);
         if connection.half_close(now, &self.timeouts) {
             self.effects.push_back(Effect::HalfClose(id));
         }
-        // A pong had waited for room.
-        if is_all && connection.backlog() > 0 {
+        if is_more {
             self.effects.push_back(Effect::Transmit(id));
         }
         self.resume(id, now);

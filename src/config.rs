@@ -278,6 +278,19 @@ pub const DRAIN_SECONDS_MAX: u64 = 8;
 pub const INITIAL_CAPACITY: usize = 16 * 1024;
 /// File descriptors reserved for everything that is not a WebSocket.
 pub const DESCRIPTORS_RESERVED: usize = 64;
+/// Maximum number of connections of one client that are not upgraded. They live 10 s at most
+/// (head and linger), so a client that keeps to its rate has no need of more.
+pub const REQUESTS_PER_CLIENT: u32 = 64;
+/// Connections that one client may open each second. With an RSA key of 2048 bits the handshakes
+/// of that many take 4 % of a core.
+pub const REQUESTS_PER_SECOND: u32 = 50;
+/// Connections that one client may open at once.
+pub const REQUESTS_BURST: u32 = 200;
+/// One part in this many of the byte budget is for connections that are not upgraded: at
+/// 64 MiB, 2,600 TLS handshakes of 4.8 KiB.
+pub const REQUESTS_PART: usize = 5;
+/// All clients of an IPv6 /48 may do as much as this many clients.
+pub const PREFIX_CLIENTS: u32 = 64;
 /// Minimum of `--buffer-memory`, in bytes.
 pub const BUFFER_MEMORY_MIN: usize = 1024 * 1024;
 /// Default of `--buffer-memory`, in bytes, unless a memory limit makes it smaller.
@@ -291,6 +304,13 @@ pub const READ_SIZE: usize = 144 * 1024;
 /// that a ping overtakes queued data.
 pub const NOTSENT_LOWAT: u32 = 16 * 1024;
 
+/// Receive buffer of a socket (`SO_RCVBUF`), in bytes; the kernel doubles it for its own
+/// overhead and caps it at `net.core.rmem_max` (208 KiB by default). Without it the kernel lets
+/// a peer grow its window to 6 MiB or more, which waits in the kernel's memory for as long as
+/// the relay does not read the peer. A window of 256 KiB carries 20 Mbit/s over a round trip
+/// of 100 ms; a message has at most as many bytes.
+pub const RECEIVE_BUFFER: usize = 256 * 1024;
+
 const _: () = assert!(BINARY_LOW_WATER < BINARY_HIGH_WATER);
 // Half of the default budget holds an attachment of 16 MiB, which is 30 MB of frames when
 // base64 is applied twice.
@@ -299,6 +319,8 @@ const _: () = assert!(BUFFER_MEMORY / 2 > 30_000_000);
 // every peer that sends one.
 const _: () = assert!(BUFFER_MEMORY_MIN > 2 * PHONE_BACKLOG_MIN);
 const _: () = assert!(HEAD_MAX < MESSAGE_MAX);
+// The fifth for connections that are not upgraded holds one of each client's that is large.
+const _: () = assert!(BUFFER_MEMORY_MIN / REQUESTS_PART > 2 * HEAD_MAX);
 
 /// Bounds on what peers may use.
 #[derive(Clone, Debug, PartialEq, Eq)]

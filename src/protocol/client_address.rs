@@ -45,6 +45,14 @@ pub fn may_send_proxy_header(policy: &Forwarded, peer: IpAddr) -> bool {
     proxies.is_none_or(|proxies| proxies.iter().any(|net| net.contains(&peer)))
 }
 
+/// Whether an address is a proxy's, as far as the policy tells, so that it stands for many
+/// clients: one of the trusted proxies, or where none are listed, a loopback, private or
+/// link-local address.
+#[must_use]
+pub fn is_proxy(policy: &Forwarded, address: IpAddr) -> bool {
+    is_trusted(policy, address.to_canonical())
+}
+
 /// Whether this hop may name the one before it.
 fn is_trusted(policy: &Forwarded, hop: IpAddr) -> bool {
     match (&policy.trusted_proxies, hop) {

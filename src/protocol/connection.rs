@@ -16,11 +16,14 @@
 //! 3. The first close wins; nothing is queued after it.
 
 mod closing;
+mod summary;
 
 use std::mem;
 use std::time::Duration;
 
 use self::closing::Closing;
+pub use self::summary::ConnectionSummary;
+use self::summary::hundredths;
 use super::close::CloseCause;
 use super::heartbeat::{Heartbeat, HeartbeatAction, PongResult};
 use super::inbound::Inbound;
@@ -55,20 +58,6 @@ enum State {
     },
     /// Our last bytes are queued; then half-close, drain, disconnect.
     Closing(Closing),
-}
-
-/// Facts about an open connection, taken when it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectionSummary {
-    /// Time since it was opened, to a hundredth of a second; wraps after 497 days.
-    pub age: Duration,
-    /// The last round-trip time of a ping, if one was measured.
-    pub round_trip: Option<Duration>,
-}
-
-/// Hundredths of a second, truncated to 32 bits.
-fn hundredths(instant: Instant) -> u32 {
-    (instant.as_micros() / 10_000) as u32
 }
 
 /// The action that a connection's deadline asks for.
@@ -133,7 +122,8 @@ impl Connection {
     /// Bytes of memory that its queues and its unfinished input hold.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.inbound.as_ref().map_or(0, |inbound| inbound.held()) + self.backlog()
+        let outbox = self.outbox.as_ref().map_or(0, |outbox| outbox.held());
+        self.inbound.as_ref().map_or(0, |inbound| inbound.held()) + outbox
     }
 
     /// Bytes queued to the peer.
@@ -291,7 +281,7 @@ impl Connection {
         now: Instant,
     ) {
         if !self.is_closing() {
-            self.pooled_outbox(pool, now).push_message(opcode, parts);
+            self.pooled_outbox(pool, now).push_message(opcode, parts, &mut pool.spare);
         }
     }
 
@@ -373,20 +363,30 @@ impl Connection {
         self.state = State::Closing(Closing::until(now + timeouts.linger));
     }
 
-    /// What to write next, in this order, in one call.
+    /// What to write next, in this order, in one call; where much is queued, its first bytes.
     #[must_use]
     pub fn outgoing(&self) -> [&[u8]; 3] {
         self.outbox.as_ref().map_or([&[]; 3], |outbox| outbox.slices())
     }
 
-    /// The first `count` bytes of [`Self::outgoing`] were written.
-    pub fn on_written(&mut self, count: usize, pool: &mut OutboxPool, now: Instant) {
+    /// All that is queued, in the order in which it is written.
+    pub fn queued(&self) -> impl Iterator<Item = &[u8]> {
+        self.outbox.iter().flat_map(|outbox| outbox.queued())
+    }
+
+    /// The first `count` bytes of [`Self::outgoing`] were written. Returns whether that was
+    /// all of them and more is queued: no writable event will follow, because the socket has
+    /// accepted every byte.
+    pub fn on_written(&mut self, count: usize, pool: &mut OutboxPool, now: Instant) -> bool {
+        let mut is_all = false;
         if let Some(outbox) = &mut self.outbox {
-            outbox.on_written(count, now);
+            is_all = outbox.slices().iter().map(|slice| slice.len()).sum::<usize>() == count;
+            outbox.on_written(count, now, &mut pool.spare);
         }
         if let Some(drained) = self.outbox.take_if(|outbox| outbox.is_empty()) {
             pool.put(drained);
         }
+        is_all && self.queued().next().is_some()
     }
 
     /// The transport buffers this many bytes. They count as queued.

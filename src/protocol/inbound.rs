@@ -39,6 +39,6 @@ impl Inbound {
     }
 
     pub(super) fn held(&self) -> usize {
-        self.kept.len() + self.reassembly.held() + self.below
+        self.kept.capacity() + self.reassembly.held() + self.below
     }
 }

@@ -6,8 +6,12 @@
 //! 1. Frames are written whole: a control frame goes out at the next frame boundary, never
 //!    inside a frame, ahead of every queued message.
 //! 2. Control bytes are bounded by twice [`CONTROL_MAX`] and one latest pong.
-//! 3. After a partial write, the capacity of a queue is at most twice its length.
+//! 3. Queued messages lie in [`chunks`], which are freed as they are sent. After a write that
+//!    leaves bytes, an outbox holds at most twice its bytes and two chunks.
 
+pub(super) mod chunks;
+
+use self::chunks::{Chunks, SpareChunks};
 use super::websocket::{self, Opcode};
 use crate::time::Instant;
 
@@ -18,9 +22,9 @@ const CONTROL_MAX: usize = 4 * 1024;
 /// Bytes queued to one peer.
 #[derive(Debug)]
 pub struct Outbox {
-    /// Whole frames in order; the first `sent` bytes are written.
-    queue: Vec<u8>,
-    sent: usize,
+    /// Whole frames in order, but for the written bytes of the first. No frame header is in
+    /// two chunks.
+    queue: Chunks,
     /// Remaining bytes of the frame that the last write cut.
     begun: usize,
     /// Control frames and HTTP responses: written next, after `begun`.
@@ -38,8 +42,7 @@ impl Outbox {
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
-            queue: Vec::new(),
-            sent: 0,
+            queue: Chunks::default(),
             begun: 0,
             control: Vec::new(),
             late_pong: None,
@@ -51,7 +54,13 @@ impl Outbox {
     /// Bytes queued, those in the transport included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue.len() - self.sent + self.control.len() + self.below
+        self.queue.len() + self.control.len() + self.below
+    }
+
+    /// Bytes of memory that it holds, in the transport included.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.capacity() + self.below
     }
 
     /// Whether nothing is queued.
@@ -63,7 +72,15 @@ impl Outbox {
     /// Capacity of the queues, in bytes.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.queue.capacity() + self.control.capacity()
+        let late_pong = self.late_pong.as_ref().map_or(0, Vec::capacity);
+        self.queue.held() + self.control.capacity() + late_pong
+    }
+
+    /// Frees the memory of control frames that would be too much for one at rest.
+    pub(super) fn shrink_control(&mut self, max: usize) {
+        if self.control.capacity() > max {
+            self.control = Vec::new();
+        }
     }
 
     /// When bytes last drained, or the first was queued.
@@ -78,13 +95,27 @@ impl Outbox {
     }
 
     /// Queues one message made of `parts`, text or binary.
-    pub fn push_message(&mut self, opcode: Opcode, parts: &[&[u8]]) {
+    pub(super) fn push_message(
+        &mut self,
+        opcode: Opcode,
+        parts: &[&[u8]],
+        spare: &mut SpareChunks,
+    ) {
         let len = parts.iter().map(|part| part.len()).sum();
-        self.queue.reserve(len + websocket::HEADER_MAX);
-        websocket::append_header(opcode, len, &mut self.queue);
+        let mut left = self.push_header(opcode, len, spare);
         for part in parts {
-            self.queue.extend_from_slice(part);
+            self.queue.append(part, left, spare);
+            left -= part.len();
         }
+    }
+
+    /// Queues the header of a frame of `len` bytes; returns `len`.
+    fn push_header(&mut self, opcode: Opcode, len: usize, spare: &mut SpareChunks) -> usize {
+        let header = websocket::header_len(len);
+        let last = self.queue.room(header, header + len, spare);
+        websocket::append_header(opcode, len, last);
+        self.queue.appended(header);
+        len
     }
 
     /// Queues an HTTP response.
@@ -96,14 +127,25 @@ impl Outbox {
     /// a live peer would not answer and count as dead.
     pub fn push_ping(&mut self, payload: &[u8]) {
         if self.control.len() < 2 * CONTROL_MAX {
-            websocket::append_frame(Opcode::Ping, payload, &mut self.control);
+            self.push_control(Opcode::Ping, payload);
         }
+    }
+
+    /// Queues a control frame. Beyond the first few, memory grows by a frame or two at a time
+    /// instead of to twice its size: a peer that pings and does not read fills it.
+    fn push_control(&mut self, opcode: Opcode, payload: &[u8]) {
+        const STEP: usize = 256;
+        let frame = websocket::header_len(payload.len()) + payload.len();
+        if self.control.len() > STEP && self.control.capacity() - self.control.len() < frame {
+            self.control.reserve_exact(frame.max(STEP));
+        }
+        websocket::append_frame(opcode, payload, &mut self.control);
     }
 
     /// Queues the pong for a peer's ping.
     pub fn push_pong(&mut self, payload: &[u8]) {
         if self.control.len() < CONTROL_MAX && self.late_pong.is_none() {
-            websocket::append_frame(Opcode::Pong, payload, &mut self.control);
+            self.push_control(Opcode::Pong, payload);
         } else {
             self.late_pong = Some(payload.to_vec());
         }
@@ -113,11 +155,13 @@ impl Outbox {
     /// one whose first byte is not written. Nothing may be queued after it.
     pub fn push_close(&mut self, payload: &[u8], after_backlog: bool) {
         self.late_pong = None;
+        // Once per connection: no spare chunk is worth a parameter.
+        let spare = &mut SpareChunks::new(0);
         if after_backlog {
-            websocket::append_frame(Opcode::Close, payload, &mut self.queue);
+            self.push_message(Opcode::Close, &[payload], spare);
         } else {
-            self.queue.truncate(self.sent + self.begun);
-            self.queue.shrink_to_fit();
+            self.queue.truncate(self.begun);
+            self.queue.shrink(spare);
             websocket::append_frame(Opcode::Close, payload, &mut self.control);
         }
     }
@@ -125,40 +169,61 @@ impl Outbox {
     /// Whether unbegun messages are queued, or the close frame behind them.
     #[must_use]
     pub fn has_unbegun(&self) -> bool {
-        self.queue.len() > self.sent + self.begun
+        self.queue.len() > self.begun
     }
 
-    /// What to write next, in this order, in one call.
+    /// What to write next, in this order, in one call: the rest of the begun frame, control
+    /// frames, messages; the first bytes of them where they are in more chunks.
     #[must_use]
     pub fn slices(&self) -> [&[u8]; 3] {
-        let (begun, rest) = self.queue[self.sent..].split_at(self.begun);
-        [begun, &self.control, rest]
+        if let Some(only) = self.queue.only() {
+            let (begun, rest) = only.split_at(self.begun);
+            return [begun, &self.control, rest];
+        }
+        let mut slices: [&[u8]; 3] = [&[]; 3];
+        for (slice, queued) in slices.iter_mut().zip(self.queued()) {
+            *slice = queued;
+        }
+        slices
+    }
+
+    /// All that is queued, in the order in which it is written.
+    pub fn queued(&self) -> impl Iterator<Item = &[u8]> {
+        let mut begun = if self.control.is_empty() { 0 } else { self.begun };
+        let mut control = Some(self.control.as_slice());
+        let slices = self.queue.slices().chain(std::iter::once(&[][..]));
+        let in_order = slices.flat_map(move |slice| {
+            let (before, after) = slice.split_at(begun.min(slice.len()));
+            begun -= before.len();
+            let control = if begun == 0 { control.take() } else { None };
+            [before, control.unwrap_or_default(), after]
+        });
+        in_order.filter(|slice| !slice.is_empty())
     }
 
     /// The first `count` bytes of [`Self::slices`] were written.
     ///
     /// # Panics
     /// If `count` is larger than [`Self::len`].
-    pub fn on_written(&mut self, count: usize, now: Instant) {
+    pub(super) fn on_written(&mut self, count: usize, now: Instant, spare: &mut SpareChunks) {
         if count > 0 {
             self.progress = now;
-            self.take_out(count);
+            self.take_out(count, spare);
         }
         if !self.is_empty() {
-            // A queue may stay unwritten for long, and the byte budget is charged by length,
-            // not by capacity.
-            self.queue.shrink_to(2 * self.queue.len());
+            // They may stay unwritten for long.
+            self.queue.shrink(spare);
             self.control.shrink_to(2 * self.control.len());
         }
     }
 
-    fn take_out(&mut self, count: usize) {
+    fn take_out(&mut self, count: usize, spare: &mut SpareChunks) {
         let finishing = count.min(self.begun);
         self.begun -= finishing;
-        self.sent += finishing;
+        self.queue.consume(finishing, spare);
         let control = (count - finishing).min(self.control.len());
         self.control.drain(..control);
-        self.advance(count - finishing - control);
+        self.advance(count - finishing - control, spare);
         if self.control.is_empty()
             && let Some(payload) = self.late_pong.take()
         {
@@ -175,25 +240,16 @@ impl Outbox {
     }
 
     /// `count` more bytes of the queue are written; the first of them begins a frame.
-    fn advance(&mut self, count: usize) {
-        let end = self.sent + count;
-        if end == self.queue.len() {
-            self.queue.clear();
-            self.sent = 0;
-            return;
+    fn advance(&mut self, mut count: usize, spare: &mut SpareChunks) {
+        if count == self.queue.len() {
+            return self.queue.consume(count, spare);
         }
-        if count > 0 {
-            let mut boundary = self.sent;
-            while boundary < end {
-                boundary += websocket::frame_len(&self.queue[boundary..]);
-            }
-            self.begun = boundary - end;
-            self.sent = end;
-        }
-        // Amortised: moves at most one byte for every byte written.
-        if self.sent > self.queue.len() / 2 {
-            self.queue.drain(..self.sent);
-            self.sent = 0;
+        while count > 0 {
+            let frame = websocket::frame_len(self.queue.first());
+            let written = frame.min(count);
+            self.queue.consume(written, spare);
+            count -= written;
+            self.begun = frame - written;
         }
     }
 }

@@ -7,25 +7,26 @@
 //! every burst would grow a queue from empty. For messages of 1 KiB that cost a tenth of the
 //! CPU time: copies during growth, and pages that the allocator had returned to the kernel.
 //!
-//! 1. It holds at most [`OUTBOXES_MAX`] outboxes, with at most [`BYTES_MAX`] bytes for
-//!    queues in all and [`OUTBOX_BYTES_MAX`] in one.
+//! 1. It holds at most [`OUTBOXES_MAX`] outboxes with at most [`BYTES_MAX`] bytes in all, and
+//!    the same again in spare chunks.
+//! 2. An outbox in it holds a short chunk at most: a connection that takes it is charged with
+//!    what it holds.
 
 use super::outbox::Outbox;
+use super::outbox::chunks::SpareChunks;
 use crate::time::Instant;
 
 /// A tick of 50,000 connections sends about 110 pings, and a turn with 128 busy peers writes
 /// to 128. Every response to an upgrade returns one outbox to the pool: a bound of 1024 costs
 /// 10,000 connections 25 bytes each.
-/// 128. Each answer to an upgrade puts one into the pool: with a bound of 1024 they cost
-/// 10,000 connections 25 bytes each.
 const OUTBOXES_MAX: usize = 128;
 /// What one turn of the loop queues, unless its frames are tiny.
 const BYTES_MAX: usize = 1024 * 1024;
-/// What one read from a peer queues.
-const OUTBOX_BYTES_MAX: usize = 256 * 1024;
+/// What an outbox in the pool keeps for control frames: several pings, or a close.
+const CONTROL_BYTES_MAX: usize = 512;
 
 /// Empty outboxes, ready for reuse.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OutboxPool {
     #[expect(
         clippy::vec_box,
@@ -34,9 +35,24 @@ pub struct OutboxPool {
     drained: Vec<Box<Outbox>>,
     /// Bytes of memory that their queues occupy.
     held: usize,
+    bytes_max: usize,
+    pub(super) spare: SpareChunks,
+}
+
+impl Default for OutboxPool {
+    fn default() -> Self {
+        Self::new(BYTES_MAX)
+    }
 }
 
 impl OutboxPool {
+    /// An empty pool that keeps at most `bytes` of outboxes, and of chunks.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        let bytes_max = bytes.min(BYTES_MAX);
+        Self { drained: Vec::new(), held: 0, bytes_max, spare: SpareChunks::new(bytes_max) }
+    }
+
     /// An empty outbox, at `now`.
     pub(super) fn get(&mut self, now: Instant) -> Box<Outbox> {
         let Some(mut outbox) = self.drained.pop() else { return Box::new(Outbox::new(now)) };
@@ -46,13 +62,11 @@ impl OutboxPool {
     }
 
     /// Keeps an empty outbox, unless a bound is reached.
-    pub(super) fn put(&mut self, outbox: Box<Outbox>) {
+    pub(super) fn put(&mut self, mut outbox: Box<Outbox>) {
         debug_assert!(outbox.is_empty(), "{outbox:?}");
+        outbox.shrink_control(CONTROL_BYTES_MAX);
         let capacity = outbox.capacity();
-        if self.drained.len() < OUTBOXES_MAX
-            && capacity <= OUTBOX_BYTES_MAX
-            && self.held + capacity <= BYTES_MAX
-        {
+        if self.drained.len() < OUTBOXES_MAX && self.held + capacity <= self.bytes_max {
             self.held += capacity;
             self.drained.push(outbox);
         }
@@ -69,8 +83,8 @@ mod tests {
     /// An outbox that has sent a message of `len` bytes.
     fn drained(pool: &mut OutboxPool, len: usize) -> Box<Outbox> {
         let mut outbox = pool.get(NOW);
-        outbox.push_message(Opcode::Text, &[&vec![b'x'; len]]);
-        outbox.on_written(outbox.len(), NOW);
+        outbox.push_message(Opcode::Text, &[&vec![b'x'; len]], &mut pool.spare);
+        outbox.on_written(outbox.len(), NOW, &mut pool.spare);
         outbox
     }
 
@@ -79,6 +93,7 @@ mod tests {
         let mut pool = OutboxPool::default();
         let outbox = drained(&mut pool, 1_000);
         let capacity = outbox.capacity();
+        assert!(capacity >= 1_000);
         pool.put(outbox);
         let later = NOW + std::time::Duration::from_secs(60);
         let outbox = pool.get(later);
@@ -88,20 +103,21 @@ mod tests {
     }
 
     #[test]
-    fn an_outbox_above_the_size_limit_is_not_kept() {
+    fn an_outbox_in_the_pool_holds_a_short_chunk_at_most() {
         let mut pool = OutboxPool::default();
-        for len in [OUTBOX_BYTES_MAX / 2, OUTBOX_BYTES_MAX + 1] {
-            let outbox = drained(&mut OutboxPool::default(), len);
-            pool.put(outbox);
-        }
-        assert_eq!(pool.drained.len(), 1);
+        let mut outbox = drained(&mut pool, 100_000);
+        (0..20).for_each(|_| outbox.push_pong(&[0; 125]));
+        outbox.on_written(outbox.len(), NOW, &mut pool.spare);
+        assert!(outbox.capacity() > CONTROL_BYTES_MAX);
+        pool.put(outbox);
+        assert_eq!((pool.drained.len(), pool.held), (1, 0));
     }
 
     #[test]
     fn total_count_and_capacity_are_bounded() {
-        for (len, expected) in [(100_000, 10), (1, OUTBOXES_MAX)] {
-            let mut pool = OutboxPool::default();
-            for _ in 0..2 * expected {
+        for (len, expected) in [(4_000, BYTES_MAX / 16 / 4_004), (1, OUTBOXES_MAX)] {
+            let mut pool = OutboxPool::new(BYTES_MAX / 16);
+            for _ in 0..2 * OUTBOXES_MAX {
                 let outbox = drained(&mut OutboxPool::default(), len);
                 pool.put(outbox);
                 let held: usize = pool.drained.iter().map(|outbox| outbox.capacity()).sum();

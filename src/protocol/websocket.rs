@@ -11,8 +11,9 @@
 //!    the bytes of an incomplete frame are buffered as received.
 //! 2. Whole unfragmented frames go through one context that all connections share
 //!    ([`Codec`]); it is idle between any two calls.
-//! 3. A fragmented message has its own context from its first fragment to its last
-//!    ([`Reassembly`]).
+//! 3. The fragments of a message never reach a context: their payload is unmasked here and
+//!    collected in [`Reassembly`], which holds no more than that payload. Text is checked as it
+//!    arrives, so invalid UTF-8 is rejected at the fragment that has it.
 //! 4. Close frames never reach a context: tungstenite 0.30 rejects the valid code 1014, and
 //!    its own reply would be a second close frame.
 
@@ -25,8 +26,6 @@ use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use super::close::{CloseCause, is_sendable};
 use super::work::Work;
 
-/// Maximum length of a header that the relay sends: two bytes and a 64-bit length.
-pub const HEADER_MAX: usize = 10;
 /// Maximum length of a header that a peer sends: the same and a masking key.
 const MASKED_HEADER_MAX: usize = 14;
 /// Maximum payload of a control frame (RFC 6455 §5.5).
@@ -54,6 +53,16 @@ pub enum Opcode {
 #[must_use]
 pub fn accept_key(key: &str) -> String {
     tungstenite::handshake::derive_accept_key(key.as_bytes())
+}
+
+/// The length of the header that [`append_header`] writes (RFC 6455 §5.2).
+#[must_use]
+pub const fn header_len(len: usize) -> usize {
+    match len {
+        0..=125 => 2,
+        126..=0xffff => 4,
+        _ => 10,
+    }
 }
 
 /// Appends the header of an unmasked, unfragmented frame.
@@ -139,13 +148,45 @@ pub struct Reassembly {
     fragments: Option<Box<Fragments>>,
 }
 
+/// The fragments of a message so far.
 #[derive(Debug)]
 struct Fragments {
-    context: WebSocketContext,
-    /// Bytes of the message so far.
-    len: usize,
-    /// The largest fragment so far: the size to which the context's buffer has grown.
-    largest: usize,
+    is_text: bool,
+    payload: Vec<u8>,
+    /// Length of the part of `payload` that is known to be UTF-8, if it is text.
+    checked: usize,
+}
+
+impl Fragments {
+    fn append(&mut self, masked: &[u8], mask: [u8; 4]) -> Result<(), CloseCause> {
+        let start = self.payload.len();
+        self.payload.extend_from_slice(masked);
+        let unmasked = &mut self.payload[start..];
+        let (words, rest) = unmasked.as_chunks_mut::<4>();
+        for word in words {
+            *word = (u32::from_ne_bytes(*word) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
+        }
+        rest.iter_mut().zip(mask).for_each(|(byte, key)| *byte ^= key);
+        if self.is_text {
+            self.checked += match str::from_utf8(&self.payload[self.checked..]) {
+                Ok(text) => text.len(),
+                // A character may be in two fragments.
+                Err(error) if error.error_len().is_none() => error.valid_up_to(),
+                Err(_) => return Err(CloseCause::InvalidUtf8),
+            };
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Message, CloseCause> {
+        let message = if self.is_text {
+            let text = String::from_utf8(self.payload).map_err(|_| CloseCause::InvalidUtf8)?;
+            tungstenite::Message::Text(text.into())
+        } else {
+            tungstenite::Message::Binary(self.payload.into())
+        };
+        Ok(Message(message))
+    }
 }
 
 impl Reassembly {
@@ -155,17 +196,17 @@ impl Reassembly {
         self.frame.is_empty() && self.fragments.is_none()
     }
 
-    /// Upper bound on the bytes of memory that it holds. tungstenite doubles what it
-    /// collects.
+    /// Bytes of memory that it holds.
     #[must_use]
     pub fn held(&self) -> usize {
         let fragments = self.fragments.as_ref();
-        self.frame.capacity() + fragments.map_or(0, |f| 2 * f.len + f.largest + READ_BUFFER)
+        let fragments = fragments.map_or(0, |it| size_of::<Fragments>() + it.payload.capacity());
+        self.frame.capacity() + fragments
     }
 
     /// Bytes of the fragmented message so far, if there is one.
     fn fragmented_len(&self) -> Option<usize> {
-        self.fragments.as_ref().map(|fragments| fragments.len)
+        self.fragments.as_ref().map(|fragments| fragments.payload.len())
     }
 }
 
@@ -288,30 +329,29 @@ impl Codec {
         frame: &[u8],
         reassembly: &mut Reassembly,
     ) -> Result<Option<Incoming>, CloseCause> {
-        let payload_len = frame.len() - header_len(header, frame);
+        let payload_len = frame.len() - received_header_len(header, frame);
         if header.opcode == OpCode::Control(Control::Close) {
             return close_payload(header, &frame[frame.len() - payload_len..]).map(Some);
         }
-        let is_data = matches!(header.opcode, OpCode::Data(_));
-        if is_data && !header.is_final && reassembly.fragments.is_none() {
-            let context = fresh_context(self.message_max);
-            reassembly.fragments = Some(Box::new(Fragments { context, len: 0, largest: 0 }));
-        }
-        let context = match reassembly.fragments.as_deref_mut() {
-            Some(fragments) if is_data => {
-                fragments.len += payload_len;
-                fragments.largest = fragments.largest.max(payload_len);
-                &mut fragments.context
+        if let OpCode::Data(data) = header.opcode
+            && (data == Data::Continue || !header.is_final)
+        {
+            let mut fragments = reassembly.fragments.take().unwrap_or_else(|| {
+                let is_text = data == Data::Text;
+                Box::new(Fragments { is_text, payload: Vec::new(), checked: 0 })
+            });
+            let masked = &frame[frame.len() - payload_len..];
+            fragments.append(masked, header.mask.unwrap_or_default())?;
+            if header.is_final {
+                return (*fragments).finish().map(|message| Some(Incoming::Message(message)));
             }
-            _ => &mut self.context,
-        };
-        let incoming = match context.read(&mut Feed(frame)) {
+            reassembly.fragments = Some(fragments);
+            return Ok(None);
+        }
+        let incoming = match self.context.read(&mut Feed(frame)) {
             Ok(tungstenite::Message::Ping(payload)) => Incoming::Ping(payload),
             Ok(tungstenite::Message::Pong(payload)) => Incoming::Pong(payload),
             Ok(message) => Incoming::Message(Message(message)),
-            Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Ok(None);
-            }
             Err(error) => {
                 self.context = fresh_context(self.message_max);
                 return Err(match error {
@@ -321,15 +361,12 @@ impl Codec {
                 });
             }
         };
-        if is_data {
-            reassembly.fragments = None;
-        }
         Ok(Some(incoming))
     }
 }
 
 /// The length of a header as received; a received length need not be minimal.
-fn header_len(header: &FrameHeader, frame: &[u8]) -> usize {
+fn received_header_len(header: &FrameHeader, frame: &[u8]) -> usize {
     let length_bytes = match frame[1] & 0x7f {
         126 => 2,
         127 => 8,

@@ -1,7 +1,8 @@
 //! Admission: limits that concern more than one connection.
 //!
-//! Owns three limits: attempts per client or server-id ([`RateLimiter`]), live connections
-//! ([`ConnectionCaps`]) and buffered bytes ([`Budget`]). They count and answer; the caller
+//! Owns four limits: attempts per client or server-id ([`RateLimiter`], [`ClientLimiter`]),
+//! live connections ([`ConnectionCaps`]), connections that are not upgraded
+//! ([`RequestLimits`]) and buffered bytes ([`Budget`]). They count and answer; the caller
 //! decides how to refuse and which connection to shed. Must not know connections, HTTP or a
 //! clock.
 //!
@@ -17,8 +18,12 @@ use std::mem;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::counts::closed_list;
 use super::keyed_hash::HashKeys;
-use crate::config::{NOTSENT_LOWAT, PHONE_BACKLOG_MIN};
+use crate::config::{
+    NOTSENT_LOWAT, PHONE_BACKLOG_MIN, PREFIX_CLIENTS, REQUESTS_BURST, REQUESTS_PART,
+    REQUESTS_PER_CLIENT, REQUESTS_PER_SECOND,
+};
 use crate::time::Instant;
 
 /// The key of limits per client: an IPv4 address, or an IPv6 /64, which is the least that one
@@ -63,12 +68,12 @@ const GENERATION_MAX: usize = 32_768 / 8 * 7;
 /// table was full before, it is the clients with the oldest attempts, which find a full
 /// bucket when they return.
 ///
-/// An attacker that rotates over more than [`RATE_TABLE_MAX`] addresses or /64s within a
-/// refill time (2 minutes by default) is forgotten before each return and never refused. The
-/// alternatives are no better: an unbounded table would still allow those addresses 9,557
-/// attempts a second, and a table that refuses unknown clients when full would let an
-/// attacker lock out all other clients. The connection cap and the byte budget hold against
-/// such an attacker, and other clients are not affected.
+/// An attacker that rotates over more than [`RATE_TABLE_MAX`] addresses within a refill time
+/// (2 minutes by default) is forgotten before each return and never refused, and so are
+/// others. One IPv6 /48 does not suffice for that ([`ClientLimiter`]). The alternatives are no
+/// better: an unbounded table would still allow those addresses 9,557 attempts a second, and
+/// a table that refuses unknown clients when full would let an attacker lock out all other
+/// clients. The connection cap and the byte budget hold against such an attacker.
 #[derive(Debug)]
 pub struct RateLimiter<K = ClientKey> {
     /// Time in which one attempt is refilled; zero turns the limiter off.
@@ -112,7 +117,7 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
     ///
     /// The time until the next attempt is allowed, unless another one comes before it.
     pub fn attempt(&mut self, client: K, now: Instant) -> Result<(), Duration> {
-        if self.interval.is_zero() {
+        if self.is_off() {
             return Ok(());
         }
         if self.current.len() >= GENERATION_MAX || now.since(self.turned) >= self.refill {
@@ -127,6 +132,22 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
         }
         *full_at = after;
         Ok(())
+    }
+
+    /// What [`Self::attempt`] would return; counts nothing.
+    ///
+    /// # Errors
+    /// Those of [`Self::attempt`].
+    pub fn check(&self, client: &K, now: Instant) -> Result<(), Duration> {
+        let known = self.current.get(client).or_else(|| self.previous.get(client));
+        let Some(full_at) = known.filter(|_| !self.is_off()) else { return Ok(()) };
+        let after = (*full_at).max(now) + self.interval;
+        let excess = after.since(now).saturating_sub(self.refill);
+        if excess.is_zero() { Ok(()) } else { Err(excess) }
+    }
+
+    fn is_off(&self) -> bool {
+        self.interval.is_zero()
     }
 
     /// Clients remembered, those whose bucket is full again included.
@@ -145,6 +166,98 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
         mem::swap(&mut self.current, &mut self.previous);
         self.current.clear();
         self.turned = now;
+    }
+}
+
+/// Attempts per client, and per IPv6 /48: an organisation usually has a /48 (RFC 6177), and
+/// with it 65,536 clients. Together they are allowed as much as [`PREFIX_CLIENTS`] clients, so
+/// that they cannot fill the table of clients and have all others forgotten.
+#[derive(Debug)]
+pub struct ClientLimiter {
+    clients: RateLimiter,
+    prefixes: RateLimiter<[u8; 6]>,
+}
+
+impl ClientLimiter {
+    /// Allows each client what [`RateLimiter::new`] allows.
+    #[must_use]
+    pub fn new(per_minute: u32, burst: u32, mut hash_keys: impl FnMut() -> [u64; 2]) -> Self {
+        let all = |count: u32| count.saturating_mul(PREFIX_CLIENTS);
+        Self {
+            clients: RateLimiter::new(per_minute, burst, hash_keys()),
+            prefixes: RateLimiter::new(all(per_minute), all(burst), hash_keys()),
+        }
+    }
+
+    /// Counts an attempt of `client` if it may make one now.
+    ///
+    /// # Errors
+    /// The time until the next attempt is allowed, unless another one comes before it.
+    pub fn attempt(&mut self, client: ClientKey, now: Instant) -> Result<(), Duration> {
+        let ClientKey::V6([a, b, c, d, e, f, ..]) = client else {
+            return self.clients.attempt(client, now);
+        };
+        let prefix = [a, b, c, d, e, f];
+        // What is refused as a client must not count against its neighbours.
+        self.prefixes.check(&prefix, now)?;
+        self.clients.attempt(client, now)?;
+        self.prefixes.attempt(prefix, now)
+    }
+}
+
+closed_list! {
+    /// Why a connection that is not upgraded was closed without an answer.
+    pub enum EarlyClose {
+        /// Its client has too many of them.
+        Connections => "connections",
+        /// Its client opens too many of them.
+        Rate => "rate",
+        /// Their memory is spent.
+        Memory => "memory",
+    }
+}
+
+/// Limits per client on connections that are not upgraded. They begin before TLS and the
+/// request head, which are what such a connection costs.
+#[derive(Debug)]
+pub struct RequestLimits {
+    caps: ConnectionCaps,
+    rate: ClientLimiter,
+}
+
+impl RequestLimits {
+    /// The limits of [`crate::config`], or none.
+    #[must_use]
+    pub fn new(is_on: bool, mut hash_keys: impl FnMut() -> [u64; 2]) -> Self {
+        let (count, per_minute) =
+            if is_on { (REQUESTS_PER_CLIENT, 60 * REQUESTS_PER_SECOND) } else { (0, 0) };
+        Self {
+            caps: ConnectionCaps::new(usize::MAX, count, hash_keys()),
+            rate: ClientLimiter::new(per_minute, REQUESTS_BURST, hash_keys),
+        }
+    }
+
+    /// Counts a connection of `client`; each has to be [released](Self::release) once.
+    ///
+    /// # Errors
+    /// The limit that is reached; the connection is not counted.
+    pub fn admit(&mut self, client: ClientKey, now: Instant) -> Result<(), EarlyClose> {
+        self.caps.admit(client).map_err(|_| EarlyClose::Connections)?;
+        self.rate.attempt(client, now).map_err(|_| {
+            self.caps.release(client);
+            EarlyClose::Rate
+        })
+    }
+
+    /// A connection of `client` is upgraded or gone.
+    pub fn release(&mut self, client: ClientKey) {
+        self.caps.release(client);
+    }
+
+    /// Whether exactly `clients` are counted, each as often as it occurs there.
+    #[must_use]
+    pub fn agrees(&self, clients: &[ClientKey]) -> bool {
+        self.caps.agrees(clients)
     }
 }
 
@@ -188,6 +301,7 @@ impl ConnectionCaps {
         }
         if self.per_client > 0 {
             let count = self.by_client.entry(client).or_insert(0);
+            // It is 1 at least, so no entry is left behind that counts nothing.
             if *count >= self.per_client {
                 return Err(CapReached::PerClient);
             }
@@ -248,11 +362,14 @@ impl ConnectionCaps {
     }
 }
 
-/// The bytes that all queues of all connections hold together, and their limit.
+/// The bytes that all connections hold together, and their limit. Those that are not upgraded
+/// may hold a fifth of it; WebSockets may hold what is left.
 #[derive(Clone, Debug)]
 pub struct Budget {
     limit: usize,
     used: usize,
+    /// The part of `used` that is held by connections that are not upgraded.
+    requests: usize,
     /// Number of connections for which [`is_holder`] is true.
     holders: usize,
 }
@@ -261,10 +378,17 @@ impl Budget {
     /// `limit` bytes, none of them used.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
-        Self { limit, used: 0, holders: 0 }
+        Self { limit, used: 0, requests: 0, holders: 0 }
     }
 
-    /// One connection held `old` bytes and holds `new` now. Charges even bytes beyond the
+    /// One connection that is not upgraded held `old` bytes and holds `new` now.
+    pub fn charge_request(&mut self, old: usize, new: usize) {
+        debug_assert!(old <= self.requests, "a request gives back more than it was charged");
+        self.used = self.used.saturating_sub(old) + new;
+        self.requests = self.requests.saturating_sub(old) + new;
+    }
+
+    /// One WebSocket, or slot in grace, held `old` bytes and holds `new` now. Charges even bytes beyond the
     /// limit, because they exist; the caller sheds while [`is_exceeded`](Self::is_exceeded).
     pub fn charge(&mut self, old: usize, new: usize) {
         debug_assert!(old <= self.used, "a queue gives back more than it was charged");
@@ -308,6 +432,18 @@ impl Budget {
     #[must_use]
     pub const fn is_exceeded(&self) -> bool {
         self.used > self.limit
+    }
+
+    /// Bytes of connections that are not upgraded.
+    #[must_use]
+    pub const fn requests(&self) -> usize {
+        self.requests
+    }
+
+    /// Whether connections that are not upgraded hold more than their part.
+    #[must_use]
+    pub const fn is_requests_exceeded(&self) -> bool {
+        self.requests > self.limit / REQUESTS_PART
     }
 
     /// Number of connections for which [`is_holder`] is true.

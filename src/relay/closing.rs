@@ -6,7 +6,9 @@
 //! [`Relay::carry_out`](super::Relay) to apply: nothing here closes a second connection, so
 //! there is no recursion.
 
-use super::admission::ClientKey;
+use std::net::IpAddr;
+
+use super::admission::{ClientKey, EarlyClose};
 use super::conn_id::ConnId;
 use super::connections::{Ended, Role};
 use super::relay::Relay;
@@ -46,6 +48,26 @@ impl Relay {
         }
     }
 
+    /// Disconnects a connection that is not upgraded, without an answer: more work and memory
+    /// for its client is what has to be avoided.
+    pub(super) fn close_early(&mut self, id: ConnId, cause: EarlyClose, now: Instant) {
+        let remote = self.connections.get(id).map(|entry| entry.client());
+        self.disconnect(id, CloseCause::Disconnected, now);
+        if let Some(remote) = remote {
+            self.on_early_close(remote, cause, now);
+        }
+    }
+
+    /// Counts a connection that was closed before its upgrade.
+    pub(super) fn on_early_close(&mut self, remote: IpAddr, cause: EarlyClose, now: Instant) {
+        self.stats.early_closes.add(cause);
+        // No line for each: an attacker would fill the log.
+        if let Some(dropped) = self.gates.early_closes.admit(now) {
+            let dropped = Some(dropped).filter(|dropped| *dropped > 0);
+            log::warn!(remote:% = remote, cause = cause.label(), dropped; "connection_refused");
+        }
+    }
+
     /// Sends an HTTP response other than the 101, after which the connection ends.
     pub(super) fn refuse(&mut self, id: ConnId, answer: &[u8], now: Instant) {
         self.connections.edit(id, now, |it| it.refuse(answer));
@@ -60,7 +82,7 @@ impl Relay {
         code: Option<u16>,
         now: Instant,
     ) {
-        let Ended { role, slot, client, .. } = *ended;
+        let Ended { role, slot, client, payer, .. } = *ended;
         self.gates.caps.release(ClientKey::from(client));
         self.warnings.forget(id);
         self.stats.on_close(role == Role::Phone, cause);
@@ -78,6 +100,8 @@ impl Relay {
             Role::Binary => match self.slots.release(slot, id, now) {
                 Release::NotHolder => {}
                 Release::Grace { resumed } => {
+                    let bytes = self.slots.grace_bytes(slot);
+                    self.connections.charge_grace(slot, payer, bytes);
                     self.follow_ups.extend(resumed.into_iter().map(FollowUp::Resume));
                 }
                 Release::TakenOver(takeover) => self.on_takeover(slot, takeover),
@@ -86,7 +110,7 @@ impl Relay {
     }
 
     fn log_end(&self, id: ConnId, ended: &Ended, cause: CloseCause, code: Option<u16>) {
-        let Ended { role, slot, client, traffic, summary } = ended;
+        let Ended { role, slot, client, traffic, summary, .. } = ended;
         let (server_id, public_id) = (self.slots.server_id(*slot), self.connections.public_id(id));
         let (cause, close_code) = (cause.label(), code.unwrap_or(1006));
         let age_ms = summary.map(|summary| summary.age.as_millis() as u64);

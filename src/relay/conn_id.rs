@@ -1,31 +1,48 @@
 //! ConnId: the name of one connection.
 //!
-//! Owns the packing of slab index and generation. Names are unique within a process, so stale
+//! Owns the packing of slab index and generation, and the conn_ids made of them. Names are unique within a process, so stale
 //! readiness, stale timers and stale envelopes are detected by comparison.
 
 use std::fmt;
+use std::hash::BuildHasher;
 
-/// Slab index in the low half, generation in the high half; fits a mio token.
+use super::keyed_hash::HashKeys;
+
+/// Slab index in the low 22 bits, generation above; fits a mio token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnId(u64);
 
 impl ConnId {
-    /// The connection at `index` that is the `generation`th of this process.
+    const INDEX_BITS: u32 = 22;
+    /// The largest index: 4 million connections, four times what `fs.nr_open` allows a process
+    /// by default.
+    pub const INDEX_MAX: u32 = (1 << Self::INDEX_BITS) - 1;
+
+    /// The connection at `index`, at most [`Self::INDEX_MAX`], that is the `generation`th of
+    /// this process. 42 bits count 10,000 connections a second for 13 years.
     #[must_use]
-    pub const fn new(index: u32, generation: u32) -> Self {
-        Self((generation as u64) << 32 | index as u64)
+    pub const fn new(index: u32, generation: u64) -> Self {
+        debug_assert!(index <= Self::INDEX_MAX);
+        Self(generation << Self::INDEX_BITS | index as u64)
     }
 
     /// Its index in the slab.
     #[must_use]
     pub const fn index(self) -> usize {
-        (self.0 & 0xffff_ffff) as usize
+        (self.0 & Self::INDEX_MAX as u64) as usize
     }
 
-    /// Its generation, which tells it from other connections at the same index.
+    /// The number of connections accepted before it.
+    #[must_use]
+    pub const fn age(self) -> u64 {
+        self.0 >> Self::INDEX_BITS
+    }
+
+    /// The low half of its generation. It tells the connection from others at the same index
+    /// that were accepted in the same days.
     #[must_use]
     pub const fn generation(self) -> u32 {
-        (self.0 >> 32) as u32
+        self.age() as u32
     }
 
     /// As one number, for a poll token.
@@ -43,17 +60,19 @@ impl ConnId {
 
 impl fmt::Debug for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}v{}", self.index(), self.generation())
+        write!(f, "{}v{}", self.index(), self.age())
     }
 }
 
-/// The conn_id that peers and log lines see: 32 hex digits, made of 64 secret bits and the
-/// [`ConnId`]. The second half makes it unique, the first unguessable.
+/// The conn_id that peers and log lines see: 32 hex digits. The first half is unguessable,
+/// both together are unique, and neither shows how many connections there were or are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicId {
     /// Unpredictable to peers that have not been told it; also the key of the connection's
     /// pings.
     pub key: u64,
+    /// The connection's bits, masked.
+    masked: u64,
     /// The connection.
     pub id: ConnId,
 }
@@ -61,25 +80,46 @@ pub struct PublicId {
 impl PublicId {
     /// Length of the text form, in characters.
     pub const LEN: usize = 32;
+}
 
-    /// Parses the text form.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+/// Makes conn_ids, and finds their connections.
+#[derive(Debug)]
+pub(super) struct PublicIds(HashKeys);
+
+impl PublicIds {
+    /// `keys` must be unpredictable to peers.
+    pub(super) fn new(keys: HashKeys) -> Self {
+        Self(keys)
+    }
+
+    /// The conn_id of a connection. It is not stored but derived by two SipHashes under keys
+    /// that are never disclosed, which takes some 25 ns.
+    pub(super) fn of(&self, id: ConnId) -> PublicId {
+        let key = self.0.hash_one(id.to_bits());
+        PublicId { key, masked: id.to_bits() ^ self.mask(key), id }
+    }
+
+    /// The connection with this conn_id, if it was given to one.
+    pub(super) fn find(&self, text: &str) -> Option<ConnId> {
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if text.len() != Self::LEN || !text.bytes().all(is_digit) {
+        if text.len() != PublicId::LEN || !text.bytes().all(is_digit) {
             return None;
         }
-        let (key, id) = text.split_at(Self::LEN / 2);
-        Some(Self {
-            key: u64::from_str_radix(key, 16).ok()?,
-            id: ConnId(u64::from_str_radix(id, 16).ok()?),
-        })
+        let (key, masked) = text.split_at(PublicId::LEN / 2);
+        let key = u64::from_str_radix(key, 16).ok()?;
+        let id = ConnId(u64::from_str_radix(masked, 16).ok()? ^ self.mask(key));
+        (self.0.hash_one(id.to_bits()) == key).then_some(id)
+    }
+
+    /// A number for each key, independent of [`Self::of`]: the inputs differ in length.
+    fn mask(&self, key: u64) -> u64 {
+        self.0.hash_one((key, 0_u8))
     }
 }
 
 impl fmt::Display for PublicId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}{:016x}", self.key, self.id.0)
+        write!(f, "{:016x}{:016x}", self.key, self.masked)
     }
 }
 
@@ -87,24 +127,53 @@ impl fmt::Display for PublicId {
 mod tests {
     use super::*;
 
+    fn public_ids() -> PublicIds {
+        PublicIds::new(HashKeys::new([1, 2]))
+    }
+
     #[test]
-    fn packs_and_unpacks() {
-        let id = ConnId::new(7, u32::MAX);
-        assert_eq!(id.index(), 7);
+    fn index_and_generation_are_recovered() {
+        let generation = (1 << 42) - 2;
+        let id = ConnId::new(ConnId::INDEX_MAX - 1, generation);
+        assert_eq!((id.index(), id.age()), (ConnId::INDEX_MAX as usize - 1, generation));
+        assert_eq!(id.generation(), u32::MAX - 1);
         assert_eq!(ConnId::from_bits(id.to_bits()), id);
     }
 
     #[test]
-    fn text_form_round_trips_and_is_strict() {
-        let public = PublicId { key: u64::MAX - 1, id: ConnId::new(3, 9) };
-        let text = public.to_string();
+    fn a_public_id_is_found_and_the_parser_is_strict() {
+        let id = ConnId::new(3, 9);
+        let text = public_ids().of(id).to_string();
         assert_eq!(text.len(), PublicId::LEN);
-        assert_eq!(PublicId::parse(&text), Some(public));
-        for bad in ["", "+1", &text[1..], &text.to_uppercase(), &format!("{text}0")] {
-            assert_eq!(PublicId::parse(bad), None, "{bad}");
-        }
+        assert_eq!(public_ids().find(&text), Some(id));
         let signed = format!("+{}", &text[1..]);
-        assert_eq!(PublicId::parse(&signed), None);
-        assert_eq!(PublicId::parse("é0000000000000000000000000000000"), None);
+        let accented = format!("é{}", &text[2..]);
+        for bad in
+            ["", "+1", &text[1..], &text.to_uppercase(), &format!("{text}0"), &signed, &accented]
+        {
+            assert_eq!(public_ids().find(bad), None, "{bad}");
+        }
+        for at in 0..PublicId::LEN {
+            let other = if &text[at..=at] == "0" { "1" } else { "0" };
+            let changed = format!("{}{other}{}", &text[..at], &text[at + 1..]);
+            assert_eq!(public_ids().find(&changed), None, "{changed}");
+        }
+    }
+
+    /// Neither half counts, nor do their differences.
+    #[test]
+    fn a_public_id_shows_neither_counter_nor_index() {
+        let halves = |id| {
+            let text = public_ids().of(id).to_string();
+            let half = |digits| u64::from_str_radix(digits, 16).expect("hex digits");
+            [half(&text[..16]), half(&text[16..])]
+        };
+        for place in 0..2 {
+            let values: Vec<u64> = (0..1_000).map(|n| halves(ConnId::new(5, n))[place]).collect();
+            for two in values.windows(2) {
+                let differing = (two[0] ^ two[1]).count_ones();
+                assert!((8..=56).contains(&differing), "{differing} bits differ");
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! Connections: every connection, with its timer, budget charge, rank and effects.
+//! Connections: every connection, with its timer, budget charge, client and effects.
 //!
 //! Owns the slab of connections, their deadline timers, the queue of effects, the byte
-//! budget, the ranking by bytes held and the outbox pool; nothing outside this module reaches
+//! budget, the bytes of each client, the limits before the upgrade and the outbox pool; nothing outside this module reaches
 //! them. A connection is changed inside [`Connections::edit`] only, which updates the rest
 //! when the change ends, so no caller can forget to. Must not know slots, limits on clients
 //! or requests.
@@ -9,8 +9,10 @@
 //! 1. A connection is in the slab ⇔ it has a deadline ⇔ it is in the wheel. An entry of the
 //!    wheel is a candidate; the connection's own deadline decides. A deadline that moves back
 //!    changes the connection only; the timer fires at its old time and is armed again.
-//! 2. Between any two edits the budget is charged with the bytes that each connection holds,
-//!    and the ranking contains each connection that holds a byte.
+//! 2. Between any two edits the budget is charged with the bytes that each connection holds.
+//!    The sums of clients lag behind: a connection whose bytes have changed is put on a list,
+//!    which is worked off when it is long, and before a sum is asked for. Most connections hold
+//!    nothing again by then, so that a message costs a clear flag and no search.
 //! 3. Effects name connections and carry no bytes; each kind is queued at most once per
 //!    connection, so the queue is bounded.
 //! 4. A connection that is done ([`Connection::is_done`]) is removed at the end of the edit
@@ -18,24 +20,28 @@
 //! 5. A [`ConnId`] is used once. Input for an earlier connection finds no entry.
 
 pub(super) mod audit;
+mod clients;
 mod editor;
 mod entry;
 mod ranking;
 mod traffic;
 
 use std::collections::VecDeque;
-use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use slab::Slab;
 
+pub(super) use self::clients::Client;
+use self::clients::{Clients, Holding, Order};
 pub(super) use self::editor::Editor;
+use self::entry::{Payer, Queued};
+
 pub(super) use self::entry::{Ended, Entry, Role, Stage};
-use self::ranking::Ranking;
-use super::admission::Budget;
-use super::conn_id::{ConnId, PublicId};
+use super::admission::{Budget, ClientKey, EarlyClose, RequestLimits};
+use super::conn_id::{ConnId, PublicId, PublicIds};
 use super::keyed_hash::HashKeys;
+use super::slots::SlotKey;
 use crate::config::{Config, INITIAL_CAPACITY, Timeouts};
 use crate::protocol::connection::{Connection, Expiry};
 use crate::protocol::outbox_pool::OutboxPool;
@@ -51,8 +57,11 @@ const _: () = {
     assert!(horizon > timeouts.close_backlog.as_secs());
 };
 
-/// Connections that are compared to find the largest.
-const COMPARED_MAX: usize = 64;
+/// Maximum length of the list of connections whose bytes have changed; 4 KB.
+const CHANGED_MAX: usize = 1024;
+
+/// The part of the byte budget up to which outboxes and chunks are pooled; at most 1 MiB.
+const POOL_PART: usize = 64;
 
 /// An action that the shell has to carry out on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,9 +88,8 @@ pub(super) struct Connections {
     slab: Slab<Entry>,
     shared: Shared,
     /// Connections accepted so far.
-    accepted: u32,
-    /// Keys for the secret half of every conn_id.
-    id_keys: HashKeys,
+    accepted: u64,
+    public_ids: PublicIds,
     /// Number of look-ups in the slab, for the test that bounds it.
     #[cfg(test)]
     pub(super) lookups: std::cell::Cell<usize>,
@@ -94,13 +102,29 @@ struct Shared {
     codec: Codec,
     pool: OutboxPool,
     budget: Budget,
-    /// Connections that hold a byte, by slab index.
-    ranking: Ranking,
+    /// What each client holds by its WebSockets and slots in grace.
+    clients: Clients,
+    /// What each client holds by connections that are not upgraded.
+    requests: Clients,
+    request_limits: RequestLimits,
+    /// Indices of connections whose bytes have changed since they were recorded for a client.
+    changed: Vec<u32>,
     /// Deadlines by slab index.
     timers: Wheel,
     effects: VecDeque<Effect>,
     /// Number of WebSockets, closing ones included.
     websockets: usize,
+}
+
+/// What has to give back its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shed {
+    /// A connection that is not upgraded.
+    Request(ConnId),
+    /// A WebSocket.
+    WebSocket(ConnId),
+    /// A slot in grace.
+    Grace(SlotKey),
 }
 
 /// A connection whose deadline has come.
@@ -113,22 +137,32 @@ pub(super) struct Due {
 }
 
 impl Connections {
-    /// No connections yet. `id_keys` must be unpredictable to peers.
-    pub(super) fn new(config: &Config, id_keys: HashKeys, now: Instant) -> Self {
+    /// No connections yet. `hash_keys` must return keys that peers cannot predict.
+    pub(super) fn new(
+        config: &Config,
+        mut hash_keys: impl FnMut() -> [u64; 2],
+        now: Instant,
+    ) -> Self {
         Self {
             slab: Slab::with_capacity(INITIAL_CAPACITY),
             shared: Shared {
                 timeouts: config.timeouts.clone(),
                 codec: Codec::new(config.limits.message),
-                pool: OutboxPool::default(),
+                pool: OutboxPool::new(config.limits.buffer_memory / POOL_PART),
                 budget: Budget::new(config.limits.buffer_memory),
-                ranking: Ranking::default(),
+                clients: Clients::new(HashKeys::new(hash_keys())),
+                requests: Clients::new(HashKeys::new(hash_keys())),
+                request_limits: RequestLimits::new(
+                    config.limits.rate_per_minute > 0,
+                    &mut hash_keys,
+                ),
+                changed: Vec::new(),
                 timers: Wheel::with_capacity(INITIAL_CAPACITY, now),
                 effects: VecDeque::new(),
                 websockets: 0,
             },
             accepted: 0,
-            id_keys,
+            public_ids: PublicIds::new(HashKeys::new(hash_keys())),
             #[cfg(test)]
             lookups: std::cell::Cell::default(),
         }
@@ -136,16 +170,37 @@ impl Connections {
 
     // Change
 
-    /// Adds a connection that was accepted from `peer`.
-    pub(super) fn insert(&mut self, peer: IpAddr, stage: Stage, now: Instant) -> ConnId {
-        let slot = self.slab.vacant_entry();
-        let id = ConnId::new(slot.key() as u32, self.accepted);
-        self.accepted = self.accepted.wrapping_add(1);
+    /// Adds a connection that was accepted from `peer`. If `is_limited`, it counts towards the
+    /// limits of that client; where one is reached, the connection is gone at once, with a
+    /// `Disconnect` as its only effect.
+    pub(super) fn insert(
+        &mut self,
+        peer: IpAddr,
+        stage: Stage,
+        is_limited: bool,
+        now: Instant,
+    ) -> (ConnId, Result<(), EarlyClose>) {
+        let index = self.slab.vacant_key();
+        // The last index is never in use: it names a connection that was not admitted.
+        let is_full = index >= ConnId::INDEX_MAX as usize;
+        let id = ConnId::new((index as u32).min(ConnId::INDEX_MAX), self.accepted);
+        self.accepted += 1;
+        let admitted = match () {
+            () if is_full => Err(EarlyClose::Connections),
+            () if is_limited => self.shared.request_limits.admit(ClientKey::from(peer), now),
+            () => Ok(()),
+        };
+        if admitted.is_err() {
+            self.shared.effects.push_back(Effect::Disconnect(id));
+            return (id, admitted);
+        }
         let connection = Connection::new(now, &self.shared.timeouts);
         let deadline = connection.deadline(&self.shared.timeouts);
-        slot.insert(Entry::new(connection, id.generation(), peer, stage));
+        let mut entry = Entry::new(connection, id, peer, stage);
+        entry.is_limited = is_limited;
+        self.slab.insert(entry);
         self.shared.timers.arm(id.index() as u32, deadline);
-        id
+        (id, Ok(()))
     }
 
     /// Changes a connection, then updates budget, ranking, timer and effects. `None`: there
@@ -159,14 +214,14 @@ impl Connections {
         #[cfg(test)]
         self.lookups.set(self.lookups.get() + 1);
         let entry = self.slab.get_mut(id.index()).filter(|entry| entry.is(id))?;
-        let held = entry.connection.held();
+        let before = Held::of(entry);
         let result = change(&mut Editor::new(id, now, entry, &mut self.shared));
-        let settled = self.shared.settle(id, entry, held, now);
-        if let Some((moved, place)) = settled.moved {
-            self.place(moved, place);
-        }
-        if settled.is_done {
+        self.shared.settle(id, entry, before, now);
+        if entry.connection.is_done() {
             self.remove(id);
+        }
+        if self.shared.changed.len() >= CHANGED_MAX {
+            self.record_changed();
         }
         Some(result)
     }
@@ -185,16 +240,31 @@ impl Connections {
         }
         let entry = self.slab.remove(id.index());
         debug_assert_eq!(entry.role(), None, "gives up its place before it is removed");
-        if let Some((moved, place)) = self.shared.forget(id, &entry) {
-            self.place(moved, place);
+        self.shared.forget(id, &entry);
+    }
+
+    /// Brings the sums of clients up to date.
+    fn record_changed(&mut self) {
+        for index in std::mem::take(&mut self.shared.changed) {
+            // The connection may be gone, and the next one with its index on the list as well.
+            let Some(entry) = self.slab.get_mut(index as usize) else { continue };
+            entry.is_changed = false;
+            self.shared.record(index, entry);
         }
     }
 
-    /// Records the place of a connection in the ranking.
-    fn place(&mut self, index: u32, place: u32) {
-        #[cfg(test)]
-        self.lookups.set(self.lookups.get() + 1);
-        self.slab[index as usize].place = place;
+    /// The slot is in grace and holds `bytes` for the client of the binary that left it.
+    pub(super) fn charge_grace(&mut self, slot: SlotKey, client: Client, bytes: usize) {
+        self.release_grace(slot);
+        self.shared.budget.charge(0, bytes);
+        self.shared.clients.set(Holding::Grace(slot), client, bytes, Order::Size);
+    }
+
+    /// The grace of the slot is over; does nothing if it was not charged.
+    pub(super) fn release_grace(&mut self, slot: SlotKey) {
+        let bytes = self.shared.clients.bytes(Holding::Grace(slot));
+        self.shared.budget.charge(bytes, 0);
+        self.shared.clients.remove(Holding::Grace(slot));
     }
 
     /// Counts a frame of `len` bytes that was forwarded from the connection.
@@ -217,7 +287,7 @@ impl Connections {
             let expiry = is_due.then(|| entry.connection.handle_timeout(now, timeouts)).flatten();
             timers.arm(index, entry.connection.deadline(timeouts));
             if is_due {
-                let id = ConnId::new(index, entry.generation());
+                let id = entry.id(index);
                 return Some(Due { id, late: now.since(deadline), expiry });
             }
         }
@@ -232,8 +302,8 @@ impl Connections {
             self.lookups.set(self.lookups.get() + 1);
             if let Some(entry) = self.slab.get_mut(id.index()).filter(|entry| entry.is(id)) {
                 match effect {
-                    Effect::Transmit(_) => entry.is_transmit_queued = false,
-                    _ => entry.is_continue_queued = false,
+                    Effect::Transmit(_) => entry.queued.remove(Queued::TRANSMIT),
+                    _ => entry.queued.remove(Queued::CONTINUE),
                 }
             }
         }
@@ -249,24 +319,36 @@ impl Connections {
         self.slab.get(id.index()).filter(|entry| entry.is(id))
     }
 
-    /// The conn_id that peers see. Its secret half, which also keys the pings, is not stored
-    /// but derived by SipHash under a key that is never disclosed: 15 ns instead of 8 bytes
-    /// in every [`Entry`].
+    /// The conn_id that peers see.
     pub(super) fn public_id(&self, id: ConnId) -> PublicId {
-        PublicId { key: self.id_keys.hash_one(id.to_bits()), id }
+        self.public_ids.of(id)
     }
 
-    /// If the budget is exceeded, the connection that holds the most bytes. At most
-    /// [`COMPARED_MAX`] connections of the highest size class are compared, the newest of
-    /// them first, so where more hold about as much the result is within 25 % of the largest.
-    pub(super) fn largest_if_over_budget(&self) -> Option<ConnId> {
-        if !self.shared.budget.is_exceeded() {
+    /// The connection with this conn_id; it may be gone.
+    pub(super) fn find(&self, conn_id: &str) -> Option<ConnId> {
+        self.public_ids.find(conn_id)
+    }
+
+    /// What has to be shed, if memory is spent: the largest holding of the client that holds
+    /// most, or of connections that are not upgraded the oldest of the client that holds most
+    /// by them. Cheap while the list of changes is empty: a few searches in sorted tables and
+    /// comparisons of 64 clients and 64 holdings at most. Working off a full list takes some
+    /// 0.3 ms, once for all that is shed in a turn.
+    pub(super) fn first_to_shed(&mut self) -> Option<Shed> {
+        let budget = &self.shared.budget;
+        let of_requests = budget.is_requests_exceeded();
+        if !of_requests && !budget.is_exceeded() {
             return None;
         }
-        let newest = self.shared.ranking.highest().iter().rev().take(COMPARED_MAX);
-        let entries = newest.map(|index| (*index, &self.slab[*index as usize]));
-        let (index, largest) = entries.max_by_key(|(_, entry)| entry.connection.held())?;
-        Some(ConnId::new(index, largest.generation()))
+        self.record_changed();
+        let clients = if of_requests { &self.shared.requests } else { &self.shared.clients };
+        Some(match clients.first_to_shed()? {
+            Holding::Connection(index) => {
+                let id = self.slab.get(index as usize)?.id(index);
+                if of_requests { Shed::Request(id) } else { Shed::WebSocket(id) }
+            }
+            Holding::Grace(slot) => Shed::Grace(slot),
+        })
     }
 
     /// When [`Self::pop_due`] has to be called next.
@@ -300,26 +382,37 @@ impl Connections {
     }
 }
 
-/// Work on other entries of the slab that an edit leaves behind.
-struct Settled {
-    /// Another connection's index and its new place in the ranking.
-    moved: Option<(u32, u32)>,
-    /// The edited connection has to be removed.
-    is_done: bool,
+/// Bytes of a connection, and what they are counted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Held {
+    bytes: usize,
+    is_websocket: bool,
+    payer: Payer,
+}
+
+impl Held {
+    fn of(entry: &Entry) -> Self {
+        Self {
+            bytes: entry.connection.held(),
+            is_websocket: entry.stage.is_websocket(),
+            payer: entry.payer,
+        }
+    }
 }
 
 impl Shared {
-    /// Updates everything for a connection that held `held` bytes before the edit.
-    fn settle(&mut self, id: ConnId, entry: &mut Entry, held: usize, now: Instant) -> Settled {
+    /// Updates everything for a connection that held `before` before the edit.
+    fn settle(&mut self, id: ConnId, entry: &mut Entry, before: Held, now: Instant) {
         let key = id.index() as u32;
         if entry.connection.half_close(now, &self.timeouts) {
             self.effects.push_back(Effect::HalfClose(id));
         }
-        let holds = entry.connection.held();
-        let mut moved = None;
-        if holds != held {
-            self.budget.charge(held, holds);
-            moved = self.ranking.change(key, held, holds, &mut entry.place);
+        let after = Held::of(entry);
+        if after != before {
+            self.charge(before, after);
+            if !std::mem::replace(&mut entry.is_changed, true) {
+                self.changed.push(key);
+            }
         }
         let deadline = entry.connection.deadline(&self.timeouts);
         // A timer within one tick of the deadline is exact enough; an earlier one is armed
@@ -327,19 +420,56 @@ impl Shared {
         if self.timers.armed(key).is_none_or(|armed| armed > deadline + TICK) {
             self.timers.arm(key, deadline);
         }
-        Settled { moved, is_done: entry.connection.is_done() }
     }
 
-    /// Removes everything about a connection that is no longer in the slab. Returns another
-    /// connection's index and its new place in the ranking, if that has changed.
-    fn forget(&mut self, id: ConnId, entry: &Entry) -> Option<(u32, u32)> {
+    fn charge(&mut self, before: Held, after: Held) {
+        let budget = &mut self.budget;
+        match (before.is_websocket, after.is_websocket) {
+            (false, false) => budget.charge_request(before.bytes, after.bytes),
+            (true, true) => budget.charge(before.bytes, after.bytes),
+            (..) => {
+                budget.charge_request(before.bytes, 0);
+                budget.charge(0, after.bytes);
+            }
+        }
+    }
+
+    /// Records for its client what a connection holds.
+    fn record(&mut self, index: u32, entry: &Entry) {
+        let holding = Holding::Connection(index);
+        let Held { bytes, is_websocket, .. } = Held::of(entry);
+        if is_websocket {
+            self.requests.remove(holding);
+            if bytes == 0 {
+                self.clients.remove(holding);
+            } else {
+                self.clients.set(holding, entry.payer(), bytes, Order::Size);
+            }
+        } else if bytes == 0 {
+            self.requests.remove(holding);
+        } else {
+            let order = Order::Age(entry.id(index).age());
+            self.requests.set(holding, entry.payer(), bytes, order);
+        }
+    }
+
+    /// The connection is upgraded, or gone.
+    fn release_request(&mut self, entry: &Entry) {
+        if entry.is_limited {
+            self.request_limits.release(ClientKey::from(entry.client()));
+        }
+    }
+
+    /// Removes everything about a connection that is no longer in the slab.
+    fn forget(&mut self, id: ConnId, entry: &Entry) {
         let key = id.index() as u32;
-        let held = entry.connection.held();
-        self.websockets -= usize::from(entry.stage.is_websocket());
-        self.budget.charge(held, 0);
+        let held = Held::of(entry);
+        self.websockets -= usize::from(held.is_websocket);
+        self.charge(held, Held { bytes: 0, ..held });
+        self.requests.remove(Holding::Connection(key));
+        self.clients.remove(Holding::Connection(key));
+        self.release_request(entry);
         self.timers.disarm(key);
         self.effects.push_back(Effect::Disconnect(id));
-        let mut place = entry.place;
-        self.ranking.change(key, held, 0, &mut place)
     }
 }

@@ -46,13 +46,7 @@ impl Relay {
                         self.close(id, CloseCause::Shutdown, &[], now);
                     }
                 }
-                slots::Due::GraceOver(slot, phones) => {
-                    self.stats.grace_expiries += 1;
-                    for phone in phones {
-                        self.close(phone, CloseCause::GraceExpired, &[], now);
-                    }
-                    self.slots.free(slot);
-                }
+                slots::Due::GraceOver(slot, phones) => self.free_slot(slot, phones, now),
             }
         }
     }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use rand::RngExt;
 
+use super::admission::EarlyClose;
 use super::closing::FollowUp;
 use super::conn_id::ConnId;
-use super::connections::{Editor, Role};
+use super::connections::{Editor, Role, Shed};
 use super::relay::Relay;
 use super::slots::SlotKey;
 use super::stats::Outcome;
@@ -45,9 +46,29 @@ impl Relay {
                 self.close(claimant, CloseCause::ServerIdClaimed, &[], now);
                 continue;
             }
-            let Some(largest) = self.connections.largest_if_over_budget() else { return };
-            self.shed(largest, now);
+            match self.connections.first_to_shed() {
+                None => return,
+                Some(Shed::WebSocket(id)) => self.shed(id, now),
+                Some(Shed::Request(id)) => self.close_early(id, EarlyClose::Memory, now),
+                Some(Shed::Grace(slot)) => self.expire_grace(slot, now),
+            }
         }
+    }
+
+    /// The grace of a slot ends.
+    pub(super) fn expire_grace(&mut self, slot: SlotKey, now: Instant) {
+        let phones = self.slots.end_grace(slot);
+        self.free_slot(slot, phones, now);
+    }
+
+    /// Closes the phones of a slot whose grace is over, and removes it.
+    pub(super) fn free_slot(&mut self, slot: SlotKey, phones: Vec<ConnId>, now: Instant) {
+        self.stats.grace_expiries += 1;
+        for phone in phones {
+            self.close(phone, CloseCause::GraceExpired, &[], now);
+        }
+        self.connections.release_grace(slot);
+        self.slots.free(slot);
     }
 
     /// Frees memory of a connection: an open one is closed, a closing one loses unfinished

@@ -165,10 +165,7 @@ impl Relay {
             Envelope::Deliver { conn_id, frame, close_code } => (conn_id, frame, close_code),
             Envelope::PushWake { token } => return self.accept_wake(slot, &token, now),
         };
-        let phone = PublicId::parse(&conn_id)
-            .filter(|public_id| *public_id == self.connections.public_id(public_id.id))
-            .ok_or(Dropped::UnknownPhone)?
-            .id;
+        let phone = self.connections.find(&conn_id).ok_or(Dropped::UnknownPhone)?;
         let is_delivered = self
             .connections
             .edit(phone, now, |it| {

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use super::admission::{ClientKey, ConnectionCaps, RateLimiter};
+use super::admission::{ClientKey, ClientLimiter, ConnectionCaps};
 use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Role, Stage};
@@ -16,7 +16,7 @@ use super::relay::Relay;
 use super::slots::{Claim, JoinError};
 use super::stats::{Outcome, ProxyRefusal};
 use crate::config::{Config, Forwarded};
-use crate::protocol::client_address::{client_address, may_send_proxy_header};
+use crate::protocol::client_address::{client_address, is_proxy, may_send_proxy_header};
 use crate::protocol::close::CloseCause;
 use crate::protocol::fault::{Cause, Fault};
 use crate::protocol::request::{self, Endpoint, Head, Identity, Request};
@@ -41,14 +41,15 @@ pub enum ListenerKind {
 /// What requests are compared with.
 #[derive(Debug)]
 pub(super) struct Gates {
-    forwarded: Forwarded,
+    pub(super) forwarded: Forwarded,
     /// The only host name that is served.
     domain: Option<String>,
     /// The token in a certificate authority's request, and the response to it.
     challenge: Option<(String, String)>,
-    rate: RateLimiter,
+    rate: ClientLimiter,
     pub(super) caps: ConnectionCaps,
     pub(super) proxy_refusals: Throttle,
+    pub(super) early_closes: Throttle,
     refusals: Refusals,
     /// The `Date` of every response that is made now.
     pub(super) date: Date,
@@ -69,8 +70,9 @@ impl Gates {
             domain: config.serving.domain().map(str::to_owned),
             challenge: None,
             caps: ConnectionCaps::new(capacity, limits.connections_per_ip, hash_keys()),
-            rate: RateLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys()),
+            rate: ClientLimiter::new(limits.rate_per_minute, limits.rate_burst, hash_keys),
             proxy_refusals: Throttle::default(),
+            early_closes: Throttle::default(),
             refusals: Refusals::default(),
             date: Date::default(),
             started: now,
@@ -93,9 +95,15 @@ impl Relay {
             ListenerKind::Authorities => Stage::Authority,
             ListenerKind::ProxiedAuthorities => Stage::HeaderOfAuthority,
         };
-        let id = self.connections.insert(peer, stage, now);
         let owes_header =
             matches!(kind, ListenerKind::ProxiedClients | ListenerKind::ProxiedAuthorities);
+        // The limits are for clients: one behind a proxy is known later, if at all.
+        let is_limited = !owes_header && !is_proxy(&self.gates.forwarded, peer);
+        let (id, admitted) = self.connections.insert(peer, stage, is_limited, now);
+        if let Err(cause) = admitted {
+            self.on_early_close(peer, cause, now);
+            return id;
+        }
         // Closed at once: an untrusted peer's header would not count.
         if owes_header && !may_send_proxy_header(&self.gates.forwarded, peer) {
             self.refuse_proxied(id, ProxyRefusal::Untrusted, now);
@@ -264,7 +272,8 @@ impl Relay {
         let request_id = self.connections.public_id(id).to_string();
         let mut answer = Vec::new();
         response::switching_protocols(&accept, &request_id, &self.gates.date, &mut answer);
-        self.connections.edit(id, now, |it| it.switch_protocols(&answer, client, rest));
+        let client_of = (client, is_proxy(&self.gates.forwarded, client));
+        self.connections.edit(id, now, |it| it.switch_protocols(&answer, client_of, rest));
         match identity {
             Identity::Binary { server_id, version } => self.claim(id, server_id, &version, now),
             Identity::Phone { server_id, device_name } => {
@@ -278,6 +287,7 @@ impl Relay {
         match self.slots.claim(server_id, id, now) {
             Claim::Granted(slot) => self.open_binary(id, slot, Some(version), now),
             Claim::Reclaimed(slot, phones) => {
+                self.connections.release_grace(slot);
                 for phone in phones {
                     self.close(phone, CloseCause::BinaryReclaimed, &[], now);
                 }

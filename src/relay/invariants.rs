@@ -20,6 +20,30 @@ impl Relay {
         self.connections.get(id).is_some_and(|entry| entry.role().is_some())
     }
 
+    /// Bytes that the connection holds.
+    #[must_use]
+    pub fn held(&self, id: ConnId) -> usize {
+        self.connections.get(id).map_or(0, |entry| entry.connection().held())
+    }
+
+    /// The conn_id of the connection.
+    #[must_use]
+    pub fn conn_id(&self, id: ConnId) -> String {
+        self.connections.public_id(id).to_string()
+    }
+
+    /// The connection with this conn_id; it may be gone.
+    #[must_use]
+    pub fn find(&self, conn_id: &str) -> Option<ConnId> {
+        self.connections.find(conn_id)
+    }
+
+    /// All that is queued to the connection, in the order in which it is written;
+    /// [`Relay::outgoing`] returns its first bytes.
+    pub fn queued(&self, id: ConnId) -> impl Iterator<Item = &[u8]> {
+        self.connections.get(id).into_iter().flat_map(|entry| entry.connection().queued())
+    }
+
     /// Checks every invariant.
     ///
     /// # Panics
@@ -33,9 +57,11 @@ impl Relay {
     /// - A4. A slot is held or its grace is in the wheel; only a held one has
     ///   claimants or is full.
     /// - A5. A phone's reading is stopped ⇔ it delivered into its slot while that was full.
-    /// - A6. The caps count the connections with a role, each under its client.
-    /// - A7. The budget is the sum of the bytes that connections hold, and is not exceeded;
-    ///   the ranking contains each connection that holds a byte.
+    /// - A6. The caps count the connections with a role, each under its client, and the limits
+    ///   before the upgrade those that are subject to them.
+    /// - A7. The budget is the sum of the bytes that connections and slots in grace hold, and
+    ///   is not exceeded, nor is the part of it for connections that are not upgraded. Each
+    ///   holding is recorded for its client, or on the list of changes.
     /// - A8. The count of WebSockets is exact.
     /// - A9. Each kind of effect is queued at most once per connection, and none for a
     ///   removed connection but those up to its disconnect.
@@ -44,7 +70,7 @@ impl Relay {
     /// - A11. No follow-up is pending.
     pub fn audit(&self) {
         let mut clients = Vec::new();
-        for (id, entry) in self.connections.audit() {
+        for (id, entry) in self.connections.audit(self.slots.grace_bytes_of_all()) {
             self.audit_entry(id, entry);
             if entry.role().is_some() {
                 clients.push(ClientKey::from(entry.client()));

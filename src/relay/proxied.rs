@@ -11,6 +11,7 @@ use super::conn_id::ConnId;
 use super::connections::Stage;
 use super::relay::Relay;
 use super::stats::ProxyRefusal;
+use crate::protocol::client_address::is_proxy;
 use crate::protocol::close::CloseCause;
 use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::time::Instant;
@@ -25,7 +26,16 @@ impl Relay {
     ) {
         match header {
             Ok(proxied) => {
-                self.connections.edit(id, now, |it| it.on_proxied(proxied));
+                let forwarded = &self.gates.forwarded;
+                let limits = |client| !is_proxy(forwarded, client);
+                let is_limited = matches!(proxied, Proxied::Client(client) if limits(client));
+                let admitted = self.connections.edit(id, now, |it| {
+                    it.on_proxied(proxied);
+                    if is_limited { it.limit() } else { Ok(()) }
+                });
+                if let Some(Err(cause)) = admitted {
+                    self.close_early(id, cause, now);
+                }
             }
             Err(Malformed) => self.refuse_proxied(id, ProxyRefusal::Malformed, now),
         }

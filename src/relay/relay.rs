@@ -75,14 +75,16 @@ pub enum Input<'a> {
 ///
 /// 1. Create it with [`Relay::new`], from a seed that peers cannot guess.
 /// 2. For each TCP connection call [`Relay::handle_accept`] once. The [`ConnId`] that it
-///    returns names the connection until its [`Effect::Disconnect`]. Input for a connection
-///    that is gone is allowed and changes nothing.
+///    returns names the connection until its [`Effect::Disconnect`], which is the only effect
+///    where the client has too many connections. Input for a connection that is gone is
+///    allowed and changes nothing.
 /// 3. Hand in events with [`Relay::handle`]; bytes only while [`Relay::is_reading`] is true.
 ///    Input that is not read stays in the kernel, which is the backpressure on the peer.
 /// 4. After any number of inputs call [`Relay::poll_effect`] until it returns `None`, and
 ///    carry each effect out. For [`Effect::Transmit`] write [`Relay::outgoing`] in one call
-///    and report it as [`Input::Written`]; after a short write, repeat this when the socket
-///    is writable, without a further effect.
+///    and report it as [`Input::Written`]. That may be the first part of what is queued: if all
+///    of it was written, another effect follows for the rest. After a short write, repeat this
+///    when the socket is writable, without a further effect.
 /// 5. When [`Relay::next_deadline`] has come, hand in [`Input::Timeout`] after the bytes that
 ///    have arrived, because no deadline counts against a peer whose input is unread. For the
 ///    same reason [`Effect::ReadThenExpire`] requires reading the socket to its end, effects
@@ -117,7 +119,7 @@ impl Relay {
         Self {
             slots: Slots::new(config, HashKeys::new(hash_keys()), now),
             gates: Gates::new(config, capacity, &mut hash_keys, now),
-            connections: Connections::new(config, HashKeys::new(hash_keys()), now),
+            connections: Connections::new(config, &mut hash_keys, now),
             wakes: config.push_wake.as_ref().map(|_| Wakes::new(hash_keys())),
             stats: Stats::default(),
             warnings: Warnings::default(),
@@ -208,7 +210,8 @@ impl Relay {
         self.connections.get(id).is_some_and(|entry| entry.connection().is_reading())
     }
 
-    /// What to write to the connection next, in this order, in one call.
+    /// What to write to the connection next, in this order, in one call; where much is queued,
+    /// its first bytes.
     #[must_use]
     pub fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
         self.connections.get(id).map_or([&[]; 3], |entry| entry.connection().outgoing())

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::admission::EarlyClose;
 use super::counts::{Counts, closed_list};
 use super::envelope::Dropped;
 use crate::protocol::close::CloseCause;
@@ -40,6 +41,8 @@ pub struct Stats {
     pub takeovers: u64,
     /// Connections closed for lack of a valid PROXY header.
     pub proxy_refusals: Counts<ProxyRefusal, { ProxyRefusal::ALL.len() }>,
+    /// Connections closed without an answer before their upgrade.
+    pub early_closes: Counts<EarlyClose, { EarlyClose::ALL.len() }>,
     /// Upgrade attempts on `/v1/server` and `/v1/client`.
     pub upgrades: [Counts<Outcome, { Outcome::ALL.len() }>; 2],
     /// Push wakes.

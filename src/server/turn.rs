@@ -299,6 +299,11 @@ impl<B> Turn<B> {
             if !transport.attach(id, now) {
                 transport.core().handle(Input::Disconnected(id), now);
             }
+            // TLS holds memory before the first byte.
+            let buffered = transport.buffered(id);
+            if buffered != TransportBuffered::default() {
+                transport.core().handle(Input::Buffered(id, buffered), now);
+            }
             if transport.clock().since(begun) >= ACCEPT_TIME {
                 return;
             }

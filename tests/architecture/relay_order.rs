@@ -12,12 +12,12 @@ use super::source::{calls_of_self, lex, mentions, method_names, module_of, remov
 
 /// A file with the folder of its name, and below it all that it may depend on.
 const ORDER: &[&str] = &[
-    "conn_id",
     "keyed_hash",
+    "conn_id",
     "counts",
     "envelope",
-    "stats",
     "admission",
+    "stats",
     "push_wake",
     "warnings",
     "slots",

@@ -156,7 +156,7 @@ fn envelope(conn_id: &str, bytes: &mut Bytes<'_>, closes: bool) -> String {
 /// Input for a connection that is gone, or never existed, changes nothing.
 fn stale(world: &mut World, bytes: &mut Bytes<'_>) {
     let gone = world.peers.iter().filter(|peer| peer.is_gone).map(|peer| peer.id);
-    let gone: Vec<ConnId> = gone.chain([ConnId::new(3, u32::MAX)]).collect();
+    let gone: Vec<ConnId> = gone.chain([ConnId::new(3, u64::from(u32::MAX))]).collect();
     let id = gone[bytes.index(gone.len())];
     let (relay, now) = (&mut world.relay, world.now);
     let before = (relay.len(), relay.live(), relay.slots(), relay.buffered());

@@ -187,7 +187,7 @@ impl Chaos {
             return id;
         }
         let other = self.rng.random_range(1..1_000);
-        ConnId::new(id.index() as u32, id.generation().wrapping_sub(other))
+        ConnId::new(id.index() as u32, id.age().wrapping_sub(other) & ((1 << 42) - 1))
     }
 
     fn act(&mut self) {

@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use pyrycode_relay::config::{Config, Forwarded};
+use pyrycode_relay::relay::admission::EarlyClose;
 use pyrycode_relay::time::TICK;
 
 use crate::peer::{self, Seen, claim, join, request};
 use crate::world::{PeerId, World, closed, secs, text};
 
+/// The most memory that an outbox holds beyond its bytes, if nothing of it is sent.
+const CHUNK: usize = 16 * 1024;
 const SHED: (u16, &str) = (1011, "relay out of buffer memory");
 
 fn address(text: &str) -> IpAddr {
@@ -232,7 +235,9 @@ fn only_the_largest_backlog_is_shed() {
         pile_up(&mut world, binary, *phone, kib);
     }
     assert_eq!(world.relay.live(), (1, 4));
-    assert!(world.relay.buffered() < 891 * 1024);
+    let waits: usize = phones.iter().map(|phone| world.backlog(*phone)).sum();
+    assert!(waits < 891 * 1024);
+    assert!(world.relay.buffered() < waits + 4 * CHUNK);
     for (index, phone) in phones.iter().enumerate() {
         world.read_on(*phone);
         let seen = world.heard(*phone);
@@ -345,6 +350,215 @@ fn shutting_down_stays_within_the_budget() {
     world.shut_down();
     world.pass(secs(2));
     // The largest of eight was shed, and what the others hold is all that waits.
-    assert!(world.relay.buffered() < limit / 8 * 7 + 1024);
+    let waits: usize = phones.iter().map(|phone| world.backlog(*phone)).sum();
+    assert!(waits < limit / 8 * 7 + 1024);
+    assert!(world.relay.buffered() < waits + 8 * CHUNK);
+    world.finish();
+}
+
+// Who is shed
+
+/// A phone for `server_id` from this address.
+fn phone_from(world: &mut World, from: &str, server_id: &str) -> PeerId {
+    let peer = world.dial_from(address(from), join(server_id).as_bytes());
+    assert_eq!(world.heard(peer), [Seen::Answer(101)]);
+    peer
+}
+
+/// Many connections of modest size are one client's, whose largest is closed; one large
+/// connection is another's, who holds less.
+#[test]
+fn the_client_that_holds_most_in_sum_loses_its_largest_connection() {
+    let mut world = tight();
+    let binary = world.binary("home");
+    let large = phone_from(&mut world, "192.0.2.1", "home");
+    pile_up(&mut world, binary, large, 250);
+    let kib = [100, 110, 140, 120, 130, 90, 80];
+    // Addresses of one /64.
+    let many: Vec<PeerId> = (0..kib.len())
+        .map(|n| phone_from(&mut world, &format!("2001:db8::{n:x}"), "home"))
+        .collect();
+    for (phone, kib) in many.iter().zip(kib) {
+        pile_up(&mut world, binary, *phone, kib);
+    }
+    assert_eq!(world.relay.live(), (1, 7), "one of them was too many");
+    for (phone, kib) in many.iter().zip(kib).chain([(&large, 250)]) {
+        world.read_on(*phone);
+        let seen = world.heard(*phone);
+        match *phone == many[2] {
+            true => assert!(seen.ends_with(&closed(SHED.0, SHED.1)), "the largest"),
+            false => assert_eq!(seen.len(), kib),
+        }
+    }
+    world.finish();
+}
+
+/// Behind a proxy that names no client all have one address. A tunnel is then a client.
+#[test]
+fn behind_a_proxy_that_names_nobody_the_members_of_a_slot_are_one_client() {
+    let mut world = tight();
+    let proxy = "10.0.0.1";
+    let claim_from = |world: &mut World, server_id: &str| {
+        let peer = world.dial_from(address(proxy), claim(server_id).as_bytes());
+        assert_eq!(world.heard(peer), [Seen::Answer(101)]);
+        peer
+    };
+    let (home, office) = (claim_from(&mut world, "home"), claim_from(&mut world, "office"));
+    let large = phone_from(&mut world, proxy, "home");
+    pile_up(&mut world, home, large, 250);
+    for kib in [100, 110, 140, 120, 130, 90, 80] {
+        let phone = phone_from(&mut world, proxy, "office");
+        pile_up(&mut world, office, phone, kib);
+    }
+    assert_eq!(world.relay.live(), (2, 7));
+    world.read_on(large);
+    assert_eq!(world.heard(large).len(), 250, "it is of the slot that holds less");
+    world.finish();
+}
+
+#[test]
+fn a_slot_in_grace_is_charged_and_ends_early_when_memory_is_spent() {
+    let mut world = tight();
+    let binary = world.binary("home");
+    let used = world.relay.buffered();
+    world.hang_up(binary);
+    assert!(world.relay.buffered() > used + "home".len());
+    world.pass(secs(31));
+    assert_eq!((world.relay.buffered(), world.relay.slots()), (0, 0));
+
+    // A daemon that claims one name after the other.
+    let mut config = world.config.clone();
+    world.finish();
+    config.limits.buffer_memory = 64 * 1024;
+    let mut world = World::with(config, 1_000, 1);
+    let guest = world.binary("guest");
+    let mut most = 0;
+    for number in 0..300 {
+        let server_id = format!("{number:0128}");
+        let peer = world.dial_from(address("192.0.2.9"), claim(&server_id).as_bytes());
+        world.reset(peer);
+        most = most.max(world.relay.slots());
+    }
+    assert!((150..=171).contains(&most), "{most} slots");
+    assert_eq!(world.relay.live(), (1, 0));
+    let phone = world.phone("guest");
+    world.text(phone, "1");
+    assert_eq!(world.heard(guest).len(), 1);
+    world.finish();
+}
+
+// Before the upgrade
+
+/// An unfinished head that takes about this many bytes.
+fn half_head(len: usize) -> String {
+    format!("GET / HTTP/1.1\r\nx: {:len$}", "")
+}
+
+#[test]
+fn heads_have_a_part_of_the_memory_and_the_oldest_of_the_client_with_most_goes() {
+    let mut world = tight();
+    let part = world.config.limits.buffer_memory / 5;
+    let binary = world.binary("home");
+    let phone = world.phone("home");
+    pile_up(&mut world, binary, phone, 200);
+    let holds = world.relay.buffered();
+    let honest = world.dial_from(address("192.0.2.1"), &join("home").as_bytes()[..60]);
+    let dial =
+        |world: &mut World| world.dial_from(address("198.51.100.7"), half_head(7_000).as_bytes());
+    let flood: Vec<PeerId> = (0..100).map(|_| dial(&mut world)).collect();
+    assert!((holds + part / 2..holds + part).contains(&world.relay.buffered()));
+    let left = flood.iter().filter(|peer| !world.is_gone(**peer)).count();
+    assert!((20..30).contains(&left), "{left} fit");
+    assert!(flood[..100 - left].iter().all(|peer| world.is_gone(*peer)), "the oldest went");
+    assert_eq!(world.relay.stats().early_closes[EarlyClose::Memory], 100 - left as u64);
+    assert_eq!(world.heard(flood[0]), [Seen::Cut], "without an answer");
+    // It had come before all of them.
+    world.send(honest, &join("home").as_bytes()[60..]);
+    assert_eq!(world.heard(honest), [Seen::Answer(101)]);
+    assert_eq!(world.relay.live(), (1, 2));
+    world.finish();
+}
+
+#[test]
+fn a_client_has_64_connections_that_are_not_upgraded() {
+    let mut world = rate_limited(1_000, 1_000);
+    let dial = |world: &mut World, from: &str| world.dial_from(address(from), b"GET /");
+    let own: Vec<PeerId> = (0..64).map(|_| dial(&mut world, "192.0.2.1")).collect();
+    let refused = dial(&mut world, "192.0.2.1");
+    assert_eq!((world.heard(refused), world.is_gone(refused)), (vec![Seen::Cut], true));
+    let other = dial(&mut world, "192.0.2.2");
+    assert!(own.iter().chain([&other]).all(|peer| !world.is_gone(*peer)));
+    assert_eq!(world.relay.stats().early_closes[EarlyClose::Connections], 1);
+    // One that has left does not count.
+    world.hang_up(own[1]);
+    let next = dial(&mut world, "192.0.2.1");
+    assert!(!world.is_gone(next));
+    world.pass(secs(11));
+    // Nor do those that are upgraded.
+    for _ in 0..100 {
+        let peer = world.dial_from(address("192.0.2.1"), join("home").as_bytes());
+        assert_eq!(world.heard(peer)[0], Seen::Answer(101));
+    }
+    // Proxies are exempt: their clients are known later. So are all if there is no rate limit.
+    for _ in 0..100 {
+        let peer = dial(&mut world, "10.0.0.1");
+        assert!(!world.is_gone(peer));
+    }
+    world.finish();
+    let mut world = rate_limited(0, 0);
+    for _ in 0..300 {
+        let peer = dial(&mut world, "192.0.2.1");
+        assert!(!world.is_gone(peer));
+    }
+    world.finish();
+}
+
+#[test]
+fn a_client_opens_200_connections_at_once_and_then_50_a_second() {
+    let mut world = rate_limited(1_000, 1_000);
+    let admitted = |world: &mut World, count: usize| {
+        let is_admitted = |world: &mut World| {
+            let peer = world.dial_from(address("192.0.2.1"), b"");
+            let is_admitted = !world.is_gone(peer);
+            world.hang_up(peer);
+            is_admitted
+        };
+        (0..count).filter(|_| is_admitted(world)).count()
+    };
+    assert_eq!(admitted(&mut world, 250), 200);
+    world.pass(secs(1));
+    assert_eq!(admitted(&mut world, 100), 50);
+    assert_eq!(world.relay.stats().early_closes[EarlyClose::Rate], 100);
+    world.finish();
+}
+
+/// The client is known by the PROXY header: what comes before it counts for nobody.
+#[test]
+fn behind_a_load_balancer_the_client_in_the_header_is_limited() {
+    let mut world = rate_limited(1_000, 1_000);
+    world.balancer = Some(address("203.0.113.200"));
+    let own: Vec<PeerId> =
+        (0..64).map(|_| world.dial_from(address("192.0.2.1"), b"GET /")).collect();
+    let refused = world.dial_from(address("192.0.2.1"), b"GET /");
+    assert_eq!((world.heard(refused), world.is_gone(refused)), (vec![Seen::Cut], true));
+    let other = world.dial_from(address("192.0.2.2"), b"GET /");
+    assert!(own.iter().chain([&other]).all(|peer| !world.is_gone(*peer)));
+    world.finish();
+}
+
+/// One /48 has 65,536 clients, and the table of the rate limit room for fewer.
+#[test]
+fn a_48_does_as_much_as_64_clients() {
+    let mut world = rate_limited(1, 1);
+    let attempts = (0..100).map(|n| format!("2001:db8:7:{n:x}::1"));
+    let statuses: Vec<u16> =
+        attempts.map(|from| status(&mut world, &from, &join("home"))).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 101).count(), 64);
+    assert_eq!(status(&mut world, "2001:db8:8::1", &join("home")), 101);
+    // A client that is refused takes nothing from its neighbours.
+    for _ in 0..100 {
+        assert_eq!(status(&mut world, "2001:db8:8::1", &join("home")), 429);
+    }
+    assert_eq!(status(&mut world, "2001:db8:8:1::1", &join("home")), 101);
     world.finish();
 }

@@ -232,7 +232,7 @@ fn a_kind_is_warned_of_once_a_minute_with_the_number_left_out() {
             send(&mut relay, client.as_bytes(), at(second));
         }
         // Another kind has a minute of its own.
-        send(&mut relay, b"GET /none HTTP/1.1\r\nHost: relay\r\n\r\n", at(61));
+        send(&mut relay, b"GET /none HTTP/1.1\r\nHost: relay\r\n\r\n", at(200));
     });
     let other = lines.pop().unwrap();
     assert!(other.starts_with("WARN") && other.contains("cause=unknown_path"), "{other}");

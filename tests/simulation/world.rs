@@ -324,7 +324,7 @@ impl World {
 
     /// The number of bytes queued to the peer.
     pub(crate) fn backlog(&self, peer: PeerId) -> usize {
-        self.relay.outgoing(self.peer(peer).id).iter().map(|part| part.len()).sum()
+        self.relay.queued(self.peer(peer).id).map(<[u8]>::len).sum()
     }
 
     // Time

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
+use super::chunks::CHUNK;
 use super::*;
 
 const NOW: Instant = Instant::START;
@@ -65,32 +66,49 @@ fn read(mut wire: &[u8]) -> Vec<Seen> {
 /// An outbox and the wire it writes to.
 struct Line {
     outbox: Outbox,
+    spare: SpareChunks,
     wire: Vec<u8>,
 }
 
 impl Line {
     fn new() -> Self {
-        Self { outbox: Outbox::new(NOW), wire: Vec::new() }
+        Self { outbox: Outbox::new(NOW), spare: SpareChunks::new(4 * CHUNK), wire: Vec::new() }
     }
 
     fn with(messages: &[Vec<u8>]) -> Self {
         let mut line = Self::new();
-        messages.iter().for_each(|message| line.outbox.push_message(Opcode::Text, &[message]));
+        messages.iter().for_each(|message| line.push(&[message]));
         line
     }
 
-    /// The socket accepts `count` bytes in one write.
-    fn write(&mut self, count: usize) {
-        let slices = self.outbox.slices();
-        let waits: usize = slices.iter().map(|slice| slice.len()).sum();
-        assert_eq!(waits, self.outbox.len(), "the slices are what waits");
-        let mut wanted = count;
-        for slice in slices {
-            let taken = wanted.min(slice.len());
-            self.wire.extend(&slice[..taken]);
-            wanted -= taken;
+    /// Queues a text message made of `parts`.
+    fn push(&mut self, parts: &[&[u8]]) {
+        self.outbox.push_message(Opcode::Text, parts, &mut self.spare);
+    }
+
+    /// The socket accepts `count` bytes, and what is in further chunks in further writes.
+    fn write(&mut self, mut count: usize) {
+        loop {
+            let queued = self.outbox.queued().collect::<Vec<_>>().concat();
+            assert_eq!(queued.len(), self.outbox.len(), "what waits is queued");
+            let slices = self.outbox.slices().concat();
+            assert!(queued.starts_with(&slices), "the slices come first");
+            assert_eq!(slices.is_empty(), queued.is_empty(), "something is written next");
+            let taken = count.min(slices.len());
+            self.wire.extend(&slices[..taken]);
+            self.outbox.on_written(taken, NOW, &mut self.spare);
+            self.assert_holds_what_it_says();
+            count -= taken;
+            if count == 0 {
+                return;
+            }
         }
-        self.outbox.on_written(count, NOW);
+    }
+
+    fn assert_holds_what_it_says(&self) {
+        let (held, len) = (self.outbox.queue.held(), self.outbox.queue.len());
+        assert_eq!(held, self.outbox.queue.capacity_of_pieces());
+        assert!(held <= 2 * len.min(CHUNK) + len + 4 * 1024, "{held} bytes of memory for {len}");
     }
 
     fn write_all(&mut self) {
@@ -175,7 +193,7 @@ fn a_control_frame_that_was_cut_is_finished_before_anything_else() {
         let mut line = Line::with(&[b"queued".to_vec()]);
         line.outbox.push_ping(b"beat");
         line.write(cut);
-        line.outbox.push_message(Opcode::Text, &[b"later"]);
+        line.push(&[b"later"]);
         line.outbox.push_ping(b"next");
         line.write_all();
         let expected = vec![ping(b"beat"), ping(b"next"), text(b"queued"), text(b"later")];
@@ -231,9 +249,9 @@ fn a_close_that_waits_can_be_replaced_by_one_that_overtakes() {
 #[test]
 fn a_message_is_its_parts_in_order() {
     let mut line = Line::new();
-    line.outbox.push_message(Opcode::Text, &[b"{\"frame\":", b"", b"1", b"}"]);
-    line.outbox.push_message(Opcode::Text, &[]);
-    line.outbox.push_message(Opcode::Binary, &[b"\xff", b"\x00"]);
+    line.push(&[b"{\"frame\":", b"", b"1", b"}"]);
+    line.push(&[]);
+    line.outbox.push_message(Opcode::Binary, &[b"\xff", b"\x00"], &mut line.spare);
     line.write_all();
     let expected = [text(b"{\"frame\":1}"), text(b""), Seen::Binary(b"\xff\x00".to_vec())];
     assert_eq!(read(&line.wire), expected);
@@ -248,7 +266,7 @@ fn an_http_answer_goes_first_and_frames_follow() {
             line.outbox.push_answer(&ANSWER[..9]);
             line.outbox.push_answer(&ANSWER[9..]);
             line.write(cut);
-            line.outbox.push_message(Opcode::Text, &[b"hello"]);
+            line.push(&[b"hello"]);
             line.outbox.push_ping(b"beat");
             line.outbox.push_close(b"\x03\xe8", after_backlog);
             line.write_all();
@@ -266,15 +284,15 @@ fn an_http_answer_goes_first_and_frames_follow() {
 #[test]
 fn progress_is_when_bytes_last_drained() {
     let at = |seconds| NOW + Duration::from_secs(seconds);
-    let mut outbox = Outbox::new(at(1));
-    outbox.push_message(Opcode::Text, &[b"message"]);
+    let (mut outbox, spare) = (Outbox::new(at(1)), &mut SpareChunks::new(0));
+    outbox.push_message(Opcode::Text, &[b"message"], spare);
     assert_eq!(outbox.progress(), at(1));
     outbox.push_ping(b"more does not count");
-    outbox.on_written(0, at(5));
+    outbox.on_written(0, at(5), spare);
     assert_eq!(outbox.progress(), at(1), "nothing drained");
-    outbox.on_written(1, at(7));
+    outbox.on_written(1, at(7), spare);
     assert_eq!(outbox.progress(), at(7));
-    outbox.on_written(0, at(8));
+    outbox.on_written(0, at(8), spare);
     assert_eq!(outbox.progress(), at(7));
     outbox.restart(at(9));
     assert_eq!(outbox.progress(), at(9));
@@ -288,24 +306,30 @@ fn a_short_remainder_frees_the_capacity_of_a_long_queue() {
             line.outbox.push_pong(b"answer");
         }
         line.write(line.outbox.len());
-        line.outbox.push_message(Opcode::Text, &[b"hello"]);
+        line.push(&[&[b'x'; CHUNK - 100]]);
+        line.push(&[b"hello"]);
         line.outbox.push_ping(b"beat");
-        assert!(line.outbox.capacity() > 100_000 + CONTROL_MAX);
+        line.write(line.outbox.len() - 13);
+        line.outbox.push_ping(b"beat");
         line.write(taken);
         assert!(line.outbox.capacity() < 40, "{taken}: {:?}", line.outbox);
     }
 }
 
+/// However many bytes go out at a time, at most two chunks are held beyond those that wait,
+/// and the chunks that are not in use are the spare ones.
 #[test]
 fn a_large_backlog_gives_its_memory_back_as_it_drains() {
     let mut line = Line::with(&vec![vec![b'x'; 10_000]; 400]);
+    let whole = line.outbox.queue.held();
+    assert!(whole < line.outbox.len() + 2 * CHUNK, "{whole} bytes of memory");
     while !line.outbox.is_empty() {
         line.write(line.outbox.len().min(7_001));
-        let (capacity, len) = (line.outbox.queue.capacity(), line.outbox.len());
-        assert!(capacity <= 4 * len + 16_384, "{capacity} bytes of memory for {len}");
+        let (held, len) = (line.outbox.held(), line.outbox.len());
+        assert!(held <= len + 2 * CHUNK, "{held} bytes of memory for {len}");
     }
     line.outbox.push_close(b"", false);
-    assert!(line.outbox.len() < 10);
+    assert!(line.outbox.held() < 10);
 }
 
 #[test]
@@ -313,7 +337,42 @@ fn a_close_that_overtakes_frees_what_it_drops() {
     let mut line = Line::with(&vec![vec![b'x'; 10_000]; 400]);
     line.write(25_000);
     line.outbox.push_close(b"", false);
-    assert!(line.outbox.queue.capacity() <= 31_000, "{}", line.outbox.queue.capacity());
+    assert!(line.outbox.queue.held() <= 2 * 5_100, "{}", line.outbox.queue.held());
+    line.assert_holds_what_it_says();
+}
+
+#[test]
+fn a_short_message_takes_a_short_chunk() {
+    for len in [0, 1, 125, 126, 1_000, 8_000, 16_000, 16_380] {
+        let line = Line::with(&[vec![b'x'; len]]);
+        assert!(
+            line.outbox.held() <= frame_len(&vec![0; len]).max(8).next_multiple_of(CHUNK / 2)
+                || line.outbox.held() == frame_len(&vec![0; len]),
+            "{len}: {}",
+            line.outbox.held()
+        );
+        assert_eq!(line.outbox.slices().iter().filter(|slice| !slice.is_empty()).count(), 1);
+    }
+    // The second doubles the first chunk, rather than taking a whole one.
+    let line = Line::with(&[vec![b'x'; 1_000], vec![b'x'; 10]]);
+    assert!(line.outbox.held() <= 2 * 1_004, "{}", line.outbox.held());
+}
+
+/// No header is in two chunks, wherever the first chunk ends.
+#[test]
+fn messages_of_any_length_meet_the_end_of_a_chunk() {
+    for first in CHUNK - 20..CHUNK {
+        for second in [0, 126, 70_000] {
+            let queue = [vec![b'x'; first], vec![b'y'; second], b"third".to_vec()];
+            for step in [CHUNK - 30, CHUNK, 60_000] {
+                let mut line = Line::with(&queue);
+                while !line.outbox.is_empty() {
+                    line.write(step.min(line.outbox.len()));
+                }
+                assert_eq!(read(&line.wire), texts(&queue), "{first}, {second} in {step}s");
+            }
+        }
+    }
 }
 
 // A peer that pings and does not read
@@ -402,7 +461,7 @@ fn random_short_writes_send_whole_frames_and_lose_no_message() {
                     let mut message = vec![0; rng.random_range(0..len)];
                     rng.fill_bytes(&mut message);
                     let (one, two) = message.split_at(rng.random_range(0..=message.len()));
-                    line.outbox.push_message(Opcode::Text, &[one, two]);
+                    line.push(&[one, two]);
                     messages.push(message);
                 }
                 3 => {
@@ -453,11 +512,11 @@ fn random_short_writes_send_whole_frames_and_lose_no_message() {
 #[test]
 fn bytes_buffered_by_the_transport_count_until_they_drain() {
     let second = Duration::from_secs(1);
-    let mut outbox = Outbox::new(NOW);
-    outbox.push_message(Opcode::Text, &[b"hello"]);
+    let (mut outbox, spare) = (Outbox::new(NOW), &mut SpareChunks::new(0));
+    outbox.push_message(Opcode::Text, &[b"hello"], spare);
     let len = outbox.len();
     outbox.keep_below(len + 22, NOW + second);
-    outbox.on_written(len, NOW + second);
+    outbox.on_written(len, NOW + second, spare);
     assert_eq!((outbox.len(), outbox.is_empty()), (len + 22, false));
     assert!(!outbox.has_unbegun() && outbox.slices().concat().is_empty());
     // An increase is no progress, a decrease is.

@@ -669,7 +669,7 @@ fn sent_headers_match_rfc_6455() {
         let mut out = vec![];
         append_header(Opcode::Text, len, &mut out);
         assert_eq!(out, expected, "{len}");
-        assert!(out.len() <= HEADER_MAX);
+        assert_eq!(out.len(), header_len(len));
         out.resize(out.len() + len + 5, 0x81);
         assert_eq!(frame_len(&out), expected.len() + len, "{len}, whatever follows");
     }

@@ -1,38 +1,49 @@
 //! Audit of [`Connections`]: its invariants, as a check.
 //!
-//! Owns the comparison of slab, wheel, budget, ranking and effects. The relay does not rely
+//! Owns the comparison of slab, wheel, budget, clients and effects. The relay does not rely
 //! on it.
 
-use super::{Connections, Effect, Entry};
-use crate::relay::admission::is_holder;
+use super::clients::Holding;
+use super::entry::Queued;
+use super::{CHANGED_MAX, Connections, Effect, Entry};
+use crate::relay::admission::{ClientKey, is_holder};
 use crate::relay::conn_id::ConnId;
 use crate::time::TICK;
 
 impl Connections {
     /// Every connection, after a check of A1, A7, A8 and A9
-    /// ([`Relay::audit`](crate::relay::Relay::audit)).
-    pub(in crate::relay) fn audit(&self) -> Vec<(ConnId, &Entry)> {
-        let entries: Vec<(ConnId, &Entry)> = self
-            .slab
-            .iter()
-            .map(|(index, entry)| (ConnId::new(index as u32, entry.generation()), entry))
-            .collect();
-        let (mut charged, mut ranked, mut holders, mut websockets) = (0, 0, 0, 0);
+    /// ([`Relay::audit`](crate::relay::Relay::audit)). Slots in grace hold `graces` bytes.
+    pub(in crate::relay) fn audit(&self, graces: usize) -> Vec<(ConnId, &Entry)> {
+        let entries: Vec<(ConnId, &Entry)> =
+            self.slab.iter().map(|(index, entry)| (entry.id(index as u32), entry)).collect();
+        let shared = &self.shared;
+        let (mut charged, mut requests, mut holders, mut websockets) = (graces, 0, 0, 0);
+        let mut limited = Vec::new();
         for (id, entry) in &entries {
             self.audit_entry(*id, entry);
             let held = entry.connection.held();
             charged += held;
-            ranked += usize::from(held > 0);
-            holders += usize::from(is_holder(held));
-            websockets += usize::from(entry.stage.is_websocket());
+            if entry.stage.is_websocket() {
+                websockets += 1;
+                holders += usize::from(is_holder(held));
+            } else {
+                requests += held;
+            }
+            if entry.is_limited {
+                limited.push(ClientKey::from(entry.client()));
+            }
         }
-        let shared = &self.shared;
         assert_eq!(shared.timers.len(), self.slab.len(), "A1: wheel and slab");
         assert_eq!(shared.budget.used(), charged, "A7: the sum of what is held");
+        assert_eq!(shared.budget.requests(), requests, "A7: what is held before upgrades");
         assert!(!shared.budget.is_exceeded(), "A7: {charged} bytes");
-        assert_eq!(shared.ranking.len(), ranked, "A7: connections that hold a byte");
+        assert!(!shared.budget.is_requests_exceeded(), "A7: {requests} bytes before upgrades");
         assert_eq!(shared.budget.holders(), holders, "A7: connections that share the budget");
+        assert!(shared.changed.len() < CHANGED_MAX, "A7: {} changes", shared.changed.len());
+        assert!(shared.request_limits.agrees(&limited), "A6: {} before upgrades", limited.len());
         assert_eq!(shared.websockets, websockets, "A8");
+        shared.clients.audit();
+        shared.requests.audit();
         self.audit_effects(&entries);
         entries
     }
@@ -43,8 +54,17 @@ impl Connections {
         let due = entry.connection.deadline(&shared.timeouts).max(shared.timers.reached());
         let armed = shared.timers.armed(key);
         assert!(armed.is_some_and(|at| at <= due + TICK), "A1: {id:?} at {armed:?} for {due:?}");
-        let held = entry.connection.held();
-        assert!(held == 0 || shared.ranking.has(key, held, entry.place), "A7: {id:?}: {held}");
+        if entry.is_changed {
+            return assert!(shared.changed.contains(&key), "A7: {id:?} has changed");
+        }
+        let (held, holding) = (entry.connection.held(), Holding::Connection(key));
+        let (own, other) = match entry.stage.is_websocket() {
+            true => (&shared.clients, &shared.requests),
+            false => (&shared.requests, &shared.clients),
+        };
+        assert_eq!((own.bytes(holding), other.bytes(holding)), (held, 0), "A7: {id:?}");
+        let client = own.client(holding);
+        assert!(client.is_none_or(|it| it == entry.payer()), "A7: {id:?} of {client:?}");
     }
 
     fn audit_effects(&self, entries: &[(ConnId, &Entry)]) {
@@ -72,9 +92,17 @@ impl Connections {
         }
         for (id, entry) in entries {
             let is_queued = effects.binary_search_by_key(&(id.to_bits(), 0), |e| (e.0, e.1));
-            assert_eq!(entry.is_transmit_queued, is_queued.is_ok(), "A9: transmit of {id:?}");
+            assert_eq!(
+                entry.queued.has(Queued::TRANSMIT),
+                is_queued.is_ok(),
+                "A9: transmit of {id:?}"
+            );
             let is_queued = effects.binary_search_by_key(&(id.to_bits(), 4), |e| (e.0, e.1));
-            assert_eq!(entry.is_continue_queued, is_queued.is_ok(), "A9: input of {id:?}");
+            assert_eq!(
+                entry.queued.has(Queued::CONTINUE),
+                is_queued.is_ok(),
+                "A9: input of {id:?}"
+            );
         }
     }
 }

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::ops::Deref;
 
-use super::entry::{Ended, Entry, Role, Stage};
+use super::entry::{Ended, Entry, Payer, Queued, Role, Stage};
 use super::{Effect, Shared};
 use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Expiry;
@@ -17,6 +17,7 @@ use crate::protocol::proxy_header::Proxied;
 use crate::protocol::transport::TransportBuffered;
 use crate::protocol::websocket::{Incoming, Opcode};
 use crate::protocol::work::Work;
+use crate::relay::admission::{ClientKey, EarlyClose};
 use crate::relay::conn_id::{ConnId, PublicId};
 use crate::relay::slots::SlotKey;
 use crate::time::Instant;
@@ -112,7 +113,7 @@ impl<'a> Editor<'a> {
         }
         if !self.entry.connection.has_kept() {
             self.shared.effects.push_back(Effect::Resume(self.id));
-        } else if !std::mem::replace(&mut self.entry.is_continue_queued, true) {
+        } else if self.entry.queued.add(Queued::CONTINUE) {
             self.shared.effects.push_back(Effect::Continue(self.id));
         }
     }
@@ -152,13 +153,17 @@ impl<'a> Editor<'a> {
     }
 
     /// Queues the 101: from now on it is a WebSocket of `client`. `rest` followed the head.
+    /// Where `is_proxy`, that is the address of a proxy which names no client.
     pub(in crate::relay) fn switch_protocols(
         &mut self,
         answer: &[u8],
-        client: IpAddr,
+        (client, is_proxy): (IpAddr, bool),
         rest: &[u8],
     ) {
+        self.shared.release_request(self.entry);
+        self.entry.is_limited = false;
         self.entry.set_client(client);
+        self.entry.payer = if is_proxy { Payer::Proxy } else { Payer::Address };
         self.entry.stage = Stage::WebSocket;
         self.shared.websockets += 1;
         self.entry.connection.send_answer(answer, self.now);
@@ -174,12 +179,8 @@ impl<'a> Editor<'a> {
 
     /// The first `count` bytes of what is outgoing were written.
     pub(in crate::relay) fn on_written(&mut self, count: usize) {
-        let connection = &mut self.entry.connection;
-        let is_all = connection.backlog() == count;
-        connection.on_written(count, &mut self.shared.pool, self.now);
-        // A late pong has moved into the free space. The socket accepted every byte, so no
-        // writable event will follow.
-        if is_all && connection.backlog() > 0 {
+        // A late pong has moved into the free space, or the rest is in further chunks.
+        if self.entry.connection.on_written(count, &mut self.shared.pool, self.now) {
             self.transmit();
         }
     }
@@ -191,7 +192,7 @@ impl<'a> Editor<'a> {
 
     /// Queues [`Effect::Transmit`], once.
     fn transmit(&mut self) {
-        if !std::mem::replace(&mut self.entry.is_transmit_queued, true) {
+        if self.entry.queued.add(Queued::TRANSMIT) {
             self.shared.effects.push_back(Effect::Transmit(self.id));
         }
     }
@@ -210,10 +211,18 @@ impl<'a> Editor<'a> {
         }
     }
 
+    /// Counts it towards the limits of its client before the upgrade.
+    pub(in crate::relay) fn limit(&mut self) -> Result<(), EarlyClose> {
+        let client = ClientKey::from(self.entry.client());
+        self.shared.request_limits.admit(client, self.now)?;
+        self.entry.is_limited = true;
+        Ok(())
+    }
+
     /// It is a claimant of the slot, at the latest until `until`.
     pub(in crate::relay) fn wait(&mut self, slot: SlotKey, until: Instant) {
         self.entry.stage = Stage::Member(Role::Claimant);
-        self.entry.slot = slot;
+        self.join(slot);
         self.entry.connection.wait(until);
     }
 
@@ -221,10 +230,17 @@ impl<'a> Editor<'a> {
     pub(in crate::relay) fn open(&mut self, role: Role, slot: SlotKey, first_ping: Instant) {
         let was_reading = self.entry.connection.is_reading();
         self.entry.stage = Stage::Member(role);
-        self.entry.slot = slot;
+        self.join(slot);
         self.entry.connection.open(first_ping, self.now);
         if !was_reading || self.entry.connection.has_kept() {
             self.read_on();
+        }
+    }
+
+    fn join(&mut self, slot: SlotKey) {
+        self.entry.slot = slot;
+        if self.entry.payer == Payer::Proxy {
+            self.entry.payer = Payer::Slot;
         }
     }
 
@@ -261,6 +277,7 @@ impl<'a> Editor<'a> {
             role,
             slot: self.entry.slot,
             client: self.entry.client(),
+            payer: self.entry.payer(),
             traffic: self.entry.traffic,
             summary: self.entry.connection.summary(self.now),
         })
@@ -278,14 +295,14 @@ impl<'a> Editor<'a> {
     /// Queues [`Effect::ReadThenExpire`], once: it is read to the end before its deadline
     /// counts.
     pub(in crate::relay) fn read_then_expire(&mut self) {
-        if !std::mem::replace(&mut self.entry.is_expiry_queued, true) {
+        if self.entry.queued.add(Queued::EXPIRY) {
             self.shared.effects.push_back(Effect::ReadThenExpire(self.id));
         }
     }
 
     /// It was read to the end: the action of its deadline, if that has still passed.
     pub(in crate::relay) fn expire_after_read(&mut self) -> Option<Expiry> {
-        self.entry.is_expiry_queued = false;
+        self.entry.queued.remove(Queued::EXPIRY);
         self.entry.connection.handle_timeout(self.now, &self.shared.timeouts)
     }
 }

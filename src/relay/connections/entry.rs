@@ -8,8 +8,10 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::clients::Client;
 use super::traffic::Traffic;
 use crate::protocol::connection::{Connection, ConnectionSummary};
+use crate::relay::admission::ClientKey;
 use crate::relay::conn_id::ConnId;
 use crate::relay::slots::SlotKey;
 
@@ -51,23 +53,62 @@ impl Stage {
     }
 }
 
+/// What a connection's bytes are counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Payer {
+    /// Its address.
+    Address,
+    /// Its address, which is that of a proxy that names no client, until it has a slot.
+    Proxy,
+    /// Its slot.
+    Slot,
+}
+
+/// Kinds of effects that are queued for a connection, each at most once; in one byte.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Queued(u8);
+
+impl Queued {
+    pub(super) const TRANSMIT: u8 = 1;
+    pub(super) const EXPIRY: u8 = 2;
+    pub(super) const CONTINUE: u8 = 4;
+
+    /// Adds a kind; returns whether it was missing.
+    pub(super) fn add(&mut self, kind: u8) -> bool {
+        let is_new = !self.has(kind);
+        self.0 |= kind;
+        is_new
+    }
+
+    pub(super) fn remove(&mut self, kind: u8) {
+        self.0 &= !kind;
+    }
+
+    pub(super) fn has(self, kind: u8) -> bool {
+        self.0 & kind != 0
+    }
+}
+
 /// One connection and the relay's data about it.
 #[derive(Debug)]
 pub(in crate::relay) struct Entry {
     pub(super) connection: Connection,
-    /// The rest of its [`ConnId`] is its index in the slab.
-    generation: u32,
+    /// Its generation, in two words: they fit where one of 64 bits would not. The rest of its
+    /// [`ConnId`] is its index in the slab.
+    generation_low: u32,
+    generation_high: u16,
     /// The client's address; the peer's until a PROXY header or the request head names
     /// another. An IPv4 address is stored mapped, which takes a byte less than an `IpAddr`.
     client: Ipv6Addr,
     pub(super) stage: Stage,
-    pub(super) is_transmit_queued: bool,
-    pub(super) is_expiry_queued: bool,
-    pub(super) is_continue_queued: bool,
-    /// Meaningful with a role.
+    pub(super) queued: Queued,
+    /// It is in the list of connections whose bytes have changed.
+    pub(super) is_changed: bool,
+    /// It counts towards the limits of its client on connections that are not upgraded.
+    pub(super) is_limited: bool,
+    pub(super) payer: Payer,
+    /// Meaningful with a role, and after it.
     pub(super) slot: SlotKey,
-    /// Its place in the ranking; meaningful while it holds a byte.
-    pub(super) place: u32,
     pub(super) traffic: Traffic,
 }
 
@@ -81,23 +122,26 @@ pub(in crate::relay) struct Ended {
     pub(in crate::relay) role: Role,
     pub(in crate::relay) slot: SlotKey,
     pub(in crate::relay) client: IpAddr,
+    /// The client that its bytes were counted for.
+    pub(in crate::relay) payer: Client,
     pub(in crate::relay) traffic: Traffic,
     /// `None`: it was never open.
     pub(in crate::relay) summary: Option<ConnectionSummary>,
 }
 
 impl Entry {
-    pub(super) fn new(connection: Connection, generation: u32, peer: IpAddr, stage: Stage) -> Self {
+    pub(super) fn new(connection: Connection, id: ConnId, peer: IpAddr, stage: Stage) -> Self {
         Self {
             connection,
-            generation,
+            generation_low: id.age() as u32,
+            generation_high: (id.age() >> 32) as u16,
             client: mapped(peer),
             stage,
-            is_transmit_queued: false,
-            is_expiry_queued: false,
-            is_continue_queued: false,
+            queued: Queued::default(),
+            is_changed: false,
+            is_limited: false,
+            payer: Payer::Address,
             slot: SlotKey::default(),
-            place: 0,
             traffic: Traffic::default(),
         }
     }
@@ -134,13 +178,24 @@ impl Entry {
         self.client = mapped(client);
     }
 
-    pub(super) fn generation(&self) -> u32 {
-        self.generation
+    /// The client that its bytes are counted for.
+    pub(super) fn payer(&self) -> Client {
+        if self.payer == Payer::Slot {
+            Client::Slot(self.slot)
+        } else {
+            Client::Address(ClientKey::from(self.client()))
+        }
+    }
+
+    /// Its name, at this index.
+    pub(super) fn id(&self, index: u32) -> ConnId {
+        let generation = u64::from(self.generation_high) << 32 | u64::from(self.generation_low);
+        ConnId::new(index, generation)
     }
 
     /// Whether it is the connection `id`, and not an earlier or later one at the same index.
     pub(super) fn is(&self, id: ConnId) -> bool {
-        self.generation == id.generation()
+        self.generation_low == id.generation() && self.id(id.index() as u32) == id
     }
 }
 

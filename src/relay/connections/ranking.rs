@@ -85,7 +85,7 @@ impl Ranking {
 }
 
 /// The bucket for `bytes`: 0 for none, and four to an octave.
-fn bucket(bytes: usize) -> usize {
+pub(super) fn bucket(bytes: usize) -> usize {
     if bytes < 4 {
         return bytes;
     }

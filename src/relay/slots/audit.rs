@@ -23,6 +23,13 @@ pub(in crate::relay) struct SlotView<'a> {
 }
 
 impl Slots {
+    /// Bytes of all slots in grace.
+    pub(in crate::relay) fn grace_bytes_of_all(&self) -> usize {
+        let keys = self.by_server_id.iter().map(|index| SlotKey(*index));
+        let graces = keys.filter(|key| self.holder(*key).is_none());
+        graces.map(|key| self.grace_bytes(key)).sum()
+    }
+
     /// Every slot, after a check of their own consistency.
     pub(in crate::relay) fn audit(&self) -> Vec<SlotView<'_>> {
         let views: Vec<SlotView<'_>> = self

@@ -94,7 +94,7 @@ mod tests {
     const KB: usize = 1_000;
 
     fn phone(number: u32) -> ConnId {
-        ConnId::new(number, number)
+        ConnId::new(number, number.into())
     }
 
     /// What phones that always have messages of `len` bytes deliver to a binary that reads in

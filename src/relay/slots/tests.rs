@@ -19,7 +19,7 @@ fn slots() -> Slots {
 }
 
 fn id(number: u32) -> ConnId {
-    ConnId::new(number, number)
+    ConnId::new(number, u64::from(number))
 }
 
 fn at(seconds: u64) -> Instant {

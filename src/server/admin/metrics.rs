@@ -161,6 +161,13 @@ impl Families {
             "Connections closed for lack of a valid PROXY protocol header, by cause.",
             by("cause", stats.proxy_refusals.labelled()),
         );
+        self.counters(
+            "pyrycode_relay_early_closes_total",
+            "Connections closed without an answer before their upgrade, by the limit that was \
+             reached: a client's connections, its rate, or the memory for connections that are \
+             not upgraded.",
+            by("cause", stats.early_closes.labelled()),
+        );
         let limited = Outcome::RejectRateLimit;
         self.counters(
             "pyrycode_relay_register_failures_total",

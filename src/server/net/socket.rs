@@ -275,10 +275,7 @@ impl Socket {
 
     /// The bytes that TLS holds. [`Session`] bounds them.
     pub(in crate::server) fn buffered(&self) -> TransportBuffered {
-        self.tls.as_ref().map_or(TransportBuffered::default(), |session| TransportBuffered {
-            unread: session.partial().len(),
-            unsent: session.unsent().len(),
-        })
+        self.tls.as_ref().map_or(TransportBuffered::default(), |session| session.buffered())
     }
 
     /// Sends FIN after everything written, with TLS preceded by close_notify.

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use pyrycode_relay::relay::conn_id::PublicId;
-
 use super::Chaos;
 use super::kinds::Kind;
 use crate::peer::{Peer, Seen, Sending};
@@ -87,7 +85,7 @@ impl Chaos {
         let rest = envelope.strip_prefix("{\"conn_id\":\"").expect("(1) an envelope");
         let (conn_id, rest) = rest.split_once("\",\"").expect("(1) an envelope");
         let rest = rest.strip_suffix('}').expect("(1) an envelope");
-        let id = PublicId::parse(conn_id).expect("(1) a conn_id").id;
+        let id = self.world.relay.find(conn_id).expect("(1) a conn_id");
         let is_phone = |peer: &Peer| peer.id == id;
         let phone = self.world.find(id).or_else(|| self.world.peers.iter().position(is_phone));
         let phone = PeerId(phone.expect("(1) the conn_id of a phone"));

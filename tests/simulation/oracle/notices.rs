@@ -5,8 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use pyrycode_relay::relay::conn_id::PublicId;
-
 use super::{Before, Oracle, has_place};
 use crate::world::World;
 
@@ -15,10 +13,10 @@ pub(super) const ASKED: u16 = 4321;
 
 #[derive(Default)]
 pub(super) struct Notices {
-    /// Not yet written, by the name of the phone's connection.
-    due: HashMap<u64, Notice>,
+    /// Not yet written, by the phone's conn_id.
+    due: HashMap<String, Notice>,
     /// Phones that were told of.
-    told: HashSet<u64>,
+    told: HashSet<String>,
     /// Server-ids whose binary was closed in the call under way while memory was
     /// spent: whether the phone or the binary ended first cannot be seen.
     unsure: HashSet<String>,
@@ -71,9 +69,10 @@ impl Oracle {
         let is_sure = !(self.is_requested && words.is_some_and(|words| words.is_shed()));
         notices.least += u64::from(is_sure);
         notices.most += 1;
-        let id = world.peers[phone].id.to_bits();
+        let id = world.relay.conn_id(world.peers[phone].id);
+        assert!(!notices.told.contains(&id), "(12) {phone} ended twice");
         let before = notices.due.insert(id, Notice { binary, code, is_sure });
-        assert!(before.is_none() && !notices.told.contains(&id), "(12) {phone} ended twice");
+        assert!(before.is_none(), "(12) {phone} ended twice");
     }
 
     /// Checks that the relay has queued what it should.
@@ -87,7 +86,7 @@ impl Oracle {
     pub(crate) fn no_notice_is_missing(&self) {
         for (id, notice) in &self.notices.due {
             let is_there = self.records[notice.binary].has_place;
-            assert!(!(notice.is_sure && is_there), "(12) {} is not told of {id:x}", notice.binary);
+            assert!(!(notice.is_sure && is_there), "(12) {} is not told of {id}", notice.binary);
         }
     }
 }
@@ -97,14 +96,13 @@ impl Notices {
     pub(super) fn on_text(&mut self, binary: usize, text: &str) {
         let rest = text.strip_prefix("{\"conn_id\":\"").expect("(12) a conn_id");
         let (conn_id, rest) = rest.split_once("\",\"").expect("(12) a conn_id");
-        let id = PublicId::parse(conn_id).expect("(12) a conn_id").id.to_bits();
-        assert!(!self.told.contains(&id), "(12) {text} after the notice");
+        assert!(!self.told.contains(conn_id), "(12) {text} after the notice");
         let Some(code) = rest.strip_prefix("close_code\":") else { return };
         let code = code.strip_suffix('}').and_then(|code| code.parse().ok());
         let code: u16 = code.expect("(12) a code and nothing else");
-        let notice = self.due.remove(&id).expect("(12) a phone that has ended");
+        let notice = self.due.remove(conn_id).expect("(12) a phone that has ended");
         assert_eq!(notice.binary, binary, "(12) {text} to another binary");
         assert_eq!(notice.code.unwrap_or(code), code, "(12) {text}");
-        self.told.insert(id);
+        self.told.insert(conn_id.to_owned());
     }
 }

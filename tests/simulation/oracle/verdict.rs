@@ -226,7 +226,7 @@ impl Oracle {
     /// in n + 1 of the budget, or one largest message (4).
     pub(super) fn check_backlogs(&self, world: &World, input: usize, before: &Before) {
         let full = Words::from((1011, "phone backlog full"));
-        for (phone, backlog) in &before.backlogs {
+        for (phone, had) in &before.backlogs {
             if has_place(world, *phone) || self.last_words(world, *phone).as_ref() != Some(&full) {
                 continue;
             }
@@ -234,7 +234,7 @@ impl Oracle {
             let slow = (0..world.peers.len()).filter(is_slow).count();
             let part = world.config.limits.buffer_memory / (slow + 1);
             // The message that this input ended may have been a largest one.
-            let most = backlog + input + MESSAGE_MAX;
+            let most = had + input + MESSAGE_MAX;
             assert!(most > part.max(PHONE_BACKLOG_MIN), "(4) {phone} of {slow} has but {most}");
         }
     }
@@ -310,7 +310,7 @@ impl Oracle {
 
     /// The close frame at the end of what waits for the peer.
     pub(super) fn last_words(&self, world: &World, peer: usize) -> Option<Words> {
-        let outgoing = world.relay.outgoing(world.peers[peer].id).concat();
+        let outgoing = world.relay.queued(world.peers[peer].id).collect::<Vec<_>>().concat();
         let (front, back) = world.peers[peer].tls.unsent.as_slices();
         let waiting = [front, back, &outgoing].concat();
         let tail = &waiting[waiting.len().saturating_sub(127)..];

@@ -43,7 +43,10 @@ impl Peer {
         let info = [&len_bytes[..], &label_len, label.as_bytes(), &[0]];
         let mut output = vec![0; len];
         let prk = Prk::new_less_safe(hash, &self.secret);
-        prk.expand(&info, Len(len)).unwrap().fill(&mut output).unwrap();
+        prk.expand(&info, Len(len))
+            .expect("lengths fit the suite")
+            .fill(&mut output)
+            .expect("lengths fit the suite");
         output
     }
 
@@ -65,7 +68,8 @@ impl Peer {
             Suite::Aes256Gcm => &AES_256_GCM,
             Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
         };
-        let key = LessSafeKey::new(UnboundKey::new(algorithm, &self.key).unwrap());
+        let key =
+            LessSafeKey::new(UnboundKey::new(algorithm, &self.key).expect("lengths fit the suite"));
         let mut nonce = self.iv;
         for (byte, number) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= number;
@@ -85,7 +89,7 @@ impl Peer {
         let aad12 = [&self.sequence.to_be_bytes()[..], &[kind, 3, 3, high, low]].concat();
         let aad = Aad::from(if self.is_13 { &header[..] } else { &aad12 });
         let nonce = Nonce::assume_unique_for_key(nonce);
-        key.seal_in_place_append_tag(nonce, aad, &mut inner).unwrap();
+        key.seal_in_place_append_tag(nonce, aad, &mut inner).expect("lengths fit the suite");
         self.sequence += 1;
         [&header[..], &explicit, &inner].concat()
     }
@@ -110,12 +114,12 @@ fn ends(is_13: bool, suite: Suite) -> (Peer, RecordLayer) {
     } else {
         RecordLayer::tls12(suite, (0, &vec![3; key_len], &[4; 12]), (0, &peer.key, &peer.iv))
     };
-    (peer, own.unwrap())
+    (peer, own.expect("lengths fit the suite"))
 }
 
 pub(crate) fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
-    let is_13 = bytes.byte() % 2 == 0;
+    let is_13 = bytes.byte().is_multiple_of(2);
     let suite = Suite::ALL[usize::from(bytes.byte()) % 3];
     let (mut peer, mut own) = ends(is_13, suite);
     let (mut waiting, mut said, mut heard) = (Vec::new(), Vec::new(), Vec::new());

@@ -36,6 +36,13 @@ use crate::server::net::tls_record::{Fault, RECORD_MAX, RecordLayer};
 /// full records, so that large messages need half the calls of the kernel.
 const SEAL_MAX: usize = 2 * RECORD_MAX;
 
+/// What rustls holds for a handshake of which no ClientHello has arrived: resident memory of
+/// 20,000 silent connections over their number.
+const HANDSHAKE_SILENT: usize = 2_200;
+/// The same after a ClientHello, with the flight that answers it sent: transcript, key schedule
+/// and traffic keys. 4.3 to 4.8 KB were measured; the certificate chain is shared.
+const HANDSHAKE_BEGUN: usize = 4_800;
+
 /// Why a session is broken.
 #[derive(Clone, Debug)]
 pub(in crate::server) enum SessionError {
@@ -73,13 +80,6 @@ pub(in crate::server) fn is_fault(error: &io::Error) -> bool {
     error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<SessionError>)
 }
 
-/// What rustls holds for a handshake of which no ClientHello has arrived: resident memory of
-/// 20,000 silent connections over their number.
-const HANDSHAKE_SILENT: usize = 2_200;
-/// The same after a ClientHello, with the flight that answers it sent: transcript, key schedule
-/// and traffic keys. 4.3 to 4.8 KB were measured; the certificate chain is shared.
-const HANDSHAKE_BEGUN: usize = 4_800;
-
 /// One TLS session, the server's end.
 pub(in crate::server) struct Session {
     state: State,
@@ -87,6 +87,7 @@ pub(in crate::server) struct Session {
     pending: Option<Box<Pending>>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly all sessions are at rest")]
 enum State {
     Handshake(Box<Handshake>),
     /// In rustls for its life.

@@ -136,7 +136,8 @@ impl Drop for Traffic {
 
 impl Traffic {
     fn empty(sequence: u64) -> Self {
-        Self { counter: sequence.into(), secret: [0; _], key: [0; _], iv: [0; _] }
+        let counter = sequence.into();
+        Self { counter, secret: [0; SECRET_MAX], key: [0; KEY_MAX], iv: [0; IV] }
     }
 
     /// With key and iv from a traffic secret; `None` if it has a wrong length.

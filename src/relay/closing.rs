@@ -84,9 +84,9 @@ impl Relay {
     ) {
         let Ended { role, slot, client, payer, .. } = *ended;
         self.gates.caps.release(ClientKey::from(client));
-        self.warnings.forget(id);
+        let dropped = self.warnings.forget(id);
         self.stats.on_close(role == Role::Phone, cause);
-        self.log_end(id, ended, cause, code);
+        self.log_end(id, ended, cause, code, dropped);
         match role {
             Role::Claimant => {
                 self.stats.on_upgrade(false, Outcome::Reject409);
@@ -109,7 +109,15 @@ impl Relay {
         }
     }
 
-    fn log_end(&self, id: ConnId, ended: &Ended, cause: CloseCause, code: Option<u16>) {
+    fn log_end(
+        &self,
+        id: ConnId,
+        ended: &Ended,
+        cause: CloseCause,
+        code: Option<u16>,
+        dropped: u32,
+    ) {
+        let dropped = Some(dropped).filter(|count| *count > 0);
         let Ended { role, slot, client, traffic, summary, .. } = ended;
         let (server_id, public_id) = (self.slots.server_id(*slot), self.connections.public_id(id));
         let (cause, close_code) = (cause.label(), code.unwrap_or(1006));
@@ -131,7 +139,7 @@ impl Relay {
             Role::Binary => log::info!(
                 server_id, binary_conn_id:% = public_id, cause, close_code, role = "binary",
                 age_ms, rtt_ms, frames_in = received.frames(), bytes_in = received.bytes(),
-                frames_out = sent.frames(), bytes_out = sent.bytes();
+                frames_out = sent.frames(), bytes_out = sent.bytes(), dropped;
                 "server_released"
             ),
         }

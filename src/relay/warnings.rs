@@ -1,4 +1,5 @@
-//! Warnings about one connection's envelopes: at most one a minute of each kind.
+//! Warnings about one connection's envelopes: at most one a minute of each kind, and a bounded
+//! number a minute of all connections together.
 //!
 //! Owns when a connection was last warned about and how many warnings were suppressed since.
 //! Must not know what is wrong, nor how it is logged.
@@ -6,6 +7,8 @@
 //! 1. A connection without faults has no entry here.
 //! 2. At most [`CONNECTIONS_MAX`] connections have an entry at a time. While the table is
 //!    full, other connections are not warned about.
+//! 3. A suppressed warning is counted: in the next one of its connection and kind, or in the
+//!    line at the end of the connection.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,6 +21,8 @@ use crate::time::Instant;
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of entries; a full table takes 100 KB.
 const CONNECTIONS_MAX: usize = 1024;
+/// Warnings of all connections together in one [`INTERVAL`]: at most some 17 MB of log a day.
+const TOGETHER_MAX: u32 = 60;
 /// Time between two searches of a full table for expired entries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -70,6 +75,9 @@ struct Warning {
 pub(super) struct Warnings {
     given: BTreeMap<u64, Given>,
     sweep_at: Instant,
+    /// When the current interval of [`TOGETHER_MAX`] began, and the warnings in it.
+    began: Instant,
+    together: u32,
 }
 
 impl Warnings {
@@ -80,22 +88,28 @@ impl Warnings {
         if !is_known && self.given.len() >= CONNECTIONS_MAX && !self.sweep(now) {
             return None;
         }
-        let given = self.given.entry(id.to_bits()).or_default();
-        match &mut given[kind as usize] {
-            Some(warning) if now.since(warning.at) < INTERVAL => {
-                warning.left_out = warning.left_out.saturating_add(1);
-                None
-            }
-            warning => {
-                let before = warning.replace(Warning { at: now, left_out: 0 });
-                Some(before.map_or(0, |before| before.left_out))
-            }
+        if now.since(self.began) >= INTERVAL {
+            (self.began, self.together) = (now, 0);
         }
+        let is_due = |warning: &Option<Warning>| {
+            warning.is_none_or(|warning| now.since(warning.at) >= INTERVAL)
+        };
+        let warning = &mut self.given.entry(id.to_bits()).or_default()[kind as usize];
+        if is_due(warning) && self.together < TOGETHER_MAX {
+            self.together += 1;
+            let before = warning.replace(Warning { at: now, left_out: 0 });
+            return Some(before.map_or(0, |before| before.left_out));
+        }
+        let warning = warning.get_or_insert(Warning { at: now, left_out: 0 });
+        warning.left_out = warning.left_out.saturating_add(1);
+        None
     }
 
-    /// The connection has ended.
-    pub(super) fn forget(&mut self, id: ConnId) {
-        self.given.remove(&id.to_bits());
+    /// The connection has ended. Returns the number of its warnings that were suppressed since
+    /// the last of each kind.
+    pub(super) fn forget(&mut self, id: ConnId) -> u32 {
+        let given = self.given.remove(&id.to_bits()).unwrap_or_default();
+        given.into_iter().flatten().map(|warning| warning.left_out).fold(0, u32::saturating_add)
     }
 
     /// Removes expired entries of a full table; returns whether there is room.
@@ -140,15 +154,22 @@ mod tests {
     fn a_connection_that_has_ended_is_forgotten() {
         let mut warnings = Warnings::default();
         assert_eq!(warnings.warn(id(1), Kind::Unmarshal, after(0)), Some(0));
-        warnings.forget(id(1));
+        for _ in 0..3 {
+            assert_eq!(warnings.warn(id(1), Kind::Unmarshal, after(1)), None);
+            let _ = warnings.warn(id(1), Kind::PushWake, after(1));
+        }
+        assert_eq!(warnings.forget(id(1)), 5, "three of one kind and two of another");
         assert!(warnings.given.is_empty());
+        assert_eq!(warnings.forget(id(1)), 0);
     }
 
     #[test]
     fn the_table_is_bounded_and_makes_room_when_entries_expire() {
         let mut warnings = Warnings::default();
         for number in 0..CONNECTIONS_MAX {
-            assert_eq!(warnings.warn(id(number), Kind::Unmarshal, after(0)), Some(0));
+            let is_warned = number < TOGETHER_MAX as usize;
+            let given = warnings.warn(id(number), Kind::Unmarshal, after(0));
+            assert_eq!(given, is_warned.then_some(0), "{number}");
         }
         assert_eq!(warnings.warn(id(CONNECTIONS_MAX), Kind::Unmarshal, after(59)), None);
         assert_eq!(warnings.given.len(), CONNECTIONS_MAX);

@@ -143,10 +143,16 @@ impl log::Log for Sink {
         if !self.enabled(record.metadata()) {
             return;
         }
+        // Before the line is rendered, which costs most of it.
+        let room = room(record.level());
+        if self.counters.queued_bytes.load(Ordering::Relaxed) >= room {
+            self.counters.lines_dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let line = line::render(self.format, wall_time(), record);
         let cost = cost(&line);
         let queued = self.counters.queued_bytes.fetch_add(cost, Ordering::Relaxed) + cost;
-        if queued > QUEUE_BYTES || self.queue.send(Entry::Line(line)).is_err() {
+        if queued > room || self.queue.send(Entry::Line(line)).is_err() {
             self.counters.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
             self.counters.lines_dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -155,6 +161,12 @@ impl log::Log for Sink {
     fn flush(&self) {
         self.flush_within(FLUSH_TIMEOUT);
     }
+}
+
+/// The part of the queue that lines of a level may fill. Peers can cause any number of lines at
+/// debug; those that an operator needs, from info on, have the other half to themselves.
+fn room(level: Level) -> usize {
+    if level > Level::Info { QUEUE_BYTES / 2 } else { QUEUE_BYTES }
 }
 
 /// The memory that a queued line takes.

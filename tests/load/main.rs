@@ -21,6 +21,7 @@ mod client;
 mod crowd;
 mod flood;
 mod guard;
+mod hostile;
 mod idle;
 mod mute;
 mod percentiles;
@@ -42,6 +43,9 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("shed: a phone that never reads, out of time", shed::out_of_time),
     ("flood: frames beside 100 quiet pairs", flood::of_frames),
     ("flood: pings beside 100 quiet pairs", flood::of_pings),
+    ("hostile: empty texts", hostile::bad_envelopes),
+    ("hostile: pings", hostile::pings),
+    ("hostile: fragments", hostile::fragments),
     ("starved: 66 descriptors, 200 dialers", starved::to_two_connections),
     ("starved: 96 descriptors, 200 dialers", starved::with_live_pairs),
     ("idle: 10,000 binaries, plain and through TLS", idle::plain_and_tls),

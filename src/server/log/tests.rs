@@ -254,3 +254,21 @@ fn a_flush_waits_for_the_writer_but_no_longer_than_it_may() {
     assert!(sink.flush_within(PATIENCE));
     assert!(pipe.take_lines().len() > 1);
 }
+
+#[test]
+fn debug_lines_leave_room_for_those_that_an_operator_needs() {
+    let pipe = Pipe::default();
+    let sink = Sink::start(LogFormat::Logfmt, LevelFilter::Debug, pipe.clone()).unwrap();
+    pipe.set(|state| state.is_stopped = true);
+    say(&sink, "stuck");
+    pipe.wait_for_call(1);
+    (0..10_000).for_each(|_| say_as(&sink, TARGET, Level::Debug, "any number of these"));
+    let lost = sink.lines_dropped();
+    assert!(lost > 0);
+    (0..100).for_each(|_| say(&sink, "server_claimed"));
+    assert_eq!(sink.lines_dropped(), lost);
+    pipe.set(|state| state.is_stopped = false);
+    assert!(sink.flush_within(PATIENCE));
+    let claims = pipe.take_lines().iter().filter(|line| *line == "server_claimed").count();
+    assert_eq!(claims, 100);
+}

@@ -587,3 +587,17 @@ fn an_answer_waits_while_output_is_stuck_and_leaves_with_the_next_output() {
     pair.shuttle();
     assert_eq!(pair.heard_by_client(), b"stuck no more");
 }
+
+/// The answer to a ClientHello costs a signature, and is not read.
+#[test]
+fn a_handshake_of_a_peer_that_has_hung_up_is_not_answered() {
+    for tls12 in [false, true] {
+        let mut pair = Pair::new(tls12);
+        pair.server.on_hang_up();
+        pair.shuttle();
+        let fault = pair.server.fault().map(|fault| fault.to_string()).unwrap_or_default();
+        assert!(fault.contains("the peer disconnected"), "{fault}");
+        assert!(pair.client.is_handshaking() && !pair.client.wants_write());
+        assert!(pair.server.unsent().is_empty());
+    }
+}

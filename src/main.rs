@@ -155,7 +155,6 @@ fn run(
     #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
     getrandom::fill(&mut seed)?;
     let relay = Relay::new(&config, connections, seed, Instant::START);
-    let arrivals = listeners.iter().map(Listener::duplicate).collect::<io::Result<Vec<_>>>()?;
     let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
     // The relay serves even if systemd's socket cannot be reached.
     let notifier = notify.connect().unwrap_or_else(|error| {
@@ -167,7 +166,7 @@ fn run(
         server = server.with_tls(source)?;
     }
     if let Some(admin) = admin {
-        admin.record(&server.handle(), sink, arrivals)?;
+        admin.record(&server.handle(), sink)?;
         admin.serve(&server.handle(), sink)?;
     }
     let metrics_listen = metrics_listen.map(|address| address.to_string());

@@ -47,6 +47,8 @@ pub enum LoopMessage {
     /// Send what is counted and held now. The receiver needs a deadline: a loop that has
     /// ended does not answer.
     Snapshot(SyncSender<LoopSnapshot>),
+    /// Answer when the next connection is accepted. It replaces an earlier request.
+    NextArrival(SyncSender<()>),
     /// A push wake has ended.
     WakeDone(WakeOutcome),
     /// The certificate for handshakes from now on; `None`: a renewal or reload failed, and

@@ -4,21 +4,19 @@
 //!
 //! 1. Memory is fixed: at most [`SAMPLES_MAX`] samples of about a kilobyte.
 //! 2. An idle relay is not woken: while nothing is connected and nothing has changed, the
-//!    thread waits for the next connection to a listener instead of the next sample.
+//!    thread waits for the loop to accept a connection instead of for the next sample.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
-use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
-
 use super::metrics::{self, Surroundings};
 use super::snapshots::Snapshots;
 use crate::server::log::Sink;
-use crate::server::messages::LoopSnapshot;
+use crate::server::messages::{LoopHandle, LoopMessage, LoopSnapshot};
 use crate::server::os::clock::wall_time;
 
 /// The time that the status page shows.
@@ -83,16 +81,17 @@ pub(super) struct Recorder {
     pub(super) sink: Sink,
     /// When the process started, since 1970.
     pub(super) started: Duration,
-    /// Duplicates of the sockets at which clients arrive.
-    pub(super) arrivals: Vec<OwnedFd>,
+    pub(super) to_loop: LoopHandle,
 }
 
 impl Recorder {
     pub(super) fn run(mut self, history: &History) {
-        // Before the first client there is nothing to remember, and the loop is not woken.
-        self.wait_for_a_connection();
+        // Before the first client there is nothing to remember.
+        let Ok(()) = self.next_arrival().recv() else { return };
         let mut last = None;
         loop {
+            // Asked for before the sample, so that no connection falls between the two.
+            let arrival = self.next_arrival();
             let report = self.snapshots.take();
             if let Some(report) = report.clone() {
                 let around = Surroundings::now(self.started, &self.sink);
@@ -101,7 +100,8 @@ impl Recorder {
             let is_idle =
                 report == last && report.as_ref().is_some_and(|it| it.relay.connections == 0);
             if is_idle {
-                self.wait_for_a_connection();
+                // The loop has ended if nothing comes of it.
+                let Ok(()) = arrival.recv() else { return };
                 // What was true until now; what the connection does is in the next sample.
                 last = None;
                 continue;
@@ -112,12 +112,11 @@ impl Recorder {
         }
     }
 
-    /// The loop accepts the connection; its arrival is only looked at here.
-    fn wait_for_a_connection(&self) {
-        let mut arrivals: Vec<_> =
-            self.arrivals.iter().map(|it| PollFd::new(it, PollFlags::IN)).collect();
-        // A signal ends the wait early, which costs a sample.
-        let _ = poll(&mut arrivals, None);
+    /// Receives when the loop accepts a connection.
+    fn next_arrival(&self) -> Receiver<()> {
+        let (told, arrival) = mpsc::sync_channel(1);
+        self.to_loop.send(LoopMessage::NextArrival(told));
+        arrival
     }
 }
 

@@ -19,7 +19,6 @@
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -148,20 +147,18 @@ impl AdminListener {
         self.shared.listener.local_addr()
     }
 
-    /// Starts the thread that keeps the history, until the process ends. `arrivals` are
-    /// duplicates of the sockets at which clients arrive.
+    /// Starts the thread that keeps the history, until the process ends.
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn record(
-        &self,
-        to_loop: &LoopHandle,
-        sink: &Sink,
-        arrivals: Vec<OwnedFd>,
-    ) -> io::Result<()> {
-        let (shared, snapshots) = (Arc::clone(&self.shared), Snapshots::new(to_loop.clone()));
-        let recorder =
-            Recorder { snapshots, sink: sink.clone(), started: self.shared.started, arrivals };
+    pub fn record(&self, to_loop: &LoopHandle, sink: &Sink) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let recorder = Recorder {
+            snapshots: Snapshots::new(to_loop.clone()),
+            to_loop: to_loop.clone(),
+            sink: sink.clone(),
+            started: self.shared.started,
+        };
         let record = move || recorder.run(&shared.history);
         thread::Builder::new().name("history".into()).spawn(record)?;
         Ok(())

@@ -60,6 +60,7 @@ impl<C: Core> Server<C> {
                     // The receiver may have timed out.
                     let _ = reply.try_send(report);
                 }
+                LoopMessage::NextArrival(told) => self.tcp.awaits_arrival = Some(told),
                 LoopMessage::WakeDone(outcome) => {
                     self.tcp.core.handle(Input::WakeDone(outcome), now);
                 }

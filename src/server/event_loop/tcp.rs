@@ -4,6 +4,7 @@
 //! which listener a connection came through is all that it tells of one.
 
 use std::net::IpAddr;
+use std::sync::mpsc::SyncSender;
 
 use mio::{Registry, Token};
 
@@ -27,6 +28,8 @@ pub(super) struct Tcp<C> {
     pub(super) sockets: Sockets,
     pub(super) tls: Tls,
     pub(super) clock: Clock,
+    /// To be told of the next connection.
+    pub(super) awaits_arrival: Option<SyncSender<()>>,
     registry: Registry,
     /// Accepted, and without an id yet.
     accepted: Option<Accepted>,
@@ -41,6 +44,7 @@ impl<C: Core> Tcp<C> {
             sockets: Sockets::new(),
             tls: Tls::default(),
             clock: Clock::start(),
+            awaits_arrival: None,
             registry,
             accepted: None,
         }
@@ -58,6 +62,10 @@ impl<C: Core> Transport for Tcp<C> {
     fn accept(&mut self, now: Instant) -> Option<(IpAddr, ListenerKind)> {
         loop {
             let accepted = self.listeners.accept(now)?;
+            if let Some(told) = self.awaits_arrival.take() {
+                // The receiver may have stopped waiting.
+                let _ = told.try_send(());
+            }
             if accepted.speaks == ListenerProtocol::Tls && self.tls.config.is_none() {
                 continue;
             }

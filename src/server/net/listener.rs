@@ -6,7 +6,6 @@
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
@@ -50,14 +49,6 @@ impl Listener {
         };
         let inner = TcpListener::from_std(socket.into());
         Ok(Self { inner, speaks: ListenerProtocol::Plain, is_ready: false, is_proxied: false })
-    }
-
-    /// A duplicate of the socket, on which nothing is accepted: to see clients arrive.
-    ///
-    /// # Errors
-    /// If no descriptor is free.
-    pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.inner.as_fd().try_clone_to_owned()
     }
 
     /// Sets the protocol of accepted connections; the default is plain.

@@ -16,6 +16,9 @@ use std::collections::VecDeque;
 /// what the kernel takes beyond the congestion window (`NOTSENT_LOWAT`).
 pub(crate) const CHUNK: usize = 16 * 1024;
 
+/// The longest list of pieces that an empty queue keeps.
+const LIST_MAX: usize = 16;
+
 /// A byte queue.
 #[derive(Debug, Default)]
 pub(super) struct Chunks {
@@ -128,7 +131,7 @@ impl Chunks {
         }
         self.sent = 0;
         self.held = self.pieces.front().map_or(0, Vec::capacity);
-        if self.held > SHORT {
+        if self.held > SHORT || self.pieces.capacity() > LIST_MAX {
             self.free(spare);
         } else if let Some(first) = self.pieces.front_mut() {
             first.clear();
@@ -138,6 +141,11 @@ impl Chunks {
     /// Gives back all memory of an empty queue.
     fn free(&mut self, spare: &mut SpareChunks) {
         self.pieces.drain(..).for_each(|piece| spare.put(piece));
+        if self.pieces.capacity() > LIST_MAX {
+            // The list of a large queue lies behind its pieces in the heap, and as long as it
+            // does the allocator cannot return their memory to the system.
+            self.pieces = VecDeque::new();
+        }
         (self.sent, self.held) = (0, 0);
     }
 

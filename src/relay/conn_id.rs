@@ -1,7 +1,8 @@
 //! ConnId: the name of one connection.
 //!
-//! Owns the packing of slab index and generation, and the conn_ids made of them. Names are unique within a process, so stale
-//! readiness, stale timers and stale envelopes are detected by comparison.
+//! Owns the packing of slab index and generation, and the conn_ids made of them. Names are
+//! unique within a process, so stale readiness, stale timers and stale envelopes are detected
+//! by comparison.
 
 use std::fmt;
 use std::hash::BuildHasher;
@@ -93,7 +94,7 @@ impl PublicIds {
     }
 
     /// The conn_id of a connection. It is not stored but derived by two SipHashes under keys
-    /// that are never disclosed, which takes some 25 ns.
+    /// that are never disclosed.
     pub(super) fn of(&self, id: ConnId) -> PublicId {
         let key = self.0.hash_one(id.to_bits());
         PublicId { key, masked: id.to_bits() ^ self.mask(key), id }

@@ -332,8 +332,8 @@ impl Connections {
     /// What has to be shed, if memory is spent: the largest holding of the client that holds
     /// most, or of connections that are not upgraded the oldest of the client that holds most
     /// by them. Cheap while the list of changes is empty: a few searches in sorted tables and
-    /// comparisons of 64 clients and 64 holdings at most. Working off a full list takes some
-    /// 0.3 ms, once for all that is shed in a turn.
+    /// comparisons of 64 clients and 64 holdings at most. A full list is worked off
+    /// once for all that is shed in a turn.
     pub(super) fn first_to_shed(&mut self) -> Option<Shed> {
         let budget = &self.shared.budget;
         let of_requests = budget.is_requests_exceeded();

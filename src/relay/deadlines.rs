@@ -15,7 +15,7 @@ use crate::protocol::close::CloseCause;
 use crate::protocol::connection::Expiry;
 use crate::time::Instant;
 
-/// Connections that one call handles: with a ping to each some 0.3 ms.
+/// Connections that one call handles, so that a turn stays short.
 const DUE_PER_CALL: usize = 256;
 
 /// Whether all that the peer has sent was handed in.

@@ -11,7 +11,7 @@
 //! 1. A client has a record ⇔ it has a holding. A client without queued bytes costs nothing.
 //! 2. A record's sum is that of its holdings, and its place in the ranking is that of its sum.
 //!
-//! A change costs two or three searches in sorted tables, some 0.2 µs. So a connection's holding
+//! A change costs two or three searches in sorted tables. So a connection's holding
 //! is recorded when it may matter, not at each change ([`super::Connections`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -5,7 +5,6 @@ in hex, a line each, over a pipe.
     peer.py HOST PORT ROLE SERVER_ID PIPE
 """
 
-import contextlib
 import json
 import os
 import re
@@ -25,9 +24,14 @@ def say(seen, **more):
 
 def obey(peer, pipe):
     for line in pipe:
-        # The reading thread reports the end.
-        with contextlib.suppress(OSError):
+        try:
             peer.send(bytes.fromhex(line))
+        except ConnectionResetError:
+            # A socket reports its reset once: the reading thread will not learn of it.
+            say("reset")
+            os._exit(0)
+        except OSError:
+            pass  # The reading thread reports the end.
         say("sent")
 
 
@@ -56,5 +60,6 @@ def main(host, port, role, server_id, pipe):
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except ConnectionResetError:
+    except (ConnectionResetError, BrokenPipeError):
+        # Broken pipe: the frames that came before the reset were still there to read.
         say("reset")

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod certificates;
 mod event_loop;
 pub mod fitting;
+pub mod handover;
 pub mod log;
 pub mod messages;
 pub mod net;

@@ -14,6 +14,7 @@ const IMPORTS: &Imports<'_> = &[
     ("os", &[]),
     ("fitting", &[]),
     ("messages", &[]),
+    ("handover", &["os"]),
     ("log", &["os"]),
     ("turn", &[]),
     ("net", &["os", "turn"]),

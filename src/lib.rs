@@ -17,8 +17,8 @@
 //!    └────▶ time/       timer wheel
 //! ```
 //!
-//! Beside them is [`probe`], a client that examines a relay from outside and shares no code
-//! with it.
+//! Beside them are [`probe`], a client that examines a relay from outside and shares no code
+//! with it, and [`upgrade`], which asks a relay to hand over.
 //!
 //! Nothing below `server/` touches a socket, the clock, a thread, the environment or unseeded
 //! randomness, so a whole day of connections runs in a test in seconds and replays from its
@@ -33,3 +33,4 @@ pub mod relay;
 pub mod server;
 pub mod terminal;
 pub mod time;
+pub mod upgrade;

@@ -15,5 +15,6 @@ pub mod push;
 pub mod turn;
 
 pub use event_loop::Server;
+pub use event_loop::handover::{FORMAT, Handover, Saved, Taken};
 pub use messages::{LoopHandle, LoopMessage};
 pub use turn::Core;

@@ -233,6 +233,12 @@ impl<B> Turn<B> {
             || self.queues.iter().any(|queue| !queue.is_empty())
     }
 
+    /// Whether effects were left over.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
+    }
+
     /// Steps 4 to 8, all at the instant `now`.
     pub fn run<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
         // 4. What was left over: more input would only make it longer.

@@ -30,6 +30,8 @@ pub(super) struct Tcp<C> {
     pub(super) clock: Clock,
     /// To be told of the next connection.
     pub(super) awaits_arrival: Option<SyncSender<()>>,
+    /// No connection is accepted: those that arrive wait in the kernel.
+    pub(super) is_quiet: bool,
     registry: Registry,
     /// Accepted, and without an id yet.
     accepted: Option<Accepted>,
@@ -45,9 +47,15 @@ impl<C: Core> Tcp<C> {
             tls: Tls::default(),
             clock: Clock::start(),
             awaits_arrival: None,
+            is_quiet: false,
             registry,
             accepted: None,
         }
+    }
+
+    /// Whether connections may be waiting that would be accepted now.
+    pub(super) fn wants_accept(&self) -> bool {
+        !self.is_quiet && self.listeners.wants_accept()
     }
 }
 
@@ -60,6 +68,9 @@ impl<C: Core> Transport for Tcp<C> {
     }
 
     fn accept(&mut self, now: Instant) -> Option<(IpAddr, ListenerKind)> {
+        if self.is_quiet {
+            return None;
+        }
         loop {
             let accepted = self.listeners.accept(now)?;
             if let Some(told) = self.awaits_arrival.take() {

@@ -78,6 +78,11 @@ impl Sockets {
         (socket.generation == id.generation()).then_some(socket)
     }
 
+    /// The number of TLS handshakes under way.
+    pub(in crate::server) fn handshakes(&self) -> usize {
+        self.0.iter().flatten().filter(|socket| socket.is_handshaking()).count()
+    }
+
     pub(in crate::server) fn remove(&mut self, id: ConnId) {
         if self.find(id).is_some() {
             self.0[id.index()] = None;

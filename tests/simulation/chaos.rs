@@ -39,6 +39,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::faults::Faults;
+use crate::handover::HandOvers;
 use crate::oracle::Oracle;
 use crate::replay::{Replay, seeds, setting};
 use crate::world::{PeerId, World};
@@ -93,6 +94,7 @@ struct Chaos {
 struct Outcome {
     /// Of all that crossed the border.
     hash: u64,
+    handovers: usize,
     open_time: Duration,
     delivered: usize,
     received: usize,
@@ -238,6 +240,7 @@ impl Chaos {
         let stats = self.world.relay.stats();
         let outcome = Outcome {
             hash: self.world.trace.hash(),
+            handovers: self.world.handovers.count,
             open_time: self.world.open_time,
             delivered: self.shadows.iter().map(|shadow| shadow.delivered).sum(),
             received: self.shadows.iter().map(|shadow| shadow.received).sum(),
@@ -299,6 +302,22 @@ fn a_crowded_chaos_run() {
     let count = setting("PYRYCODE_SIM_SEEDS").map_or(4, |count| count.div_ceil(100));
     let seeds: Vec<u64> = seeds(count, &[]).into_iter().take(count as usize).collect();
     sweep(&seeds, peers, 6 * peers, "chaos::a_crowded_chaos_run");
+}
+
+#[test]
+fn a_hand_over_changes_nothing_that_crosses_the_border() {
+    let count = setting("PYRYCODE_SIM_SEEDS").unwrap_or(12);
+    let first = setting("PYRYCODE_SIM_FIRST").unwrap_or(0);
+    for seed in first..first + count {
+        let run = |per_mille| {
+            let mut chaos = Chaos::new(seed, 60, "chaos::a_hand_over");
+            chaos.world.handovers = HandOvers::new(per_mille, seed);
+            chaos.run(STEPS)
+        };
+        let (without, with) = (run(0), run(150));
+        assert!(with.handovers > 10, "{with:?}");
+        assert_eq!(with.hash, without.hash, "seed {seed}, {} hand-overs", with.handovers);
+    }
 }
 
 #[test]

@@ -87,6 +87,7 @@ impl World {
         let mut turn = std::mem::replace(&mut self.turn, Turn::new(Vec::new()));
         let mut rounds = 0;
         loop {
+            self.hand_over(&mut turn);
             for peer in std::mem::take(&mut self.readable) {
                 let end = match self.peers[peer].up.end {
                     None => PeerEnd::Open,

@@ -22,6 +22,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::border::Trace;
 use crate::faults::Faults;
+use crate::handover::HandOvers;
 use crate::link::Pipe;
 use crate::oracle::Oracle;
 use crate::peer::{self, HOME, Habits, Peer, Seen, Sending};
@@ -67,6 +68,8 @@ pub(crate) struct World {
     /// The relay is paused: nothing is settled until it continues.
     pub(crate) is_frozen: bool,
     pub(crate) faults: Faults,
+    pub(crate) handovers: HandOvers,
+    pub(crate) capacity: usize,
     /// The model of the relay, if the test needs it.
     pub(crate) oracle: Option<Box<Oracle>>,
     pub(crate) trace: Trace,
@@ -106,6 +109,8 @@ impl World {
             event_count: 0,
             is_frozen: false,
             faults: Faults::default(),
+            handovers: HandOvers::from_environment(seed),
+            capacity,
             oracle: None,
             trace: Trace::default(),
             calls: 0,

@@ -63,6 +63,13 @@ enum Action {
         from_peer: bool,
     },
     Reset(PeerId),
+    /// Of a record of the peer, or of one of the relay to it.
+    Damage {
+        peer: PeerId,
+        is_peers: bool,
+        bit: usize,
+    },
+    CutOff(PeerId, usize),
     TellStale(ConnId),
     ShutDown,
 }
@@ -124,7 +131,7 @@ impl Chaos {
         if seed % 7 == 6 {
             world.balancer = Some([10, 0, 0, 9].into());
         }
-        world.is_tls = seed % 8 >= 5;
+        world.tls_keys = (seed % 8 >= 5).then(|| StdRng::seed_from_u64(seed ^ 0x715));
         if seed % 4 == 3 {
             world.descriptors = capacity * 2 / 3;
         }
@@ -169,6 +176,14 @@ impl Chaos {
                 Action::Stall(peer, self.millis(most))
             }
             970..980 => Action::Cut { peer, from_peer: self.chance(0.5) },
+            980..990 if self.world.peer(peer).tls.is_on() => match self.rng.random_range(0..4) {
+                0 => Action::Reset(peer),
+                1 => Action::CutOff(peer, self.rng.random_range(0..40)),
+                way => {
+                    let bit = self.rng.random_range(0..2_000);
+                    Action::Damage { peer, is_peers: way == 2, bit }
+                }
+            },
             980..990 => Action::Reset(peer),
             990..995 => Action::TellStale(self.stale()),
             _ if self.is_late && self.chance(0.3) => Action::ShutDown,
@@ -204,6 +219,11 @@ impl Chaos {
             Action::Cut { peer, from_peer } => self.world.cut(peer, from_peer),
             Action::Reset(peer) => {
                 self.world.reset(peer);
+                self.shadows[peer.0].left = true;
+            }
+            Action::Damage { peer, is_peers, bit } => self.world.damage(peer, is_peers, bit),
+            Action::CutOff(peer, left) => {
+                self.world.cut_off(peer, left);
                 self.shadows[peer.0].left = true;
             }
             Action::TellStale(id) => self.world.tell_stale(id),
@@ -323,7 +343,10 @@ fn a_hand_over_changes_nothing_that_crosses_the_border() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let hash = |seed| Chaos::new(seed, 60, "chaos::the_same").run(STEPS).hash;
-    let seed = seeds(1, &[])[0];
-    assert_eq!(hash(seed), hash(seed), "(11)");
-    assert_ne!(hash(seed), hash(seed + 1), "(11)");
+    let first = seeds(1, &[])[0];
+    // Without TLS and with it.
+    for seed in [first, first - first % 8 + 5] {
+        assert_eq!(hash(seed), hash(seed), "(11)");
+        assert_ne!(hash(seed), hash(seed + 1), "(11)");
+    }
 }

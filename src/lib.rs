@@ -17,6 +17,8 @@
 //!    └────▶ time/       timer wheel
 //! ```
 //!
+//! [`state`] is what all of it looks like as plain values, for a hand-over to another program.
+//!
 //! Beside them are [`probe`], a client that examines a relay from outside and shares no code
 //! with it, and [`upgrade`], which asks a relay to hand over.
 //!
@@ -31,6 +33,7 @@ pub mod probe;
 pub mod protocol;
 pub mod relay;
 pub mod server;
+pub mod state;
 pub mod terminal;
 pub mod time;
 pub mod upgrade;

@@ -11,11 +11,11 @@ use std::process::ExitCode;
 use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::Config;
 use pyrycode_relay::probe::{self, Plan, Style};
-use pyrycode_relay::server::FORMAT;
 use pyrycode_relay::server::certificates::source::Source;
 use pyrycode_relay::server::fitting::{Fitted, Warning, backlog_warning};
 use pyrycode_relay::server::os::{backlog, descriptors, memory_limit, privileges};
 use pyrycode_relay::server::push::Push;
+use pyrycode_relay::state::FORMAT;
 use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::upgrade::{self, Failed};
 

@@ -23,7 +23,8 @@ use pyrycode_relay::server::handover::rehearse::Ready;
 use pyrycode_relay::server::net::listener::Listener;
 use pyrycode_relay::server::os::signals;
 use pyrycode_relay::server::os::systemd::{self, NotifyConfig};
-use pyrycode_relay::server::{FORMAT, Handover, Server, Taken, log as sink};
+use pyrycode_relay::server::{Handover, Server, Taken, log as sink};
+use pyrycode_relay::state::FORMAT;
 use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::time::Instant;
 

@@ -15,6 +15,6 @@ pub mod push;
 pub mod turn;
 
 pub use event_loop::Server;
-pub use event_loop::handover::{FORMAT, Handover, Saved, Taken};
+pub use event_loop::handover::{Handover, Saved, Taken};
 pub use messages::{LoopHandle, LoopMessage};
 pub use turn::Core;

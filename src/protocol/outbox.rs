@@ -254,5 +254,6 @@ impl Outbox {
     }
 }
 
+mod state;
 #[cfg(test)]
 mod tests;

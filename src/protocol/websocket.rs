@@ -23,6 +23,7 @@ use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
+pub(super) use self::state::are_frames;
 use super::close::{CloseCause, is_sendable};
 use super::work::Work;
 
@@ -91,12 +92,14 @@ pub fn append_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
 /// If `bytes` do not begin with a frame header that this file wrote.
 #[must_use]
 pub fn frame_len(bytes: &[u8]) -> usize {
+    try_frame_len(bytes).expect("the outbox holds whole frames that we wrote")
+}
+
+/// The same; `None` where no frame header starts.
+fn try_frame_len(bytes: &[u8]) -> Option<usize> {
     let mut cursor = Cursor::new(bytes);
-    let (_, len) = FrameHeader::parse(&mut cursor)
-        .ok()
-        .flatten()
-        .expect("the outbox holds whole frames that we wrote");
-    cursor.position() as usize + len as usize
+    let (_, len) = FrameHeader::parse(&mut cursor).ok().flatten()?;
+    usize::try_from(len).ok()?.checked_add(cursor.position() as usize)
 }
 
 /// What a peer sent.
@@ -436,5 +439,6 @@ impl Write for Feed<'_> {
     }
 }
 
+mod state;
 #[cfg(test)]
 mod tests;

@@ -24,6 +24,7 @@
 //!    first read as far as it had sent then, and expires after that.
 
 mod core;
+mod state;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -231,12 +232,6 @@ impl<B> Turn<B> {
         self.is_behind
             || !self.expiring.is_empty()
             || self.queues.iter().any(|queue| !queue.is_empty())
-    }
-
-    /// Whether effects were left over.
-    #[must_use]
-    pub fn is_behind(&self) -> bool {
-        self.is_behind
     }
 
     /// Steps 4 to 8, all at the instant `now`.

@@ -14,6 +14,7 @@ mod crowd;
 mod envelopes;
 mod faults;
 mod gates;
+mod handover;
 mod heartbeat;
 mod limits;
 mod link;

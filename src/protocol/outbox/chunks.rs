@@ -12,6 +12,8 @@
 
 use std::collections::VecDeque;
 
+use crate::state::v1;
+
 /// Maximum size of a piece, in bytes. In one write of three pieces 48 KiB go out, three times
 /// what the kernel takes beyond the congestion window (`NOTSENT_LOWAT`).
 pub(crate) const CHUNK: usize = 16 * 1024;
@@ -31,6 +33,49 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
+    /// The pieces, and the bytes of the first that are consumed.
+    pub(super) fn save(&self) -> (Vec<v1::Buffer>, u16) {
+        let capacities = self.pieces.iter().map(Vec::capacity);
+        let start = |index| if index == 0 { self.sent } else { 0 };
+        let pieces =
+            self.pieces.iter().zip(capacities).enumerate().map(|(index, (piece, room))| {
+                v1::Buffer::save(&piece[start(index)..], room - start(index))
+            });
+        (pieces.collect(), self.sent as u16)
+    }
+
+    /// The queue of which [`Self::save`] returned these; `None` if a piece is too long.
+    pub(super) fn restore(saved: Vec<v1::Buffer>, sent: u16) -> Option<Self> {
+        let mut queue = Self { sent: sent.into(), ..Self::default() };
+        let mut before = queue.sent;
+        for v1::Buffer { bytes, room } in saved {
+            let len = before + bytes.len();
+            if len > CHUNK {
+                return None;
+            }
+            let mut piece = Vec::with_capacity(len.saturating_add(room as usize).min(CHUNK));
+            piece.resize(before, 0);
+            piece.extend_from_slice(&bytes);
+            before = 0;
+            queue.len += bytes.len();
+            queue.held += piece.capacity();
+            queue.pieces.push_back(piece);
+        }
+        // Nothing is consumed of nothing.
+        (before == 0).then_some(queue)
+    }
+
+    /// An empty queue with this room.
+    pub(super) fn with_room(room: u16) -> Self {
+        let mut queue = Self::default();
+        if room > 0 {
+            let piece = Vec::with_capacity(usize::from(room).min(SHORT));
+            queue.held = piece.capacity();
+            queue.pieces.push_back(piece);
+        }
+        queue
+    }
+
     /// Bytes that are not consumed.
     pub(super) fn len(&self) -> usize {
         self.len
@@ -206,6 +251,16 @@ impl SpareChunks {
             return Vec::with_capacity(total);
         }
         self.pieces.pop().unwrap_or_else(|| Vec::with_capacity(total.min(CHUNK)))
+    }
+
+    /// Number of pieces.
+    pub(crate) fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Adds `count` pieces, as far as its bound allows.
+    pub(crate) fn fill(&mut self, count: usize) {
+        (0..count.min(self.max)).for_each(|_| self.put(Vec::with_capacity(CHUNK)));
     }
 
     fn put(&mut self, mut piece: Vec<u8>) {

@@ -16,8 +16,10 @@
 //! 4. Then the state is packed between two turns, and the program executed in this process.
 //!    Only from here on no connection is served: that is the pause.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+
+use zeroize::Zeroizing;
 
 use super::{Core, Server};
 use crate::config::ListenerProtocol;
@@ -30,6 +32,7 @@ use crate::server::handover::{Beside, Cause, Refused};
 use crate::server::messages::LoopMessage;
 use crate::server::messages::handover_stats::{Done, HandoverStats, Refusal};
 use crate::server::os::clock::system_micros;
+use crate::state::FORMAT;
 use crate::time::Instant;
 
 /// How long push calls may take to end: as long as one may take.
@@ -42,22 +45,19 @@ const QUIET: Duration = Duration::from_secs(1);
 /// metrics.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// The format of the state.
-pub const FORMAT: u32 = 0;
-
 /// The state of a server, ready to travel.
 #[derive(Debug)]
 pub struct Saved<'a> {
     /// Encoded, with its format number.
-    pub state: Vec<u8>,
+    pub state: Zeroizing<Vec<u8>>,
     /// In the order in which the state names them.
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// The connections that are not in it, because they cannot move.
     pub dropped: u64,
 }
 
-/// Saves a server.
-type Save<C> = for<'a> fn(&'a Server<C>) -> Saved<'a>;
+/// Saves a server; `None` while something is half done.
+type Save<C> = for<'a> fn(&'a mut Server<C>) -> Option<Saved<'a>>;
 
 /// What a server needs to hand over.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ pub struct Taken {
 /// Hand-overs of a loop.
 #[derive(Debug)]
 pub(super) struct State<C> {
-    setup: Option<(Handover, Save<C>, u32)>,
+    setup: Option<(Handover, Save<C>)>,
     phase: Phase,
     /// Push calls that have not ended.
     pub(super) calls: usize,
@@ -145,17 +145,18 @@ impl Server<Relay> {
     /// Lets SIGUSR2 hand over.
     #[must_use]
     pub fn with_handover(self, setup: Handover) -> Self {
-        self.with_handover_of(setup, Self::save, FORMAT)
+        self.with_handover_of(setup, Self::save)
     }
 
-    fn save(&self) -> Saved<'_> {
-        Saved { state: Vec::new(), descriptors: Vec::new(), dropped: self.tcp.core.len() as u64 }
+    fn save(&mut self) -> Option<Saved<'_>> {
+        let dropped = self.tcp.core.len() as u64;
+        Some(Saved { state: Zeroizing::default(), descriptors: Vec::new(), dropped })
     }
 }
 
 impl<C: Core> Server<C> {
-    /// Lets SIGUSR2 hand over what `save` saves, in this format.
-    pub(super) fn with_handover_of(mut self, setup: Handover, save: Save<C>, format: u32) -> Self {
+    /// Lets SIGUSR2 hand over what `save` saves.
+    fn with_handover_of(mut self, setup: Handover, save: Save<C>) -> Self {
         if let Some(Taken { record, .. }) = &setup.taken {
             let last = record.last_refusal.clone();
             self.handover.stats = HandoverStats {
@@ -165,13 +166,13 @@ impl<C: Core> Server<C> {
                 ..HandoverStats::default()
             };
         }
-        self.handover.setup = Some((setup, save, format));
+        self.handover.setup = Some((setup, save));
         self
     }
 
     /// The loop runs: if another program handed over to this one, that is done now.
     pub(super) fn on_taken_over(&mut self) {
-        let Some((Handover { taken, .. }, ..)) = &mut self.handover.setup else { return };
+        let Some((Handover { taken, .. }, _)) = &mut self.handover.setup else { return };
         let Some(Taken { from, record, connections, dropped }) = taken.take() else { return };
         let dropped = record.dropped + dropped;
         let pause = Duration::from_micros(system_micros().saturating_sub(record.paused_at_us));
@@ -187,7 +188,7 @@ impl<C: Core> Server<C> {
 
     /// SIGUSR2 has arrived.
     pub(super) fn begin_handover(&mut self, now: Instant) {
-        let program = self.handover.setup.as_ref().and_then(|(setup, ..)| setup.program.as_ref());
+        let program = self.handover.setup.as_ref().and_then(|(setup, _)| setup.program.as_ref());
         let refused = match program {
             _ if self.shut_down.drained_by.is_some() => {
                 Refused::new(Cause::Draining, "the relay is shutting down")
@@ -235,8 +236,11 @@ impl<C: Core> Server<C> {
         let waited = now.since(self.handover.since);
         let is_order_over = self.tcp.tls.renewer.as_ref().is_none_or(|renewer| renewer.hold());
         if self.handover.calls == 0 && is_order_over {
-            let (rehearsal, identity) = self.rehearse()?;
-            return Ok((Phase::Rehearsing(rehearsal, identity), true));
+            // Effects that are left over are carried out in the next turn.
+            return Ok(match self.rehearse()? {
+                Some((rehearsal, identity)) => (Phase::Rehearsing(rehearsal, identity), true),
+                None => (Phase::Waiting, false),
+            });
         }
         if self.handover.calls > 0 && waited >= CALLS_WITHIN {
             let why = format!("{} not answered within {CALLS_WITHIN:?}", self.handover.calls);
@@ -249,18 +253,19 @@ impl<C: Core> Server<C> {
         Ok((Phase::Waiting, false))
     }
 
-    fn rehearse(&mut self) -> Result<(Rehearsal, Identity), Refused> {
+    fn rehearse(&mut self) -> Result<Option<(Rehearsal, Identity)>, Refused> {
         // Before the file is started: a change while it starts is a change.
         let identity = self.identity()?;
         let packed = self.pack(0).map_err(|fault| Refused::new(Cause::Pack, fault))?;
+        let Some(packed) = packed else { return Ok(None) };
         let handle = self.handle();
         let wake = move || handle.send(LoopMessage::Rehearsed);
         let rehearsal = Rehearsal::start(self.program()?, packed, wake);
-        Ok((rehearsal.map_err(|error| Refused::new(Cause::Start, error))?, identity))
+        Ok(Some((rehearsal.map_err(|error| Refused::new(Cause::Start, error))?, identity)))
     }
 
     fn program(&self) -> Result<&Program, Refused> {
-        let program = self.handover.setup.as_ref().and_then(|(setup, ..)| setup.program.as_ref());
+        let program = self.handover.setup.as_ref().and_then(|(setup, _)| setup.program.as_ref());
         program.ok_or_else(|| Refused::new(Cause::NoProgram, "the file is not known"))
     }
 
@@ -281,8 +286,7 @@ impl<C: Core> Server<C> {
             return Ok((Phase::Rehearsing(rehearsal, identity), false));
         };
         let ready = outcome?;
-        let format = self.handover.setup.as_ref().map(|(_, _, format)| *format);
-        if Some(ready.format) != format {
+        if ready.format != FORMAT {
             let why = format!("{} writes states of the format {}", ready.version, ready.format);
             return Err(Refused::new(Cause::Answer, why));
         }
@@ -291,58 +295,75 @@ impl<C: Core> Server<C> {
             "handover_rehearsed"
         );
         self.tcp.is_quiet = true;
-        if let Some((setup, ..)) = &mut self.handover.setup {
+        if let Some((setup, _)) = &mut self.handover.setup {
             setup.beside.hold();
         }
         Ok((Phase::Quiet(identity), true))
     }
 
     /// Waits for what cannot move, then executes the program.
-    fn come_to_rest(&mut self, identity: Identity, now: Instant) -> Result<(Phase, bool), Refused> {
-        let is_held =
-            self.handover.setup.as_ref().is_none_or(|(setup, ..)| setup.beside.is_at_rest());
-        let is_over = now.since(self.handover.since) >= QUIET;
-        let is_done = is_held && !self.turn.is_behind() && self.tcp.sockets.handshakes() == 0;
-        if !is_done && !is_over || self.turn.is_behind() {
-            return Ok((Phase::Quiet(identity), false));
+    fn come_to_rest(
+        &mut self,
+        rehearsed: Identity,
+        now: Instant,
+    ) -> Result<(Phase, bool), Refused> {
+        let waited = now.since(self.handover.since);
+        let setup = self.handover.setup.as_ref();
+        let is_held = setup.is_none_or(|(setup, _)| setup.beside.is_at_rest());
+        let is_at_rest = is_held && self.tcp.sockets.handshakes() == 0;
+        if is_at_rest || waited >= QUIET {
+            if let Some(refused) = self.execute(rehearsed) {
+                return Err(refused);
+            }
+            // Effects were left over. They end, as nothing is accepted.
+            if waited >= 2 * QUIET {
+                return Err(Refused::new(Cause::Pack, "the relay does not come to rest"));
+            }
         }
-        Err(self.execute(identity))
+        Ok((Phase::Quiet(rehearsed), false))
     }
 
-    /// Replaces this program; returns only if that fails.
-    fn execute(&mut self, rehearsed: Identity) -> Refused {
+    /// Replaces this program. Returns the reason if that fails, and `None` while something is
+    /// half done.
+    fn execute(&mut self, rehearsed: Identity) -> Option<Refused> {
         let paused_at_us = system_micros();
         let packed = match self.pack(paused_at_us) {
-            Ok(packed) => packed,
-            Err(fault) => return Refused::new(Cause::Pack, fault),
+            Ok(packed) => packed?,
+            Err(fault) => return Some(Refused::new(Cause::Pack, fault)),
         };
-        match self.identity() {
-            Ok(identity) if identity == rehearsed => {}
-            Ok(_) => {
-                return Refused::new(Cause::Changed, "the file has changed since it was rehearsed");
-            }
-            Err(refused) => return refused,
-        }
-        let program = match self.program() {
+        let program = match self.identity() {
+            Ok(identity) if identity == rehearsed => self.program(),
+            Ok(_) => Err(Refused::new(Cause::Changed, "the file has changed since the rehearsal")),
+            Err(refused) => Err(refused),
+        };
+        let program = match program {
             Ok(program) => program,
-            Err(refused) => return refused,
+            Err(refused) => return Some(refused),
         };
         self.watchdog.reloading(paused_at_us);
         let error = program.execute(&packed);
         self.watchdog.reloaded();
-        Refused::new(Cause::Execute, error)
+        Some(Refused::new(Cause::Execute, error))
     }
 
-    /// Packs everything as it is now.
-    fn pack(&mut self, paused_at_us: u64) -> Result<OwnedFd, Fault> {
-        let Some((setup, save, format)) = &mut self.handover.setup else {
-            return Err(Fault::new("hand-over", "not set up"));
-        };
-        let (save, format) = (*save, *format);
+    /// Packs everything as it is now; `None` while something is half done.
+    fn pack(&mut self, paused_at_us: u64) -> Result<Option<OwnedFd>, Fault> {
+        let HandoverStats { done, refused, last_refusal, .. } = self.handover.stats.clone();
+        let Some((setup, save)) = &mut self.handover.setup else { return Ok(None) };
         // A rehearsal loses no line.
         let log_lines_dropped = if paused_at_us > 0 { setup.beside.flush() } else { 0 };
-        let saved = save(self);
-        let HandoverStats { done, refused, last_refusal, .. } = self.handover.stats.clone();
+        let admin = setup.beside.admin();
+        let admin = admin.map(|(record, socket)| Ok((record, socket.try_clone_to_owned()?)));
+        let admin = admin.transpose().map_err(|error: std::io::Error| Fault::new("dup", error))?;
+        let save = *save;
+        let mut listeners = Vec::new();
+        let mut listening = Vec::new();
+        for (speaks, is_proxied, socket) in self.tcp.listeners.records() {
+            listeners.push(ListenerRecord { protocol: protocol(speaks), is_proxied });
+            let socket = socket.try_clone_to_owned().map_err(|error| Fault::new("dup", error))?;
+            listening.push(socket);
+        }
+        let Some(saved) = save(self) else { return Ok(None) };
         let record = Record {
             done,
             refused,
@@ -351,29 +372,25 @@ impl<C: Core> Server<C> {
             paused_at_us,
             log_lines_dropped,
         };
-        let records = self.tcp.listeners.records().map(|(speaks, is_proxied, descriptor)| {
-            (ListenerRecord { protocol: protocol(speaks), is_proxied }, descriptor)
-        });
-        let (listeners, mut listening): (Vec<_>, Vec<_>) = records.unzip();
-        let admin = self.handover.setup.as_ref().and_then(|(setup, ..)| setup.beside.admin());
-        listening.extend(admin.map(|(_, descriptor)| descriptor));
         let manifest = Manifest {
             version: env!("CARGO_PKG_VERSION").into(),
-            format,
+            format: FORMAT,
             listeners,
-            admin: admin.map(|(record, _)| record),
+            admin: admin.as_ref().map(|(record, _)| *record),
             descriptors: saved.descriptors.len(),
             state: saved.state.len() as u64,
             record,
         };
-        pack(&manifest, &saved.state, &listening, &saved.descriptors)
+        listening.extend(admin.map(|(_, socket)| socket));
+        let listening: Vec<_> = listening.iter().map(AsFd::as_fd).collect();
+        pack(&manifest, &saved.state, &listening, &saved.descriptors).map(Some)
     }
 
     /// Goes on as if there had been no hand-over.
     fn go_on(&mut self, refused: Refused, now: Instant) {
         self.handover.enter(Phase::Idle, now);
         self.tcp.is_quiet = false;
-        if let Some((setup, ..)) = &mut self.handover.setup {
+        if let Some((setup, _)) = &mut self.handover.setup {
             setup.beside.release();
         }
         if let Some(renewer) = &self.tcp.tls.renewer {

@@ -98,8 +98,8 @@ enum State {
     Lost,
 }
 
-/// The cost of an idle session, its only allocation.
-const _: () = assert!(size_of::<Session>() <= 232);
+/// The cost of an idle session, its only allocation: 224 bytes with what an allocator adds.
+const _: () = assert!(size_of::<Session>() <= 216);
 
 /// Bytes between the peer and the session. Lent, unless some are left.
 #[derive(Default)]

@@ -28,7 +28,9 @@ impl<B> Turn<B> {
         Self {
             queues: queues.map(|ids| ids.into_iter().map(ConnId::from_bits).collect()),
             expiring: expiring.collect(),
-            ..Self::new(buffers)
+            // The core may have effects of its restoration.
+            is_behind: true,
+            buffers,
         }
     }
 }

@@ -135,6 +135,7 @@ impl Server<Relay> {
         for id in lost {
             self.tcp.core.handle(Input::Disconnected(*id), now);
         }
+        self.turn.on_input();
     }
 
     /// Checks every invariant of the relay.
@@ -145,3 +146,6 @@ impl Server<Relay> {
         self.tcp.core.audit();
     }
 }
+
+#[cfg(test)]
+mod tests;

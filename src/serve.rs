@@ -5,28 +5,29 @@
 use std::fmt::Display;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use pyrycode_relay::cli;
-use pyrycode_relay::config::{Config, ListenerProtocol};
+use pyrycode_relay::config::Config;
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server::admin::hold::AdminHold;
 use pyrycode_relay::server::admin::http::AdminListener;
 use pyrycode_relay::server::fitting::Warning;
 use pyrycode_relay::server::handover::Beside;
-use pyrycode_relay::server::handover::manifest::{AdminRecord, Manifest, Protocol};
+use pyrycode_relay::server::handover::manifest::{AdminRecord, Manifest};
 use pyrycode_relay::server::handover::pack::{self, Unpacked};
 use pyrycode_relay::server::handover::program::{Flags, Program};
 use pyrycode_relay::server::handover::rehearse::Ready;
 use pyrycode_relay::server::net::listener::Listener;
 use pyrycode_relay::server::os::signals;
 use pyrycode_relay::server::os::systemd::{self, NotifyConfig};
-use pyrycode_relay::server::{Handover, Server, Taken, log as sink};
-use pyrycode_relay::state::FORMAT;
+use pyrycode_relay::server::{Arrived, Handover, Restored, Server, Taken, log as sink};
+use pyrycode_relay::state::{FORMAT, decode, encode, v1};
 use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::time::Instant;
+use rustix::process::set_parent_process_death_signal;
 
 use crate::{Prepared, refuse};
 
@@ -54,39 +55,35 @@ pub(crate) fn rehearse(prepared: Prepared) -> ExitCode {
     }
 }
 
-fn try_out(_prepared: Prepared) -> Result<Ready, String> {
-    // The relay has ended: nothing waits for an answer.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let socket = pack::take_stdin().map_err(|fault| fault.to_string())?;
-    let Unpacked { manifest, listening, state } =
-        pack::unpack(socket.as_fd()).map_err(|fault| fault.to_string())?;
-    let (_state, _descriptors) = state.map_err(|fault| fault.to_string())?;
-    take_listeners(&manifest, listening).map_err(|error| error.to_string())?;
-    let version = env!("CARGO_PKG_VERSION").into();
-    Ok(Ready { version, format: FORMAT, dropped: 0 })
-}
-
-/// The listening sockets that an earlier program used.
-struct Listening {
-    relay: Vec<Listener>,
-    admin: Option<(TcpListener, AdminRecord)>,
-}
-
-fn take_listeners(
-    manifest: &Manifest,
-    sockets: Vec<std::os::fd::OwnedFd>,
-) -> io::Result<Listening> {
-    let mut sockets = sockets.into_iter().map(TcpListener::from);
-    let mut relay = Vec::new();
-    for (record, socket) in manifest.listeners.iter().zip(&mut sockets) {
-        let speaks = match record.protocol {
-            Protocol::Plain => ListenerProtocol::Plain,
-            Protocol::Tls => ListenerProtocol::Tls,
-            Protocol::Challenges => ListenerProtocol::Challenges,
-        };
-        relay.push(Listener::taken_over(socket, speaks, record.is_proxied)?);
+fn try_out(prepared: Prepared) -> Result<Ready, String> {
+    // If the relay ends, nothing waits for an answer.
+    let _ = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let unpacked = pack::take_stdin().and_then(|socket| pack::unpack(socket.as_fd()));
+    let Unpacked { manifest, listening, state } = unpacked.map_err(text)?;
+    let (bytes, sockets) = state.map_err(text)?;
+    let received = decode::<v1::State>(&bytes).map_err(text)?;
+    let (listeners, _) = split(&manifest, listening);
+    let arrived = Arrived { state: received.state, listeners, sockets };
+    let Prepared { config, connections, .. } = prepared;
+    let restored = Server::restore(&config, connections, arrived, [0; 32], None, Duration::ZERO);
+    let Restored { mut server, lost } = restored.map_err(text)?;
+    server.audit();
+    let again = server.save().ok_or("effects are left over")?;
+    if *encode(&received.program, &again.state, bytes.len()) != *bytes {
+        return Err("the state is another one when it is saved again".into());
     }
-    Ok(Listening { relay, admin: sockets.next().zip(manifest.admin) })
+    let version = env!("CARGO_PKG_VERSION").into();
+    Ok(Ready { version, format: FORMAT, dropped: lost.len() as u64 })
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
+
+/// The listening sockets of the relay, and that of the metrics.
+fn split(manifest: &Manifest, mut sockets: Vec<OwnedFd>) -> (Vec<OwnedFd>, Option<OwnedFd>) {
+    let admin = sockets.split_off(manifest.listeners.len().min(sockets.len())).pop();
+    (sockets, admin)
 }
 
 fn serve(prepared: Prepared, unpacked: Option<Result<Unpacked, pack::Fault>>) -> ExitCode {
@@ -140,45 +137,24 @@ fn run(
     let Prepared { config, descriptors, connections, push, source, warnings: _ } = prepared;
     let on_hangup = signals::Hangup::of_this_process(source.is_some());
     let signals = signals::Signals::install(on_hangup)?;
-    let taken = unpacked.and_then(|it| it.map_err(|fault| log_lost(&fault)).ok());
-    let (listening, taken) = match taken {
-        Some(Unpacked { manifest, listening, state }) => {
-            let listening = take_listeners(&manifest, listening)?;
-            (Some(listening), Some((manifest, state)))
-        }
-        None => (None, None),
-    };
-    let (listeners, admin) = match listening {
-        Some(Listening { relay, admin }) => {
-            let admin = admin.map(|(socket, AdminRecord { started_us, uptime_us })| {
-                let times = (Duration::from_micros(started_us), Duration::from_micros(uptime_us));
-                AdminListener::taken_over(socket, &config.metrics_allow, times)
-            });
-            (relay, admin)
-        }
+    let mut seed = [0; 32];
+    #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
+    getrandom::fill(&mut seed)?;
+    let unpacked = unpacked.and_then(|it| it.inspect_err(log_lost).ok());
+    let (server, admin, taken) = match unpacked {
+        Some(unpacked) => take_over(&config, connections, unpacked, seed)?,
         None => {
             let listens: Vec<_> = config.serving.listens().collect();
             let listeners = Listener::open(&listens, inherited)?;
             let bind = |address| AdminListener::bind(address, &config.metrics_allow);
-            (listeners, config.metrics_listen.map(bind).transpose()?)
+            let admin = config.metrics_listen.map(bind).transpose()?;
+            (begin(&config, connections, listeners, seed)?, admin, None)
         }
     };
-    let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
-    let metrics_listen = admin.as_ref().map(AdminListener::local_addr).transpose()?;
-    let mut seed = [0; 32];
-    #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
-    getrandom::fill(&mut seed)?;
-    let relay = Relay::new(&config, connections, seed, Instant::START);
-    let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
-    let taken = taken.map(|(manifest, state)| {
-        let connections = manifest.descriptors as u64;
-        let dropped = if state.is_err() { connections } else { 0 };
-        if let Err(fault) = &state {
-            log_lost(fault);
-        }
-        Taken { from: manifest.version, record: manifest.record, connections, dropped }
-    });
     let is_taken = taken.is_some();
+    let server = server.with_signals(signals)?;
+    let bound = server.local_addrs()?;
+    let metrics_listen = admin.as_ref().map(AdminListener::local_addr).transpose()?;
     let beside =
         OfThisProcess { admin: admin.as_ref().map(AdminListener::to_hold), sink: sink.clone() };
     let setup = Handover { program: own_program(), beside: Box::new(beside), taken };
@@ -203,6 +179,63 @@ fn run(
     Ok(())
 }
 
+/// A relay without connections.
+fn begin(
+    config: &Config,
+    connections: usize,
+    listeners: Vec<Listener>,
+    seed: [u8; 32],
+) -> io::Result<Server<Relay>> {
+    let relay = Relay::new(config, connections, seed, Instant::START);
+    Server::new(relay, listeners, None, config.timeouts.shutdown)
+}
+
+type TakenOver = (Server<Relay>, Option<AdminListener>, Option<Taken>);
+
+/// The relay that an earlier program of this process was. If its state cannot be read or does
+/// not fit, its listening sockets are what is left.
+fn take_over(
+    config: &Config,
+    connections: usize,
+    unpacked: Unpacked,
+    seed: [u8; 32],
+) -> io::Result<TakenOver> {
+    let Unpacked { manifest, listening, state } = unpacked;
+    let (listeners, admin) = split(&manifest, listening);
+    let admin = admin.zip(manifest.admin).map(|(socket, record)| {
+        let times = [record.started_us, record.uptime_us].map(Duration::from_micros);
+        AdminListener::taken_over(socket.into(), &config.metrics_allow, times.into())
+    });
+    let handed_over = manifest.descriptors as u64 + manifest.record.dropped;
+    let spare = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
+    let restored = state.map_err(text).and_then(|(bytes, sockets)| {
+        let state = decode::<v1::State>(&bytes).map_err(text)?.state;
+        let arrived = Arrived { state, listeners, sockets };
+        let shutdown = config.timeouts.shutdown;
+        Server::restore(config, connections, arrived, seed, None, shutdown).map_err(text)
+    });
+    let (server, dropped) = match restored {
+        Ok(Restored { mut server, lost }) => {
+            server.disconnect(&lost);
+            (server, lost.len() as u64)
+        }
+        Err(why) => {
+            log_lost(&why);
+            let listeners = manifest.listeners.iter().zip(spare);
+            let listeners = listeners.map(|(kind, socket)| Listener::restore(*kind, socket));
+            let listeners = listeners.collect::<io::Result<_>>()?;
+            (begin(config, connections, listeners, seed)?, handed_over)
+        }
+    };
+    let taken = Taken {
+        from: manifest.version,
+        record: manifest.record,
+        connections: handed_over.saturating_sub(dropped),
+        dropped,
+    };
+    Ok((server, admin, Some(taken)))
+}
+
 fn log_listening(
     config: &Config,
     bound: &[std::net::SocketAddr],
@@ -220,8 +253,8 @@ fn log_listening(
     }
 }
 
-fn log_lost(fault: &pack::Fault) {
-    log::error!(err:% = fault; "handover_state_lost");
+fn log_lost(why: &impl Display) {
+    log::error!(err:% = why; "handover_state_lost");
 }
 
 /// The program that this process was started from, with its command line.

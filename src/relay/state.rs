@@ -6,8 +6,9 @@
 
 use chacha20::{ChaCha12Rng, SerializedRngState};
 
+use super::conn_id::ConnId;
 use super::push_wake::Wakes;
-use super::relay::{Input, Relay};
+use super::relay::Relay;
 use super::warnings::Warnings;
 use crate::config::Config;
 use crate::protocol::response::Date;
@@ -36,8 +37,9 @@ impl Relay {
     }
 
     /// Continues, at `now`, with the state that [`Self::save`] returned, under this
-    /// configuration. `seed` makes the keys of tables anew. Connections that cannot be
-    /// continued are disconnected, and [`Effect::Disconnect`](super::Effect) names them.
+    /// configuration. `seed` makes the keys of tables anew. Returns as well the connections
+    /// that cannot be continued: their input and output is lost, and they have to be
+    /// [disconnected](super::Input::Disconnected).
     ///
     /// # Errors
     /// The part of the state that contradicts another.
@@ -47,7 +49,7 @@ impl Relay {
         saved: v1::Relay,
         seed: [u8; 32],
         now: Instant,
-    ) -> Result<Self, Unfit> {
+    ) -> Result<(Self, Vec<ConnId>), Unfit> {
         let v1::Relay {
             connections,
             slots,
@@ -75,10 +77,7 @@ impl Relay {
         let rng: SerializedRngState = rng.try_into().map_err(|_| Unfit("random numbers"))?;
         relay.rng = ChaCha12Rng::deserialize_state(&rng);
         relay.count_members()?;
-        for id in lost {
-            relay.handle(Input::Disconnected(id), now);
-        }
-        Ok(relay)
+        Ok((relay, lost))
     }
 
     /// Counts connections with a role, which must be the members of the slots.

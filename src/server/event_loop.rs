@@ -14,11 +14,13 @@
 //! 10. Last, a hand-over that is under way is carried on.
 
 mod beside;
-pub(in crate::server) mod handover;
+pub(super) mod handover;
+pub(super) mod state;
 mod tcp;
 mod tls;
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -106,6 +108,24 @@ impl<C: Core> Server<C> {
             shut_down: ShutDown { limit: shutdown, drained_by: None },
             handover: handover::State::default(),
         })
+    }
+
+    /// Lets one of `signals` end the loop.
+    ///
+    /// # Errors
+    /// If they cannot be registered.
+    pub fn with_signals(mut self, mut signals: Signals) -> io::Result<Self> {
+        signals.register(self.poll.registry(), SIGNALS)?;
+        self.signals = Some(signals);
+        Ok(self)
+    }
+
+    /// The addresses of the listeners.
+    ///
+    /// # Errors
+    /// No known one for a bound socket.
+    pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        self.tcp.listeners.local_addrs()
     }
 
     /// A handle through which other threads send messages to the loop.

@@ -8,6 +8,83 @@
 #![allow(missing_docs, reason = "a field is named as in the part that saves it")]
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
+
+/// All that is handed over beside descriptors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The time on the relay's own time line.
+    pub now: u64,
+    pub relay: Relay,
+    pub turn: Turn,
+    /// In the order of their descriptors.
+    pub listeners: Vec<Listener>,
+    /// In the order of their descriptors.
+    pub sockets: Vec<Socket>,
+    pub tls: TlsStats,
+    /// How long turns took.
+    pub turns: Histogram,
+}
+
+/// A listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// 0 plain, 1 TLS, 2 challenges.
+    pub speaks: u8,
+    pub is_proxied: bool,
+}
+
+/// The socket of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Socket {
+    pub id: u64,
+    pub readiness: Readiness,
+    pub owes_header: bool,
+    pub tls: Option<Session>,
+}
+
+/// A TLS session after its handshake.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// The last byte of the version's number: 3 TLS 1.2, 4 TLS 1.3.
+    pub version: u8,
+    pub suite: u8,
+    pub has_ended: bool,
+    pub has_sent_end: bool,
+    pub owes_answer: bool,
+    pub key_updates: u8,
+    pub warnings: u8,
+    pub empty: u8,
+    pub renegotiations: u8,
+    pub message: [u8; 5],
+    pub message_len: u8,
+    pub skip: u16,
+    /// To send, to receive.
+    pub sequences: [u64; 2],
+    /// To send, to receive.
+    pub material: [serde_bytes::ByteBuf; 2],
+    /// An incomplete record as received.
+    pub partial: serde_bytes::ByteBuf,
+    /// Sealed bytes that are not sent.
+    pub unsent: serde_bytes::ByteBuf,
+    /// FIN follows them.
+    pub is_ending: bool,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.material.iter_mut().for_each(|material| material.zeroize());
+    }
+}
+
+/// What TLS counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsStats {
+    pub reloads: u64,
+    pub failed_reloads: u64,
+    pub faults: u64,
+    pub truncations: u64,
+}
 
 /// The relay without its sockets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

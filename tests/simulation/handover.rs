@@ -51,7 +51,9 @@ impl World {
         let seed = self.handovers.rng.random();
         let capacity = self.capacity;
         let restored = Relay::restore(&self.config, capacity, saved, seed, self.now);
-        self.relay = restored.expect("a relay can continue its own state");
+        let (restored, lost) = restored.expect("a relay can continue its own state");
+        assert_eq!(lost, [], "connections that cannot be continued");
+        self.relay = restored;
         self.relay.audit();
         assert_eq!(self.relay.save().as_ref(), Some(&relay), "saved again");
         *turn = Turn::restore(waiting, Vec::new());

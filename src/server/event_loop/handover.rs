@@ -16,15 +16,13 @@
 //! 4. Then the state is packed between two turns, and the program executed in this process.
 //!    Only from here on no connection is served: that is the pause.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
+use super::state::Saved;
 use super::{Core, Server};
-use crate::config::ListenerProtocol;
 use crate::relay::Relay;
-use crate::server::handover::manifest::{ListenerRecord, Manifest, Protocol, Record};
+use crate::server::handover::manifest::{Manifest, Record};
 use crate::server::handover::pack::{Fault, pack};
 use crate::server::handover::program::{Identity, Program};
 use crate::server::handover::rehearse::Rehearsal;
@@ -32,7 +30,7 @@ use crate::server::handover::{Beside, Cause, Refused};
 use crate::server::messages::LoopMessage;
 use crate::server::messages::handover_stats::{Done, HandoverStats, Refusal};
 use crate::server::os::clock::system_micros;
-use crate::state::FORMAT;
+use crate::state::{FORMAT, encode};
 use crate::time::Instant;
 
 /// How long push calls may take to end: as long as one may take.
@@ -41,20 +39,11 @@ const CALLS_WITHIN: Duration = Duration::from_secs(10);
 const ORDER_WITHIN: Duration = Duration::from_secs(60);
 /// How long nothing is accepted while what cannot move comes to its end.
 const QUIET: Duration = Duration::from_secs(1);
+/// About what a connection takes in the state.
+const STATE_PER_CONNECTION: usize = 128;
 /// How often to look whether it has: no event tells the end of an order, or of a request for
 /// metrics.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-
-/// The state of a server, ready to travel.
-#[derive(Debug)]
-pub struct Saved<'a> {
-    /// Encoded, with its format number.
-    pub state: Zeroizing<Vec<u8>>,
-    /// In the order in which the state names them.
-    pub descriptors: Vec<BorrowedFd<'a>>,
-    /// The connections that are not in it, because they cannot move.
-    pub dropped: u64,
-}
 
 /// Saves a server; `None` while something is half done.
 type Save<C> = for<'a> fn(&'a mut Server<C>) -> Option<Saved<'a>>;
@@ -77,9 +66,9 @@ pub struct Taken {
     pub from: String,
     /// What it left behind.
     pub record: Record,
-    /// The connections that it handed over.
+    /// The connections that were taken over.
     pub connections: u64,
-    /// Those of them that could not be taken over.
+    /// The connections that were dropped.
     pub dropped: u64,
 }
 
@@ -147,11 +136,6 @@ impl Server<Relay> {
     pub fn with_handover(self, setup: Handover) -> Self {
         self.with_handover_of(setup, Self::save)
     }
-
-    fn save(&mut self) -> Option<Saved<'_>> {
-        let dropped = self.tcp.core.len() as u64;
-        Some(Saved { state: Zeroizing::default(), descriptors: Vec::new(), dropped })
-    }
 }
 
 impl<C: Core> Server<C> {
@@ -174,7 +158,6 @@ impl<C: Core> Server<C> {
     pub(super) fn on_taken_over(&mut self) {
         let Some((Handover { taken, .. }, _)) = &mut self.handover.setup else { return };
         let Some(Taken { from, record, connections, dropped }) = taken.take() else { return };
-        let dropped = record.dropped + dropped;
         let pause = Duration::from_micros(system_micros().saturating_sub(record.paused_at_us));
         log::info!(
             connections, pause_ms = pause.as_millis() as u64, from, to = env!("CARGO_PKG_VERSION"),
@@ -356,34 +339,29 @@ impl<C: Core> Server<C> {
         let admin = admin.map(|(record, socket)| Ok((record, socket.try_clone_to_owned()?)));
         let admin = admin.transpose().map_err(|error: std::io::Error| Fault::new("dup", error))?;
         let save = *save;
-        let mut listeners = Vec::new();
-        let mut listening = Vec::new();
-        for (speaks, is_proxied, socket) in self.tcp.listeners.records() {
-            listeners.push(ListenerRecord { protocol: protocol(speaks), is_proxied });
-            let socket = socket.try_clone_to_owned().map_err(|error| Fault::new("dup", error))?;
-            listening.push(socket);
-        }
         let Some(saved) = save(self) else { return Ok(None) };
+        let capacity = STATE_PER_CONNECTION * saved.sockets.len();
+        let state = encode(env!("CARGO_PKG_VERSION"), &saved.state, capacity);
         let record = Record {
             done,
             refused,
             last_refusal: last_refusal.map(|Refusal { cause, said }| (cause, said)),
-            dropped: saved.dropped,
+            dropped: saved.left_behind as u64,
             paused_at_us,
             log_lines_dropped,
         };
         let manifest = Manifest {
             version: env!("CARGO_PKG_VERSION").into(),
             format: FORMAT,
-            listeners,
+            listeners: saved.state.listeners,
             admin: admin.as_ref().map(|(record, _)| *record),
-            descriptors: saved.descriptors.len(),
-            state: saved.state.len() as u64,
+            descriptors: saved.sockets.len(),
+            state: state.len() as u64,
             record,
         };
-        listening.extend(admin.map(|(_, socket)| socket));
-        let listening: Vec<_> = listening.iter().map(AsFd::as_fd).collect();
-        pack(&manifest, &saved.state, &listening, &saved.descriptors).map(Some)
+        let mut listening = saved.listeners;
+        listening.extend(admin.iter().map(|(_, socket)| socket.as_fd()));
+        pack(&manifest, &state, &listening, &saved.sockets).map(Some)
     }
 
     /// Goes on as if there had been no hand-over.
@@ -406,13 +384,5 @@ impl<C: Core> Server<C> {
         let stats = &mut self.handover.stats;
         stats.refused += 1;
         stats.last_refusal = Some(Refusal { cause: cause.label().into(), said });
-    }
-}
-
-fn protocol(speaks: ListenerProtocol) -> Protocol {
-    match speaks {
-        ListenerProtocol::Plain => Protocol::Plain,
-        ListenerProtocol::Tls => Protocol::Tls,
-        ListenerProtocol::Challenges => Protocol::Challenges,
     }
 }

@@ -5,26 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a listener speaks. The names are those on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// HTTP and WebSocket.
-    Plain,
-    /// The same below TLS.
-    Tls,
-    /// The certificate authority's challenges.
-    Challenges,
-}
-
-/// One listening socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListenerRecord {
-    /// What its connections speak.
-    pub protocol: Protocol,
-    /// Whether they begin with a PROXY header.
-    pub is_proxied: bool,
-}
+use crate::state::v1::Listener;
 
 /// The metrics listener, whose time is that of the whole relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +42,7 @@ pub struct Manifest {
     /// The format of the state.
     pub format: u32,
     /// The listening sockets, in the order of their descriptors.
-    pub listeners: Vec<ListenerRecord>,
+    pub listeners: Vec<Listener>,
     /// The metrics listener, whose descriptor is the next.
     pub admin: Option<AdminRecord>,
     /// The number of descriptors of connections.
@@ -87,10 +68,10 @@ mod tests {
 
     #[test]
     fn fields_of_a_later_program_are_skipped_and_missing_ones_have_a_default() {
-        let text = r#"{"version":"9","format":7,"listeners":[{"protocol":"tls","is_proxied":true,
+        let text = r#"{"version":"9","format":7,"listeners":[{"speaks":1,"is_proxied":true,
             "more":1}],"admin":null,"descriptors":3,"state":4,"later":{},"record":{"done":5}}"#;
         let manifest: Manifest = serde_json::from_str(text).unwrap();
-        assert_eq!(manifest.listeners[0].protocol, Protocol::Tls);
+        assert_eq!(manifest.listeners, [Listener { speaks: 1, is_proxied: true }]);
         assert_eq!(manifest.record, Record { done: 5, ..Record::default() });
         let again = serde_json::to_string(&manifest).unwrap();
         assert_eq!(serde_json::from_str::<Manifest>(&again).unwrap(), manifest);

@@ -246,17 +246,15 @@ mod tests {
     use rustix::io::{FdFlags, fcntl_getfd};
     use rustix::net::sockopt::set_socket_send_buffer_size;
 
-    use super::super::manifest::{ListenerRecord, Protocol, Record};
+    use super::super::manifest::Record;
     use super::*;
+    use crate::state::v1::Listener;
 
     fn manifest(listeners: usize, descriptors: usize, state: &[u8]) -> Manifest {
         Manifest {
             version: "1".into(),
             format: 1,
-            listeners: vec![
-                ListenerRecord { protocol: Protocol::Plain, is_proxied: false };
-                listeners
-            ],
+            listeners: vec![Listener { speaks: 0, is_proxied: false }; listeners],
             admin: None,
             descriptors,
             state: state.len() as u64,

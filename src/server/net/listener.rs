@@ -6,7 +6,6 @@
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
@@ -105,18 +104,6 @@ impl Listener {
         self.speaking(*speaks).proxied(listen.proxy_protocol)
     }
 
-    /// Takes over the listener of an earlier program, as it was.
-    ///
-    /// # Errors
-    /// If it is not a listening socket.
-    pub fn taken_over(
-        socket: std::net::TcpListener,
-        speaks: ListenerProtocol,
-        is_proxied: bool,
-    ) -> io::Result<Self> {
-        Ok(Self::adopt(socket)?.speaking(speaks).proxied(is_proxied))
-    }
-
     /// Takes over an inherited socket, which is bound and must listen already.
     fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
         let options = SockRef::from(&socket);
@@ -146,6 +133,8 @@ impl Listener {
         self.inner.local_addr()
     }
 }
+
+mod state;
 
 /// All listening sockets of a loop.
 #[derive(Debug)]
@@ -192,11 +181,9 @@ impl Listeners {
         }
     }
 
-    /// What the next program needs to know of each listener, and its descriptor.
-    pub(in crate::server) fn records(
-        &self,
-    ) -> impl Iterator<Item = (ListenerProtocol, bool, BorrowedFd<'_>)> {
-        self.all.iter().map(|it| (it.speaks, it.is_proxied, it.inner.as_fd()))
+    /// Their addresses.
+    pub(in crate::server) fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        self.all.iter().map(Listener::local_addr).collect()
     }
 
     /// A descriptor may be free again.

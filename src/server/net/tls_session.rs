@@ -14,6 +14,7 @@ mod driver;
 pub(in crate::server) mod extract;
 mod handshake;
 mod hello;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -87,7 +88,6 @@ pub(in crate::server) struct Session {
     pending: Option<Box<Pending>>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "nearly all sessions are at rest")]
 enum State {
     Handshake(Box<Handshake>),
     /// In rustls for its life.

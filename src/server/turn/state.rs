@@ -28,8 +28,14 @@ impl<B> Turn<B> {
         Self {
             queues: queues.map(|ids| ids.into_iter().map(ConnId::from_bits).collect()),
             expiring: expiring.collect(),
-            ..Self::new(buffers)
+            is_behind: false,
+            buffers,
         }
+    }
+
+    /// Input was handed in outside a turn: its effects are to be carried out.
+    pub fn on_input(&mut self) {
+        self.is_behind = true;
     }
 }
 

@@ -10,9 +10,10 @@
 //!    leaves bytes, an outbox holds at most twice its bytes and two chunks.
 
 pub(super) mod chunks;
+mod piece;
 
 use self::chunks::{Chunks, SpareChunks};
-use super::websocket::{self, Opcode};
+use super::websocket::{self, HEADER_MAX, Opcode};
 use crate::time::Instant;
 
 /// Bytes of queued control frames up to which every pong is queued; beyond it only the latest
@@ -111,10 +112,10 @@ impl Outbox {
 
     /// Queues the header of a frame of `len` bytes; returns `len`.
     fn push_header(&mut self, opcode: Opcode, len: usize, spare: &mut SpareChunks) -> usize {
-        let header = websocket::header_len(len);
-        let last = self.queue.room(header, header + len, spare);
-        websocket::append_header(opcode, len, last);
-        self.queue.appended(header);
+        let mut header = [0; HEADER_MAX];
+        websocket::append_header(opcode, len, &mut &mut header[..]);
+        let header = &header[..websocket::header_len(len)];
+        self.queue.append_undivided(header, header.len() + len, spare);
         len
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
-use super::chunks::CHUNK;
+use super::piece::CHUNK;
 use super::*;
 
 const NOW: Instant = Instant::START;

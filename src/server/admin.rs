@@ -5,3 +5,4 @@ pub mod http;
 mod metrics;
 mod process;
 mod snapshots;
+mod waiting;

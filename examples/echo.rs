@@ -232,7 +232,7 @@ impl Echo {
 
     fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
         let Some(Entry { connection, .. }) = self.connections.find(id) else { return };
-        let is_more = connection.on_written(count, &mut self.pool, now);
+        let is_more = connection.on_written(count, &mut self.pool, now).has_more;
         if connection.half_close(now, &self.timeouts) {
             self.effects.push_back(Effect::HalfClose(id));
         }

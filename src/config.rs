@@ -370,8 +370,11 @@ pub struct Timeouts {
     pub ping_interval: Duration,
     /// From a ping's due time to the deadline of its pong.
     pub pong: Duration,
-    /// From the probe of a claimed slot's holder to the deadline of its pong.
+    /// From when the probe's ping has left the outbox of a claimed slot's holder to the
+    /// deadline of its pong.
     pub probe: Duration,
+    /// From the claim to that deadline at the latest, whether the ping has left or not.
+    pub probe_max: Duration,
     /// How long a slot is kept after its binary has disconnected.
     pub grace: Duration,
     /// From accept to the end of the request head.
@@ -398,6 +401,7 @@ impl Timeouts {
         ping_interval: Duration::from_secs(30),
         pong: Duration::from_secs(30),
         probe: Duration::from_secs(10),
+        probe_max: Duration::from_secs(30),
         grace: Duration::from_secs(30),
         head: Duration::from_secs(5),
         message: Duration::from_secs(30),
@@ -416,6 +420,7 @@ const _: () =
 // A probe must time out sooner than an ordinary ping does, or takeover would never be faster
 // than the heartbeat.
 const _: () = assert!(Timeouts::STANDARD.probe.as_secs() < Timeouts::STANDARD.pong.as_secs());
+const _: () = assert!(Timeouts::STANDARD.probe_max.as_secs() <= Timeouts::STANDARD.pong.as_secs());
 // The phones that are closed last have time to answer before the process ends.
 const _: () = assert!(
     DRAIN_SECONDS_MAX + Timeouts::STANDARD.phones_after.as_secs()

@@ -281,8 +281,8 @@ impl Beside for OfThisProcess {
         }
     }
 
-    fn is_at_rest(&self) -> bool {
-        self.admin.as_ref().is_none_or(AdminHold::is_at_rest)
+    fn has_come_to_rest(&mut self) -> bool {
+        self.admin.as_mut().is_none_or(AdminHold::has_come_to_rest)
     }
 
     fn release(&mut self) {

@@ -77,6 +77,16 @@ pub enum Expiry {
     Disconnect,
 }
 
+/// What a write has achieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// All that was outgoing is written and more is queued: no writable event will follow,
+    /// because the socket has accepted every byte.
+    pub has_more: bool,
+    /// The ping of a probe has left.
+    pub has_sent_probe: bool,
+}
+
 impl Connection {
     /// A connection that was accepted at `now`.
     #[must_use]
@@ -118,7 +128,13 @@ impl Connection {
     /// Whether input was kept for later.
     #[must_use]
     pub fn has_kept(&self) -> bool {
-        self.inbound.as_ref().is_some_and(|inbound| !inbound.kept.is_empty())
+        self.kept_len() > 0
+    }
+
+    /// Bytes of input that were kept for later.
+    #[must_use]
+    pub fn kept_len(&self) -> usize {
+        self.inbound.as_ref().map_or(0, |inbound| inbound.kept.len())
     }
 
     /// Bytes of memory that its queues and its unfinished input hold.
@@ -290,6 +306,14 @@ impl Connection {
         }
     }
 
+    /// Queues the ping of a probe; [`Self::on_written`] or [`Self::on_transport_buffered`]
+    /// reports when it has left.
+    pub fn send_probe(&mut self, payload: &[u8], pool: &mut OutboxPool, now: Instant) {
+        if !self.is_closing() {
+            self.pooled_outbox(pool, now).push_probe(payload);
+        }
+    }
+
     /// Queues the pong for a peer's ping.
     pub fn send_pong(&mut self, payload: &[u8], pool: &mut OutboxPool, now: Instant) {
         if !self.is_closing() {
@@ -372,23 +396,23 @@ impl Connection {
         self.outbox.iter().flat_map(|outbox| outbox.queued())
     }
 
-    /// The first `count` bytes of [`Self::outgoing`] were written. Returns whether that was
-    /// all of them and more is queued: no writable event will follow, because the socket has
-    /// accepted every byte.
-    pub fn on_written(&mut self, count: usize, pool: &mut OutboxPool, now: Instant) -> bool {
-        let mut is_all = false;
+    /// The first `count` bytes of [`Self::outgoing`] were written.
+    pub fn on_written(&mut self, count: usize, pool: &mut OutboxPool, now: Instant) -> Progress {
+        let (mut is_all, mut has_sent_probe) = (false, false);
         if let Some(outbox) = &mut self.outbox {
             is_all = outbox.slices().iter().map(|slice| slice.len()).sum::<usize>() == count;
-            outbox.on_written(count, now, &mut pool.spare);
+            has_sent_probe = outbox.on_written(count, now, &mut pool.spare);
         }
         if let Some(drained) = self.outbox.take_if(|outbox| outbox.is_empty()) {
             pool.put(drained);
         }
-        is_all && self.queued().next().is_some()
+        Progress { has_more: is_all && self.queued().next().is_some(), has_sent_probe }
     }
 
-    /// The transport buffers this many bytes. They count as queued.
-    pub fn on_transport_buffered(&mut self, buffered: TransportBuffered, now: Instant) {
+    /// The transport buffers this many bytes. They count as queued. Returns whether the ping of
+    /// a probe has left.
+    pub fn on_transport_buffered(&mut self, buffered: TransportBuffered, now: Instant) -> bool {
+        let mut has_sent_probe = false;
         let TransportBuffered { unread, unsent } = buffered;
         if unread > 0 {
             self.inbound(now).below = unread;
@@ -396,11 +420,12 @@ impl Connection {
             inbound.below = 0;
         }
         if unsent > 0 {
-            self.outbox(now).keep_below(unsent, now);
+            has_sent_probe = self.outbox(now).keep_below(unsent, now);
         } else if let Some(outbox) = &mut self.outbox {
-            outbox.keep_below(0, now);
+            has_sent_probe = outbox.keep_below(0, now);
         }
         self.settle();
+        has_sent_probe
     }
 
     /// Whether to shut down the writing half: true once, when the last bytes are written.

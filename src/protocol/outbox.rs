@@ -10,9 +10,10 @@
 //!    leaves bytes, an outbox holds at most twice its bytes and two chunks.
 
 pub(super) mod chunks;
+mod piece;
 
 use self::chunks::{Chunks, SpareChunks};
-use super::websocket::{self, Opcode};
+use super::websocket::{self, HEADER_MAX, Opcode};
 use crate::time::Instant;
 
 /// Bytes of queued control frames up to which every pong is queued; beyond it only the latest
@@ -31,6 +32,9 @@ pub struct Outbox {
     control: Vec<u8>,
     /// The latest pong for which `control` had no room.
     late_pong: Option<Vec<u8>>,
+    /// Bytes of `control` up to the end of a probe's ping; 0: the transport below has it.
+    /// `None`: no probe is on its way.
+    probe_end: Option<usize>,
     /// Written bytes that the transport below still buffers.
     below: usize,
     /// When bytes last drained, or the first was queued.
@@ -46,6 +50,7 @@ impl Outbox {
             begun: 0,
             control: Vec::new(),
             late_pong: None,
+            probe_end: None,
             below: 0,
             progress: now,
         }
@@ -111,10 +116,10 @@ impl Outbox {
 
     /// Queues the header of a frame of `len` bytes; returns `len`.
     fn push_header(&mut self, opcode: Opcode, len: usize, spare: &mut SpareChunks) -> usize {
-        let header = websocket::header_len(len);
-        let last = self.queue.room(header, header + len, spare);
-        websocket::append_header(opcode, len, last);
-        self.queue.appended(header);
+        let mut header = [0; HEADER_MAX];
+        websocket::append_header(opcode, len, &mut &mut header[..]);
+        let header = &header[..websocket::header_len(len)];
+        self.queue.append_undivided(header, header.len() + len, spare);
         len
     }
 
@@ -124,10 +129,20 @@ impl Outbox {
     }
 
     /// Queues a ping. Pongs leave room for it: if the peer's own pings could crowd ours out,
-    /// a live peer would not answer and count as dead.
-    pub fn push_ping(&mut self, payload: &[u8]) {
-        if self.control.len() < 2 * CONTROL_MAX {
+    /// a live peer would not answer and count as dead. Returns whether there was room.
+    pub fn push_ping(&mut self, payload: &[u8]) -> bool {
+        let has_room = self.control.len() < 2 * CONTROL_MAX;
+        if has_room {
             self.push_control(Opcode::Ping, payload);
+        }
+        has_room
+    }
+
+    /// Queues the ping of a probe. [`Self::on_written`] or [`Self::keep_below`] reports when the
+    /// last one queued has left.
+    pub fn push_probe(&mut self, payload: &[u8]) {
+        if self.push_ping(payload) {
+            self.probe_end = Some(self.control.len());
         }
     }
 
@@ -201,20 +216,36 @@ impl Outbox {
         in_order.filter(|slice| !slice.is_empty())
     }
 
-    /// The first `count` bytes of [`Self::slices`] were written.
+    /// The first `count` bytes of [`Self::slices`] were written. Returns whether the ping of a
+    /// probe has left.
     ///
     /// # Panics
     /// If `count` is larger than [`Self::len`].
-    pub(super) fn on_written(&mut self, count: usize, now: Instant, spare: &mut SpareChunks) {
+    pub(super) fn on_written(
+        &mut self,
+        count: usize,
+        now: Instant,
+        spare: &mut SpareChunks,
+    ) -> bool {
+        let mut has_left = false;
         if count > 0 {
             self.progress = now;
+            // The transport below accepts more only when all that it had has left.
+            has_left = self.take_probe(true);
             self.take_out(count, spare);
+            has_left |= self.take_probe(self.below == 0);
         }
         if !self.is_empty() {
             // They may stay unwritten for long.
             self.queue.shrink(spare);
             self.control.shrink_to(2 * self.control.len());
         }
+        has_left
+    }
+
+    /// Whether a probe's ping has left, once: the transport below has it, and is empty.
+    fn take_probe(&mut self, is_empty_below: bool) -> bool {
+        self.probe_end.take_if(|end| *end == 0 && is_empty_below).is_some()
     }
 
     fn take_out(&mut self, count: usize, spare: &mut SpareChunks) {
@@ -223,6 +254,9 @@ impl Outbox {
         self.queue.consume(finishing, spare);
         let control = (count - finishing).min(self.control.len());
         self.control.drain(..control);
+        if let Some(end) = &mut self.probe_end {
+            *end = end.saturating_sub(control);
+        }
         self.advance(count - finishing - control, spare);
         if self.control.is_empty()
             && let Some(payload) = self.late_pong.take()
@@ -232,11 +266,13 @@ impl Outbox {
     }
 
     /// The transport below buffers `bytes` of what was written. A decrease is write progress.
-    pub fn keep_below(&mut self, bytes: usize, now: Instant) {
+    /// Returns whether the ping of a probe has left.
+    pub fn keep_below(&mut self, bytes: usize, now: Instant) -> bool {
         if bytes < self.below {
             self.progress = now;
         }
         self.below = bytes;
+        self.take_probe(bytes == 0)
     }
 
     /// `count` more bytes of the queue are written; the first of them begins a frame.

@@ -79,8 +79,11 @@ impl Relay {
             // up.
             (Expiry::Disconnect, _) => self.disconnect(id, CloseCause::Disconnected, now),
             (Expiry::Claim, _) => {
-                let slot = self.connections.get(id).map(|entry| entry.slot());
-                if let Some(holder) = slot.and_then(|slot| self.slots.holder(slot)) {
+                let Some(slot) = self.connections.get(id).map(|entry| entry.slot()) else { return };
+                // The probe's ping has left later than it might have.
+                if let Some(until) = self.slots.probe_end(slot, now).filter(|until| now < *until) {
+                    self.connections.edit(id, now, |it| it.wait(slot, until));
+                } else if let Some(holder) = self.slots.holder(slot) {
                     self.connections.edit(holder, now, |it| it.read_then_expire());
                 }
             }

@@ -86,7 +86,7 @@ impl Relay {
         let public_id = self.connections.public_id(holder);
         let pinged = self
             .connections
-            .edit(holder, now, |it| it.probe().map(|sequence| it.send_ping(public_id, sequence)));
+            .edit(holder, now, |it| it.probe().map(|sequence| it.send_probe(public_id, sequence)));
         self.stats.pings += u64::from(pinged.flatten().is_some());
     }
 

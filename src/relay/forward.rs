@@ -230,12 +230,16 @@ impl Relay {
         self.drain(id, now, |it| it.on_buffered(buffered));
     }
 
-    fn drain(&mut self, id: ConnId, now: Instant, change: impl FnOnce(&mut Editor<'_>)) {
+    /// `change` returns whether the ping of a probe has left.
+    fn drain(&mut self, id: ConnId, now: Instant, change: impl FnOnce(&mut Editor<'_>) -> bool) {
         let drained = self.connections.edit(id, now, |it| {
-            change(it);
-            (it.role(), it.slot(), it.connection().backlog())
+            let has_sent_probe = change(it);
+            (it.role(), it.slot(), it.connection().backlog(), has_sent_probe)
         });
-        if let Some((Some(Role::Binary), slot, backlog)) = drained {
+        if let Some((Some(Role::Binary), slot, backlog, has_sent_probe)) = drained {
+            if has_sent_probe {
+                self.slots.on_probe_sent(slot, id, now);
+            }
             let resumed = self.slots.on_drained(slot, backlog);
             self.follow_ups.extend(resumed.into_iter().map(FollowUp::Resume));
         }

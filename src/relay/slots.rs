@@ -127,7 +127,17 @@ impl Default for Holder {
 struct Probe {
     /// In order of arrival.
     claimants: Vec<ConnId>,
-    until: Instant,
+    began: Instant,
+    /// When its ping left the holder's outbox.
+    sent: Option<Instant>,
+}
+
+impl Probe {
+    /// When it times out if its ping has left by `now`, or leaves now.
+    fn until(&self, now: Instant, timeouts: &Timeouts) -> Instant {
+        let answer_due = self.sent.unwrap_or(now) + timeouts.probe;
+        answer_due.min(self.began + timeouts.probe_max)
+    }
 }
 
 /// The memory of an idle binary here, beside its server-id and its phones.
@@ -164,12 +174,12 @@ impl Slots {
             self.binaries += 1;
             return Claim::Reclaimed(key, self.take_phones(key));
         };
-        let until = now + self.timeouts.probe;
-        let unprobed = || Probe { claimants: Vec::new(), until };
+        let unprobed = || Probe { claimants: Vec::new(), began: now, sent: None };
         let probe = self.probes.entry(key.0).or_insert_with(unprobed);
         let is_first = probe.claimants.is_empty();
         probe.claimants.push(binary);
-        Claim::Waits { slot: key, holder, until: probe.until, is_first }
+        let until = probe.until(now, &self.timeouts);
+        Claim::Waits { slot: key, holder, until, is_first }
     }
 
     /// A binary has ended. If it held the slot, the first claimant takes the slot over, or
@@ -191,10 +201,24 @@ impl Slots {
     /// If a probe of the holder has timed out by `now`, the first claimant takes the slot
     /// over.
     pub(super) fn take_over(&mut self, key: SlotKey, now: Instant) -> Option<Takeover> {
-        if self.probes.get(&key.0).is_none_or(|probe| now < probe.until) {
+        if self.probe_end(key, now).is_none_or(|until| now < until) {
             return None;
         }
         self.hand_on(key)
+    }
+
+    /// When the probe of the holder times out at the earliest; `None`: there is no probe.
+    pub(super) fn probe_end(&self, key: SlotKey, now: Instant) -> Option<Instant> {
+        self.probes.get(&key.0).map(|probe| probe.until(now, &self.timeouts))
+    }
+
+    /// The ping of a probe has left `binary`'s outbox.
+    pub(super) fn on_probe_sent(&mut self, key: SlotKey, binary: ConnId, now: Instant) {
+        if self.holder(key) == Some(binary)
+            && let Some(probe) = self.probes.get_mut(&key.0)
+        {
+            probe.sent.get_or_insert(now);
+        }
     }
 
     /// The holder answered the probe: its claimants are refused.

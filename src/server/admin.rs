@@ -8,3 +8,4 @@ pub mod http;
 mod metrics;
 mod process;
 mod snapshots;
+mod waiting;

@@ -94,8 +94,8 @@ pub trait Beside: Debug + Send {
     /// Begins nothing new. Its threads come to rest, which may take a moment.
     fn hold(&mut self);
 
-    /// Whether they have.
-    fn is_at_rest(&self) -> bool;
+    /// Whether they have. It is called again until they have.
+    fn has_come_to_rest(&mut self) -> bool;
 
     /// Goes on after a hand-over that failed.
     fn release(&mut self);

@@ -236,16 +236,26 @@ pub struct Fragments {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outbox {
     /// Frames; no frame header is in two pieces.
-    pub pieces: Vec<Buffer>,
+    pub pieces: Vec<Piece>,
     /// Bytes of the first piece that were in front of these and are written.
     pub sent: u16,
     /// Remaining bytes of the frame that was cut.
     pub begun: u64,
     pub control: Buffer,
     pub late_pong: Option<Buffer>,
+    /// Bytes of `control` up to the end of a probe's ping that is on its way.
+    pub probe_end: Option<u32>,
     /// Bytes in the transport.
     pub below: u64,
     pub progress: u64,
+}
+
+/// A piece of a queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    pub buffer: Buffer,
+    /// It has pages of its own.
+    pub is_whole: bool,
 }
 
 /// What a slot in grace holds, and for which client.
@@ -335,7 +345,9 @@ pub enum Holder {
 pub struct Probe {
     pub slot: u32,
     pub claimants: Vec<u64>,
-    pub until: u64,
+    pub began: u64,
+    /// When its ping left the outbox.
+    pub sent: Option<u64>,
 }
 
 /// The backpressure on the phones of a slow binary.

@@ -107,17 +107,23 @@ fn the_page_runs_only_its_own_script() {
     assert_ne!(nonce(), nonce());
 }
 
+/// Each alone had five seconds and a thread of four: 40 of them kept every scrape waiting for
+/// longer than Prometheus does.
 #[test]
-fn silent_and_slow_clients_delay_others_only_briefly() {
+fn silent_and_slow_clients_do_not_delay_others() {
     let process = Process::start(&[]);
-    let mut slow: Vec<_> = (0..8).map(|_| connect(process.metrics)).collect();
-    for stream in &mut slow {
-        stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+    let mut slow: Vec<_> = (0..40).map(|_| connect(process.metrics)).collect();
+    for stream in slow.iter_mut().skip(20) {
+        // One that is closed for a later one may be reset.
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n");
     }
     let began = Instant::now();
-    assert_eq!(Scrape::of(process.metrics).value("connections"), 0.0);
-    // Eight of them, four at a time, 5 s each.
-    assert!(began.elapsed() < millis(12_000), "{:?}", began.elapsed());
+    for _ in 0..10 {
+        assert_eq!(Scrape::of(process.metrics).value("connections"), 0.0);
+    }
+    // Below the time of one silent connection, on any machine.
+    assert!(began.elapsed() < millis(4_000), "{:?}", began.elapsed());
+    drop(slow);
 }
 
 #[test]

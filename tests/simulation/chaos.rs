@@ -326,7 +326,7 @@ fn a_crowded_chaos_run() {
 
 #[test]
 fn a_hand_over_changes_nothing_that_crosses_the_border() {
-    let count = setting("PYRYCODE_SIM_SEEDS").unwrap_or(12);
+    let count = setting("PYRYCODE_SIM_SEEDS").unwrap_or(6);
     let first = setting("PYRYCODE_SIM_FIRST").unwrap_or(0);
     for seed in first..first + count {
         let run = |per_mille| {

@@ -62,6 +62,8 @@ struct Slot {
     probed: Instant,
     /// How often the holder had been pinged by then.
     asked: usize,
+    /// How late the relay had been by then, all in all.
+    late: Duration,
 }
 
 /// The relay's numbers before a call.
@@ -253,6 +255,7 @@ impl Oracle {
                     if slot.claimants.is_empty() {
                         slot.asked = self.records[holder].pings.probe();
                         slot.probed = world.now;
+                        slot.late = self.late;
                     }
                     slot.claimants.push(peer);
                 } else {

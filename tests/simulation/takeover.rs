@@ -1,5 +1,6 @@
 //! Probes and takeover: two binaries, one server-id.
 
+use pyrycode_relay::config::Config;
 use pyrycode_relay::time::TICK;
 
 use crate::peer::{self, Seen};
@@ -46,6 +47,56 @@ fn an_incumbent_that_does_not_answer_for_10_s_is_taken_over() {
     world.pass(secs(120));
     assert!(world.is_holder(claimant, again), "the new holder has a heartbeat");
     world.finish();
+}
+
+/// A slow binary gets its ten seconds from when the probe's ping has left the relay: behind the
+/// rest of a frame of maximum size at 20 KB/s that takes longer than ten seconds by itself.
+#[test]
+fn a_slow_incumbent_that_is_probed_behind_a_large_frame_stays() {
+    const A_SECOND: usize = 20_000;
+    for is_alive in [true, false] {
+        let mut world = World::new();
+        let binary = world.binary("home");
+        let phone = world.phone("home");
+        world.stop_reading(binary, A_SECOND);
+        world.text(phone, &format!("\"{}\"", "x".repeat(256 * 1024 - 2)));
+        world.peer_mut(binary).habits.answers_pings = is_alive;
+        let claimant = world.binary("home");
+        let began = world.now;
+        let mut seconds = 0;
+        while world.peer(claimant).seen.is_empty() && world.relay.live() == (1, 1) {
+            world.pass(secs(1));
+            world.read(binary, A_SECOND);
+            seconds += 1;
+            assert!(seconds < 40, "no verdict");
+        }
+        if is_alive {
+            assert!(seconds > 12, "{seconds} s: it was not probed behind the frame");
+            world.assert_closed(claimant, CLAIMED);
+            assert_eq!(world.relay.stats().takeovers, 0);
+        } else {
+            // 14 s for the frame, then ten.
+            let took = world.now.since(began);
+            assert!((secs(22)..secs(25)).contains(&took), "{took:?}");
+            assert_eq!(world.relay.stats().takeovers, 1);
+        }
+    }
+}
+
+/// What never leaves is not waited for longer than an ordinary ping is.
+#[test]
+fn an_incumbent_that_takes_no_byte_is_taken_over_after_30_s_at_most() {
+    let mut config = Config::default();
+    // Out of the way.
+    config.timeouts.write = secs(300);
+    config.timeouts.ping_interval = secs(300);
+    let mut world = World::with(config, 1_000, 1);
+    let binary = world.binary("home");
+    world.stop_reading(binary, 0);
+    let claimant = world.binary("home");
+    let took = world.pass_until(secs(31), |world| world.relay.stats().takeovers == 1);
+    assert!((secs(30)..secs(30) + 2 * TICK).contains(&took), "{took:?}");
+    assert_eq!(world.heard(claimant), []);
 }
 
 #[test]

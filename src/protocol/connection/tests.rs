@@ -118,7 +118,7 @@ impl Line {
             let slices = self.connection.outgoing().concat();
             let taken = count.min(slices.len());
             self.wire.extend(&slices[..taken]);
-            let is_more = self.connection.on_written(taken, &mut self.pool, at(ms));
+            let is_more = self.connection.on_written(taken, &mut self.pool, at(ms)).has_more;
             assert!(!is_more || taken == slices.len(), "a writable event follows");
             count -= taken;
             if count == 0 {

@@ -9,14 +9,17 @@
 //! 2. A piece before the last has no unused capacity but what a frame header did not fit in.
 //!    The last grows to twice its size, so that a short message takes a short piece.
 //! 3. `held` is the sum of the pieces' capacities: what the queue costs, sent bytes included.
+//! 4. All but [`SHORT_PIECES`] full pieces of a queue, and the last one, return to the kernel
+//!    when they are dropped.
 
 use std::collections::VecDeque;
 
+use super::piece::{CHUNK, Piece};
 use crate::state::v1;
 
-/// Maximum size of a piece, in bytes. In one write of three pieces 48 KiB go out, three times
-/// what the kernel takes beyond the congestion window (`NOTSENT_LOWAT`).
-pub(crate) const CHUNK: usize = 16 * 1024;
+/// Full pieces of a queue that may be the allocator's memory: a queue of short messages is not
+/// copied for the sake of pages until it is a long one.
+const SHORT_PIECES: usize = 4;
 
 /// The longest list of pieces that an empty queue keeps.
 const LIST_MAX: usize = 16;
@@ -24,7 +27,7 @@ const LIST_MAX: usize = 16;
 /// A byte queue.
 #[derive(Debug, Default)]
 pub(super) struct Chunks {
-    pieces: VecDeque<Vec<u8>>,
+    pieces: VecDeque<Piece>,
     /// Bytes of the first piece that are consumed.
     sent: usize,
     /// Bytes that are not consumed.
@@ -34,28 +37,32 @@ pub(super) struct Chunks {
 
 impl Chunks {
     /// The pieces, and the bytes of the first that are consumed.
-    pub(super) fn save(&self) -> (Vec<v1::Buffer>, u16) {
-        let capacities = self.pieces.iter().map(Vec::capacity);
-        let start = |index| if index == 0 { self.sent } else { 0 };
-        let pieces =
-            self.pieces.iter().zip(capacities).enumerate().map(|(index, (piece, room))| {
-                v1::Buffer::save(&piece[start(index)..], room - start(index))
-            });
+    pub(super) fn save(&self) -> (Vec<v1::Piece>, u16) {
+        let pieces = self.pieces.iter().enumerate().map(|(index, piece)| {
+            let sent = if index == 0 { self.sent } else { 0 };
+            v1::Piece {
+                buffer: v1::Buffer::save(&piece[sent..], piece.capacity() - sent),
+                is_whole: piece.is_mapped(),
+            }
+        });
         (pieces.collect(), self.sent as u16)
     }
 
     /// The queue of which [`Self::save`] returned these; `None` if a piece is too long.
-    pub(super) fn restore(saved: Vec<v1::Buffer>, sent: u16) -> Option<Self> {
+    pub(super) fn restore(saved: Vec<v1::Piece>, sent: u16) -> Option<Self> {
         let mut queue = Self { sent: sent.into(), ..Self::default() };
         let mut before = queue.sent;
-        for v1::Buffer { bytes, room } in saved {
+        for v1::Piece { buffer: v1::Buffer { bytes, room }, is_whole } in saved {
             let len = before + bytes.len();
             if len > CHUNK {
                 return None;
             }
-            let mut piece = Vec::with_capacity(len.saturating_add(room as usize).min(CHUNK));
-            piece.resize(before, 0);
-            piece.extend_from_slice(&bytes);
+            let mut piece = match is_whole {
+                true => Piece::whole(),
+                false => Piece::short(len.saturating_add(room as usize).min(CHUNK)),
+            };
+            piece.append(&[0; CHUNK][..before]);
+            piece.append(&bytes);
             before = 0;
             queue.len += bytes.len();
             queue.held += piece.capacity();
@@ -69,7 +76,7 @@ impl Chunks {
     pub(super) fn with_room(room: u16) -> Self {
         let mut queue = Self::default();
         if room > 0 {
-            let piece = Vec::with_capacity(usize::from(room).min(SHORT));
+            let piece = Piece::short(usize::from(room).min(SHORT));
             queue.held = piece.capacity();
             queue.pieces.push_back(piece);
         }
@@ -89,17 +96,12 @@ impl Chunks {
     /// What [`Self::held`] has to be.
     #[cfg(test)]
     pub(super) fn capacity_of_pieces(&self) -> usize {
-        self.pieces.iter().map(Vec::capacity).sum()
+        self.pieces.iter().map(Piece::capacity).sum()
     }
 
     /// The last piece with at least `min` bytes of room, and more for the `total` bytes that
     /// are about to follow.
-    pub(super) fn room(
-        &mut self,
-        min: usize,
-        total: usize,
-        spare: &mut SpareChunks,
-    ) -> &mut Vec<u8> {
+    fn room(&mut self, min: usize, total: usize, spare: &mut SpareChunks) -> &mut Piece {
         let room = self.pieces.back().map_or(0, |last| CHUNK - last.len());
         if room < min {
             let piece = spare.get(total);
@@ -112,15 +114,22 @@ impl Chunks {
         if last.capacity() - last.len() < wanted {
             let capacity = (2 * last.capacity()).max(last.len() + wanted).min(CHUNK);
             self.held -= last.capacity();
-            last.reserve_exact(capacity - last.len());
+            if capacity == CHUNK && index >= SHORT_PIECES {
+                let mut whole = spare.whole();
+                whole.append(last);
+                *last = whole;
+            } else {
+                last.grow(capacity);
+            }
             self.held += last.capacity();
         }
         last
     }
 
-    /// `count` bytes were appended to the piece that [`Self::room`] returned.
-    pub(super) fn appended(&mut self, count: usize) {
-        self.len += count;
+    /// Appends bytes to one piece; `total` with those that follow them.
+    pub(super) fn append_undivided(&mut self, bytes: &[u8], total: usize, spare: &mut SpareChunks) {
+        self.room(bytes.len(), total, spare).append(bytes);
+        self.len += bytes.len();
     }
 
     /// Appends bytes; `total` with those that follow them.
@@ -129,7 +138,7 @@ impl Chunks {
         while !bytes.is_empty() {
             let last = self.room(1, total, spare);
             let (now, later) = bytes.split_at(bytes.len().min(CHUNK - last.len()));
-            last.extend_from_slice(now);
+            last.append(now);
             self.len += now.len();
             total -= now.len();
             bytes = later;
@@ -164,7 +173,7 @@ impl Chunks {
             count -= first.len() - self.sent;
             self.held -= first.capacity();
             self.sent = 0;
-            spare.put(self.pieces.pop_front().unwrap_or_default());
+            self.pieces.pop_front().into_iter().for_each(|piece| spare.put(piece));
         }
         self.sent += count;
     }
@@ -172,14 +181,14 @@ impl Chunks {
     /// Removes everything. A short first piece is kept, for the next message.
     fn clear(&mut self, spare: &mut SpareChunks) {
         while self.pieces.len() > 1 {
-            spare.put(self.pieces.pop_back().unwrap_or_default());
+            self.pieces.pop_back().into_iter().for_each(|piece| spare.put(piece));
         }
         self.sent = 0;
-        self.held = self.pieces.front().map_or(0, Vec::capacity);
+        self.held = self.pieces.front().map_or(0, Piece::capacity);
         if self.held > SHORT || self.pieces.capacity() > LIST_MAX {
             self.free(spare);
         } else if let Some(first) = self.pieces.front_mut() {
-            first.clear();
+            first.truncate(0);
         }
     }
 
@@ -187,8 +196,6 @@ impl Chunks {
     fn free(&mut self, spare: &mut SpareChunks) {
         self.pieces.drain(..).for_each(|piece| spare.put(piece));
         if self.pieces.capacity() > LIST_MAX {
-            // The list of a large queue lies behind its pieces in the heap, and as long as it
-            // does the allocator cannot return their memory to the system.
             self.pieces = VecDeque::new();
         }
         (self.sent, self.held) = (0, 0);
@@ -202,10 +209,10 @@ impl Chunks {
             piece.truncate(left);
             left -= piece.len();
         }
-        while self.pieces.back().is_some_and(Vec::is_empty) {
+        while self.pieces.back().is_some_and(|last| last.is_empty()) {
             self.pieces.pop_back();
         }
-        self.held = self.pieces.iter().map(Vec::capacity).sum();
+        self.held = self.pieces.iter().map(Piece::capacity).sum();
         if len == 0 {
             *self = Self::default();
         }
@@ -217,8 +224,8 @@ impl Chunks {
         if self.len == 0 {
             self.free(spare);
         } else if self.pieces.len() <= 2 && self.held > 2 * self.len {
-            let mut rest = Vec::with_capacity(self.len);
-            self.slices().for_each(|slice| rest.extend_from_slice(slice));
+            let mut rest = Piece::short(self.len);
+            self.slices().for_each(|slice| rest.append(slice));
             self.free(spare);
             self.held = rest.capacity();
             self.pieces.push_back(rest);
@@ -230,11 +237,11 @@ impl Chunks {
 /// allocation.
 const SHORT: usize = 4 * 1024;
 
-/// Empty pieces of [`CHUNK`] bytes, for any queue. Without them the allocator would return
-/// pages to the kernel between two bursts.
+/// Empty whole pieces, for any queue. Without them every burst would have the kernel map and
+/// zero pages.
 #[derive(Debug)]
 pub(crate) struct SpareChunks {
-    pieces: Vec<Vec<u8>>,
+    pieces: Vec<Piece>,
     max: usize,
 }
 
@@ -245,12 +252,13 @@ impl SpareChunks {
     }
 
     /// A piece for `total` bytes.
-    fn get(&mut self, total: usize) -> Vec<u8> {
-        // A spare one would be charged with all of its bytes.
-        if total <= CHUNK / 2 {
-            return Vec::with_capacity(total);
+    fn get(&mut self, total: usize) -> Piece {
+        // A whole one would be charged with all of its bytes.
+        match total {
+            CHUNK.. => self.whole(),
+            _ if total <= CHUNK / 2 => Piece::short(total),
+            _ => self.pieces.pop().unwrap_or_else(|| Piece::short(total)),
         }
-        self.pieces.pop().unwrap_or_else(|| Vec::with_capacity(total.min(CHUNK)))
     }
 
     /// Number of pieces.
@@ -260,12 +268,16 @@ impl SpareChunks {
 
     /// Adds `count` pieces, as far as its bound allows.
     pub(crate) fn fill(&mut self, count: usize) {
-        (0..count.min(self.max)).for_each(|_| self.put(Vec::with_capacity(CHUNK)));
+        (0..count.min(self.max)).for_each(|_| self.put(Piece::whole()));
     }
 
-    fn put(&mut self, mut piece: Vec<u8>) {
-        if piece.capacity() == CHUNK && self.pieces.len() < self.max {
-            piece.clear();
+    fn whole(&mut self) -> Piece {
+        self.pieces.pop().unwrap_or_else(Piece::whole)
+    }
+
+    fn put(&mut self, mut piece: Piece) {
+        if piece.is_mapped() && self.pieces.len() < self.max {
+            piece.truncate(0);
             self.pieces.push(piece);
         }
     }

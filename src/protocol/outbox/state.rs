@@ -22,6 +22,7 @@ impl Outbox {
             begun: self.begun as u64,
             control: v1::Buffer::from(&self.control),
             late_pong: self.late_pong.as_ref().map(v1::Buffer::from),
+            probe_end: self.probe_end.map(|end| end as u32),
             below: self.below as u64,
             progress: self.progress.as_micros(),
         }
@@ -32,7 +33,8 @@ impl Outbox {
     /// # Errors
     /// If it does not hold frames.
     pub fn restore(saved: v1::Outbox) -> Result<Self, Unfit> {
-        let v1::Outbox { pieces, sent, begun, control, late_pong, below, progress } = saved;
+        let v1::Outbox { pieces, sent, begun, control, late_pong, probe_end, below, progress } =
+            saved;
         let size = |size| usize::try_from(size).map_err(|_| MALFORMED);
         let (begun, below) = (size(begun)?, size(below)?);
         let queue = Chunks::restore(pieces, sent).ok_or(MALFORMED)?;
@@ -44,6 +46,7 @@ impl Outbox {
             begun,
             control: control.restore(CONTROL_ROOM),
             late_pong: late_pong.map(|pong| pong.restore(CONTROL_ROOM)),
+            probe_end: probe_end.map(|end| end as usize),
             below,
             progress: Instant::from_micros(progress),
         })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
-use super::chunks::CHUNK;
+use super::piece::CHUNK;
 use super::*;
 
 const NOW: Instant = Instant::START;
@@ -526,4 +526,52 @@ fn bytes_buffered_by_the_transport_count_until_they_drain() {
     assert_eq!((outbox.len(), outbox.progress()), (3, NOW + second * 3));
     outbox.keep_below(0, NOW + second * 4);
     assert!(outbox.is_empty());
+}
+
+// The ping of a probe
+
+/// How many bytes are written before it is reported, in steps of one byte.
+#[test]
+fn the_last_byte_of_a_probe_is_reported_once() {
+    let mut line = Line::with(&[vec![b'x'; 100]]);
+    let spare = &mut SpareChunks::new(0);
+    assert!(!line.outbox.on_written(7, NOW, spare));
+    line.outbox.push_pong(b"pong");
+    line.outbox.push_probe(b"12345678");
+    line.outbox.push_ping(b"after it");
+    // The rest of the begun frame and the pong go first.
+    let end = 102 - 7 + 6 + 10;
+    let reported: Vec<bool> =
+        (0..line.outbox.len()).map(|_| line.outbox.on_written(1, NOW, spare)).collect();
+    let expected: Vec<bool> = (1..=reported.len()).map(|count| count == end).collect();
+    assert_eq!(reported, expected);
+}
+
+#[test]
+fn a_probe_has_left_when_the_transport_has_sent_it() {
+    let spare = &mut SpareChunks::new(0);
+    for is_behind_more in [false, true] {
+        let mut outbox = Outbox::new(NOW);
+        outbox.push_probe(b"12345678");
+        outbox.push_message(Opcode::Text, &[b"more"], spare);
+        assert!(!outbox.keep_below(32, NOW));
+        assert!(!outbox.on_written(10, NOW, spare));
+        assert!(!outbox.keep_below(5, NOW));
+        if is_behind_more {
+            // The next record was accepted, so that of the ping has left.
+            assert!(!outbox.keep_below(28, NOW));
+            assert!(outbox.on_written(6, NOW, spare));
+        }
+        assert_eq!(outbox.keep_below(0, NOW), !is_behind_more);
+        assert!(!outbox.keep_below(0, NOW), "once");
+    }
+}
+
+#[test]
+fn a_later_probe_takes_the_place_of_an_earlier_one() {
+    let (mut outbox, spare) = (Outbox::new(NOW), &mut SpareChunks::new(0));
+    outbox.push_probe(b"first");
+    outbox.push_probe(b"second");
+    assert!(!outbox.on_written(7, NOW, spare));
+    assert!(outbox.on_written(8, NOW, spare));
 }

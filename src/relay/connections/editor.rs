@@ -146,6 +146,13 @@ impl<'a> Editor<'a> {
         self.transmit();
     }
 
+    /// Queues the ping of a probe; the result of a write says when it has left.
+    pub(in crate::relay) fn send_probe(&mut self, public_id: PublicId, sequence: u32) {
+        let payload = Heartbeat::payload(public_id.key, sequence);
+        self.entry.connection.send_probe(&payload, &mut self.shared.pool, self.now);
+        self.transmit();
+    }
+
     /// Queues the pong for a peer's ping.
     pub(in crate::relay) fn send_pong(&mut self, payload: &[u8]) {
         self.entry.connection.send_pong(payload, &mut self.shared.pool, self.now);
@@ -177,17 +184,20 @@ impl<'a> Editor<'a> {
         self.transmit();
     }
 
-    /// The first `count` bytes of what is outgoing were written.
-    pub(in crate::relay) fn on_written(&mut self, count: usize) {
+    /// The first `count` bytes of what is outgoing were written. Returns whether the ping of a
+    /// probe has left.
+    pub(in crate::relay) fn on_written(&mut self, count: usize) -> bool {
+        let progress = self.entry.connection.on_written(count, &mut self.shared.pool, self.now);
         // A late pong has moved into the free space, or the rest is in further chunks.
-        if self.entry.connection.on_written(count, &mut self.shared.pool, self.now) {
+        if progress.has_more {
             self.transmit();
         }
+        progress.has_sent_probe
     }
 
-    /// The transport buffers this many bytes.
-    pub(in crate::relay) fn on_buffered(&mut self, buffered: TransportBuffered) {
-        self.entry.connection.on_transport_buffered(buffered, self.now);
+    /// The transport buffers this many bytes. Returns whether the ping of a probe has left.
+    pub(in crate::relay) fn on_buffered(&mut self, buffered: TransportBuffered) -> bool {
+        self.entry.connection.on_transport_buffered(buffered, self.now)
     }
 
     /// Queues [`Effect::Transmit`], once.

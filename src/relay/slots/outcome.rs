@@ -13,7 +13,8 @@ pub(in crate::relay) enum Claim {
     Granted(SlotKey),
     /// It was in grace; these phones have to reconnect.
     Reclaimed(SlotKey, Vec<ConnId>),
-    /// It is held; the holder has to be probed if this claim is the first.
+    /// It is held; the holder has to be probed if this claim is the first. The probe does not
+    /// time out before `until`.
     Waits { slot: SlotKey, holder: ConnId, until: Instant, is_first: bool },
 }
 

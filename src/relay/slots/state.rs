@@ -19,7 +19,8 @@ impl Slots {
         let probes = self.probes.iter().map(|(slot, probe)| v1::Probe {
             slot: *slot,
             claimants: bits(&probe.claimants),
-            until: probe.until.as_micros(),
+            began: probe.began.as_micros(),
+            sent: probe.sent.map(Instant::as_micros),
         });
         let mut probes: Vec<v1::Probe> = probes.collect();
         probes.sort_unstable_by_key(|probe| probe.slot);
@@ -60,13 +61,14 @@ impl Slots {
             return Err(MALFORMED);
         }
         self.free = free;
-        for v1::Probe { slot, claimants, until } in probes {
+        for v1::Probe { slot, claimants, began, sent } in probes {
             let claimants: Vec<ConnId> = claimants.into_iter().map(ConnId::from_bits).collect();
             let is_held = (slot as usize) < count && self.holder(SlotKey(slot)).is_some();
             if !is_held || claimants.is_empty() {
                 return Err(MALFORMED);
             }
-            self.probes.insert(slot, Probe { claimants, until: Instant::from_micros(until) });
+            let (began, sent) = (Instant::from_micros(began), sent.map(Instant::from_micros));
+            self.probes.insert(slot, Probe { claimants, began, sent });
         }
         for saved in congested {
             let slot = self.slots.get_mut(saved.slot as usize).ok_or(MALFORMED)?;

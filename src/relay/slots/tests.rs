@@ -102,6 +102,7 @@ fn claimants_share_the_probe_of_the_first() {
     let mut slots = slots();
     let key = granted(&mut slots, "home", 1);
     assert_eq!(slots.claim("home", id(2), at(0)), waits(key, 1, 10, true));
+    slots.on_probe_sent(key, id(1), at(0));
     assert_eq!(slots.claim("home", id(3), at(5)), waits(key, 1, 10, false));
     slots.reject_claimants(key);
     assert_eq!(slots.next_deadline(), Some(Instant::START), "at once");
@@ -116,6 +117,38 @@ fn claimants_share_the_probe_of_the_first() {
 }
 
 #[test]
+fn a_probe_times_out_ten_seconds_after_its_ping_has_left() {
+    let mut slots = slots();
+    let key = granted(&mut slots, "home", 1);
+    assert_eq!(slots.probe_end(key, at(0)), None);
+    assert_eq!(slots.claim("home", id(2), at(0)), waits(key, 1, 10, true));
+    // It has not left: the ten seconds have not begun.
+    assert_eq!(slots.probe_end(key, at(10)), Some(at(20)));
+    assert_eq!(slots.claim("home", id(3), at(12)), waits(key, 1, 22, false));
+    slots.on_probe_sent(key, id(7), at(13));
+    assert_eq!(slots.take_over(key, at(23)), None, "of another than the holder");
+    slots.on_probe_sent(key, id(1), at(14));
+    slots.on_probe_sent(key, id(1), at(16));
+    assert_eq!(slots.take_over(key, at(24) - MICRO), None);
+    assert_eq!(slots.take_over(key, at(24)).map(|it| it.holder), Some(id(2)));
+}
+
+#[test]
+fn a_probe_lasts_thirty_seconds_at_most() {
+    for has_left in [true, false] {
+        let mut slots = slots();
+        let key = granted(&mut slots, "home", 1);
+        slots.claim("home", id(2), at(0));
+        if has_left {
+            slots.on_probe_sent(key, id(1), at(25));
+        }
+        assert_eq!(slots.probe_end(key, at(25)), Some(at(30)));
+        assert_eq!(slots.take_over(key, at(30) - MICRO), None);
+        assert_eq!(slots.take_over(key, at(30)).map(|it| it.holder), Some(id(2)));
+    }
+}
+
+#[test]
 fn the_first_claimant_that_still_waits_takes_over() {
     for is_probed in [true, false] {
         let mut slots = slots();
@@ -124,6 +157,7 @@ fn the_first_claimant_that_still_waits_takes_over() {
             slots.claim("home", id(claimant), at(0));
         }
         slots.join("home", id(9)).unwrap();
+        slots.on_probe_sent(key, id(1), at(0));
         slots.remove_claimant(key, id(2));
         slots.remove_claimant(key, id(4));
         assert!(slots.on_delivered(key, id(9), 1, BINARY_HIGH_WATER + 1));
@@ -215,10 +249,19 @@ struct ModelSlot {
     holder: Option<ConnId>,
     claimants: Vec<ConnId>,
     phones: Vec<ConnId>,
+    /// The end of its grace.
     until: Instant,
+    /// When the first claimant came, and when the probe's ping left.
+    probed: Instant,
+    sent: Option<Instant>,
 }
 
 impl ModelSlot {
+    fn probe_end(&self, now: Instant) -> Instant {
+        let answer_due = self.sent.unwrap_or(now) + Duration::from_secs(10);
+        answer_due.min(self.probed + Duration::from_secs(30))
+    }
+
     fn hand_on(&mut self, rejected: &mut Vec<ConnId>) -> Option<Takeover> {
         if self.claimants.is_empty() {
             return None;
@@ -253,7 +296,6 @@ fn run(seed: u64) {
         let key = keys.get(&server_id).copied();
         match rng.random_range(0..8) {
             0 | 1 => {
-                let until = now + Duration::from_secs(10);
                 let claim = slots.claim(&server_id, new, now);
                 let slot = model.slots.entry(server_id.clone());
                 let is_new = matches!(slot, Entry::Vacant(_));
@@ -261,11 +303,11 @@ fn run(seed: u64) {
                 let expected = if let Some(holder) = slot.holder {
                     let is_first = slot.claimants.is_empty();
                     if is_first {
-                        slot.until = until;
+                        (slot.probed, slot.sent) = (now, None);
                     }
                     slot.claimants.push(new);
-                    let key = key.expect("held");
-                    Claim::Waits { slot: key, holder, until: slot.until, is_first }
+                    let (key, until) = (key.expect("held"), slot.probe_end(now));
+                    Claim::Waits { slot: key, holder, until, is_first }
                 } else {
                     slot.holder = Some(new);
                     match (&claim, is_new) {
@@ -321,13 +363,23 @@ fn run(seed: u64) {
             6 => {
                 let Some((key, slot)) = key.zip(model.slots.get_mut(&server_id)) else { continue };
                 let mut refused = Vec::new();
-                if rng.random_bool(0.5) {
-                    let is_over = slot.holder.is_some() && slot.until <= now;
-                    let expected = is_over.then(|| slot.hand_on(&mut refused)).flatten();
-                    assert_eq!(slots.take_over(key, now), expected, "{context}");
-                } else {
-                    refused = mem::take(&mut slot.claimants);
-                    slots.reject_claimants(key);
+                match rng.random_range(0..3) {
+                    0 => {
+                        let is_over = slot.holder.is_some() && slot.probe_end(now) <= now;
+                        let expected = is_over.then(|| slot.hand_on(&mut refused)).flatten();
+                        assert_eq!(slots.take_over(key, now), expected, "{context}");
+                    }
+                    1 => {
+                        let who = slot.holder.filter(|_| rng.random_bool(0.8)).unwrap_or(new);
+                        slots.on_probe_sent(key, who, now);
+                        if slot.holder == Some(who) && !slot.claimants.is_empty() {
+                            slot.sent.get_or_insert(now);
+                        }
+                    }
+                    _ => {
+                        refused = mem::take(&mut slot.claimants);
+                        slots.reject_claimants(key);
+                    }
                 }
                 assert_eq!(rejected(&mut slots), refused, "{context}");
             }

@@ -15,32 +15,37 @@ use super::http::{Shared, THREADS};
 #[derive(Debug)]
 pub struct AdminHold {
     shared: Arc<Shared>,
-    /// One for each thread, while they come to rest.
-    dials: Vec<TcpStream>,
+    /// The number of threads that were at rest when a connection was last sent; `None`: none
+    /// was.
+    dialed_at: Option<usize>,
 }
 
 impl AdminHold {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, dials: Vec::new() }
+        Self { shared, dialed_at: None }
     }
 
     /// Lets no thread accept any more, except a connection that ends its wait.
     pub fn hold(&mut self) {
         self.shared.gate.close();
-        let Ok(address) = self.shared.listener.local_addr() else { return };
-        // Without a free descriptor there is none; then the threads are not at rest.
-        self.dials = (0..THREADS).filter_map(|_| TcpStream::connect(address).ok()).collect();
     }
 
-    /// Whether no thread accepts or answers.
-    #[must_use]
-    pub fn is_at_rest(&self) -> bool {
-        self.shared.gate.waiting() == THREADS
+    /// Whether no thread accepts or answers. Call it again until it is true.
+    pub fn has_come_to_rest(&mut self) -> bool {
+        let at_rest = self.shared.gate.waiting();
+        // One after another, so that they leave places for requests under way.
+        if at_rest < THREADS && self.dialed_at.is_none_or(|before| before < at_rest) {
+            self.dialed_at = Some(at_rest);
+            // It ends as soon as it is accepted. If there is no descriptor, or nothing can
+            // connect, the threads are not at rest.
+            let _ = self.shared.listener.local_addr().and_then(TcpStream::connect);
+        }
+        at_rest == THREADS
     }
 
     /// Lets the threads accept again.
     pub fn release(&mut self) {
-        self.dials.clear();
+        self.dialed_at = None;
         self.shared.gate.open();
     }
 

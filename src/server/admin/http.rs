@@ -5,8 +5,9 @@
 //!
 //! 1. A request cannot slow the event loop: a snapshot costs it a copy of a kilobyte.
 //! 2. If the event loop does not answer in time, the response is 503.
-//! 3. A connection lasts [`CONNECTION_TIMEOUT`] at most, whatever its peer does; with [`THREADS`]
-//!    connections in progress, the next one waits in the kernel's backlog.
+//! 3. A connection lasts [`CONNECTION_TIMEOUT`] at most, whatever its peer does. With [`THREADS`]
+//!    connections in progress the oldest that waits for its peer is closed, so that silent
+//!    connections delay no request ([`Waiting`]).
 //! 4. Idle threads sleep in accept(2), in which the kernel has already reserved the
 //!    descriptor of the next connection: they can answer even when the relay has used up all
 //!    other descriptors.
@@ -36,6 +37,7 @@ use crate::server::admin::history::{History, Recorder};
 use crate::server::admin::hold::AdminHold;
 use crate::server::admin::metrics::{self, Surroundings};
 use crate::server::admin::snapshots::{LOOP_TIMEOUT, Snapshots};
+use crate::server::admin::waiting::{Ticket, Waiting};
 use crate::server::log::Sink;
 use crate::server::messages::{LoopHandle, LoopSnapshot};
 use crate::server::os::clock::{monotonic, wall_time};
@@ -77,6 +79,7 @@ pub(super) struct Shared {
     pub(super) started: Duration,
     log: Mutex<LogLimits>,
     history: History,
+    waiting: Waiting,
 }
 
 /// The rate limits of the log lines.
@@ -154,6 +157,7 @@ impl AdminListener {
             started,
             log: Mutex::default(),
             history: History::default(),
+            waiting: Waiting::new(THREADS),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -215,17 +219,20 @@ struct AdminWorker {
 
 impl AdminWorker {
     fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
         loop {
-            self.shared.gate.pass();
-            match self.shared.listener.accept() {
-                Ok((stream, peer)) if !self.shared.admits(peer.ip()) => {
+            shared.gate.pass();
+            match shared.listener.accept() {
+                Ok((stream, peer)) if !shared.admits(peer.ip()) => {
                     // The relay's own, which wakes this thread for a hand-over, is none.
                     if stream.local_addr().is_ok_and(|own| own.ip() != peer.ip()) {
-                        self.shared.log_stranger(peer.ip());
+                        shared.log_stranger(peer.ip());
                     }
                 }
                 // An error of one connection must not affect the others.
-                Ok((stream, peer)) => drop(self.serve(&stream, peer.ip())),
+                Ok((stream, peer)) => {
+                    drop(self.serve(&shared.waiting.enter(stream), peer.ip()));
+                }
                 Err(error) if is_exhaustion(&error) => {
                     #[expect(clippy::disallowed_methods, reason = "no thread waits for this one")]
                     thread::sleep(ACCEPT_RETRY);
@@ -235,12 +242,16 @@ impl AdminWorker {
         }
     }
 
-    fn serve(&mut self, stream: &TcpStream, peer: IpAddr) -> io::Result<()> {
-        let mut stream = Bounded { stream, until: monotonic() + CONNECTION_TIMEOUT };
+    fn serve(&mut self, ticket: &Ticket<'_>, peer: IpAddr) -> io::Result<()> {
+        let until = monotonic() + CONNECTION_TIMEOUT;
+        let mut stream = Bounded { stream: ticket.stream(), until };
         let mut head = Vec::new();
         let answer = loop {
             match request::parse(&head) {
-                Ok(Head::Complete { request, .. }) => break self.answer(&request, peer),
+                Ok(Head::Complete { request, .. }) => {
+                    ticket.on_request();
+                    break self.answer(&request, peer);
+                }
                 Ok(Head::Partial) => {}
                 Err(fault) => break self.shared.refuse(fault, peer, request::path_of(&head)),
             }
@@ -256,6 +267,7 @@ impl AdminWorker {
         // With unread input the kernel would reset the connection, and the response could
         // be lost (RFC 9112 §9.6).
         stream.stream.shutdown(Shutdown::Write)?;
+        ticket.on_response();
         while stream.read(&mut [0; 4096])? > 0 {}
         Ok(())
     }

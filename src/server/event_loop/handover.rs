@@ -291,8 +291,8 @@ impl<C: Core> Server<C> {
         now: Instant,
     ) -> Result<(Phase, bool), Refused> {
         let waited = now.since(self.handover.since);
-        let setup = self.handover.setup.as_ref();
-        let is_held = setup.is_none_or(|(setup, _)| setup.beside.is_at_rest());
+        let setup = self.handover.setup.as_mut();
+        let is_held = setup.is_none_or(|(setup, _)| setup.beside.has_come_to_rest());
         let is_at_rest = is_held && self.tcp.sockets.handshakes() == 0;
         if is_at_rest || waited >= QUIET {
             if let Some(refused) = self.execute(rehearsed) {

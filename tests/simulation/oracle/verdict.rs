@@ -8,7 +8,7 @@ use pyrycode_relay::relay::Input;
 use pyrycode_relay::time::{Instant, TICK};
 
 use super::notices::ASKED;
-use super::{Before, Oracle, Wish, has_place};
+use super::{Before, Oracle, Slot, Wish, has_place};
 use crate::wire::{self, Part};
 use crate::world::{PeerId, World};
 
@@ -109,6 +109,15 @@ impl Pings {
         *self.probed.insert(probed.unwrap_or(self.answered + self.asked.len()))
     }
 
+    /// The ping of the probe for the claimants of this slot, the last one if it was sent again;
+    /// `None`: it has not left.
+    fn probe_sent(&self, slot: &Slot) -> Option<&Asked> {
+        let first = self.asked.get(slot.asked.checked_sub(self.answered)?)?;
+        let is_same =
+            |asked: &&Asked| asked.payload == first.payload && asked.written >= slot.probed;
+        self.asked.iter().rfind(is_same)
+    }
+
     /// How many of these it answered, if only by answering a later one.
     pub(super) fn answered(&self) -> usize {
         self.answered
@@ -187,6 +196,7 @@ impl Oracle {
         let timeouts = &world.config.timeouts;
         let patience = timeouts.ping_interval + timeouts.pong + TICK;
         for slot in self.slots.values() {
+            self.no_claimant_waits_too_long(world, slot);
             for peer in slot.holder.iter().chain(&slot.phones) {
                 let pings = &self.records[*peer].pings;
                 let paused =
@@ -195,6 +205,23 @@ impl Oracle {
                 let silent = world.now.since(pings.alive);
                 assert!(silent <= allowed, "(2) {peer} is silent for {silent:?} and kept");
             }
+        }
+    }
+
+    /// A probe that is not answered ends with a takeover, in time (2).
+    fn no_claimant_waits_too_long(&self, world: &World, slot: &Slot) {
+        let (Some(holder), false) = (slot.holder, slot.claimants.is_empty()) else { return };
+        let timeouts = &world.config.timeouts;
+        let waited = world.now.since(slot.probed);
+        let allowed = timeouts.probe_max + TICK + self.late - slot.late;
+        assert!(waited <= allowed, "(2) a claimant of {holder}'s slot waits for {waited:?}");
+        // TLS may have sent the ping with a part of a record whose rest waits.
+        if let Some(sent) = self.records[holder].pings.probe_sent(slot)
+            && !world.peers[holder].tls.is_on()
+        {
+            let (had, allowed) =
+                (world.now.since(sent.written), timeouts.probe + TICK + self.late - sent.late);
+            assert!(had <= allowed, "(2) {holder} has had the probe for {had:?}");
         }
     }
 
@@ -220,8 +247,11 @@ impl Oracle {
         if after.takeovers > before.takeovers {
             let slot = &self.slots[&self.records[peer].server_id];
             assert_eq!(slot.holder, Some(peer), "(3) {peer} held nothing");
-            let had = world.now.since(slot.probed);
-            assert!(had >= timeouts.probe, "(3) {peer} had {had:?} for the probe");
+            // The time runs from when the ping was sent, but not for ever.
+            let had = pings.probe_sent(slot).map(|sent| world.now.since(sent.written));
+            let is_over = had.is_some_and(|had| had >= timeouts.probe)
+                || world.now.since(slot.probed) >= timeouts.probe_max;
+            assert!(is_over, "(3) {peer} had {had:?} for the probe");
             assert!(!slot.claimants.is_empty(), "(3) no binary claims the place of {peer}");
             assert!(pings.may_owe_by(slot.probed), "(3) {peer} answered the probe");
         } else {

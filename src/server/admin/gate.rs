@@ -35,6 +35,10 @@ impl Gate {
         self.lock().is_closed = true;
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
     pub(super) fn open(&self) {
         self.lock().is_closed = false;
         self.opened.notify_all();

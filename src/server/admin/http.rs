@@ -223,9 +223,9 @@ impl AdminWorker {
         loop {
             shared.gate.pass();
             match shared.listener.accept() {
-                Ok((stream, peer)) if !shared.admits(peer.ip()) => {
-                    // The relay's own, which wakes this thread for a hand-over, is none.
-                    if stream.local_addr().is_ok_and(|own| own.ip() != peer.ip()) {
+                // During a hand-over it is the relay itself, which wakes this thread.
+                Ok((_, peer)) if !shared.admits(peer.ip()) => {
+                    if !shared.gate.is_closed() {
                         shared.log_stranger(peer.ip());
                     }
                 }

@@ -30,6 +30,7 @@ use crate::server::handover::{Beside, Cause, Refused};
 use crate::server::messages::LoopMessage;
 use crate::server::messages::handover_stats::{Done, HandoverStats, Refusal};
 use crate::server::os::clock::system_micros;
+use crate::server::os::signals::{Blocked, Signals};
 use crate::state::{FORMAT, encode};
 use crate::time::Instant;
 
@@ -182,8 +183,7 @@ impl<C: Core> Server<C> {
             None => Refused::new(Cause::NoProgram, "the file of this program is not known"),
             Some(program) => {
                 log::info!(path:% = program.path().display(), from = env!("CARGO_PKG_VERSION"); "handover_started");
-                self.handover.enter(Phase::Waiting, now);
-                return self.hand_over(now);
+                return self.handover.enter(Phase::Waiting, now);
             }
         };
         self.on_refused(refused);
@@ -243,6 +243,7 @@ impl<C: Core> Server<C> {
         let Some(packed) = packed else { return Ok(None) };
         let handle = self.handle();
         let wake = move || handle.send(LoopMessage::Rehearsed);
+        self.tcp.is_shared = true;
         let rehearsal = Rehearsal::start(self.program()?, packed, wake);
         Ok(Some((rehearsal.map_err(|error| Refused::new(Cause::Start, error))?, identity)))
     }
@@ -268,6 +269,7 @@ impl<C: Core> Server<C> {
         let Some(outcome) = rehearsal.outcome() else {
             return Ok((Phase::Rehearsing(rehearsal, identity), false));
         };
+        self.tcp.is_shared = false;
         let ready = outcome?;
         if ready.format != FORMAT {
             let why = format!("{} writes states of the format {}", ready.version, ready.format);
@@ -323,8 +325,17 @@ impl<C: Core> Server<C> {
             Ok(program) => program,
             Err(refused) => return Some(refused),
         };
+        // A shut-down that a handler has noted, but the loop not yet seen, would be lost.
+        let blocked = match Blocked::new() {
+            Ok(blocked) => blocked,
+            Err(error) => return Some(Refused::new(Cause::Execute, error)),
+        };
+        if self.signals.as_ref().is_some_and(Signals::is_pending) {
+            return None;
+        }
         self.watchdog.reloading(paused_at_us);
         let error = program.execute(&packed);
+        drop(blocked);
         self.watchdog.reloaded();
         Some(Refused::new(Cause::Execute, error))
     }
@@ -368,6 +379,7 @@ impl<C: Core> Server<C> {
     fn go_on(&mut self, refused: Refused, now: Instant) {
         self.handover.enter(Phase::Idle, now);
         self.tcp.is_quiet = false;
+        self.tcp.is_shared = false;
         if let Some((setup, _)) = &mut self.handover.setup {
             setup.beside.release();
         }

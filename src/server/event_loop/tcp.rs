@@ -30,6 +30,9 @@ pub(super) struct Tcp<C> {
     pub(super) clock: Clock,
     /// To be told of the next connection.
     pub(super) awaits_arrival: Option<SyncSender<()>>,
+    /// A rehearsing child has copies of all sockets: closing one would not end its connection
+    /// before the child ends.
+    pub(super) is_shared: bool,
     /// No connection is accepted: those that arrive wait in the kernel.
     pub(super) is_quiet: bool,
     registry: Registry,
@@ -47,6 +50,7 @@ impl<C: Core> Tcp<C> {
             tls: Tls::default(),
             clock: Clock::start(),
             awaits_arrival: None,
+            is_shared: false,
             is_quiet: false,
             registry,
             accepted: None,
@@ -190,6 +194,9 @@ impl<C: Core> Transport for Tcp<C> {
     fn disconnect(&mut self, id: ConnId, buffers: &mut Buffers) {
         if let Some(socket) = self.sockets.find(id) {
             socket.close_notify(buffers);
+            if self.is_shared {
+                socket.shut_down();
+            }
         }
         self.sockets.remove(id);
         self.listeners.resume();

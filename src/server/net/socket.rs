@@ -311,6 +311,12 @@ impl Socket {
         }
     }
 
+    /// Ends the connection in both directions, whatever other processes have a copy of it.
+    pub(in crate::server) fn shut_down(&self) {
+        // An error: it has ended.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
     /// Writes sealed bytes, as far as the kernel accepts them, and FIN after the last.
     fn flush(&mut self, memory: &mut Lent) -> io::Result<()> {
         let Some(session) = &mut self.tls else { return Ok(()) };

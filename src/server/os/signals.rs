@@ -215,6 +215,11 @@ impl Signals {
         Signal::ALL.into_iter().find(|signal| signal.number() as usize == number)
     }
 
+    /// Whether a signal that ends the process has arrived and was not taken yet.
+    pub(in crate::server) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) != 0
+    }
+
     /// Whether SIGHUP has arrived since the last call. Call [`Self::take`] first: it empties
     /// the pipe, so that a later SIGHUP causes new readiness.
     pub fn take_hangup(&mut self) -> bool {

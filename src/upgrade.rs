@@ -108,7 +108,7 @@ pub fn run(request: Request) -> Result<String, Failed> {
 }
 
 fn upgrade(address: SocketAddr) -> Result<String, Failed> {
-    let health = ask(address).map_err(|error| {
+    let health = ask(address).or_else(|_| ask(address)).map_err(|error| {
         Failed::Refused(format!(
             "no relay answers at {address}: {error};\n\
              give its --metrics-listen address, or --pid PID if it has none"

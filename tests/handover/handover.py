@@ -402,7 +402,7 @@ def every_broken_program_is_refused():
             open_before = open_before or open_now
             assert abs(open_now - open_before) <= 3, (open_before, open_now)
         # A write to a peer that is gone ends nothing, after an execution that failed.
-        with dial(relay, "client") as gone:
+        with dial(relay, "server", "other") as gone:
             gone.reset()
         traffic.goes_on()
         relay.install()
@@ -574,7 +574,8 @@ def scrapes_are_answered_late_and_counters_go_on():
                         rows.append(answer.read().decode())
                 except Exception as failure:
                     failures.append(failure)
-        threads = [threading.Thread(target=scrape, daemon=True) for _ in range(6)]
+        # Of many at once the listener closes the oldest that is silent.
+        threads = [threading.Thread(target=scrape, daemon=True) for _ in range(2)]
         for thread in threads:
             thread.start()
         for _ in range(5):
@@ -635,10 +636,9 @@ def new_connections_wait_for_it():
         def dials():
             while not stopping.is_set():
                 try:
-                    with dial(relay, "client") as phone:
+                    with dial(relay, "client", "none") as phone:
                         count[0] += 1
-                        phone.send(close_frame(1000))
-                        phone.read_to_end()
+                        assert phone.read_only_close()[0] == 4404
                 except BaseException as failure:
                     failures.append(failure)
         threads = [threading.Thread(target=dials, daemon=True) for _ in range(4)]
@@ -660,7 +660,7 @@ def halves_are_completed_after_it():
         cut = head("client", "home")
         message = b'"' + b"x" * 70_000 + b'"'
         sent = frame(TEXT, message)
-        pieces = [*range(1, 15), 100, len(sent) - 1]
+        pieces = [*range(1, 14), 100, len(sent) - 1]
         phones = [dial(relay, "client") for _ in pieces]
         for phone, at in zip(phones, pieces):
             phone.send(sent[:at])

@@ -290,7 +290,7 @@ def nothing_is_noticed_by_python_node_and_go():
                         if found:
                             await peer.send(f'{{"conn_id":"{found[1]}","frame":{found[2]}}}')
                     continue
-                message = json.dumps({"n": count, "fill": "ö" * (count % 300 or 50_000)})
+                message = json.dumps({"n": count, "fill": "ö" * (count % 300 or 20_000)})
                 await peer.send([message[:5], message[5:]] if count % 3 else message)
                 assert await asyncio.wait_for(peer.recv(), 30) == message
                 count += 1
@@ -302,6 +302,7 @@ def nothing_is_noticed_by_python_node_and_go():
     with Upgradable() as relay, contextlib.ExitStack() as stack:
         stopping = threading.Event()
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(8))
+        stack.callback(stopping.set)
         # Each as binary, each as phone, and never both ends of one library.
         ids = {"py": NODE, "node": GO, "go": None}
         for name, command in ids.items():
@@ -317,7 +318,8 @@ def nothing_is_noticed_by_python_node_and_go():
             wait_until(lambda: relay.metric(
                 'pyrycode_relay_frames_forwarded_total{direction="phone_to_binary"}') > before + 60)
             relay.upgraded()
-        assert relay.health()["connected_phones"] == 3
+        assert not phone.done(), phone.result()
+        assert relay.health()["connected_phones"] == 3, relay.log
         for other in phones:
             told = other.end()
             assert told["exchanged"] > 50 and told["unanswered"] <= 1, told

@@ -302,6 +302,6 @@ impl Beside for OfThisProcess {
     }
 
     fn flush(&mut self) -> u64 {
-        self.sink.hand_over()
+        self.sink.finish()
     }
 }

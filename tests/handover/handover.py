@@ -765,7 +765,7 @@ def packed(state, listeners, **changes):
     manifest = {
         "version": "0.0.1", "format": 1, "descriptors": 0, "state": len(state),
         "listeners": [{"speaks": 0, "is_proxied": False}],
-        "admin": {"started_us": 1_000_000, "uptime_us": 5_000_000},
+        "admin": {"started_ns": 1_000_000_000, "uptime_us": 5_000_000},
         "record": {"done": 7, "refused": 3, "log_lines_dropped": 5, "later": "unknown"},
     } | changes
     socket.send_fds(writing, [json.dumps(manifest).encode()], [it.fileno() for it in listeners])

@@ -286,7 +286,10 @@ impl Socket {
     /// Sends FIN after everything written, with TLS preceded by close_notify.
     pub(in crate::server) fn half_close(&mut self, buffers: &mut Buffers) {
         let Some(session) = &mut self.tls else {
-            let _ = self.stream.shutdown(Shutdown::Write);
+            // Where the peer has ended, too, the stream is closed next, which sends FIN.
+            if !self.has_ended() {
+                let _ = self.stream.shutdown(Shutdown::Write);
+            }
             return;
         };
         session.borrow(&mut buffers.lent);

@@ -34,6 +34,8 @@ mod requests;
 mod shell;
 mod shut_down;
 mod slow_peers;
+#[path = "../support/survive.rs"]
+mod survive;
 mod takeover;
 mod tls;
 mod wakes;

@@ -209,7 +209,8 @@ struct Escaped<'a> {
 impl Write for Escaped<'_> {
     /// Nearly every value is short and plain: it is copied whole.
     fn write_str(&mut self, value: &str) -> fmt::Result {
-        let is_short = self.text.len() - self.start + value.len() + ELLIPSIS.len_utf8() <= VALUE_MAX;
+        let is_short =
+            self.text.len() - self.start + value.len() + ELLIPSIS.len_utf8() <= VALUE_MAX;
         if is_short && !self.is_full && value.bytes().all(is_plain) {
             self.text.push_str(value);
             self.cut = self.text.len();

@@ -123,6 +123,8 @@ impl Chaos {
             world.balancer = Some([10, 0, 0, 9].into());
         }
         world.is_tls = seed % 8 >= 5;
+        // Turns take time, and none more than its bound.
+        world.cost.is_on = seed % 6 == 4;
         if seed % 4 == 3 {
             world.descriptors = capacity * 2 / 3;
         }

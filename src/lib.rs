@@ -17,6 +17,8 @@
 //!    └────▶ time/       timer wheel
 //! ```
 //!
+//! [`state`] is what all of it looks like as plain values, for a hand-over to another program.
+//!
 //! Beside them is [`probe`], a client that examines a relay from outside and shares no code
 //! with it.
 //!
@@ -31,5 +33,6 @@ pub mod probe;
 pub mod protocol;
 pub mod relay;
 pub mod server;
+pub mod state;
 pub mod terminal;
 pub mod time;

@@ -26,6 +26,7 @@ pub mod refusals;
 mod relay;
 mod slots;
 mod snapshot;
+mod state;
 pub mod stats;
 mod warnings;
 

@@ -14,5 +14,6 @@ pub mod push;
 pub mod turn;
 
 pub use event_loop::Server;
+pub use event_loop::state::{Arrived, Restored, Saved};
 pub use messages::{LoopHandle, LoopMessage};
 pub use turn::Core;

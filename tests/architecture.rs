@@ -130,10 +130,17 @@ const RULES: &[Rule] = &[
         ..RULE
     },
     Rule {
-        name: "time knows nothing",
+        name: "time knows its state only",
         within: &["src/time"],
         paths: &["crate"],
-        allowed: &["crate::time"],
+        allowed: &["crate::time", "crate::state"],
+        ..RULE
+    },
+    Rule {
+        name: "a format of states depends on nothing that may change",
+        within: &["src/state"],
+        paths: &["crate"],
+        allowed: &["crate::state"],
         ..RULE
     },
     Rule {
@@ -169,7 +176,11 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "connections alone use a slab",
-        except: &["src/relay/connections.rs", "src/relay/connections/clients.rs"],
+        except: &[
+            "src/relay/connections.rs",
+            "src/relay/connections/clients.rs",
+            "src/relay/connections/state.rs",
+        ],
         paths: &["slab"],
         ..RULE
     },

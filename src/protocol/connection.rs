@@ -16,12 +16,14 @@
 //! 3. The first close wins; nothing is queued after it.
 
 mod closing;
+mod state;
 mod summary;
 
 use std::mem;
 use std::time::Duration;
 
 use self::closing::Closing;
+pub use self::state::Saved;
 pub use self::summary::ConnectionSummary;
 use self::summary::hundredths;
 use super::close::CloseCause;
@@ -228,12 +230,8 @@ impl Connection {
     /// more than [`DRAIN_MAX`] bytes after the close.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        match &self.state {
-            State::Closing(closing) => {
-                closing.half_closed && closing.peer_ended || closing.drained as usize > DRAIN_MAX
-            }
-            _ => false,
-        }
+        let State::Closing(closing) = &self.state else { return false };
+        closing.half_closed && closing.peer_ended || closing.drained as usize > DRAIN_MAX
     }
 
     /// Stops reading: backpressure on the peer by TCP flow control.

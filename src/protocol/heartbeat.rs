@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use crate::config::Timeouts;
+use crate::state::{Unfit, v1};
 use crate::time::Instant;
 
 /// A ping that is late by more than this part of the pong timeout (1 s of 30 s) was delayed
@@ -163,6 +164,29 @@ impl Heartbeat {
         let on_grid = |instant: Instant| instant.as_micros() / 1000;
         let unread = on_grid(now).saturating_sub(on_grid(since.max(due)));
         self.credit = self.credit.saturating_add(u32::try_from(unread).unwrap_or(u32::MAX));
+    }
+
+    /// As plain values.
+    #[must_use]
+    pub fn save(&self) -> v1::Heartbeat {
+        let Self { next_due, sent_at, round_trip, sent, acknowledged, probe, credit } = *self;
+        let next_due = next_due.as_micros();
+        v1::Heartbeat { next_due, sent_at, round_trip, sent, acknowledged, probe, credit }
+    }
+
+    /// The heartbeat of which [`Self::save`] returned `saved`.
+    ///
+    /// # Errors
+    /// If a ping is acknowledged that was not sent.
+    pub fn restore(saved: &v1::Heartbeat) -> Result<Self, Unfit> {
+        let v1::Heartbeat { next_due, sent_at, round_trip, sent, acknowledged, probe, credit } =
+            *saved;
+        // A probe is one of the pings that were sent.
+        if acknowledged > sent || probe > sent {
+            return Err(Unfit("heartbeat"));
+        }
+        let next_due = Instant::from_micros(next_due);
+        Ok(Self { next_due, sent_at, round_trip, sent, acknowledged, probe, credit })
     }
 
     fn next_sequence(&mut self, now: Instant) -> u32 {

@@ -290,5 +290,6 @@ impl Outbox {
     }
 }
 
+mod state;
 #[cfg(test)]
 mod tests;

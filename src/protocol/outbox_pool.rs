@@ -14,6 +14,7 @@
 
 use super::outbox::Outbox;
 use super::outbox::chunks::SpareChunks;
+use crate::state::v1;
 use crate::time::Instant;
 
 /// A tick of 50,000 connections sends about 110 pings, and a turn with 128 busy peers writes
@@ -59,6 +60,21 @@ impl OutboxPool {
         self.held -= outbox.capacity();
         outbox.restart(now);
         outbox
+    }
+
+    /// What it holds, as sizes.
+    #[must_use]
+    pub fn save(&self) -> v1::Pool {
+        let outboxes = self.drained.iter().map(|outbox| outbox.room()).collect();
+        v1::Pool { outboxes, pieces: self.spare.len() as u32 }
+    }
+
+    /// Fills an empty pool with what [`Self::save`] returned, as far as its bounds allow.
+    pub fn restore(&mut self, saved: &v1::Pool) {
+        for room in &saved.outboxes {
+            self.put(Box::new(Outbox::with_room(*room)));
+        }
+        self.spare.fill(saved.pieces as usize);
     }
 
     /// Keeps an empty outbox, unless a bound is reached.

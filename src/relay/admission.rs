@@ -29,7 +29,7 @@ use crate::time::Instant;
 /// The key of limits per client: an IPv4 address, or an IPv6 /64, which is the least that one
 /// customer has (RFC 6177). An IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2) is the IPv4
 /// address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ClientKey {
     /// The whole address.
     V4([u8; 4]),
@@ -460,5 +460,6 @@ pub const fn is_holder(charged: usize) -> bool {
     charged > NOTSENT_LOWAT as usize
 }
 
+mod state;
 #[cfg(test)]
 mod tests;

@@ -93,6 +93,11 @@ impl PublicIds {
         Self(keys)
     }
 
+    /// The keys, which are secret.
+    pub(super) const fn reveal(&self) -> [u64; 2] {
+        self.0.reveal()
+    }
+
     /// The conn_id of a connection. It is not stored but derived by two SipHashes under keys
     /// that are never disclosed.
     pub(super) fn of(&self, id: ConnId) -> PublicId {

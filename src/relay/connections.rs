@@ -24,6 +24,7 @@ mod clients;
 mod editor;
 mod entry;
 mod ranking;
+mod state;
 mod traffic;
 
 use std::collections::VecDeque;
@@ -87,6 +88,8 @@ pub enum Effect {
 pub(super) struct Connections {
     slab: Slab<Entry>,
     shared: Shared,
+    /// One more than the largest index that was ever used.
+    end: usize,
     /// Connections accepted so far.
     accepted: u64,
     public_ids: PublicIds,
@@ -161,6 +164,7 @@ impl Connections {
                 effects: VecDeque::new(),
                 websockets: 0,
             },
+            end: 0,
             accepted: 0,
             public_ids: PublicIds::new(HashKeys::new(hash_keys())),
             #[cfg(test)]
@@ -198,7 +202,7 @@ impl Connections {
         let deadline = connection.deadline(&self.shared.timeouts);
         let mut entry = Entry::new(connection, id, peer, stage);
         entry.is_limited = is_limited;
-        self.slab.insert(entry);
+        self.end = self.end.max(self.slab.insert(entry) + 1);
         self.shared.timers.arm(id.index() as u32, deadline);
         (id, Ok(()))
     }

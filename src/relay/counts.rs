@@ -98,6 +98,13 @@ impl<T: ClosedList, const N: usize> Counts<T, N> {
         self.counts.iter().sum()
     }
 
+    /// Sets the count of the variant with this label, if there is one.
+    pub(super) fn set(&mut self, label: &str, count: u64) {
+        if let Some(variant) = T::ALL.iter().find(|variant| variant.label() == label) {
+            self.counts[variant.index()] = count;
+        }
+    }
+
     /// Label and count of each variant.
     pub fn labelled(&self) -> impl Iterator<Item = (&'static str, u64)> {
         T::ALL.iter().map(|variant| (variant.label(), self[*variant]))

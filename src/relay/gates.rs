@@ -22,6 +22,7 @@ use crate::protocol::fault::{Cause, Fault};
 use crate::protocol::request::{self, Endpoint, Head, Identity, Request};
 use crate::protocol::response::{self, Date, Health, Refusal, Status};
 use crate::protocol::websocket;
+use crate::state::v1;
 use crate::time::{Instant, Throttle};
 
 /// Kind of a listener's connections, as far as the relay has to know.
@@ -77,6 +78,23 @@ impl Gates {
             date: Date::default(),
             started: now,
         }
+    }
+
+    /// The attempts of clients, the challenge, and when the relay was started.
+    pub(super) fn save(&self) -> (v1::ClientLimiter, Option<(String, String)>, u64) {
+        (self.rate.save(), self.challenge.clone(), self.started.as_micros())
+    }
+
+    /// Continues with what [`Self::save`] returned.
+    pub(super) fn restore(
+        &mut self,
+        attempts: &v1::ClientLimiter,
+        challenge: Option<(String, String)>,
+        started: u64,
+    ) {
+        self.rate.restore(attempts);
+        self.challenge = challenge;
+        self.started = Instant::from_micros(started);
     }
 
     /// Sets the response to a certificate authority's challenge (RFC 8555 §8.3): the token in

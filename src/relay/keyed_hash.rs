@@ -20,6 +20,11 @@ impl HashKeys {
     pub(super) const fn new(keys: [u64; 2]) -> Self {
         Self(keys)
     }
+
+    /// The keys, which are secret.
+    pub(super) const fn reveal(self) -> [u64; 2] {
+        self.0
+    }
 }
 
 impl BuildHasher for HashKeys {

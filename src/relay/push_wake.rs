@@ -16,6 +16,7 @@ use std::hash::BuildHasher;
 use super::admission::RateLimiter;
 use super::envelope::Dropped;
 use super::keyed_hash::HashKeys;
+use crate::state::{Unfit, v1};
 use crate::time::Instant;
 
 /// Maximum number of wakes in flight: from acceptance to outcome.
@@ -115,6 +116,38 @@ impl Wakes {
     pub(super) fn on_done(&mut self) {
         debug_assert!(self.in_flight > self.accepted.len(), "done more often than begun");
         self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// As plain values.
+    pub(super) fn save(&self) -> v1::Wakes {
+        let wake = |wake: &Wake| (wake.device.reveal().to_owned(), (*wake.server_id).to_owned());
+        v1::Wakes {
+            rate: self.rate.save(|key| *key),
+            keys: self.keys.reveal(),
+            in_flight: self.in_flight as u32,
+            accepted: self.accepted.iter().map(wake).collect(),
+        }
+    }
+
+    /// The wakes of which [`Self::save`] returned `saved`.
+    ///
+    /// # Errors
+    /// If more are in flight than may be, or fewer than wait to be handed out.
+    pub(super) fn restore(saved: v1::Wakes) -> Result<Self, Unfit> {
+        let v1::Wakes { rate, keys, in_flight, accepted } = saved;
+        let in_flight = in_flight as usize;
+        if in_flight > IN_FLIGHT_MAX || accepted.len() > in_flight {
+            return Err(Unfit("push wakes"));
+        }
+        let wake = |(device, server_id): (String, String)| Wake {
+            device: DeviceToken::new(&device),
+            server_id: server_id.into(),
+        };
+        let mut wakes = Self::new(keys);
+        wakes.rate.restore(&rate, |key| *key);
+        wakes.in_flight = in_flight;
+        wakes.accepted = accepted.into_iter().map(wake).collect();
+        Ok(wakes)
     }
 
     /// Number in flight, and of these not yet handed out.

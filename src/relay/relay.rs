@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use rand::rngs::StdRng;
+use chacha20::ChaCha12Rng;
 use rand::{Rng, SeedableRng};
 
 use super::closing::FollowUp;
@@ -104,7 +104,7 @@ pub struct Relay {
     pub(super) wakes: Option<Wakes>,
     pub(super) stats: Stats,
     pub(super) warnings: Warnings,
-    pub(super) rng: StdRng,
+    pub(super) rng: ChaCha12Rng,
     /// Pending consequences of changes for other connections. Empty between two calls.
     pub(super) follow_ups: VecDeque<FollowUp>,
 }
@@ -114,7 +114,7 @@ impl Relay {
     /// comes from `seed`.
     #[must_use]
     pub fn new(config: &Config, capacity: usize, seed: [u8; 32], now: Instant) -> Self {
-        let mut rng = StdRng::from_seed(seed);
+        let mut rng = ChaCha12Rng::from_seed(seed);
         let mut hash_keys = || [rng.next_u64(), rng.next_u64()];
         Self {
             slots: Slots::new(config, HashKeys::new(hash_keys()), now),

@@ -17,6 +17,8 @@
 
 pub(super) mod audit;
 mod congestion;
+mod outcome;
+mod state;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -24,11 +26,12 @@ use std::hash::BuildHasher;
 use std::mem;
 use std::time::Duration;
 
+use chacha20::ChaCha12Rng;
 use hashbrown::HashTable;
 use rand::RngExt;
-use rand::rngs::StdRng;
 
 use self::congestion::Congestion;
+pub(super) use self::outcome::{Claim, Due, JoinError, Release, Takeover};
 use super::conn_id::ConnId;
 use super::keyed_hash::HashKeys;
 use crate::config::{BINARY_HIGH_WATER, Config, INITIAL_CAPACITY, PHONES_PER_SERVER_MAX, Timeouts};
@@ -41,6 +44,16 @@ pub(super) struct SlotKey(u32);
 impl SlotKey {
     /// The last one of all.
     pub(super) const MAX: Self = Self(u32::MAX);
+
+    /// As a number.
+    pub(super) const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// The inverse of [`Self::to_bits`].
+    pub(super) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
 
     #[cfg(test)]
     pub(super) const fn for_test(index: u32) -> Self {
@@ -129,57 +142,6 @@ impl Probe {
 
 /// The memory of an idle binary here, beside its server-id and its phones.
 const _: () = assert!(size_of::<Slot>() <= 56);
-
-/// Outcome of a claim.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Claim {
-    /// The server-id was free.
-    Granted(SlotKey),
-    /// It was in grace; these phones have to reconnect.
-    Reclaimed(SlotKey, Vec<ConnId>),
-    /// It is held; the holder has to be probed if this claim is the first. The probe does not
-    /// time out before `until`.
-    Waits { slot: SlotKey, holder: ConnId, until: Instant, is_first: bool },
-}
-
-/// Takeover: a claimant has become the holder.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Takeover {
-    /// The new holder.
-    pub(super) holder: ConnId,
-    /// Phones that have to reconnect.
-    pub(super) phones: Vec<ConnId>,
-}
-
-/// Outcome of a binary's release.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Release {
-    /// The binary was not the holder.
-    NotHolder,
-    /// The slot is in grace; these phones are read again.
-    Grace { resumed: Vec<ConnId> },
-    /// The first claimant has taken the slot over.
-    TakenOver(Takeover),
-}
-
-/// Why a phone cannot join.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum JoinError {
-    /// No slot with that server-id.
-    NoServer,
-    /// The slot is full.
-    AtCap,
-}
-
-/// The action that is due for a slot.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Due {
-    /// Its grace is over. These phones have to be closed, then the slot has to be
-    /// [freed](Slots::free).
-    GraceOver(SlotKey, Vec<ConnId>),
-    /// These have to be closed for the shut-down.
-    ShutDown(Vec<ConnId>),
-}
 
 impl Slots {
     pub(super) fn new(config: &Config, hash: HashKeys, now: Instant) -> Self {
@@ -391,12 +353,17 @@ impl Slots {
     /// Begins a shut-down: binaries are closed at random times within the drain time, their
     /// phones [`Timeouts::phones_after`] later, so that the phones find the binary at another
     /// relay. Returns the connections to close at once.
-    pub(super) fn start_drain(&mut self, rng: &mut StdRng, now: Instant) -> Vec<ConnId> {
+    pub(super) fn start_drain(&mut self, rng: &mut ChaCha12Rng, now: Instant) -> Vec<ConnId> {
         self.drain = Some(Wheel::new(now));
+        // Both in the order of slots: that of a table is not the same after a hand-over.
+        let mut probes: Vec<(u32, Probe)> = self.probes.drain().collect();
+        probes.sort_unstable_by_key(|(slot, _)| *slot);
         let mut told: Vec<ConnId> =
-            self.probes.drain().flat_map(|(_, probe)| probe.claimants).collect();
-        let keys: Vec<SlotKey> = self.by_server_id.iter().map(|key| SlotKey(*key)).collect();
-        for key in keys {
+            probes.into_iter().flat_map(|(_, probe)| probe.claimants).collect();
+        for key in (0..self.slots.len() as u32).map(SlotKey) {
+            if self.slot(key).server_id.is_empty() {
+                continue;
+            }
             let offset = rng.random_range(0..=self.drain_time.as_micros() as u64);
             let at = now + Duration::from_micros(offset);
             if self.holder(key).is_none() {

@@ -130,6 +130,8 @@ impl Stats {
     }
 }
 
+mod state;
+
 /// Durations in buckets that double, from 1 ms to 65 s.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::conn_id::ConnId;
 use super::envelope::Dropped;
+use crate::state::v1;
 use crate::time::Instant;
 
 /// Time between two warnings of one kind and connection.
@@ -110,6 +111,37 @@ impl Warnings {
     pub(super) fn forget(&mut self, id: ConnId) -> u32 {
         let given = self.given.remove(&id.to_bits()).unwrap_or_default();
         given.into_iter().flatten().map(|warning| warning.left_out).fold(0, u32::saturating_add)
+    }
+
+    /// As plain values.
+    pub(super) fn save(&self) -> v1::Warnings {
+        let one = |warning: &Option<Warning>| warning.map(|it| (it.at.as_micros(), it.left_out));
+        let given = self.given.iter().map(|(id, given)| (*id, given.iter().map(one).collect()));
+        v1::Warnings {
+            given: given.collect(),
+            sweep_at: self.sweep_at.as_micros(),
+            began: self.began.as_micros(),
+            together: self.together,
+        }
+    }
+
+    /// The warnings of which [`Self::save`] returned `saved`. Kinds that this program does not
+    /// know are left out.
+    pub(super) fn restore(saved: v1::Warnings) -> Self {
+        let one = |(at, left_out)| Warning { at: Instant::from_micros(at), left_out };
+        let all = |(id, saved): (u64, v1::Given)| {
+            let mut given = Given::default();
+            for (place, saved) in given.iter_mut().zip(saved) {
+                *place = saved.map(one);
+            }
+            (id, given)
+        };
+        Self {
+            given: saved.given.into_iter().map(all).collect(),
+            sweep_at: Instant::from_micros(saved.sweep_at),
+            began: Instant::from_micros(saved.began),
+            together: saved.together,
+        }
     }
 
     /// Removes expired entries of a full table; returns whether there is room.

@@ -13,6 +13,7 @@
 //! 9. Last, push wakes go to their own thread: nothing here waits for them.
 
 mod beside;
+pub(super) mod state;
 mod tcp;
 mod tls;
 

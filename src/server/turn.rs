@@ -25,6 +25,7 @@
 //!    first read as far as it had sent then, and expires after that.
 
 mod core;
+mod state;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;

@@ -81,19 +81,11 @@ impl Wheel {
     /// with the largest.
     pub fn arm(&mut self, key: u32, at: Instant) {
         self.disarm(key);
-        let node = FIRST_KEY + key;
-        let known = self.nodes.len() as u32;
-        self.nodes.extend((known..=node).map(Node::alone));
-
         let boundary = at.as_micros().div_ceil(TICK_MICROS);
         let tick = boundary.clamp(self.now + 1, self.now + u64::from(SLOTS));
         let slot = (tick % u64::from(SLOTS)) as u32;
-        let last = self.nodes[slot as usize].prev;
-        self.nodes[node as usize] = Node { prev: last, next: slot, tick: tick as u32 };
-        self.nodes[last as usize].next = node;
-        self.nodes[slot as usize].prev = node;
+        self.link(key, slot, tick);
         self.occupied[slot as usize / 64] |= 1 << (slot % 64);
-        self.len += 1;
     }
 
     /// Disarms `key`; nothing happens if it is not armed.
@@ -179,6 +171,18 @@ impl Wheel {
         self.nodes.get(node as usize).is_some_and(|it| it.next != node)
     }
 
+    /// Adds a key that is not armed to the end of a ring.
+    fn link(&mut self, key: u32, ring: u32, tick: u64) {
+        let node = FIRST_KEY + key;
+        let known = self.nodes.len() as u32;
+        self.nodes.extend((known..=node).map(Node::alone));
+        let last = self.nodes[ring as usize].prev;
+        self.nodes[node as usize] = Node { prev: last, next: ring, tick: tick as u32 };
+        self.nodes[last as usize].next = node;
+        self.nodes[ring as usize].prev = node;
+        self.len += 1;
+    }
+
     fn unlink(&mut self, node: u32) {
         let Node { prev, next, .. } = self.nodes[node as usize];
         self.nodes[prev as usize].next = next;
@@ -232,5 +236,6 @@ const fn instant(tick: u64) -> Instant {
     Instant::from_micros(tick.saturating_mul(TICK_MICROS))
 }
 
+mod state;
 #[cfg(test)]
 mod tests;

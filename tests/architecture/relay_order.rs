@@ -33,6 +33,7 @@ const ORDER: &[&str] = &[
     "snapshot",
     "invariants",
     "relay",
+    "state",
 ];
 
 #[test]

@@ -81,8 +81,8 @@ fn detours_are_found() {
             "use super::super::relay;",
             vec![(2, "one connection knows no other")],
         ),
-        ("src/time/a.rs", "use super::super::config;", vec![(2, "time knows nothing")]),
-        ("src/time.rs", "use crate::config::Limits;", vec![(2, "time knows nothing")]),
+        ("src/time/a.rs", "use super::super::config;", vec![(2, "time knows its state only")]),
+        ("src/time.rs", "use crate::config::Limits;", vec![(2, "time knows its state only")]),
         ("src/relay/a.rs", "use rand::{self, rngs::OsRng};", vec![(2, seeded)]),
         (
             "src/relay/a.rs",

@@ -10,7 +10,7 @@ use crate::support::{Pair, Peer, Process, binary_head, connect_from, source, thr
 const COUNT: usize = 10_000;
 const DIALERS: usize = 4;
 /// The relay's own memory for an idle TLS connection.
-const TLS_MAX: u64 = 560;
+const TLS_MAX: u64 = 500;
 
 pub fn plain_and_tls() {
     let plain = Process::start(&[]);

@@ -39,6 +39,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::faults::Faults;
+use crate::handover::HandOvers;
 use crate::oracle::Oracle;
 use crate::replay::{Replay, seeds, setting};
 use crate::world::{PeerId, World};
@@ -62,6 +63,13 @@ enum Action {
         from_peer: bool,
     },
     Reset(PeerId),
+    /// Of a record of the peer, or of one of the relay to it.
+    Damage {
+        peer: PeerId,
+        is_peers: bool,
+        bit: usize,
+    },
+    CutOff(PeerId, usize),
     TellStale(ConnId),
     ShutDown,
 }
@@ -93,6 +101,7 @@ struct Chaos {
 struct Outcome {
     /// Of all that crossed the border.
     hash: u64,
+    handovers: usize,
     open_time: Duration,
     delivered: usize,
     received: usize,
@@ -122,7 +131,7 @@ impl Chaos {
         if seed % 7 == 6 {
             world.balancer = Some([10, 0, 0, 9].into());
         }
-        world.is_tls = seed % 8 >= 5;
+        world.tls_keys = (seed % 8 >= 5).then(|| StdRng::seed_from_u64(seed ^ 0x715));
         // Turns take time, and none more than its bound.
         world.cost.is_on = seed % 6 == 4;
         if seed % 4 == 3 {
@@ -169,6 +178,14 @@ impl Chaos {
                 Action::Stall(peer, self.millis(most))
             }
             970..980 => Action::Cut { peer, from_peer: self.chance(0.5) },
+            980..990 if self.world.peer(peer).tls.is_on() => match self.rng.random_range(0..4) {
+                0 => Action::Reset(peer),
+                1 => Action::CutOff(peer, self.rng.random_range(0..40)),
+                way => {
+                    let bit = self.rng.random_range(0..2_000);
+                    Action::Damage { peer, is_peers: way == 2, bit }
+                }
+            },
             980..990 => Action::Reset(peer),
             990..995 => Action::TellStale(self.stale()),
             _ if self.is_late && self.chance(0.3) => Action::ShutDown,
@@ -206,6 +223,11 @@ impl Chaos {
                 self.world.reset(peer);
                 self.shadows[peer.0].left = true;
             }
+            Action::Damage { peer, is_peers, bit } => self.world.damage(peer, is_peers, bit),
+            Action::CutOff(peer, left) => {
+                self.world.cut_off(peer, left);
+                self.shadows[peer.0].left = true;
+            }
             Action::TellStale(id) => self.world.tell_stale(id),
             Action::ShutDown => self.world.shut_down(),
         }
@@ -240,6 +262,7 @@ impl Chaos {
         let stats = self.world.relay.stats();
         let outcome = Outcome {
             hash: self.world.trace.hash(),
+            handovers: self.world.handovers.count,
             open_time: self.world.open_time,
             delivered: self.shadows.iter().map(|shadow| shadow.delivered).sum(),
             received: self.shadows.iter().map(|shadow| shadow.received).sum(),
@@ -304,9 +327,28 @@ fn a_crowded_chaos_run() {
 }
 
 #[test]
+fn a_hand_over_changes_nothing_that_crosses_the_border() {
+    let count = setting("PYRYCODE_SIM_SEEDS").unwrap_or(6);
+    let first = setting("PYRYCODE_SIM_FIRST").unwrap_or(0);
+    for seed in first..first + count {
+        let run = |per_mille| {
+            let mut chaos = Chaos::new(seed, 60, "chaos::a_hand_over");
+            chaos.world.handovers = HandOvers::new(per_mille, seed);
+            chaos.run(STEPS)
+        };
+        let (without, with) = (run(0), run(150));
+        assert!(with.handovers > 10, "{with:?}");
+        assert_eq!(with.hash, without.hash, "seed {seed}, {} hand-overs", with.handovers);
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let hash = |seed| Chaos::new(seed, 60, "chaos::the_same").run(STEPS).hash;
-    let seed = seeds(1, &[])[0];
-    assert_eq!(hash(seed), hash(seed), "(11)");
-    assert_ne!(hash(seed), hash(seed + 1), "(11)");
+    let first = seeds(1, &[])[0];
+    // Without TLS and with it.
+    for seed in [first, first - first % 8 + 5] {
+        assert_eq!(hash(seed), hash(seed), "(11)");
+        assert_ne!(hash(seed), hash(seed + 1), "(11)");
+    }
 }

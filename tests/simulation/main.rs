@@ -16,6 +16,7 @@ mod envelopes;
 mod fairness;
 mod faults;
 mod gates;
+mod handover;
 mod heartbeat;
 mod limits;
 mod link;

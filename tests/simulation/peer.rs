@@ -199,7 +199,8 @@ impl Peer {
     /// Sends a PROXY header, ahead of everything else.
     pub(crate) fn send_header(&mut self, header: &[u8]) {
         self.owes_header = true;
-        self.push(header);
+        self.outgoing.extend(header);
+        self.sent += header.len() as u64;
     }
 
     /// The relay has read the PROXY header.
@@ -207,7 +208,6 @@ impl Peer {
         self.owes_header = false;
         self.up.arrived.drain(..len);
         self.handed_in += len as u64;
-        self.tls.skip(len);
     }
 
     /// Sends bytes that end within a frame.
@@ -218,8 +218,7 @@ impl Peer {
 
     fn push(&mut self, bytes: &[u8]) {
         if self.sending == Sending::Open && !self.is_gone {
-            self.outgoing.extend(bytes);
-            self.tls.on_sent(self.sent, bytes.len());
+            self.tls.say(bytes, &mut self.outgoing);
             self.sent += bytes.len() as u64;
             if let Some(payload) = wire::pong(bytes) {
                 self.pongs.push_back((self.sent, payload));
@@ -274,11 +273,9 @@ impl Peer {
     pub(crate) fn read(&mut self, limit: usize) {
         let count = self.down.arrived.len().min(limit);
         if count > 0 {
-            let (front, back) = self.down.arrived.as_slices();
-            let cut = count.min(front.len());
-            self.decoder.feed(&front[..cut]);
-            self.decoder.feed(&back[..count - cut]);
-            self.down.arrived.drain(..count);
+            let bytes = self.down.arrived.drain(..count).collect();
+            let plain = self.tls.hear(bytes, &mut self.outgoing);
+            self.decoder.feed(&plain);
             while let Some(part) = self.decoder.next() {
                 self.on_part(part);
             }
@@ -288,7 +285,10 @@ impl Peer {
         }
         match self.down.end {
             Some(End::Fin) if !std::mem::replace(&mut self.saw_end, true) => {
-                assert!(!self.decoder.is_midway(), "(4) FIN within a frame");
+                if !self.tls.is_damaged() {
+                    assert!(!self.decoder.is_midway(), "(4) FIN within a frame");
+                    assert!(self.tls.is_complete(), "(4) FIN without close_notify");
+                }
                 self.seen.push(Seen::End);
                 if self.habits.hangs_up && self.sending == Sending::Open {
                     self.sending = Sending::Ended;

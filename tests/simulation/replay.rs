@@ -3,6 +3,7 @@
 //! - `PYRYCODE_SIM_SEED=n` runs only seed n;
 //! - `PYRYCODE_SIM_SEEDS=n` runs n seeds in each sweep, starting at
 //!   `PYRYCODE_SIM_FIRST=n`, and reports how much was simulated;
+//! - `PYRYCODE_SIM_HANDOVERS=n` hands the relay over before n of 1,000 turns, in every test;
 //! - `PYRYCODE_SIM_PEERS=n` is the number of peers in the crowded chaos;
 //! - `PYRYCODE_SIM_MINUTES=n` is the virtual time of the long run.
 

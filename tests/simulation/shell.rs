@@ -5,7 +5,6 @@
 //! is [`Turn`]'s; turns follow each other until no peer has anything to send.
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use pyrycode_relay::config::{PROXY_HEADER_MAX, READ_SIZE};
@@ -18,7 +17,6 @@ use pyrycode_relay::time::Instant;
 use crate::faults::Write;
 use crate::link::{End, Pipe};
 use crate::peer::{Peer, Sending};
-use crate::tls::RECORD_MAX;
 use crate::world::{PeerId, World};
 
 /// More rounds without time passing than any valid exchange needs.
@@ -68,6 +66,9 @@ impl World {
     fn ship(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         let mut next = None;
+        if peer.sending == Sending::Ended && !peer.end_sent {
+            peer.tls.say_end(&mut peer.outgoing);
+        }
         if !peer.outgoing.is_empty() {
             next = peer.up.send(std::mem::take(&mut peer.outgoing), self.wall);
         }
@@ -87,6 +88,7 @@ impl World {
         let mut turn = std::mem::replace(&mut self.turn, Turn::new(Vec::new()));
         let mut rounds = 0;
         loop {
+            self.hand_over(&mut turn);
             self.take_turn(&mut turn);
             let next = self.relay.next_deadline();
             let is_due = next.is_some_and(|next| next <= self.now);
@@ -174,8 +176,9 @@ impl World {
             return None;
         }
         let is_short = count < bytes.len() + behind;
+        let (on_link, plain) = peer.tls.observe(sent);
         if let Some(oracle) = &mut self.oracle {
-            oracle.on_written(index, sent, is_short, self.now);
+            oracle.on_written(index, &plain, count > 0, is_short, self.now);
         }
         peer.is_short = is_short;
         if count < room && peer.refuses_until <= wall {
@@ -183,37 +186,45 @@ impl World {
         } else if count < bytes.len() {
             peer.is_blocked = true;
         }
-        let next = peer.down.send(VecDeque::from(sent.to_vec()), wall);
+        let next = peer.down.send(on_link.into(), wall);
         self.schedule(index, next);
         self.schedule(index, again);
         self.react(index);
         Some(count)
     }
 
-    /// Puts on the link what TLS has accepted; returns whether that was all; `None`: the connection is broken.
+    /// Puts on the link what TLS has sealed, and FIN behind the last of it; returns whether
+    /// that was all; `None`: the connection is broken.
     fn flush(&mut self, index: usize, behind: usize) -> Option<bool> {
-        let mut unsent = std::mem::take(&mut self.peers[index].tls.unsent);
-        let count = match unsent.is_empty() {
-            false => self.put(index, unsent.make_contiguous(), behind),
-            true => Some(0),
-        };
-        unsent.drain(..count.unwrap_or(0));
-        let is_all = unsent.is_empty();
-        self.peers[index].tls.unsent = unsent;
-        count.map(|_| is_all)
+        let unsent = self.peers[index].tls.unsent().to_vec();
+        if !unsent.is_empty() {
+            let count = self.put(index, &unsent, behind)?;
+            self.peers[index].tls.on_sent(count);
+        }
+        if self.peers[index].tls.takes_end() {
+            self.end(index);
+        }
+        Some(self.peers[index].tls.unsent().is_empty())
     }
 
-    /// TLS accepts one record, once the record before it is sent.
-    fn write_record(&mut self, index: usize, mut outgoing: Vec<u8>) -> Option<Written> {
+    /// TLS accepts full records, once those before them are sent.
+    fn write_records(&mut self, index: usize, outgoing: &[u8]) -> Option<Written> {
         if !self.flush(index, outgoing.len())? {
             return Some(Written::Bytes(0));
         }
-        let behind = outgoing.len().saturating_sub(RECORD_MAX);
-        outgoing.truncate(RECORD_MAX);
-        let count = outgoing.len();
-        self.peers[index].tls.unsent = outgoing.into();
-        let is_all = self.flush(index, behind)?;
+        if self.peers[index].tls.is_broken() {
+            return None;
+        }
+        let count = self.peers[index].tls.seal(outgoing);
+        let is_all = self.flush(index, outgoing.len() - count)?;
         Some(if is_all && count > 0 { Written::Part(count) } else { Written::Bytes(count) })
+    }
+
+    /// FIN is on the link.
+    fn end(&mut self, index: usize) {
+        let next = self.peers[index].down.end(End::Fin, self.wall);
+        self.schedule(index, next);
+        self.react(index);
     }
 
     /// The peer reads and answers, if those are its habits.
@@ -309,6 +320,13 @@ impl Transport for World {
                 Err(malformed) => Received::Proxied(Err(malformed)),
             };
         }
+        if peer.tls.is_broken() {
+            return Received::Broken;
+        }
+        if peer.tls.has_ended() {
+            peer.readiness.is_readable = false;
+            return Received::End;
+        }
         if peer.up.arrived.is_empty() {
             peer.readiness.is_readable = false;
             return match peer.up.end {
@@ -321,7 +339,15 @@ impl Transport for World {
         buffer.clear();
         buffer.extend(peer.up.arrived.drain(..count));
         peer.readiness.is_readable = has_ended || !peer.up.arrived.is_empty();
-        peer.tls.open(buffer);
+        if peer.tls.is_on() {
+            peer.tls.open(buffer);
+            // The next read returns the end or the fault.
+            peer.readiness.is_readable |= peer.tls.has_ended() || peer.tls.is_broken();
+            let behind = self.backlog(PeerId(index));
+            if self.flush(index, behind).is_none() {
+                return Received::Broken;
+            }
+        }
         Received::Bytes(buffer, count)
     }
 
@@ -329,11 +355,11 @@ impl Transport for World {
         let Some(index) = self.find(id) else { return Written::Nothing };
         let outgoing = self.relay.outgoing(id).concat();
         let tls = &self.peers[index].tls;
-        if outgoing.is_empty() && tls.unsent.is_empty() {
+        if outgoing.is_empty() && tls.unsent().is_empty() {
             return Written::Nothing;
         }
-        let written = match tls.is_on {
-            true => self.write_record(index, outgoing.clone()),
+        let written = match tls.is_on() {
+            true => self.write_records(index, &outgoing),
             false => self.put(index, &outgoing, 0).map(Written::Bytes),
         };
         self.cost.on_write(outgoing.len());
@@ -342,15 +368,18 @@ impl Transport for World {
 
     fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
         let peer = self.find(id).expect("half-closes a connection that is there");
-        assert!(self.peers[peer].tls.unsent.is_empty(), "(4) FIN ahead of what TLS holds");
+        assert!(self.peers[peer].tls.unsent().is_empty(), "(4) FIN ahead of what TLS holds");
         self.peers[peer].on_half_close();
         if self.faults.half_close() {
             // The next read reports the cause of an error here.
             return self.break_link(peer);
         }
-        let next = self.peers[peer].down.end(End::Fin, self.wall);
-        self.schedule(peer, next);
-        self.react(peer);
+        if !self.peers[peer].tls.is_on() {
+            return self.end(peer);
+        }
+        self.peers[peer].tls.seal_end();
+        // An error is found by the next read.
+        let _ = self.flush(peer, 0);
     }
 
     fn disconnect(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {

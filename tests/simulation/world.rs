@@ -23,10 +23,12 @@ use rand::{RngExt, SeedableRng};
 use crate::border::Trace;
 use crate::cost::Cost;
 use crate::faults::Faults;
+use crate::handover::HandOvers;
 use crate::link::Pipe;
 use crate::oracle::Oracle;
 use crate::peer::{self, HOME, Habits, Peer, Seen, Sending};
 use crate::proxy;
+use crate::tls::Tls;
 use crate::wire;
 
 /// The part of a pause that the relay's clock counts, beyond the sleep it had asked for.
@@ -55,8 +57,8 @@ pub(crate) struct World {
     pub(crate) has_fired: bool,
     /// The load balancer through which peers dial by default.
     pub(crate) balancer: Option<IpAddr>,
-    /// Peers dial over TLS.
-    pub(crate) is_tls: bool,
+    /// Peers dial over TLS, with keys from here.
+    pub(crate) tls_keys: Option<StdRng>,
     /// Peers that have dialled and are not accepted, for lack of descriptors.
     pub(crate) backlog: VecDeque<usize>,
     /// The relay's limit on sockets.
@@ -68,6 +70,8 @@ pub(crate) struct World {
     /// The relay is paused: nothing is settled until it continues.
     pub(crate) is_frozen: bool,
     pub(crate) faults: Faults,
+    pub(crate) handovers: HandOvers,
+    pub(crate) capacity: usize,
     /// The model of the relay, if the test needs it.
     pub(crate) oracle: Option<Box<Oracle>>,
     pub(crate) trace: Trace,
@@ -101,13 +105,15 @@ impl World {
             writable: Vec::new(),
             has_fired: false,
             balancer: None,
-            is_tls: false,
+            tls_keys: None,
             backlog: VecDeque::new(),
             descriptors: usize::MAX,
             events: BinaryHeap::new(),
             event_count: 0,
             is_frozen: false,
             faults: Faults::default(),
+            handovers: HandOvers::from_environment(seed),
+            capacity,
             oracle: None,
             trace: Trace::default(),
             calls: 0,
@@ -156,7 +162,7 @@ impl World {
 
     fn come(&mut self, address: IpAddr) -> PeerId {
         let mut peer = Peer::new(address);
-        peer.tls.is_on = self.is_tls;
+        peer.tls = self.tls_keys.as_mut().map_or(Tls::default(), Tls::seeded);
         if let Some(balancer) = self.balancer {
             peer.balancer = Some(balancer);
             peer.send_header(&proxy::client(address));
@@ -233,6 +239,23 @@ impl World {
             self.peer_mut(peer).sending = Sending::Ended;
         }
         self.touch(peer);
+    }
+
+    /// A record is damaged on its way, the peer's next one or the relay's.
+    pub(crate) fn damage(&mut self, peer: PeerId, is_peers: bool, bit: usize) {
+        let peer = self.peer_mut(peer);
+        peer.is_broken = true;
+        peer.tls.damage_next(is_peers, bit);
+    }
+
+    /// The peer's stream ends within a record, without close_notify.
+    pub(crate) fn cut_off(&mut self, peer: PeerId, left: usize) {
+        let ping = wire::frame(wire::PING, b"");
+        let peer_mut = self.peer_mut(peer);
+        if peer_mut.sending == Sending::Open {
+            peer_mut.tls.cut_off(&ping, left, &mut peer_mut.outgoing);
+        }
+        self.hang_up(peer);
     }
 
     /// The connection breaks: bytes that have not arrived are lost.

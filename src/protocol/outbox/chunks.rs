@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 
 use super::piece::{CHUNK, Piece};
+use crate::state::v1;
 
 /// Full pieces of a queue that may be the allocator's memory: a queue of short messages is not
 /// copied for the sake of pages until it is a long one.
@@ -35,6 +36,53 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
+    /// The pieces, and the bytes of the first that are consumed.
+    pub(super) fn save(&self) -> (Vec<v1::Piece>, u16) {
+        let pieces = self.pieces.iter().enumerate().map(|(index, piece)| {
+            let sent = if index == 0 { self.sent } else { 0 };
+            v1::Piece {
+                buffer: v1::Buffer::save(&piece[sent..], piece.capacity() - sent),
+                is_whole: piece.is_mapped(),
+            }
+        });
+        (pieces.collect(), self.sent as u16)
+    }
+
+    /// The queue of which [`Self::save`] returned these; `None` if a piece is too long.
+    pub(super) fn restore(saved: Vec<v1::Piece>, sent: u16) -> Option<Self> {
+        let mut queue = Self { sent: sent.into(), ..Self::default() };
+        let mut before = queue.sent;
+        for v1::Piece { buffer: v1::Buffer { bytes, room }, is_whole } in saved {
+            let len = before + bytes.len();
+            if len > CHUNK {
+                return None;
+            }
+            let mut piece = match is_whole {
+                true => Piece::whole(),
+                false => Piece::short(len.saturating_add(room as usize).min(CHUNK)),
+            };
+            piece.append(&[0; CHUNK][..before]);
+            piece.append(&bytes);
+            before = 0;
+            queue.len += bytes.len();
+            queue.held += piece.capacity();
+            queue.pieces.push_back(piece);
+        }
+        // Nothing is consumed of nothing.
+        (before == 0).then_some(queue)
+    }
+
+    /// An empty queue with this room.
+    pub(super) fn with_room(room: u16) -> Self {
+        let mut queue = Self::default();
+        if room > 0 {
+            let piece = Piece::short(usize::from(room).min(SHORT));
+            queue.held = piece.capacity();
+            queue.pieces.push_back(piece);
+        }
+        queue
+    }
+
     /// Bytes that are not consumed.
     pub(super) fn len(&self) -> usize {
         self.len
@@ -211,6 +259,16 @@ impl SpareChunks {
             _ if total <= CHUNK / 2 => Piece::short(total),
             _ => self.pieces.pop().unwrap_or_else(|| Piece::short(total)),
         }
+    }
+
+    /// Number of pieces.
+    pub(crate) fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Adds `count` pieces, as far as its bound allows.
+    pub(crate) fn fill(&mut self, count: usize) {
+        (0..count.min(self.max)).for_each(|_| self.put(Piece::whole()));
     }
 
     fn whole(&mut self) -> Piece {

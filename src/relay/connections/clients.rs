@@ -28,7 +28,7 @@ use crate::relay::slots::SlotKey;
 const COMPARED_MAX: usize = 64;
 
 /// A client, for the sharing of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::relay) enum Client {
     /// An address.
     Address(ClientKey),
@@ -156,7 +156,12 @@ impl Clients {
     /// compared.
     pub(super) fn first_to_shed(&self) -> Option<Holding> {
         let newest = self.ranking.highest().iter().rev().take(COMPARED_MAX);
-        let record = *newest.max_by_key(|record| self.records[**record as usize].bytes)?;
+        // Of two with as many bytes the same one is shed after a hand-over as before.
+        let rank = |record: &&u32| {
+            let Record { bytes, client, .. } = self.records[**record as usize];
+            (bytes, client)
+        };
+        let record = *newest.max_by_key(rank)?;
         let first = (record, 0, Holding::Connection(0));
         let all = (record, u64::MAX, Holding::Grace(SlotKey::MAX));
         let mut last = self.ordered.range(first..=all).rev().take(COMPARED_MAX);
@@ -168,6 +173,17 @@ impl Clients {
     /// The bytes of a holding.
     pub(super) fn bytes(&self, holding: Holding) -> usize {
         self.shares.get(&holding).map_or(0, |share| share.bytes)
+    }
+
+    /// Every slot in grace, its client and its bytes.
+    pub(super) fn graces(&self) -> impl Iterator<Item = (SlotKey, Client, usize)> {
+        let first = Holding::Grace(SlotKey::default());
+        self.shares.range(first..).filter_map(|(holding, share)| match holding {
+            Holding::Grace(slot) => {
+                Some((*slot, self.records[share.record as usize].client, share.bytes))
+            }
+            Holding::Connection(_) => None,
+        })
     }
 
     /// The client that a holding is recorded for.

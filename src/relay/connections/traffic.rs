@@ -19,6 +19,16 @@ impl Flow {
         self.0 = frames << Self::BYTE_BITS | bytes;
     }
 
+    /// As one number.
+    pub(in crate::relay) const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The inverse of [`Self::to_bits`].
+    pub(in crate::relay) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     pub(in crate::relay) fn frames(self) -> u64 {
         self.0 >> Self::BYTE_BITS
     }

@@ -428,3 +428,16 @@ fn frames_are_what_a_parser_with_a_tree_accepts() {
         }
     }
 }
+
+#[test]
+fn opening_brackets_are_counted_across_the_chunks_of_the_count() {
+    let naive = |json: &str| json.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    for len in [0, 1, 254, 255, 256, 510, 511, 70_000] {
+        for text in ["[".repeat(len), "{".repeat(len), "x".repeat(len), "[;{K".repeat(len)] {
+            assert_eq!(opening_brackets(&text), naive(&text), "{len} of {:?}", text.chars().next());
+        }
+    }
+    // Every other character, those that differ from a bracket in one bit above all.
+    let all: String = (0..=255_u32).filter_map(char::from_u32).collect();
+    assert_eq!(opening_brackets(&all), 2);
+}

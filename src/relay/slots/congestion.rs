@@ -13,6 +13,7 @@
 
 use crate::config::{BINARY_HIGH_WATER, BINARY_LOW_WATER};
 use crate::relay::conn_id::ConnId;
+use crate::state::v1;
 
 /// One slot whose binary has been a slow consumer.
 #[derive(Debug)]
@@ -80,6 +81,22 @@ impl Congestion {
     /// The phones that are paused.
     pub(super) fn paused(&self) -> impl Iterator<Item = ConnId> {
         self.phones.iter().filter(|share| share.is_paused).map(|share| share.phone)
+    }
+
+    /// As plain values, of the slot with this index.
+    pub(super) fn save(&self, slot: u32) -> v1::Congestion {
+        let share = |share: &Share| (share.phone.to_bits(), share.delivered, share.is_paused);
+        let phones = self.phones.iter().map(share).collect();
+        v1::Congestion { slot, is_full: self.is_full, phones }
+    }
+
+    /// The congestion of which [`Self::save`] returned `saved`.
+    pub(super) fn restore(saved: &v1::Congestion) -> Self {
+        let share = |&(phone, delivered, is_paused): &(u64, u64, bool)| {
+            let phone = ConnId::from_bits(phone);
+            Share { phone, delivered, is_paused }
+        };
+        Self { is_full: saved.is_full, phones: saved.phones.iter().map(share).collect() }
     }
 
     pub(super) fn is_full(&self) -> bool {

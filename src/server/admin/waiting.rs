@@ -3,11 +3,13 @@
 //! Owns their order of arrival, and closes the oldest of them where it would keep a new
 //! connection waiting. Must not know requests.
 //!
-//! 1. If as many connections are in progress as may be, and one of them waits for its peer, one
-//!    that waits is closed: whatever silent peers there are, the next connection is accepted.
+//! 1. If as many connections are in progress as may be, the oldest that waits for its peer is
+//!    closed: whatever silent peers there are, the next connection is accepted.
+//! 2. The newest connection is not closed before it had a place: if all others are being
+//!    answered, the next one waits for the end of the first answer.
 
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The connections in progress.
 #[derive(Debug)]
@@ -42,18 +44,23 @@ impl Waiting {
     /// A connection was accepted, and waits for its peer.
     pub(super) fn enter(&self, stream: TcpStream) -> Ticket<'_> {
         let stream = Arc::new(stream);
+        // It is added last, so that it is not the one to be closed.
         let number = self.change(|it| {
             it.in_progress += 1;
             it.accepted += 1;
-            it.waiting.push((it.accepted, Arc::clone(&stream)));
             it.accepted
         });
+        self.lock().waiting.push((number, Arc::clone(&stream)));
         Ticket { all: self, number, stream }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the list, and closes the oldest that waits if there is no room for another.
     fn change<T>(&self, change: impl FnOnce(&mut Connections) -> T) -> T {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.lock();
         let result = change(&mut connections);
         let oldest = (0..connections.waiting.len()).min_by_key(|at| connections.waiting[*at].0);
         if connections.in_progress >= self.max

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::state::v1;
+
 /// Everything counted since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -22,6 +24,20 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// What is counted, as plain values.
+    #[must_use]
+    pub fn save(&self) -> v1::TlsStats {
+        let Self { reloads, failed_reloads, faults, truncations, .. } = *self;
+        v1::TlsStats { reloads, failed_reloads, faults, truncations }
+    }
+
+    /// Continues with what [`Self::save`] returned.
+    #[must_use]
+    pub fn restore(saved: v1::TlsStats) -> Self {
+        let v1::TlsStats { reloads, failed_reloads, faults, truncations } = saved;
+        Self { reloads, failed_reloads, faults, truncations, ..Self::default() }
+    }
+
     /// Whole days until the certificate in use expires, at `now` since 1970; negative
     /// once it has.
     #[must_use]

@@ -134,6 +134,8 @@ impl Listener {
     }
 }
 
+mod state;
+
 /// All listening sockets of a loop.
 #[derive(Debug)]
 pub(in crate::server) struct Listeners {

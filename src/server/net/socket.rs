@@ -85,6 +85,8 @@ impl Sockets {
     }
 }
 
+mod state;
+
 /// The result of a read.
 pub(in crate::server) enum Received<'b> {
     /// The peer's next bytes, possibly none yet, and the number of bytes read for them;

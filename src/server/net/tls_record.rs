@@ -29,7 +29,7 @@ use ring::aead::{Aad, LessSafeKey};
 pub use self::fault::Fault;
 use self::keys::{IV, Sequence, Traffic};
 pub use self::keys::{SECRET_MAX, Suite};
-use self::messages::count;
+use self::messages::{Partial, count};
 pub use self::saved::{Facts, Saved};
 
 /// The most data in one record (§5.1, RFC 5246 §6.2.1).
@@ -77,18 +77,45 @@ pub struct Opened {
     pub plain: usize,
 }
 
+/// What may still be received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input {
+    Open,
+    /// The peer has sent close_notify.
+    Ended,
+    /// Nothing, nor can anything be sent.
+    Broken(Fault),
+}
+
+/// What may still be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Open,
+    /// An answer is due before the next data: to a KeyUpdate, or to a renegotiation.
+    OwesAnswer,
+    /// close_notify was sealed.
+    Ended,
+}
+
 /// One session after its handshake.
 pub struct RecordLayer {
     send: Traffic,
     receive: Traffic,
     version: Version,
     suite: Suite,
-    facts: Facts,
-    fault: Option<Fault>,
+    input: Input,
+    output: Output,
+    /// KeyUpdates since the last data; in TLS 1.2 refused renegotiations, in all.
+    handshakes: u8,
+    /// Warnings, in all.
+    warnings: u8,
+    /// Records without content, since the last one with some.
+    empty: u8,
+    partial: Partial,
 }
 
 /// The cost of a session at rest.
-const _: () = assert!(size_of::<RecordLayer>() <= 220);
+const _: () = assert!(size_of::<RecordLayer>() <= 208);
 
 impl Debug for RecordLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,7 +148,18 @@ impl RecordLayer {
     }
 
     fn new(version: Version, suite: Suite, send: Traffic, receive: Traffic) -> Self {
-        Self { send, receive, version, suite, facts: Facts::default(), fault: None }
+        Self {
+            send,
+            receive,
+            version,
+            suite,
+            input: Input::Open,
+            output: Output::Open,
+            handshakes: 0,
+            warnings: 0,
+            empty: 0,
+            partial: Partial::default(),
+        }
     }
 
     /// Whether these are the keys and ivs in use, to send and to receive.
@@ -133,19 +171,22 @@ impl RecordLayer {
     /// Whether the peer has sent close_notify, so that the end of the stream is no truncation.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.facts.has_ended
+        self.input == Input::Ended
     }
 
     /// What broke the session.
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
-        self.fault
+        match self.input {
+            Input::Broken(fault) => Some(fault),
+            Input::Open | Input::Ended => None,
+        }
     }
 
     /// Whether nothing more can be received.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.has_ended() || self.fault.is_some()
+        self.input != Input::Open
     }
 
     /// Opens the complete records in `input`, up to the first fault or close_notify, and
@@ -188,22 +229,21 @@ impl RecordLayer {
         let (kind, len) = self.unprotect(key, header, &mut input[plain..end], used - plain)?;
         let content = &input[plain..plain + len];
         // §5.1: no other record may interrupt a handshake message.
-        let is_cut = self.facts.message_len > 0 || self.facts.skip > 0;
-        if is_cut && kind != HANDSHAKE {
+        if self.partial.head_len > 0 && kind != HANDSHAKE {
             return Err(Fault::Unexpected);
         }
         if !content.is_empty() {
-            self.facts.empty = 0;
+            self.empty = 0;
         } else if kind != DATA {
             // §5.4 and RFC 5246 §6.2.1: only data may be empty.
             return Err(Fault::Unexpected);
         } else {
-            count(&mut self.facts.empty, EMPTY_MAX)?;
+            count(&mut self.empty, EMPTY_MAX)?;
         }
         match (kind, self.version) {
             (DATA, _) => {
-                if len > 0 {
-                    self.facts.key_updates = 0;
+                if len > 0 && self.version == Version::Tls13 {
+                    self.handshakes = 0;
                 }
                 return Ok(Opened { used: end, plain: plain + len });
             }
@@ -296,14 +336,15 @@ impl RecordLayer {
     /// If the session is broken or was ended by [`Self::seal_end`], or in TLS 1.2 if the keys
     /// have reached their limit: then `output` has a close_notify.
     pub fn seal(&mut self, parts: &[&[u8]], output: &mut Vec<u8>) -> Result<(), Fault> {
-        if let Some(fault) = self.fault {
+        if let Some(fault) = self.fault() {
             return Err(fault);
         }
-        if self.facts.has_sent_end {
-            return Err(Fault::Internal);
+        let mut left: usize = parts.iter().map(|part| part.len()).sum();
+        if self.output == Output::Ended {
+            // No data is no misuse: close_notify may not be sent yet.
+            return if left == 0 { Ok(()) } else { Err(Fault::Internal) };
         }
         self.answer(output)?;
-        let mut left: usize = parts.iter().map(|part| part.len()).sum();
         output.reserve(left + left.div_ceil(RECORD_MAX) * (HEADER + EXPLICIT + 1 + TAG));
         let mut parts = parts.iter().copied();
         let mut part: &[u8] = &[];
@@ -328,15 +369,15 @@ impl RecordLayer {
                 }
             };
             let sealed = self.protect(key, DATA, content, output);
-            sealed.inspect_err(|fault| self.fault = Some(*fault))?;
+            sealed.inspect_err(|fault| self.input = Input::Broken(*fault))?;
         }
         Ok(())
     }
 
     /// Seals close_notify: nothing more will be sent.
     pub fn seal_end(&mut self, output: &mut Vec<u8>) {
-        if self.fault.is_none() && !self.facts.has_sent_end {
-            self.facts.has_sent_end = true;
+        if self.fault().is_none() && self.output != Output::Ended {
+            self.output = Output::Ended;
             // A failure is kept as the fault.
             let _ = self.say(ALERT, &[WARNING, CLOSE_NOTIFY], output);
         }
@@ -351,15 +392,16 @@ impl RecordLayer {
             return Ok(());
         }
         self.seal_end(output);
-        self.fault = Some(Fault::Exhausted);
+        self.input = Input::Broken(Fault::Exhausted);
         Err(Fault::Exhausted)
     }
 
     /// Seals the answer that is due.
     fn answer(&mut self, output: &mut Vec<u8>) -> Result<(), Fault> {
-        if !std::mem::take(&mut self.facts.owes_answer) || self.facts.has_sent_end {
+        if self.output != Output::OwesAnswer {
             return Ok(());
         }
+        self.output = Output::Open;
         if self.version == Version::Tls12 {
             return self.say(ALERT, &[WARNING, NO_RENEGOTIATION], output);
         }
@@ -370,8 +412,8 @@ impl RecordLayer {
     }
 
     fn fail(&mut self, fault: Fault, replies: &mut Vec<u8>) {
-        self.fault = Some(fault);
-        if let Some(alert) = fault.alert().filter(|_| !self.facts.has_sent_end) {
+        self.input = Input::Broken(fault);
+        if let Some(alert) = fault.alert().filter(|_| self.output != Output::Ended) {
             let _ = self.say(ALERT, &[FATAL, alert], replies);
         }
     }
@@ -381,7 +423,7 @@ impl RecordLayer {
         let key = self.send.key(self.suite);
         let content = |output: &mut Vec<u8>| output.extend_from_slice(message);
         let said = self.protect(&key, kind, content, output);
-        said.inspect_err(|fault| self.fault = Some(*fault))
+        said.inspect_err(|fault| self.input = Input::Broken(*fault))
     }
 
     /// Seals one record; `content` appends at most [`RECORD_MAX`] bytes.

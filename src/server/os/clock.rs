@@ -28,6 +28,12 @@ impl Clock {
         Self { now: Instant::START, read_at: monotonic(), stopped: Duration::ZERO }
     }
 
+    /// A clock that continues at `now`: the time until this call does not count.
+    #[must_use]
+    pub fn resume(now: Instant) -> Self {
+        Self { now, ..Self::start() }
+    }
+
     /// The time as of the last reading.
     #[must_use]
     pub fn now(&self) -> Instant {

@@ -131,8 +131,16 @@ impl Pings {
 }
 
 impl Oracle {
-    /// Bytes on their way to a peer, as the relay wrote them.
-    pub(crate) fn on_written(&mut self, peer: usize, bytes: &[u8], is_short: bool, now: Instant) {
+    /// Bytes on their way to a peer, as the relay wrote them; through TLS there may be progress
+    /// without any, within a record.
+    pub(crate) fn on_written(
+        &mut self,
+        peer: usize,
+        bytes: &[u8],
+        is_progress: bool,
+        is_short: bool,
+        now: Instant,
+    ) {
         let late = self.late;
         let due_now = if self.woke == now { now - HELD_UP } else { now };
         let record = &mut self.records[peer];
@@ -155,7 +163,7 @@ impl Oracle {
                 Part::Answer { .. } | Part::Text(_) | Part::Pong(_) => {}
             }
         }
-        if !bytes.is_empty() {
+        if is_progress {
             pings.progress = now;
         }
         if !is_short {
@@ -209,7 +217,7 @@ impl Oracle {
         assert!(waited <= allowed, "(2) a claimant of {holder}'s slot waits for {waited:?}");
         // TLS may have sent the ping with a part of a record whose rest waits.
         if let Some(sent) = self.records[holder].pings.probe_sent(slot)
-            && !world.peers[holder].tls.is_on
+            && !world.peers[holder].tls.is_on()
         {
             let (had, allowed) =
                 (world.now.since(sent.written), timeouts.probe + TICK + self.late - sent.late);
@@ -341,8 +349,7 @@ impl Oracle {
     /// The close frame at the end of what waits for the peer.
     pub(super) fn last_words(&self, world: &World, peer: usize) -> Option<Words> {
         let outgoing = world.relay.queued(world.peers[peer].id).collect::<Vec<_>>().concat();
-        let (front, back) = world.peers[peer].tls.unsent.as_slices();
-        let waiting = [front, back, &outgoing].concat();
+        let waiting = [world.peers[peer].tls.accepted(), outgoing].concat();
         let tail = &waiting[waiting.len().saturating_sub(127)..];
         if !tail.contains(&(wire::FIN | wire::CLOSE)) {
             return None;

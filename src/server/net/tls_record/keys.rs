@@ -79,34 +79,40 @@ impl Suite {
     pub(super) fn records_max(self) -> u64 {
         match self {
             Self::Aes128Gcm | Self::Aes256Gcm => 1 << 24,
-            Self::ChaCha20Poly1305 => u64::MAX - 0xffff,
+            Self::ChaCha20Poly1305 => COUNTER_MAX - 0xffff,
         }
     }
 }
 
+/// The last sequence number, which is never used. RFC 8446 §5.3 allows 64 bits: 2^48 of the
+/// shortest records are 6 petabytes, and two bytes in every session.
+const COUNTER_MAX: u64 = (1 << 48) - 1;
+
 /// The next sequence number, as bytes: its alignment would cost every session 16 bytes.
-pub(super) struct Counter([u8; 8]);
+pub(super) struct Counter([u8; 6]);
 
 /// A sequence number for one record. It is neither `Clone` nor `Copy`, and
 /// [`Traffic::nonce`] consumes it.
 pub(super) struct Sequence(u64);
 
-impl From<u64> for Counter {
-    fn from(next: u64) -> Self {
-        Self(next.to_be_bytes())
-    }
-}
-
 impl Counter {
+    const ZERO: Self = Self([0; 6]);
+
+    /// `None`: there is no such number.
+    pub(super) fn new(next: u64) -> Option<Self> {
+        let [0, 0, bytes @ ..] = next.to_be_bytes() else { return None };
+        Some(Self(bytes))
+    }
+
     /// The next number, which stays unused.
     pub(super) fn value(&self) -> u64 {
-        u64::from_be_bytes(self.0)
+        self.0.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 
     /// Counts, and then returns the number; `None`: all were used (RFC 8446 §5.3).
     pub(super) fn next(&mut self) -> Option<Sequence> {
         let sequence = self.value();
-        self.0 = sequence.checked_add(1)?.to_be_bytes();
+        *self = Self::new(sequence + 1)?;
         Some(Sequence(sequence))
     }
 }
@@ -135,14 +141,14 @@ impl Drop for Traffic {
 }
 
 impl Traffic {
-    fn empty(sequence: u64) -> Self {
-        let counter = sequence.into();
-        Self { counter, secret: [0; SECRET_MAX], key: [0; KEY_MAX], iv: [0; IV] }
+    fn empty(sequence: u64) -> Option<Self> {
+        let counter = Counter::new(sequence)?;
+        Some(Self { counter, secret: [0; SECRET_MAX], key: [0; KEY_MAX], iv: [0; IV] })
     }
 
-    /// With key and iv from a traffic secret; `None` if it has a wrong length.
+    /// With key and iv from a traffic secret; `None` if it or the number is not possible.
     pub(super) fn tls13(suite: Suite, sequence: u64, secret: &[u8]) -> Option<Self> {
-        let mut traffic = Self::empty(sequence);
+        let mut traffic = Self::empty(sequence)?;
         if secret.len() != suite.secret_len() {
             return None;
         }
@@ -151,9 +157,9 @@ impl Traffic {
         Some(traffic)
     }
 
-    /// With this key and iv; `None` if one has a wrong length.
+    /// With this key and iv; `None` if one or the number is not possible.
     pub(super) fn tls12(suite: Suite, sequence: u64, key: &[u8], iv: &[u8]) -> Option<Self> {
-        let mut traffic = Self::empty(sequence);
+        let mut traffic = Self::empty(sequence)?;
         if key.len() != suite.key_len() || iv.len() != IV {
             return None;
         }
@@ -170,7 +176,7 @@ impl Traffic {
         self.secret.copy_from_slice(&next);
         next.zeroize();
         self.derive(suite);
-        self.counter = 0.into();
+        self.counter = Counter::ZERO;
     }
 
     /// Key and iv (RFC 8446 §7.3).

@@ -3,7 +3,7 @@
 //! Owns what each message means and how many a peer may send. Must not know ciphers. "§"
 //! without an RFC refers to RFC 8446 (TLS 1.3).
 
-use super::{CLOSE_NOTIFY, FATAL, Fault, KEY_UPDATE, RecordLayer, Version, WARNING};
+use super::{CLOSE_NOTIFY, FATAL, Fault, Input, KEY_UPDATE, Output, RecordLayer, Version, WARNING};
 
 /// KeyUpdates without data between them. As many as rustls and BoringSSL accept: each costs
 /// a key derivation.
@@ -16,9 +16,48 @@ const RENEGOTIATIONS_MAX: u8 = 1;
 const HELLO_MAX: u32 = 0xffff;
 
 /// The handshake type of a ClientHello (RFC 5246 §7.4).
-const CLIENT_HELLO: u8 = 1;
+pub(super) const CLIENT_HELLO: u8 = 1;
+/// The length of a handshake message's header: its type, and its length in three bytes (§4).
+pub(super) const MESSAGE_HEADER: u8 = 4;
 /// The alert of a peer that gives up (§6.1).
 pub(super) const USER_CANCELED: u8 = 90;
+
+/// A handshake message that is cut over records. Only one type is possible in each version,
+/// so the type is not kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Partial {
+    /// How many bytes of the header have arrived.
+    pub(super) head_len: u8,
+    /// The length in the header; of a refused ClientHello what is still to come.
+    pub(super) length: [u8; 3],
+}
+
+impl Partial {
+    /// Takes what the header still lacks off the front of `content`; whether it is complete.
+    fn take_header(&mut self, kind: u8, content: &mut &[u8]) -> Result<bool, Fault> {
+        while self.head_len < MESSAGE_HEADER {
+            let [byte, rest @ ..] = *content else { return Ok(false) };
+            *content = rest;
+            match self.head_len {
+                0 if *byte != kind => return Err(Fault::Unexpected),
+                0 => {}
+                at => self.length[usize::from(at) - 1] = *byte,
+            }
+            self.head_len += 1;
+        }
+        Ok(true)
+    }
+
+    pub(super) fn length(self) -> u32 {
+        let [high, middle, low] = self.length;
+        u32::from_be_bytes([0, high, middle, low])
+    }
+
+    pub(super) fn set_length(&mut self, length: u32) {
+        let [_, bytes @ ..] = length.to_be_bytes();
+        self.length = bytes;
+    }
+}
 
 impl RecordLayer {
     pub(super) fn on_alert(&mut self, content: &[u8]) -> Result<(), Fault> {
@@ -28,7 +67,7 @@ impl RecordLayer {
         }
         if description == CLOSE_NOTIFY {
             // §6.1: what follows is ignored.
-            self.facts.has_ended = true;
+            self.input = Input::Ended;
             return Ok(());
         }
         // RFC 5246 §7.2: a warning ends nothing. §6: in TLS 1.3 whatever the level says,
@@ -37,74 +76,68 @@ impl RecordLayer {
         if level == FATAL || is_error {
             return Err(Fault::Alert(description));
         }
-        count(&mut self.facts.warnings, WARNINGS_MAX)
+        count(&mut self.warnings, WARNINGS_MAX)
     }
 
     /// §4.6.3; returns whether the key to receive has changed.
-    pub(super) fn on_key_update(&mut self, content: &[u8]) -> Result<bool, Fault> {
-        let facts = &mut self.facts;
-        let have = usize::from(facts.message_len);
-        let (taken, rest) = content.split_at(content.len().min(facts.message.len() - have));
-        facts.message[have..have + taken.len()].copy_from_slice(taken);
-        facts.message_len += taken.len() as u8;
+    pub(super) fn on_key_update(&mut self, mut content: &[u8]) -> Result<bool, Fault> {
         // §4.6.1, §4.6.2: nothing else comes from a client that has no certificate to show.
-        if facts.message[0] != KEY_UPDATE {
-            return Err(Fault::Unexpected);
-        }
-        if usize::from(facts.message_len) < facts.message.len() {
+        if !self.partial.take_header(KEY_UPDATE, &mut content)? {
             return Ok(false);
         }
+        let [request, rest @ ..] = content else { return Ok(false) };
         // §5.1: a message before a change of keys ends its record.
         if !rest.is_empty() {
             return Err(Fault::Unexpected);
         }
-        let [_, length @ .., request] = facts.message;
-        if length != [0, 0, 1] {
+        if self.partial.length() != 1 {
             return Err(Fault::Malformed);
         }
-        if request > 1 {
+        if *request > 1 {
             return Err(Fault::Illegal);
         }
-        facts.message_len = 0;
-        count(&mut facts.key_updates, KEY_UPDATES_MAX)?;
+        self.partial = Partial::default();
+        count(&mut self.handshakes, KEY_UPDATES_MAX)?;
         // One answer for several requests is enough.
-        facts.owes_answer |= request == 1;
+        self.owe_answer(*request == 1);
         self.receive.update(self.suite);
         Ok(true)
     }
 
     /// RFC 5246 §7.2.2: a ClientHello of any length, and only that, is answered by a warning.
     pub(super) fn on_renegotiation(&mut self, mut content: &[u8]) -> Result<(), Fault> {
-        let facts = &mut self.facts;
-        while let [byte, rest @ ..] = content {
-            if facts.skip > 0 {
-                let len = content.len().min(usize::from(facts.skip));
-                facts.skip -= len as u16;
-                content = &content[len..];
-                continue;
+        while !content.is_empty() {
+            if self.partial.head_len < MESSAGE_HEADER {
+                if !self.partial.take_header(CLIENT_HELLO, &mut content)? {
+                    return Ok(());
+                }
+                if self.partial.length() > HELLO_MAX {
+                    return Err(Fault::Malformed);
+                }
+                count(&mut self.handshakes, RENEGOTIATIONS_MAX)?;
+                self.owe_answer(true);
             }
-            facts.message[usize::from(facts.message_len)] = *byte;
-            facts.message_len += 1;
-            content = rest;
-            if facts.message[0] != CLIENT_HELLO {
-                return Err(Fault::Unexpected);
-            }
-            if facts.message_len == 4 {
-                let [_, high, middle, low, _] = facts.message;
-                let len = u32::from_be_bytes([0, high, middle, low]);
-                facts.skip = u16::try_from(len.min(HELLO_MAX + 1)).map_err(|_| Fault::Malformed)?;
-                facts.message_len = 0;
-                count(&mut facts.renegotiations, RENEGOTIATIONS_MAX)?;
-                facts.owes_answer = true;
+            let length = self.partial.length();
+            let skipped = content.len().min(length as usize);
+            content = &content[skipped..];
+            self.partial.set_length(length - skipped as u32);
+            if self.partial.length() == 0 {
+                self.partial = Partial::default();
             }
         }
         Ok(())
+    }
+
+    fn owe_answer(&mut self, is_due: bool) {
+        if is_due && self.output == Output::Open {
+            self.output = Output::OwesAnswer;
+        }
     }
 }
 
 /// Counts one more of at most `max`.
 pub(super) fn count(counter: &mut u8, max: u8) -> Result<(), Fault> {
-    if *counter == max {
+    if *counter >= max {
         return Err(Fault::TooMany);
     }
     *counter += 1;

@@ -7,7 +7,8 @@ use std::fmt::{self, Debug};
 use zeroize::Zeroize;
 
 use super::keys::{IV, KEY_MAX, SECRET_MAX, Suite, Traffic};
-use super::{RecordLayer, Version};
+use super::messages::{CLIENT_HELLO, MESSAGE_HEADER, Partial};
+use super::{Input, KEY_UPDATE, Output, RecordLayer, Version};
 
 /// What a session remembers besides its keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,12 +69,12 @@ impl RecordLayer {
     /// The session as plain values; `None` for a broken one, which cannot continue.
     #[must_use]
     pub fn save(&self) -> Option<Saved> {
-        let (version, facts) = (self.version, self.facts);
+        let version = self.version;
         let both = [&self.send, &self.receive];
-        self.fault.is_none().then(|| Saved {
+        self.fault().is_none().then(|| Saved {
             version: if version == Version::Tls13 { 4 } else { 3 },
             suite: self.suite.number(),
-            facts,
+            facts: self.facts(),
             sequences: both.map(|traffic| traffic.counter.value()),
             material: both.map(|traffic| traffic.material(version)),
         })
@@ -98,7 +99,59 @@ impl RecordLayer {
             }
             _ => None,
         }?;
-        restored.facts = saved.facts;
-        (usize::from(saved.facts.message_len) < saved.facts.message.len()).then_some(restored)
+        restored.remember(&saved.facts).then_some(restored)
+    }
+
+    fn facts(&self) -> Facts {
+        let is_13 = self.version == Version::Tls13;
+        let mut facts = Facts {
+            has_ended: self.has_ended(),
+            has_sent_end: self.output == Output::Ended,
+            owes_answer: self.output == Output::OwesAnswer,
+            key_updates: if is_13 { self.handshakes } else { 0 },
+            warnings: self.warnings,
+            empty: self.empty,
+            renegotiations: if is_13 { 0 } else { self.handshakes },
+            ..Facts::default()
+        };
+        let Partial { head_len, length: [high, middle, low] } = self.partial;
+        if head_len == MESSAGE_HEADER && !is_13 {
+            facts.skip = u16::from_be_bytes([middle, low]);
+        } else if head_len > 0 {
+            let kind = if is_13 { KEY_UPDATE } else { CLIENT_HELLO };
+            facts.message = [kind, high, middle, low, 0];
+            facts.message_len = head_len;
+        }
+        facts
+    }
+
+    /// The reverse of [`Self::facts`]; whether they are those of a session.
+    fn remember(&mut self, facts: &Facts) -> bool {
+        self.input = if facts.has_ended { Input::Ended } else { Input::Open };
+        self.output = match facts {
+            Facts { has_sent_end: true, .. } => Output::Ended,
+            Facts { owes_answer: true, .. } => Output::OwesAnswer,
+            _ => Output::Open,
+        };
+        self.handshakes = match self.version {
+            Version::Tls13 => facts.key_updates,
+            Version::Tls12 => facts.renegotiations,
+        };
+        (self.warnings, self.empty) = (facts.warnings, facts.empty);
+        let (is_13, len) = (self.version == Version::Tls13, usize::from(facts.message_len));
+        let kind = if is_13 { KEY_UPDATE } else { CLIENT_HELLO };
+        if len > usize::from(MESSAGE_HEADER) || len > 0 && facts.message[0] != kind {
+            return false;
+        }
+        self.partial.head_len = facts.message_len;
+        for (to, from) in self.partial.length.iter_mut().zip(&facts.message[1..len.max(1)]) {
+            *to = *from;
+        }
+        if facts.skip > 0 {
+            self.partial = Partial::default();
+            self.partial.head_len = MESSAGE_HEADER;
+            self.partial.set_length(facts.skip.into());
+        }
+        facts.skip == 0 || !is_13
     }
 }

@@ -5,13 +5,13 @@ use crate::relay::ConnId;
 use crate::state::v1;
 
 impl<B> Turn<B> {
-    /// What waits to be served; `None` while effects are left over.
+    /// What waits to be served; `None` while effects or writes are left over.
     #[must_use]
     pub fn save(&self) -> Option<v1::Turn> {
         let ids =
             |ids: &std::collections::VecDeque<ConnId>| ids.iter().map(|id| id.to_bits()).collect();
         let expiring = self.expiring.iter().map(|(id, unread)| (id.to_bits(), *unread as u64));
-        (!self.is_behind).then(|| v1::Turn {
+        (!self.is_behind && self.unwritten.is_empty()).then(|| v1::Turn {
             queues: self.queues.each_ref().map(ids),
             expiring: expiring.collect(),
         })
@@ -28,6 +28,7 @@ impl<B> Turn<B> {
         Self {
             queues: queues.map(|ids| ids.into_iter().map(ConnId::from_bits).collect()),
             expiring: expiring.collect(),
+            unwritten: std::collections::VecDeque::new(),
             is_behind: false,
             buffers,
         }

@@ -16,6 +16,7 @@ mod probe;
 mod serving;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Display};
@@ -27,19 +28,35 @@ use lexopt::Arg;
 pub use self::environment::Environment;
 use self::flag::{Flag, is_loopback};
 pub use self::probe::PROBE_HELP;
+pub use self::upgrade::UPGRADE_HELP;
 use crate::config::{
     BUFFER_MEMORY_MIN, Config, DRAIN_SECONDS_MAX, FCM_ENDPOINT, LogFormat, PushWake,
 };
 use crate::probe::Plan;
+use crate::upgrade::Request;
 
 /// What `--help` prints.
 pub const HELP: &str = include_str!("cli/help.txt");
+
+/// The flag of a child that rehearses a hand-over, in front of all others. The relay itself
+/// gives it.
+pub const REHEARSE: &str = "--handover=rehearse";
+/// The flag of the program that takes over, likewise.
+pub const ADOPT: &str = "--handover=adopt";
 
 /// The action that the command line selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Run the relay.
     Serve(Config),
+    /// Rehearse a hand-over: stdin holds the state of a relay that runs.
+    Rehearse(Config),
+    /// Take over from the relay that this process was before: stdin holds its state.
+    Adopt(Config),
+    /// Have a relay that runs upgraded.
+    Upgrade(Request),
+    /// Print [`UPGRADE_HELP`] and exit.
+    UpgradeHelp,
     /// Print [`describe`] of this configuration and exit.
     CheckConfig(Config),
     /// Examine a relay.
@@ -82,6 +99,14 @@ pub fn parse(
     if args.next_if(|first| first == "probe").is_some() {
         return probe::parse(args, environment);
     }
+    if args.next_if(|first| first == "upgrade").is_some() {
+        return upgrade::parse(args);
+    }
+    let serve = match args.next_if(|first| first == REHEARSE || first == ADOPT) {
+        None => Command::Serve,
+        Some(flag) if flag == REHEARSE => Command::Rehearse,
+        Some(_) => Command::Adopt,
+    };
     let mut parser = lexopt::Parser::from_args(args.map(with_two_dashes));
     let mut config = Config::default();
     let mut log_level = None;
@@ -161,7 +186,7 @@ pub fn parse(
     environment.read_into(&mut config)?;
     // The flag takes precedence over the environment variable.
     config.log_level = log_level.unwrap_or(config.log_level);
-    Ok(if check_only { Command::CheckConfig(config) } else { Command::Serve(config) })
+    Ok(if check_only { Command::CheckConfig(config) } else { serve(config) })
 }
 
 /// Rewrites `-name` to `--name`, which Go's `flag` package treats alike; lexopt would

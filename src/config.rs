@@ -5,11 +5,14 @@
 //! the machine (`server/` does).
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+/// Default of `--metrics-listen`: loopback, Prometheus' own port.
+pub const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
 /// The configuration of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +46,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             serving: Serving::default(),
-            metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9090))),
+            metrics_listen: Some(METRICS_LISTEN),
             metrics_allow: Vec::new(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),

@@ -19,8 +19,8 @@
 //!
 //! [`state`] is what all of it looks like as plain values, for a hand-over to another program.
 //!
-//! Beside them is [`probe`], a client that examines a relay from outside and shares no code
-//! with it.
+//! Beside them are [`probe`], a client that examines a relay from outside and shares no code
+//! with it, and [`upgrade`], which asks a relay to hand over.
 //!
 //! Nothing below `server/` touches a socket, the clock, a thread, the environment or unseeded
 //! randomness, so a whole day of connections runs in a test in seconds and replays from its
@@ -36,3 +36,4 @@ pub mod server;
 pub mod state;
 pub mod terminal;
 pub mod time;
+pub mod upgrade;

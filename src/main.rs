@@ -1,31 +1,28 @@
-//! Main: parses the command line, prepares, binds, runs, and returns the exit code.
+//! Main: parses the command line, prepares what it asks for, and returns the exit code.
 //! Decides nothing else.
+
+mod serve;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
 
 use pyrycode_relay::cli::{self, Command, Environment};
 use pyrycode_relay::config::Config;
 use pyrycode_relay::probe::{self, Plan, Style};
-use pyrycode_relay::relay::Relay;
-use pyrycode_relay::server::admin::http::AdminListener;
 use pyrycode_relay::server::certificates::source::Source;
 use pyrycode_relay::server::fitting::{Fitted, Warning, backlog_warning};
-use pyrycode_relay::server::os::systemd::{self, NotifyConfig};
+use pyrycode_relay::server::os::{backlog, descriptors, memory_limit, privileges};
 use pyrycode_relay::server::push::Push;
-use pyrycode_relay::server::{
-    Server, log as sink,
-    net::listener::Listener,
-    os::{backlog, descriptors, memory_limit, privileges, signals},
-};
+use pyrycode_relay::state::FORMAT;
 use pyrycode_relay::terminal::{FAILED, complain, print};
-use pyrycode_relay::time::Instant;
+use pyrycode_relay::upgrade::{self, Failed};
 
 /// The exit code for a refused configuration.
 const REFUSED: u8 = 2;
+/// The exit code for a relay that cannot be upgraded without a restart.
+const TOO_OLD: u8 = 3;
 
 fn main() -> ExitCode {
     #[expect(clippy::disallowed_methods, reason = "argv is read here")]
@@ -40,15 +37,27 @@ fn main() -> ExitCode {
         Ok(Command::ProbeHelp) => print(cli::PROBE_HELP),
         Ok(Command::Help) => print(cli::HELP),
         Ok(Command::Version) => print(concat!("pyrycode-relay ", env!("CARGO_PKG_VERSION"), "\n")),
-        Ok(Command::CheckConfig(config)) => match Prepared::new(config) {
-            Ok(prepared) => prepared.report(),
-            Err(unusable) => refuse(unusable),
+        Ok(Command::Upgrade(request)) => match upgrade::run(request) {
+            Ok(told) => print(&told),
+            Err(failed) => {
+                complain(&failed);
+                ExitCode::from(if matches!(failed, Failed::TooOld(_)) { TOO_OLD } else { FAILED })
+            }
         },
-        Ok(Command::Serve(config)) => match Prepared::new(config) {
-            Ok(prepared) => serve(prepared),
-            Err(unusable) => refuse(unusable),
-        },
+        Ok(Command::UpgradeHelp) => print(cli::UPGRADE_HELP),
+        Ok(Command::CheckConfig(config)) => prepared(config, |prepared| prepared.report()),
+        Ok(Command::Serve(config)) => prepared(config, serve::start),
+        Ok(Command::Rehearse(config)) => prepared(config, serve::rehearse),
+        Ok(Command::Adopt(config)) => prepared(config, serve::adopt),
         Err(refused) => refuse(refused),
+    }
+}
+
+/// Goes on with the configuration, once it is checked.
+fn prepared(config: Config, go_on: impl FnOnce(Prepared) -> ExitCode) -> ExitCode {
+    match Prepared::new(config) {
+        Ok(prepared) => go_on(prepared),
+        Err(unusable) => refuse(unusable),
     }
 }
 
@@ -97,87 +106,6 @@ impl Prepared {
         for warning in &self.warnings {
             complain(format_args!("warning: {warning}"));
         }
-        print(&cli::describe(&self.config))
+        print(&format!("{}handover-format {FORMAT}\n", cli::describe(&self.config)))
     }
-}
-
-fn serve(prepared: Prepared) -> ExitCode {
-    let variables = |name: &str| std::env::var_os(name);
-    let notify = match NotifyConfig::read(&variables, std::process::id()) {
-        Ok(notify) => notify,
-        Err(malformed) => return refuse(malformed),
-    };
-    let of_another = systemd::sockets_of_another(&variables, std::process::id());
-    // Before any thread starts: the call removes the variables from the environment.
-    let inherited = match systemd::inherited(&variables) {
-        Ok(sockets) => sockets,
-        Err(error) => {
-            complain(format_args!("LISTEN_FDS: {error}; TCP sockets only (ListenStream=)"));
-            return ExitCode::from(FAILED);
-        }
-    };
-    let sink = match sink::install(&prepared.config) {
-        Ok(sink) => sink,
-        Err(error) => {
-            complain(format_args!("cannot start logging: {error}"));
-            return ExitCode::from(FAILED);
-        }
-    };
-    prepared.warnings.iter().for_each(Warning::log);
-    if let Some(why) = of_another {
-        log::warn!(err:% = why; "sockets_not_inherited");
-    }
-    let outcome = run(prepared, inherited, &notify, &sink);
-    if let Err(error) = &outcome {
-        log::error!(err:% = error; "failed");
-    }
-    sink.flush_within(sink::FLUSH_TIMEOUT);
-    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
-}
-
-fn run(
-    prepared: Prepared,
-    inherited: Vec<TcpListener>,
-    notify: &NotifyConfig,
-    sink: &sink::Sink,
-) -> io::Result<()> {
-    let Prepared { config, descriptors, connections, push, source, warnings: _ } = prepared;
-    let on_hangup = signals::Hangup::of_this_process(source.is_some());
-    let signals = signals::Signals::install(on_hangup)?;
-    let listens: Vec<_> = config.serving.listens().collect();
-    let listeners = Listener::open(&listens, inherited)?;
-    let bound = listeners.iter().map(Listener::local_addr).collect::<io::Result<Vec<_>>>()?;
-    let admin = config.metrics_listen;
-    let admin =
-        admin.map(|address| AdminListener::bind(address, &config.metrics_allow)).transpose()?;
-    let metrics_listen = admin.as_ref().map(AdminListener::local_addr).transpose()?;
-    let mut seed = [0; 32];
-    #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
-    getrandom::fill(&mut seed)?;
-    let relay = Relay::new(&config, connections, seed, Instant::START);
-    let server = Server::new(relay, listeners, Some(signals), config.timeouts.shutdown)?;
-    // The relay serves even if systemd's socket cannot be reached.
-    let notifier = notify.connect().unwrap_or_else(|error| {
-        log::warn!(err:% = error; "notify_failed");
-        None
-    });
-    let mut server = server.with_push(push)?.with_notifier(notifier);
-    if let Some(source) = source {
-        server = server.with_tls(source)?;
-    }
-    if let Some(admin) = admin {
-        admin.record(&server.handle(), sink)?;
-        admin.serve(&server.handle(), sink)?;
-    }
-    let metrics_listen = metrics_listen.map(|address| address.to_string());
-    for listen in bound {
-        log::info!(
-            listen:% = listen, metrics_listen, version = env!("CARGO_PKG_VERSION"),
-            connections, descriptors, buffer_memory = config.limits.buffer_memory;
-            "listening"
-        );
-    }
-    server.run()?;
-    log::info!("stopped");
-    Ok(())
 }

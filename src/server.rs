@@ -5,6 +5,7 @@ pub mod admin;
 pub mod certificates;
 mod event_loop;
 pub mod fitting;
+pub mod handover;
 pub mod log;
 pub mod messages;
 pub mod net;
@@ -14,6 +15,7 @@ pub mod push;
 pub mod turn;
 
 pub use event_loop::Server;
+pub use event_loop::handover::{Handover, Taken};
 pub use event_loop::state::{Arrived, Restored, Saved};
 pub use messages::{LoopHandle, LoopMessage};
 pub use turn::Core;

@@ -175,6 +175,12 @@ const RULES: &[Rule] = &[
         ..RULE
     },
     Rule {
+        name: "nix is for execve and the signal mask",
+        except: &["src/server/handover/program.rs", "src/server/os/signals.rs"],
+        paths: &["nix"],
+        ..RULE
+    },
+    Rule {
         name: "connections alone use a slab",
         except: &[
             "src/relay/connections.rs",

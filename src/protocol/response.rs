@@ -193,11 +193,22 @@ pub enum Status {
 /// Appends the response to `/healthz`; to a HEAD request the same without its body (RFC 9110,
 /// 9.3.2).
 pub fn health(health: &Health, date: &Date, is_head: bool, out: &mut Vec<u8>) {
-    let (status, later) = match health.status {
+    health_with(health.status, health, date, is_head, out);
+}
+
+/// The same with another body for this status.
+pub fn health_with(
+    status: Status,
+    body: &impl Serialize,
+    date: &Date,
+    is_head: bool,
+    out: &mut Vec<u8>,
+) {
+    let (status, later) = match status {
         Status::Ok => ("200 OK", ""),
         Status::Draining => (UNAVAILABLE, RETRY_LATER),
     };
-    let body = serde_json::to_vec(health).expect("a struct of numbers and strings is JSON");
+    let body = serde_json::to_vec(body).expect("a struct of numbers and strings is JSON");
     begin(status, date, body.len(), out);
     write!(
         out,

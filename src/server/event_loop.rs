@@ -10,14 +10,17 @@
 //! 2. Read the clock, once: the whole round happens at one instant.
 //! 3. Note what the events say; take signals and messages; write sockets that drained.
 //! 4. to 8. Accept, read, write, timers, all bounded in time: [`super::turn`].
-//! 9. Last, push wakes go to their own thread: nothing here waits for them.
+//! 9. Push wakes go to their own thread: nothing here waits for them.
+//! 10. Last, a hand-over that is under way is carried on.
 
 mod beside;
+pub(super) mod handover;
 pub(super) mod state;
 mod tcp;
 mod tls;
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -64,6 +67,7 @@ pub struct Server<C> {
     turns: Histogram,
     date: DateClock,
     shut_down: ShutDown,
+    handover: handover::State<C>,
 }
 
 /// How long a shut-down may take, and one in progress.
@@ -102,7 +106,26 @@ impl<C: Core> Server<C> {
             turns: Histogram::default(),
             date: DateClock::default(),
             shut_down: ShutDown { limit: shutdown, drained_by: None },
+            handover: handover::State::default(),
         })
+    }
+
+    /// Lets one of `signals` end the loop.
+    ///
+    /// # Errors
+    /// If they cannot be registered.
+    pub fn with_signals(mut self, mut signals: Signals) -> io::Result<Self> {
+        signals.register(self.poll.registry(), SIGNALS)?;
+        self.signals = Some(signals);
+        Ok(self)
+    }
+
+    /// The addresses of the listeners.
+    ///
+    /// # Errors
+    /// No known one for a bound socket.
+    pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        self.tcp.listeners.local_addrs()
     }
 
     /// A handle through which other threads send messages to the loop.
@@ -115,9 +138,13 @@ impl<C: Core> Server<C> {
     /// deadline has passed.
     ///
     /// # Errors
-    /// If the poll fails.
+    /// If the poll fails, or the signals cannot be unblocked.
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
+        if let Some(signals) = &self.signals {
+            signals.unblock()?;
+        }
+        self.on_taken_over();
         self.watchdog.ready(self.tcp.clock.now());
         while !self.is_finished() {
             self.round(&mut events)?;
@@ -157,13 +184,15 @@ impl<C: Core> Server<C> {
         self.turn.run(&mut self.tcp, now);
         // 9. Push wakes.
         self.push(now);
+        // 10. A hand-over, when nothing is half done.
+        self.hand_over(now);
         self.turns.observe(self.tcp.clock.read().since(now));
         Ok(())
     }
 
     /// How long to sleep; `None`: until an event.
     fn timeout(&self) -> Option<Duration> {
-        if self.turn.has_work() || self.tcp.listeners.wants_accept() {
+        if self.turn.has_work() || self.tcp.wants_accept() {
             return Some(Duration::ZERO);
         }
         let next = [
@@ -171,6 +200,7 @@ impl<C: Core> Server<C> {
             self.shut_down.drained_by,
             self.tcp.listeners.paused_until(),
             self.watchdog.due,
+            self.handover.due(self.tcp.clock.now()),
         ];
         let next = next.into_iter().flatten().min()?;
         Some(next.since(self.tcp.clock.now()))
@@ -204,6 +234,7 @@ impl<C: Core> Server<C> {
         if let Some(signal) = self.signals.as_mut().and_then(Signals::take)
             && self.shut_down.drained_by.is_none()
         {
+            self.abandon_handover(now);
             log::info!(signal = signal.name(); "shutting_down");
             self.watchdog.stopping();
             self.shut_down.drained_by = Some(now + self.shut_down.limit);
@@ -213,6 +244,9 @@ impl<C: Core> Server<C> {
             && let Some(renewer) = &self.tcp.tls.renewer
         {
             renewer.renew_now();
+        }
+        if self.signals.as_mut().is_some_and(Signals::take_upgrade) {
+            self.begin_handover(now);
         }
     }
 }

@@ -51,13 +51,17 @@ const TARGET: &str = "pyrycode_relay";
 // The queue must hold several batches, or the writer would wait for the loop.
 const _: () = assert!(QUEUE_BYTES >= 8 * BATCH_BYTES);
 
-/// Makes stderr the destination of the `log` facade.
+/// The time limit of [`Sink::hand_over`], in which no connection is served.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Makes stderr the destination of the `log` facade. An earlier program of this process has
+/// lost and reported `lost` lines.
 ///
 /// # Errors
 ///
 /// If the thread cannot be started or the facade already has a destination.
-pub fn install(config: &Config) -> io::Result<Sink> {
-    let sink = Sink::start(config.log_format, config.log_level, io::stderr())?;
+pub fn install(config: &Config, lost: u64) -> io::Result<Sink> {
+    let sink = Sink::start_after(lost, config.log_format, config.log_level, io::stderr())?;
     log::set_boxed_logger(Box::new(sink.clone())).map_err(io::Error::other)?;
     log::set_max_level(config.log_level);
     Ok(sink)
@@ -77,6 +81,8 @@ pub struct Sink {
 struct Counters {
     /// The cost of the queued lines.
     queued_bytes: AtomicUsize,
+    /// The number of lines that are queued or being written.
+    lines_queued: AtomicU64,
     /// Lines lost since the start.
     lines_dropped: AtomicU64,
 }
@@ -101,10 +107,20 @@ impl Sink {
         level: LevelFilter,
         writer: impl Write + Send + 'static,
     ) -> io::Result<Self> {
+        Self::start_after(0, format, level, writer)
+    }
+
+    fn start_after(
+        lost: u64,
+        format: LogFormat,
+        level: LevelFilter,
+        writer: impl Write + Send + 'static,
+    ) -> io::Result<Self> {
         // The channel has no bound of its own: `queued_bytes` bounds the lines,
         // and a flush must find room behind a full queue.
         let (queue, entries) = mpsc::channel();
-        let counters = Arc::new(Counters::default());
+        let counters = Counters { lines_dropped: AtomicU64::new(lost), ..Counters::default() };
+        let counters = Arc::new(counters);
         let drain = Drain {
             entries,
             counters: Arc::clone(&counters),
@@ -112,7 +128,7 @@ impl Sink {
             writer,
             batch: Vec::with_capacity(2 * BATCH_BYTES),
             is_mid_line: false,
-            reported: 0,
+            reported: lost,
         };
         thread::Builder::new().name("log".into()).spawn(|| drain.run())?;
         Ok(Self { format, level, queue, counters })
@@ -122,6 +138,14 @@ impl Sink {
     #[must_use]
     pub fn lines_dropped(&self) -> u64 {
         self.counters.lines_dropped.load(Ordering::Relaxed)
+    }
+
+    /// Writes every line out before another program takes over, and returns the number of lines
+    /// lost so far. Those that are not accepted in a moment are lost.
+    #[must_use]
+    pub fn hand_over(&self) -> u64 {
+        self.flush_within(HAND_OVER_TIMEOUT);
+        self.lines_dropped() + self.counters.lines_queued.load(Ordering::Relaxed)
     }
 
     /// Waits up to `timeout` until every line logged before has left the queue; returns
@@ -152,7 +176,9 @@ impl log::Log for Sink {
         let line = line::render(self.format, wall_time(), record);
         let cost = cost(&line);
         let queued = self.counters.queued_bytes.fetch_add(cost, Ordering::Relaxed) + cost;
+        self.counters.lines_queued.fetch_add(1, Ordering::Relaxed);
         if queued > room || self.queue.send(Entry::Line(line)).is_err() {
+            self.counters.lines_queued.fetch_sub(1, Ordering::Relaxed);
             self.counters.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
             self.counters.lines_dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -191,12 +217,13 @@ struct Drain<W> {
 impl<W: Write> Drain<W> {
     fn run(mut self) {
         while let Some(first) = self.next() {
-            let mut flush = None;
+            let (mut flush, mut lines) = (None, 0);
             for entry in iter::once(first).chain(self.entries.try_iter()) {
                 match entry {
                     Entry::Line(line) => {
                         self.counters.queued_bytes.fetch_sub(cost(&line), Ordering::Relaxed);
                         self.batch.extend_from_slice(line.as_bytes());
+                        lines += 1;
                     }
                     Entry::Flush(done) => flush = Some(done),
                 }
@@ -205,6 +232,7 @@ impl<W: Write> Drain<W> {
                 }
             }
             self.write_batch();
+            self.counters.lines_queued.fetch_sub(lines, Ordering::Relaxed);
             if let Some(done) = flush {
                 // The receiver may have timed out.
                 let _ = done.try_send(());
@@ -216,6 +244,10 @@ impl<W: Write> Drain<W> {
     fn next(&self) -> Option<Entry> {
         self.entries.try_recv().ok().or_else(|| {
             let first = self.entries.recv().ok()?;
+            // Nothing is behind a flush that something would not wait for.
+            if matches!(first, Entry::Flush(_)) {
+                return Some(first);
+            }
             #[expect(clippy::disallowed_methods, reason = "no thread waits for this one")]
             thread::sleep(GATHER);
             Some(first)

@@ -3,6 +3,7 @@
 //! Owns the closed list of messages, what they carry, and the mailbox in which they travel.
 //! Must not know their senders.
 
+pub mod handover_stats;
 pub(in crate::server) mod mailbox;
 pub mod tls_stats;
 
@@ -28,6 +29,8 @@ pub struct LoopSnapshot {
     pub tls: tls_stats::Stats,
     /// How long turns of the loop took, from the end of the sleep to the next.
     pub turns: Histogram,
+    /// Hand-overs.
+    pub handover: handover_stats::HandoverStats,
 }
 
 /// A TLS configuration for handshakes, and the validity of its certificate.
@@ -49,6 +52,8 @@ pub enum LoopMessage {
     Snapshot(SyncSender<LoopSnapshot>),
     /// Answer when the next connection is accepted. It replaces an earlier request.
     NextArrival(SyncSender<()>),
+    /// The rehearsal of a hand-over has ended.
+    Rehearsed,
     /// A push wake has ended.
     WakeDone(WakeOutcome),
     /// The certificate for handshakes from now on; `None`: a renewal or reload failed, and

@@ -14,6 +14,7 @@ const IMPORTS: &Imports<'_> = &[
     ("os", &[]),
     ("fitting", &[]),
     ("messages", &[]),
+    ("handover", &["os"]),
     ("log", &["os"]),
     ("turn", &[]),
     ("net", &["os", "turn"]),
@@ -21,7 +22,7 @@ const IMPORTS: &Imports<'_> = &[
     ("certificates", &["fitting", "messages", "net", "os", "outbound"]),
     ("push", &["messages", "os", "outbound"]),
     ("admin", &["log", "messages", "os"]),
-    ("event_loop", &["certificates", "messages", "net", "os", "push", "turn"]),
+    ("event_loop", &["certificates", "handover", "messages", "net", "os", "push", "turn"]),
 ];
 
 /// The most pairs of importer and imported.

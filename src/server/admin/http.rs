@@ -31,7 +31,10 @@ use crate::protocol::fault::{Cause, Fault};
 use crate::protocol::request::{self, Endpoint, Head, Request};
 use crate::protocol::response::{self, Health, RETRY_LATER, Refusal, Status};
 use crate::relay::refusals::Refusals;
+use crate::server::admin::gate::Gate;
+use crate::server::admin::health;
 use crate::server::admin::history::{History, Recorder};
+use crate::server::admin::hold::AdminHold;
 use crate::server::admin::metrics::{self, Surroundings};
 use crate::server::admin::snapshots::{LOOP_TIMEOUT, Snapshots};
 use crate::server::admin::waiting::{Ticket, Waiting};
@@ -44,7 +47,7 @@ use crate::server::os::eintr::retry_eintr;
 use crate::time::Throttle;
 
 /// The maximum of connections answered at once. A browser opens one or two more than it uses.
-const THREADS: usize = 4;
+pub(super) const THREADS: usize = 4;
 /// The time limit of a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// The delay before accepting again when no descriptor is free.
@@ -64,14 +67,16 @@ pub struct AdminListener {
 
 /// The state that all threads share.
 #[derive(Debug)]
-struct Shared {
-    listener: TcpListener,
+pub(super) struct Shared {
+    pub(super) listener: TcpListener,
+    /// Closed while the program is replaced.
+    pub(super) gate: Gate,
     /// The networks that are admitted besides loopback.
     allowed: Vec<IpNet>,
     /// When the listener was bound.
     opened: Instant,
     /// The same, since 1970: when the process started.
-    started: Duration,
+    pub(super) started: Duration,
     log: Mutex<LogLimits>,
     history: History,
     waiting: Waiting,
@@ -86,7 +91,7 @@ struct LogLimits {
 
 impl Shared {
     /// The time since the listener was bound, on the time line of the rate limits.
-    fn now(&self) -> crate::time::Instant {
+    pub(super) fn now(&self) -> crate::time::Instant {
         crate::time::Instant::START + monotonic().saturating_duration_since(self.opened)
     }
 
@@ -128,19 +133,39 @@ impl AdminListener {
             );
             io::Error::new(error.kind(), advice)
         })?;
-        let allowed = allowed.to_vec();
-        let (opened, started, log) = (monotonic(), wall_time(), Mutex::default());
-        Ok(Self {
-            shared: Arc::new(Shared {
-                listener,
-                allowed,
-                opened,
-                started,
-                log,
-                history: History::default(),
-                waiting: Waiting::new(THREADS),
-            }),
-        })
+        Ok(Self::new(listener, allowed, monotonic(), wall_time()))
+    }
+
+    /// Takes over the listener of an earlier program, which started at `started` since 1970
+    /// and has run for `uptime`.
+    #[must_use]
+    pub fn taken_over(
+        listener: TcpListener,
+        allowed: &[IpNet],
+        (started, uptime): (Duration, Duration),
+    ) -> Self {
+        let now = monotonic();
+        Self::new(listener, allowed, now.checked_sub(uptime).unwrap_or(now), started)
+    }
+
+    fn new(listener: TcpListener, allowed: &[IpNet], opened: Instant, started: Duration) -> Self {
+        let shared = Shared {
+            listener,
+            gate: Gate::default(),
+            allowed: allowed.to_vec(),
+            opened,
+            started,
+            log: Mutex::default(),
+            history: History::default(),
+            waiting: Waiting::new(THREADS),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What a hand-over does with it.
+    #[must_use]
+    pub fn to_hold(&self) -> AdminHold {
+        AdminHold::new(Arc::clone(&self.shared))
     }
 
     /// The bound address.
@@ -196,8 +221,14 @@ impl AdminWorker {
     fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         loop {
+            shared.gate.pass();
             match shared.listener.accept() {
-                Ok((_, peer)) if !shared.admits(peer.ip()) => shared.log_stranger(peer.ip()),
+                // During a hand-over it is the relay itself, which wakes this thread.
+                Ok((_, peer)) if !shared.admits(peer.ip()) => {
+                    if !shared.gate.is_closed() {
+                        shared.log_stranger(peer.ip());
+                    }
+                }
                 // An error of one connection must not affect the others.
                 Ok((stream, peer)) => {
                     drop(self.serve(&shared.waiting.enter(stream), peer.ip()));
@@ -277,9 +308,7 @@ impl AdminWorker {
             connected_phones: report.relay.phones as u64,
             uptime_seconds: self.shared.now().since(crate::time::Instant::START).as_secs(),
         };
-        let mut answer = Vec::new();
-        response::health(&health, &date::now(), request.is_head(), &mut answer);
-        answer
+        health::answer(&health, &report.handover, &date::now(), request.is_head())
     }
 
     fn ready(&mut self, request: &Request<'_>) -> Vec<u8> {

@@ -19,6 +19,7 @@ use crate::relay::Snapshot;
 use crate::relay::stats::{self, Outcome};
 use crate::server::admin::process::Usage;
 use crate::server::log::Sink;
+use crate::server::messages::handover_stats::HandoverStats;
 use crate::server::messages::{LoopSnapshot, tls_stats};
 
 /// The media type of [`text`].
@@ -49,7 +50,7 @@ impl Surroundings {
 
 /// All metrics as one text, ready to be scraped.
 pub(in crate::server) fn text(report: &LoopSnapshot, around: &Surroundings) -> String {
-    let LoopSnapshot { relay: snapshot, tls, turns } = report;
+    let LoopSnapshot { relay: snapshot, tls, turns, handover } = report;
     let mut families = Families(Vec::new());
     families.relay(snapshot);
     families.traffic(&snapshot.stats);
@@ -57,6 +58,7 @@ pub(in crate::server) fn text(report: &LoopSnapshot, around: &Surroundings) -> S
     families.liveness(&snapshot.stats);
     families.turns(turns);
     families.tls(tls);
+    families.handovers(handover);
     families.surroundings(around);
     TextEncoder.encode_to_string(&families.0).expect("every family has a name and a sample")
 }
@@ -281,6 +283,21 @@ impl Families {
                 not_after.as_secs_f64(),
             );
         }
+    }
+
+    fn handovers(&mut self, stats: &HandoverStats) {
+        self.counters(
+            "pyrycode_relay_handovers_total",
+            "Hand-overs to another program (SIGUSR2), by outcome.",
+            by("outcome", [("done", stats.done), ("refused", stats.refused)]),
+        );
+        let pause = stats.last_done.as_ref().map_or(Duration::ZERO, |done| done.pause);
+        self.gauge(
+            "pyrycode_relay_handover_pause_seconds",
+            "Time in which no connection was served during the last hand-over; 0 before the \
+             first.",
+            pause.as_secs_f64(),
+        );
     }
 
     fn surroundings(&mut self, around: &Surroundings) {

@@ -36,13 +36,15 @@ use self::renewal_info::{Window, certificate_id};
 use self::schedule::{Schedule, Step};
 use crate::config::Acme;
 use crate::server::certificates::certificate::{Certificate, Handshakes};
-use crate::server::certificates::renewer_handle::RenewerHandle;
+use crate::server::certificates::renewer_handle::{Orders, RenewerHandle};
 use crate::server::messages::{Challenge, LoopHandle, LoopMessage};
 use crate::server::os::clock::wall_time;
 
 /// How long to wait for the event loop to take a challenge. It takes messages at once
 /// unless it has ended.
 const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often to try an order that a hand-over holds.
+const HELD_RETRY: Duration = Duration::from_secs(1);
 /// The greatest age at which an order is resumed: authorities expire orders after some days.
 const ORDER_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -67,9 +69,11 @@ impl Fetcher {
         self.cache.create()?;
         let (sender, asked) = mpsc::sync_channel(1);
         let schedule = Schedule::new(self.certificate.as_ref().map(validity));
-        let renewal = Renewal { fetcher: self, asked, to_loop, schedule, order: None };
+        let orders = Arc::<Orders>::default();
+        let handle = RenewerHandle::new(sender, Arc::clone(&orders));
+        let renewal = Renewal { fetcher: self, asked, to_loop, schedule, order: None, orders };
         thread::Builder::new().name("acme".into()).spawn(move || renewal.run())?;
-        Ok(RenewerHandle::new(sender))
+        Ok(handle)
     }
 }
 
@@ -81,6 +85,8 @@ struct Renewal {
     schedule: Schedule,
     /// The order in progress.
     order: Option<Order>,
+    /// What the loop may hold.
+    orders: Arc<Orders>,
 }
 
 impl Renewal {
@@ -93,9 +99,17 @@ impl Renewal {
                     Err(RecvTimeoutError::Disconnected) => return,
                 },
                 Step::Ask => self.ask(),
-                Step::Order => match self.found().map_or_else(|| self.fetch(), Ok) {
-                    Ok(certificate) => self.serve(certificate),
-                    Err(error) => self.on_error(&error),
+                Step::Order if self.orders.begin() => {
+                    match self.found().map_or_else(|| self.fetch(), Ok) {
+                        Ok(certificate) => self.serve(certificate),
+                        Err(error) => self.on_error(&error),
+                    }
+                    self.orders.end();
+                }
+                // The program is about to be replaced.
+                Step::Order => match self.asked.recv_timeout(HELD_RETRY) {
+                    Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 },
             }
         }

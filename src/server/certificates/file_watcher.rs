@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -65,7 +66,7 @@ pub(super) fn start(
     let (sender, asked) = mpsc::sync_channel(1);
     let watcher = Watcher { files, handshakes, read: seen, last: seen, retry_at: None };
     thread::Builder::new().name("tls-files".into()).spawn(move || watcher.run(&asked, &to_loop))?;
-    Ok(RenewerHandle::new(sender))
+    Ok(RenewerHandle::new(sender, Arc::default()))
 }
 
 struct Watcher {

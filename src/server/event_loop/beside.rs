@@ -56,12 +56,16 @@ impl<C: Core> Server<C> {
                         relay: self.tcp.core.snapshot(),
                         tls: self.tcp.tls.stats.clone(),
                         turns: self.turns.clone(),
+                        handover: self.handover.stats(),
                     };
                     // The receiver may have timed out.
                     let _ = reply.try_send(report);
                 }
                 LoopMessage::NextArrival(told) => self.tcp.awaits_arrival = Some(told),
+                // The next step of the loop asks for its outcome.
+                LoopMessage::Rehearsed => {}
                 LoopMessage::WakeDone(outcome) => {
+                    self.handover.calls = self.handover.calls.saturating_sub(1);
                     self.tcp.core.handle(Input::WakeDone(outcome), now);
                 }
                 LoopMessage::Certificate(Some(certified)) => {
@@ -93,11 +97,16 @@ impl<C: Core> Server<C> {
 
     /// Queues the core's wakes; the outcome of each arrives in the mailbox later.
     pub(super) fn push(&mut self, now: Instant) {
+        // A call must not be under way when the program ends.
+        if self.handover.holds_wakes() {
+            return;
+        }
         while let Some(wake) = self.tcp.core.poll_wake() {
             let refused = match &self.push {
                 Some(handle) => handle.hand_over(wake).err(),
                 None => Some(wake),
             };
+            self.handover.calls += usize::from(refused.is_none());
             if let Some(wake) = refused {
                 self.tcp.core.handle(Input::WakeDone(push::not_handed_over(&wake)), now);
             }
@@ -121,6 +130,20 @@ impl Watchdog {
             self.due = Some(now).filter(|_| notifier.watchdog.is_some());
         }
         self.turn(now);
+    }
+
+    /// Another program is about to take over.
+    pub(super) fn reloading(&self, at_us: u64) {
+        if let Some(notifier) = &self.notifier {
+            notifier.reloading(at_us);
+        }
+    }
+
+    /// It did not.
+    pub(super) fn reloaded(&self) {
+        if let Some(notifier) = &self.notifier {
+            notifier.reloaded();
+        }
     }
 
     /// The loop is about to end.

@@ -30,6 +30,11 @@ pub(super) struct Tcp<C> {
     pub(super) clock: Clock,
     /// To be told of the next connection.
     pub(super) awaits_arrival: Option<SyncSender<()>>,
+    /// A rehearsing child has copies of all sockets: closing one would not end its connection
+    /// before the child ends.
+    pub(super) is_shared: bool,
+    /// No connection is accepted: those that arrive wait in the kernel.
+    pub(super) is_quiet: bool,
     registry: Registry,
     /// Accepted, and without an id yet.
     accepted: Option<Accepted>,
@@ -45,9 +50,16 @@ impl<C: Core> Tcp<C> {
             tls: Tls::default(),
             clock: Clock::start(),
             awaits_arrival: None,
+            is_shared: false,
+            is_quiet: false,
             registry,
             accepted: None,
         }
+    }
+
+    /// Whether connections may be waiting that would be accepted now.
+    pub(super) fn wants_accept(&self) -> bool {
+        !self.is_quiet && self.listeners.wants_accept()
     }
 }
 
@@ -60,6 +72,9 @@ impl<C: Core> Transport for Tcp<C> {
     }
 
     fn accept(&mut self, now: Instant) -> Option<(IpAddr, ListenerKind)> {
+        if self.is_quiet {
+            return None;
+        }
         loop {
             let accepted = self.listeners.accept(now)?;
             if let Some(told) = self.awaits_arrival.take() {
@@ -179,6 +194,9 @@ impl<C: Core> Transport for Tcp<C> {
     fn disconnect(&mut self, id: ConnId, buffers: &mut Buffers) {
         if let Some(socket) = self.sockets.find(id) {
             socket.close_notify(buffers);
+            if self.is_shared {
+                socket.shut_down();
+            }
         }
         self.sockets.remove(id);
         self.listeners.resume();

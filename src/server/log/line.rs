@@ -63,6 +63,7 @@ pub const KEYS: &[&str] = &[
     "signal",
     "pid",
     "stopped_ms",
+    "pause_ms",
     "lost",
     // Certificates.
     "domain",

@@ -181,6 +181,11 @@ impl Listeners {
         }
     }
 
+    /// Their addresses.
+    pub(in crate::server) fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        self.all.iter().map(Listener::local_addr).collect()
+    }
+
     /// A descriptor may be free again.
     pub(in crate::server) fn resume(&mut self) {
         self.paused_until = None;

@@ -78,6 +78,11 @@ impl Sockets {
         (socket.generation == id.generation()).then_some(socket)
     }
 
+    /// The number of TLS handshakes under way.
+    pub(in crate::server) fn handshakes(&self) -> usize {
+        self.0.iter().flatten().filter(|socket| socket.is_handshaking()).count()
+    }
+
     pub(in crate::server) fn remove(&mut self, id: ConnId) {
         if self.find(id).is_some() {
             self.0[id.index()] = None;
@@ -307,6 +312,12 @@ impl Socket {
         if self.tls.is_some() {
             self.half_close(buffers);
         }
+    }
+
+    /// Ends the connection in both directions, whatever other processes have a copy of it.
+    pub(in crate::server) fn shut_down(&self) {
+        // An error: it has ended.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     /// Writes sealed bytes, as far as the kernel accepts them, and FIN after the last.

@@ -68,6 +68,12 @@ pub(in crate::server) fn monotonic() -> Monotonic {
     Monotonic::now()
 }
 
+/// The kernel's monotonic clock in microseconds, which all processes share.
+pub(in crate::server) fn system_micros() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::try_from(now).map_or(0, |it| it.as_micros() as u64)
+}
+
 /// Wall time as the duration since 1970 without leap seconds; zero if the clock is set
 /// before 1970.
 #[expect(clippy::disallowed_methods, reason = "for log lines and signed requests, not to wait by")]

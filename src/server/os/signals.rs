@@ -1,6 +1,7 @@
-//! Signals: SIGTERM, SIGINT and SIGHUP as readiness of a descriptor that the loop polls.
+//! Signals: SIGTERM, SIGINT, SIGHUP and SIGUSR2 as readiness of a descriptor that the loop
+//! polls.
 //!
-//! Owns the handlers. Must not know what a shut-down or a reload is.
+//! Owns the handlers and the mask. Must not know what a shut-down, a reload or an upgrade is.
 //!
 //! 1. The first SIGTERM or SIGINT is an event: [`Signals::take`] names it.
 //! 2. The second SIGTERM or SIGINT ends the process at once with status 1, from the
@@ -9,6 +10,9 @@
 //!    closes: a process started from a terminal shuts down as at the first SIGTERM, any
 //!    other ignores it. SIGHUP never counts as the second signal, because the shell and the
 //!    kernel may each send one.
+//! 4. SIGUSR2 requests an upgrade, and never ends the process.
+//! 5. These signals are blocked in every thread but the loop's, where they are unblocked once
+//!    the loop runs: so a signal that arrives during execve(2) waits for the handlers.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -17,11 +21,50 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal as Number};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::{flag, low_level};
 
 /// The exit status after a second signal.
 const STATUS_IMPATIENT: i32 = 1;
+
+/// The handled signals, blocked in this thread and in those that it starts, until it is
+/// dropped.
+#[derive(Debug)]
+pub struct Blocked {
+    /// The mask before.
+    before: SigSet,
+}
+
+impl Blocked {
+    /// Blocks them.
+    ///
+    /// # Errors
+    /// None is known.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { before: handled().thread_swap_mask(SigmaskHow::SIG_BLOCK)? })
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // It fails only for an invalid address.
+        let _ = self.before.thread_set_mask();
+    }
+}
+
+fn handled() -> SigSet {
+    [Number::SIGTERM, Number::SIGINT, Number::SIGHUP, Number::SIGUSR2].into_iter().collect()
+}
+
+/// Blocks the handled signals in this thread and in those that it starts, until
+/// [`Signals::unblock`].
+///
+/// # Errors
+/// None is known.
+pub fn block() -> io::Result<()> {
+    Ok(handled().thread_block()?)
+}
 
 /// The effect of SIGHUP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +146,8 @@ pub struct Signals {
     wakes: UnixStream,
     /// SIGHUP has arrived and requests a reload.
     hangup: Arc<AtomicBool>,
+    /// SIGUSR2 has arrived.
+    upgrade: Arc<AtomicBool>,
     /// The number of the signal that has arrived, 0 for none.
     pending: Arc<AtomicUsize>,
 }
@@ -138,8 +183,19 @@ impl Signals {
             // process.
             Hangup::Nothing => {}
         }
-        low_level::pipe::register(SIGHUP, waker)?;
-        Ok(Self { wakes: UnixStream::from_std(wakes), hangup, pending })
+        low_level::pipe::register(SIGHUP, waker.try_clone()?)?;
+        let upgrade = Arc::new(AtomicBool::new(false));
+        flag::register(SIGUSR2, Arc::clone(&upgrade))?;
+        low_level::pipe::register(SIGUSR2, waker)?;
+        Ok(Self { wakes: UnixStream::from_std(wakes), hangup, upgrade, pending })
+    }
+
+    /// Unblocks the handled signals in this thread, which is the loop's.
+    ///
+    /// # Errors
+    /// None is known.
+    pub fn unblock(&self) -> io::Result<()> {
+        Ok(handled().thread_unblock()?)
     }
 
     /// Makes `registry` report `token` readable when a signal has arrived.
@@ -159,10 +215,20 @@ impl Signals {
         Signal::ALL.into_iter().find(|signal| signal.number() as usize == number)
     }
 
+    /// Whether a signal that ends the process has arrived and was not taken yet.
+    pub(in crate::server) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) != 0
+    }
+
     /// Whether SIGHUP has arrived since the last call. Call [`Self::take`] first: it empties
     /// the pipe, so that a later SIGHUP causes new readiness.
     pub fn take_hangup(&mut self) -> bool {
         self.hangup.swap(false, Ordering::SeqCst)
+    }
+
+    /// The same for SIGUSR2.
+    pub fn take_upgrade(&mut self) -> bool {
+        self.upgrade.swap(false, Ordering::SeqCst)
     }
 }
 

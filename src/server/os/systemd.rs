@@ -101,6 +101,17 @@ impl Notifier {
         let _ = self.socket.set_nonblocking(true);
     }
 
+    /// Notifies systemd that another program is about to take over, at this time of the
+    /// monotonic clock, and notifies it with [`Self::ready`] of its own (`sd_notify(3)`).
+    pub(in crate::server) fn reloading(&self, at_us: u64) {
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={at_us}"));
+    }
+
+    /// Notifies systemd that the program has gone on instead.
+    pub(in crate::server) fn reloaded(&self) {
+        self.tell("READY=1");
+    }
+
     /// Notifies systemd that the relay is shutting down.
     pub(in crate::server) fn stopping(&self) {
         self.tell("STOPPING=1");

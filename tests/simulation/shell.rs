@@ -209,15 +209,17 @@ impl World {
 
     /// TLS accepts full records, once those before them are sent.
     fn write_records(&mut self, index: usize, outgoing: &[u8]) -> Option<Written> {
+        let is_slow = !self.peers[index].tls.unsent().is_empty();
         if !self.flush(index, outgoing.len())? {
             return Some(Written::Bytes(0));
         }
         if self.peers[index].tls.is_broken() {
             return None;
         }
-        let count = self.peers[index].tls.seal(outgoing);
+        let count = self.peers[index].tls.seal(outgoing, is_slow);
         let is_all = self.flush(index, outgoing.len() - count)?;
-        Some(if is_all && count > 0 { Written::Part(count) } else { Written::Bytes(count) })
+        let is_part = is_all && count > 0 && count < outgoing.len();
+        Some(if is_part { Written::Part(count) } else { Written::Bytes(count) })
     }
 
     /// FIN is on the link.

@@ -203,8 +203,9 @@ fn take_over(
     let Unpacked { manifest, listening, state } = unpacked;
     let (listeners, admin) = split(&manifest, listening);
     let admin = admin.zip(manifest.admin).map(|(socket, record)| {
-        let times = [record.started_us, record.uptime_us].map(Duration::from_micros);
-        AdminListener::taken_over(socket.into(), &config.metrics_allow, times.into())
+        let started = Duration::from_nanos(record.started_ns);
+        let uptime = Duration::from_micros(record.uptime_us);
+        AdminListener::taken_over(socket.into(), &config.metrics_allow, (started, uptime))
     });
     let handed_over = manifest.descriptors as u64 + manifest.record.dropped;
     let spare = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
@@ -295,13 +296,13 @@ impl Beside for OfThisProcess {
         let admin = self.admin.as_ref()?;
         let (started, uptime) = admin.times();
         let record = AdminRecord {
-            started_us: started.as_micros() as u64,
+            started_ns: started.as_nanos() as u64,
             uptime_us: uptime.as_micros() as u64,
         };
         Some((record, admin.descriptor()))
     }
 
     fn flush(&mut self) -> u64 {
-        self.sink.hand_over()
+        self.sink.finish()
     }
 }

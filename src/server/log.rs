@@ -51,8 +51,8 @@ const TARGET: &str = "pyrycode_relay";
 // The queue must hold several batches, or the writer would wait for the loop.
 const _: () = assert!(QUEUE_BYTES >= 8 * BATCH_BYTES);
 
-/// The time limit of [`Sink::hand_over`], in which no connection is served.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(50);
+/// The time limit of [`Sink::finish`], in which no connection is served.
+const FINISH_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Makes stderr the destination of the `log` facade. An earlier program of this process has
 /// lost and reported `lost` lines.
@@ -143,8 +143,8 @@ impl Sink {
     /// Writes every line out before another program takes over, and returns the number of lines
     /// lost so far. Those that are not accepted in a moment are lost.
     #[must_use]
-    pub fn hand_over(&self) -> u64 {
-        self.flush_within(HAND_OVER_TIMEOUT);
+    pub fn finish(&self) -> u64 {
+        self.flush_within(FINISH_TIMEOUT);
         self.lines_dropped() + self.counters.lines_queued.load(Ordering::Relaxed)
     }
 

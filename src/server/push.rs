@@ -147,7 +147,7 @@ impl Handle {
     ///
     /// # Errors
     /// Returns the wake if the thread has ended.
-    pub(super) fn hand_over(&self, wake: Wake) -> Result<(), Wake> {
+    pub(super) fn enqueue(&self, wake: Wake) -> Result<(), Wake> {
         self.queue.send(wake).map_err(|SendError(wake)| wake)
     }
 }
@@ -159,7 +159,7 @@ impl Drop for Handle {
 }
 
 /// Logs a wake that could not be queued, and returns its outcome.
-pub(super) fn not_handed_over(wake: &Wake) -> WakeOutcome {
+pub(super) fn not_queued(wake: &Wake) -> WakeOutcome {
     let report = WakeReport::dropped("push wake is not running");
     report.log(wake, Duration::ZERO);
     report.outcome()

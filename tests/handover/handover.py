@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import ssl
-import stat
 import struct
 import subprocess
 import sys
@@ -26,8 +25,9 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "interop"))
 sys.dont_write_bytecode = True
 
-from harness import DIRECT, SOON, Relay, Skipped, freeze, main, program, spawn, wait_until
-from push import Pushing, device, push_wake, wait_sends
+from google import Answer, Google
+from harness import DIRECT, SOON, Relay, Skipped, freeze, main, program, wait_until
+from push import Pushing, wait_sends
 from rawpeer import CONTINUATION, PING, TEXT, RawPeer, close_frame, envelope, frame, head, pair
 from tls import Pair
 
@@ -290,7 +290,7 @@ def nothing_is_noticed_by_python_node_and_go():
                         if found:
                             await peer.send(f'{{"conn_id":"{found[1]}","frame":{found[2]}}}')
                     continue
-                message = json.dumps({"n": count, "fill": "ö" * (count % 300 or 50_000)})
+                message = json.dumps({"n": count, "fill": "ö" * (count % 300 or 20_000)})
                 await peer.send([message[:5], message[5:]] if count % 3 else message)
                 assert await asyncio.wait_for(peer.recv(), 30) == message
                 count += 1
@@ -302,6 +302,7 @@ def nothing_is_noticed_by_python_node_and_go():
     with Upgradable() as relay, contextlib.ExitStack() as stack:
         stopping = threading.Event()
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(8))
+        stack.callback(stopping.set)
         # Each as binary, each as phone, and never both ends of one library.
         ids = {"py": NODE, "node": GO, "go": None}
         for name, command in ids.items():
@@ -317,7 +318,8 @@ def nothing_is_noticed_by_python_node_and_go():
             wait_until(lambda: relay.metric(
                 'pyrycode_relay_frames_forwarded_total{direction="phone_to_binary"}') > before + 60)
             relay.upgraded()
-        assert relay.health()["connected_phones"] == 3
+        assert not phone.done(), phone.result()
+        assert relay.health()["connected_phones"] == 3, relay.log
         for other in phones:
             told = other.end()
             assert told["exchanged"] > 50 and told["unanswered"] <= 1, told
@@ -730,11 +732,92 @@ def a_proxy_header_cut_in_two_is_completed_after_it():
             assert peer.read_head().startswith(b"HTTP/1.1 101 ")
 
 
-def a_push_wake_goes_on():
-    """One under way is waited for; later ones are sent by the next program."""
-    class UpgradablePushing(Pushing, Upgradable):
-        pass
-    raise Skipped("not yet")
+class UpgradablePushing(Pushing, Upgradable):
+    """A relay that knows a Google, and whose program can be replaced."""
+
+
+def a_push_call_is_waited_for_and_later_ones_are_made_after_it():
+    with Google() as server, UpgradablePushing(server) as relay:
+        go_on = threading.Event()
+        def slow(connection):
+            go_on.wait(SOON)
+            Answer(200)(connection)
+        server.on_send = slow
+        relay.wake(1)
+        wait_sends(server, 1)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            upgraded = pool.submit(relay.upgraded)
+            wait_until(lambda: relay.handovers()["running"])
+            relay.wake(2)
+            assert relay.handovers() | {"running": True, "done": 0} == relay.handovers()
+            assert len(server.sends) == 1, "a call began although none may"
+            go_on.set()
+            upgraded.result(30)
+        wait_sends(server, 2)
+        relay.wait_counted(sent=2)
+
+
+def packed(state, listeners, **changes):
+    """The socket that a program is started with, as another would pack it."""
+    writing, reading = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    memory = os.memfd_create("state")
+    os.write(memory, state)
+    manifest = {
+        "version": "0.0.1", "format": 1, "descriptors": 0, "state": len(state),
+        "listeners": [{"speaks": 0, "is_proxied": False}],
+        "admin": {"started_ns": 1_000_000_000, "uptime_us": 5_000_000},
+        "record": {"done": 7, "refused": 3, "log_lines_dropped": 5, "later": "unknown"},
+    } | changes
+    socket.send_fds(writing, [json.dumps(manifest).encode()], [it.fileno() for it in listeners])
+    socket.send_fds(writing, [b"d"], [memory])
+    os.close(memory)
+    writing.close()
+    return reading
+
+
+def listeners_survive_an_unreadable_state():
+    for state in (b"", b"no state of a relay", b"pyrelay\n\1\0\0\0" + bytes(8)):
+        listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        # It waits in the backlog.
+        early = socket.create_connection(listeners[0].getsockname(), timeout=SOON)
+        flags = ["--insecure-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+        with packed(state, listeners) as stdin, subprocess.Popen(
+                [program(), "--handover=adopt", *flags], stdin=stdin, stderr=subprocess.PIPE) as relay:
+            try:
+                health, metrics = (it.getsockname() for it in listeners)
+                for listener in listeners:
+                    listener.close()
+                with early:
+                    early.sendall(b"GET /healthz HTTP/1.0\r\nHost: a\r\n\r\n")
+                    assert early.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+                with DIRECT.open("http://%s:%d/healthz" % metrics, timeout=SOON) as answer:
+                    status = json.load(answer)
+                assert status["handovers"]["done"] == 8 and status["handovers"]["refused"] == 3
+                assert status["uptime_seconds"] >= 5, status
+                with DIRECT.open("http://%s:%d/metrics" % metrics, timeout=SOON) as answer:
+                    text = answer.read().decode()
+                assert "\nprocess_start_time_seconds 1\n" in text
+                assert "\npyrycode_relay_log_lines_dropped_total 5\n" in text
+            finally:
+                relay.send_signal(signal.SIGTERM)
+                _, said = relay.communicate(timeout=SOON)
+        assert relay.returncode == 0 and b"msg=handover_state_lost" in said, said
+
+
+def an_unreadable_state_is_refused_in_the_rehearsal():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for state, words in [
+            (b"garbage", "not the state of a relay"),
+            (b"pyrelay\n\x63\0\0\0" + bytes(8), "state format 99"),
+            (b"pyrelay\n\1\0\0\0" + bytes(8), "damaged"),
+        ]:
+            with packed(state, [listener, listener]) as stdin:
+                done = subprocess.run([program(), "--handover=rehearse", "--metrics-listen="], stdin=stdin,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert (done.returncode, done.stdout) == (1, "") and words in done.stderr, done
+        done = subprocess.run([program(), "--handover=rehearse"], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1 and "recvmsg" in done.stderr, done
 
 
 def as_an_operator_sees_it():
@@ -788,5 +871,8 @@ if __name__ == "__main__":
         what_is_queued_is_delivered_after_it,
         grace_and_limits_go_on,
         a_proxy_header_cut_in_two_is_completed_after_it,
+        a_push_call_is_waited_for_and_later_ones_are_made_after_it,
+        listeners_survive_an_unreadable_state,
+        an_unreadable_state_is_refused_in_the_rehearsal,
         as_an_operator_sees_it,
     ], at_once=4)

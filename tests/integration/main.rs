@@ -19,6 +19,7 @@ mod closing;
 mod command_line;
 mod descriptors;
 mod forwarder_log;
+mod handover;
 mod heartbeat;
 mod hostile_peers;
 mod limits;

@@ -63,6 +63,17 @@ fn systemd_is_told_when_the_relay_is_ready_and_when_it_stops() {
 }
 
 #[test]
+fn systemd_is_told_of_a_hand_over() {
+    let systemd = Systemd::new("handover");
+    let process = Process::start_in(&[("NOTIFY_SOCKET", &systemd.name)]);
+    systemd.expect("READY=1");
+    process.signal(Signal::USR2);
+    let reloading = systemd.told(PATIENCE).unwrap();
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    systemd.expect("READY=1");
+}
+
+#[test]
 fn a_notify_socket_may_be_a_path_and_a_missing_one_is_harmless() {
     let directory = std::env::temp_dir();
     let path = directory.join(format!("pyrycode-relay-notify-{}", std::process::id()));

@@ -3,6 +3,7 @@
 //! Owns the count of threads that wait before it. A connection that a thread has accepted is
 //! answered; later ones wait in the kernel's backlog for the next program.
 
+use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The gate, open at first.
@@ -17,6 +18,8 @@ struct State {
     is_closed: bool,
     /// The threads that wait for it to open.
     waiting: usize,
+    /// Connections of the relay itself, which end a thread's wait in accept(2).
+    own: Vec<SocketAddr>,
 }
 
 impl Gate {
@@ -35,8 +38,18 @@ impl Gate {
         self.lock().is_closed = true;
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.lock().is_closed
+    /// Notes the address from which `dial` has connected. Meanwhile no thread asks
+    /// [`Self::is_own`].
+    pub(super) fn dial(&self, dial: impl FnOnce() -> Option<SocketAddr>) {
+        let mut state = self.lock();
+        state.own.extend(dial());
+    }
+
+    /// Whether a connection is one of the relay itself; true once for each.
+    pub(super) fn is_own(&self, peer: SocketAddr) -> bool {
+        let mut state = self.lock();
+        let place = state.own.iter().position(|own| *own == peer);
+        place.map(|place| state.own.swap_remove(place)).is_some()
     }
 
     pub(super) fn open(&self) {
@@ -78,5 +91,14 @@ mod tests {
         gate.open();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(gate.waiting(), 0);
+    }
+
+    #[test]
+    fn the_relay_s_own_connection_is_known_once() {
+        let gate = Gate::default();
+        let (own, other) = (([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into());
+        gate.dial(|| Some(own));
+        assert!(!gate.is_own(other));
+        assert!(gate.is_own(own) && !gate.is_own(own));
     }
 }

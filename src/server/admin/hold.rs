@@ -33,12 +33,14 @@ impl AdminHold {
     /// Whether no thread accepts or answers. Call it again until it is true.
     pub fn has_come_to_rest(&mut self) -> bool {
         let at_rest = self.shared.gate.waiting();
-        // One after another, so that they leave places for requests under way.
+        // One after another: a thread that answers a request takes none.
         if at_rest < THREADS && self.dialed_at.is_none_or(|before| before < at_rest) {
             self.dialed_at = Some(at_rest);
             // It ends as soon as it is accepted. If there is no descriptor, or nothing can
             // connect, the threads are not at rest.
-            let _ = self.shared.listener.local_addr().and_then(TcpStream::connect);
+            let address = self.shared.listener.local_addr();
+            let dial = || address.and_then(TcpStream::connect).and_then(|it| it.local_addr()).ok();
+            self.shared.gate.dial(dial);
         }
         at_rest == THREADS
     }

@@ -223,12 +223,9 @@ impl AdminWorker {
         loop {
             shared.gate.pass();
             match shared.listener.accept() {
-                // During a hand-over it is the relay itself, which wakes this thread.
-                Ok((_, peer)) if !shared.admits(peer.ip()) => {
-                    if !shared.gate.is_closed() {
-                        shared.log_stranger(peer.ip());
-                    }
-                }
+                // For a hand-over, to wake this thread.
+                Ok((_, peer)) if shared.gate.is_own(peer) => {}
+                Ok((_, peer)) if !shared.admits(peer.ip()) => shared.log_stranger(peer.ip()),
                 // An error of one connection must not affect the others.
                 Ok((stream, peer)) => {
                     drop(self.serve(&shared.waiting.enter(stream), peer.ip()));

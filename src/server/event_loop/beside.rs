@@ -1,6 +1,6 @@
 //! Beside the loop: the connections between the event loop and its helper threads.
 //!
-//! Owns the hand-over in both directions: push wakes and snapshots go out; outcomes,
+//! Owns what passes in both directions: push wakes and snapshots go out; outcomes,
 //! certificates and challenges arrive in the mailbox; systemd's watchdog is notified.
 //! Nothing here blocks.
 
@@ -103,12 +103,12 @@ impl<C: Core> Server<C> {
         }
         while let Some(wake) = self.tcp.core.poll_wake() {
             let refused = match &self.push {
-                Some(handle) => handle.hand_over(wake).err(),
+                Some(handle) => handle.enqueue(wake).err(),
                 None => Some(wake),
             };
             self.handover.calls += usize::from(refused.is_none());
             if let Some(wake) = refused {
-                self.tcp.core.handle(Input::WakeDone(push::not_handed_over(&wake)), now);
+                self.tcp.core.handle(Input::WakeDone(push::not_queued(&wake)), now);
             }
         }
     }

@@ -183,7 +183,8 @@ impl<C: Core> Server<C> {
             }
             None => Refused::new(Cause::NoProgram, "the file of this program is not known"),
             Some(program) => {
-                log::info!(path:% = program.path().display(), from = env!("CARGO_PKG_VERSION"); "handover_started");
+                let path = program.path().display();
+                log::info!(path:% = path, from = env!("CARGO_PKG_VERSION"); "handover_started");
                 return self.handover.enter(Phase::Waiting, now);
             }
         };

@@ -10,8 +10,8 @@ use crate::state::v1::Listener;
 /// The metrics listener, whose time is that of the whole relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminRecord {
-    /// When the relay started, in microseconds since 1970.
-    pub started_us: u64,
+    /// When the relay started, in nanoseconds since 1970.
+    pub started_ns: u64,
     /// How long the relay has run, in microseconds.
     pub uptime_us: u64,
 }

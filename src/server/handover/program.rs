@@ -91,7 +91,7 @@ impl Program {
     /// The file as it is now.
     ///
     /// # Errors
-    /// If there is none.
+    /// If the file does not exist.
     pub fn identity(&self) -> io::Result<Identity> {
         let file = fs::metadata(&self.path)?;
         Ok(Identity {

@@ -14,7 +14,9 @@ use pyrycode_relay::protocol::outbox_pool::OutboxPool;
 use pyrycode_relay::protocol::websocket::{Codec, Opcode, Reassembly, accept_key};
 use pyrycode_relay::protocol::work::Work;
 use pyrycode_relay::relay::envelope;
+use pyrycode_relay::server::net::tls_record::{RecordLayer, Suite};
 use pyrycode_relay::time::{Instant, Wheel};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 fn main() {
     divan::main();
@@ -99,6 +101,41 @@ fn websocket_step_in_halves(bencher: Bencher<'_, '_>, size: usize) {
 #[divan::bench]
 fn handshake_accept_key() -> String {
     accept_key(black_box("dGhlIHNhbXBsZSBub25jZQ=="))
+}
+
+/// The bare cipher of a message that is forwarded through TLS: opened and sealed in one buffer,
+/// under a key that is expanded.
+#[divan::bench(args = SIZES)]
+fn cipher_open_and_seal(bencher: Bencher<'_, '_>, size: usize) {
+    let key = UnboundKey::new(&AES_256_GCM, &[7; 32]).expect("the length fits");
+    let key = LessSafeKey::new(key);
+    let nonce = || Nonce::assume_unique_for_key([1; 12]);
+    let mut buffer = json(size).into_bytes();
+    let tag = key.seal_in_place_separate_tag(nonce(), Aad::empty(), &mut buffer);
+    let mut tag = tag.expect("short enough");
+    bencher.counter(BytesCount::new(size)).bench_local(|| {
+        key.open_in_place_separate_tag(nonce(), Aad::empty(), tag, black_box(&mut buffer), 0..)
+            .expect("it was sealed so");
+        let sealed = key.seal_in_place_separate_tag(nonce(), Aad::empty(), black_box(&mut buffer));
+        tag = sealed.expect("short enough");
+    });
+}
+
+/// The same in the record layer, one record at a time: keys are expanded, and data is copied
+/// into the record.
+#[divan::bench(args = SIZES)]
+fn tls_record_seal_and_open(bencher: Bencher<'_, '_>, size: usize) {
+    let secrets = [(0, &[7; 48][..]), (0, &[8; 48][..])];
+    let [mut one, mut other] = [[0, 1], [1, 0]].map(|[send, receive]| {
+        RecordLayer::tls13(Suite::Aes256Gcm, secrets[send], secrets[receive])
+            .expect("lengths fit the suite")
+    });
+    let (text, mut record, mut replies) = (json(size), Vec::new(), Vec::new());
+    bencher.counter(BytesCount::new(size)).bench_local(|| {
+        record.clear();
+        one.seal(&[black_box(text.as_bytes())], &mut record).expect("its session is not over");
+        other.open(black_box(&mut record), &mut replies).plain
+    });
 }
 
 /// One key fires and is armed again, among that many others.

@@ -13,8 +13,8 @@ use crate::stream::Stream;
 /// The outcome of a client's turn.
 #[derive(Debug)]
 pub enum Event {
-    /// It is connected.
-    Open,
+    /// It is connected; whether with a TLS session that was resumed.
+    Open(bool),
     /// A ping was answered.
     Ping,
     /// Its own ping was answered.
@@ -135,10 +135,11 @@ impl Client {
             return State::Out;
         }
         let rest = answer.split_off(end + 4);
+        let is_resumed = stream.is_resumed();
         // Thousands of these are idle: small buffers.
         let config = WebSocketConfig::default().read_buffer_size(2048).write_buffer_size(0);
         let socket = WebSocket::from_partially_read(stream, rest, Role::Client, Some(config));
-        event(Event::Open);
+        event(Event::Open(is_resumed));
         State::Open(Box::new(socket))
     }
 

@@ -21,6 +21,9 @@ use crate::stream::{Stream, Tls};
 
 /// Upgrades under way at once.
 const DIALLING: usize = 256;
+/// The same where TLS sessions are resumed: each connection brings one ticket, and rustls
+/// keeps eight.
+const DIALLING_RESUMED: usize = 4;
 /// The interval between the pings of a binary, if clients ping.
 const BINARY_PINGS: Duration = Duration::from_secs(30);
 /// The text before and after the string in a frame that is an object.
@@ -39,6 +42,8 @@ pub struct Tally {
     /// Close codes of all that ended, 0 for none.
     pub codes: BTreeMap<u16, usize>,
     pub upgrades: usize,
+    /// Those of them whose TLS session was resumed.
+    pub resumed: usize,
     pub pings: usize,
     /// Pings that clients sent, and those of them that were answered.
     pub own_pings: usize,
@@ -208,7 +213,8 @@ impl Crowd {
 
     /// Sleeps until an event is ready or due, and handles it.
     pub fn turn(&mut self) -> io::Result<()> {
-        while self.dialling < DIALLING
+        let resumes = self.tls.as_ref().is_some_and(|tls| tls.resumes);
+        while self.dialling < if resumes { DIALLING_RESUMED } else { DIALLING }
             && let Some(index) = self.out.front().copied()
         {
             let client = &self.clients[index];
@@ -287,7 +293,8 @@ impl Crowd {
         client.on_ready(
             || head(name, is_phone, binary),
             |event| match event {
-                Event::Open => {
+                Event::Open(is_resumed) => {
+                    tally.resumed += usize::from(is_resumed);
                     *dialling -= 1;
                     *open += 1;
                     tally.upgrades += 1;

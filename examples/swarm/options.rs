@@ -31,10 +31,11 @@ which must not limit the rate of upgrades:
                    binaries each 30 s; 0 turns it off (default)
   --in-flight N    instead of --messages: each phone sends N frames, and one more for
                    each that returns, as fast as the relay forwards (default 0)
-  --tls            dial through TLS; each handshake is a full one
+  --tls            dial through TLS; by default each handshake is a full one
   --ca FILE        with --tls: PEM file with the authorities to trust
   --server-name N  with --tls: the name to ask for (default localhost)
   --tls12          with --tls: TLS 1.2 instead of 1.3
+  --resume         with --tls: handshakes resume earlier sessions, where they can
   --churn N        phones that hang up and dial again in a second (default 0)
   --half-open N    phones that fall silent with their connection open; stay for
                    70 seconds to see the relay end them (default 0)
@@ -103,7 +104,7 @@ impl Options {
             name: "swarm".into(),
             pid: None,
         };
-        let (mut is_tls, mut is_12, mut ca) = (false, false, None::<PathBuf>);
+        let (mut is_tls, mut is_12, mut resumes, mut ca) = (false, false, false, None::<PathBuf>);
         let mut server_name = "localhost".to_owned();
         let mut parser = Parser::from_args(args);
         while let Some(arg) = parser.next()? {
@@ -125,6 +126,7 @@ impl Options {
                 Arg::Long("in-flight") => options.in_flight = parser.value()?.parse()?,
                 Arg::Long("tls") => is_tls = true,
                 Arg::Long("tls12") => is_12 = true,
+                Arg::Long("resume") => resumes = true,
                 Arg::Long("ca") => ca = Some(parser.value()?.into()),
                 Arg::Long("server-name") => server_name = parser.value()?.string()?,
                 Arg::Long("client-pings") => {
@@ -144,10 +146,10 @@ impl Options {
         let found = address.to_socket_addrs().map_err(|error| format!("{relay}: {error}"))?;
         options.relay = found.into_iter().next().ok_or_else(|| format!("{relay}: no address"))?;
         options.tls = match (is_tls, ca) {
-            (true, Some(ca)) => Some(Tls::new(&ca, &server_name, is_12)?),
+            (true, Some(ca)) => Some(Tls::new(&ca, &server_name, is_12, resumes)?),
             (true, None) => return Err("--tls: --ca says which authorities to trust".into()),
-            (false, None) if !is_12 => None,
-            _ => return Err("--ca and --tls12 need --tls".into()),
+            (false, None) if !is_12 && !resumes => None,
+            _ => return Err("--ca, --tls12 and --resume need --tls".into()),
         };
         if options.in_flight > 0 && options.messages > 0 {
             return Err("--in-flight: not together with --messages".into());

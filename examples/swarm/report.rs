@@ -42,12 +42,17 @@ impl Machine {
             1024.0 * number.unwrap_or(0.0)
         };
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let schedstat = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
-        let nanos = schedstat.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok());
+        let mut nanos = 0.0;
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            // It may have ended since.
+            let schedstat = fs::read_to_string(thread?.path().join("schedstat"));
+            let spent = schedstat.unwrap_or_default();
+            nanos += spent.split(' ').next().and_then(|it| it.parse().ok()).unwrap_or(0.0);
+        }
         Ok(Usage {
             resident: kib(&status, "VmRSS:"),
             kernel: kib(&fs::read_to_string("/proc/meminfo")?, "Slab:"),
-            cpu: nanos.unwrap_or(0.0) / 1e9,
+            cpu: nanos / 1e9,
         })
     }
 }
@@ -80,6 +85,9 @@ pub fn of(
     line("connections open at the end", format!("{} of {}", crowd.open(), crowd.all()));
     line("all in after", format!("{:.1} s", came.as_secs_f64()));
     line("upgrades", tally.upgrades.to_string());
+    if tally.resumed > 0 {
+        line("of them with a resumed TLS session", tally.resumed.to_string());
+    }
     if options.pid.is_some() {
         let each = ramp.cpu * 1e6 / crowd.all() as f64;
         line("relay: CPU for each upgrade", format!("{each:.0} µs"));

@@ -11,18 +11,19 @@ use mio::net::TcpStream;
 use pyrycode_relay::pem;
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
 
-/// The settings of every TLS client. Sessions are not resumed: each handshake is a full one.
+/// The settings of every TLS client.
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    pub resumes: bool,
 }
 
 impl Tls {
     /// Clients that trust the authorities in the file `ca`.
-    pub fn new(ca: &Path, name: &str, is_12: bool) -> Result<Self, Box<dyn Error>> {
+    pub fn new(ca: &Path, name: &str, is_12: bool, resumes: bool) -> Result<Self, Box<dyn Error>> {
         let mut roots = RootCertStore::empty();
         let path = ca.display();
         let text = std::fs::read(ca).map_err(|error| format!("{path}: {error}"))?;
@@ -34,9 +35,11 @@ impl Tls {
             .with_protocol_versions(&[version])?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        config.resumption = rustls::client::Resumption::disabled();
+        if !resumes {
+            config.resumption = rustls::client::Resumption::disabled();
+        }
         let name = ServerName::try_from(name.to_owned())?;
-        Ok(Self { config: Arc::new(config), name })
+        Ok(Self { config: Arc::new(config), name, resumes })
     }
 }
 
@@ -48,7 +51,7 @@ pub enum Stream {
 
 impl Stream {
     pub fn new(stream: TcpStream, tls: Option<&Tls>) -> io::Result<Self> {
-        let Some(Tls { config, name }) = tls else { return Ok(Self::Plain(stream)) };
+        let Some(Tls { config, name, .. }) = tls else { return Ok(Self::Plain(stream)) };
         let connection = ClientConnection::new(Arc::clone(config), name.clone());
         let connection = connection.map_err(io::Error::other)?;
         Ok(Self::Tls(Box::new(StreamOwned::new(connection, stream))))
@@ -59,6 +62,11 @@ impl Stream {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => &stream.sock,
         }
+    }
+
+    pub fn is_resumed(&self) -> bool {
+        let Self::Tls(stream) = self else { return false };
+        stream.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// Sends the first bytes, with TLS once its handshake is complete.

@@ -58,9 +58,12 @@ impl Next {
 impl Relay {
     /// Bytes have arrived on a WebSocket. What would take too long now, or arrives while
     /// reading is stopped, is kept.
-    pub(super) fn handle_frames(&mut self, id: ConnId, mut input: &[u8], now: Instant) {
+    pub(super) fn handle_frames(&mut self, id: ConnId, input: &[u8], now: Instant) {
+        self.handle_some_frames(id, input, Work::of_new_input(), now);
+    }
+
+    fn handle_some_frames(&mut self, id: ConnId, mut input: &[u8], mut work: Work, now: Instant) {
         let public_id = self.connections.public_id(id);
-        let mut work = Work::of_one_call();
         while !input.is_empty() {
             let read = |it: &mut Editor<'_>| Next::read(it, &mut input, public_id, &mut work);
             match self.connections.edit(id, now, read) {
@@ -88,7 +91,7 @@ impl Relay {
             if is_waiting { Vec::new() } else { it.take_kept() }
         });
         let Some(kept) = kept.filter(|kept| !kept.is_empty()) else { return };
-        self.handle_frames(id, &kept, now);
+        self.handle_some_frames(id, &kept, Work::of_kept_input(), now);
         self.connections.edit(id, now, |it| {
             if !it.connection().has_kept() {
                 it.read_on();

@@ -26,6 +26,12 @@ impl Relay {
         self.connections.get(id).map_or(0, |entry| entry.connection().held())
     }
 
+    /// Bytes of its input that were left over, for [`Input::Continue`](super::Input::Continue).
+    #[must_use]
+    pub fn kept(&self, id: ConnId) -> usize {
+        self.connections.get(id).map_or(0, |entry| entry.connection().kept_len())
+    }
+
     /// The conn_id of the connection.
     #[must_use]
     pub fn conn_id(&self, id: ConnId) -> String {

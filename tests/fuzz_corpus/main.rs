@@ -16,6 +16,9 @@ pub(crate) mod relay;
 #[path = "../support/request.rs"]
 mod request;
 pub(crate) mod request_head;
+pub(crate) mod state;
+#[path = "../support/survive.rs"]
+mod survive;
 pub(crate) mod tls_record;
 pub(crate) mod websocket;
 pub(crate) mod wheel;
@@ -51,5 +54,5 @@ mod replay {
         };
     }
 
-    replays!(envelope frame_json proxy_header registry relay request_head tls_record websocket wheel);
+    replays!(envelope frame_json proxy_header registry relay request_head state tls_record websocket wheel);
 }

@@ -1,5 +1,5 @@
 """The relay's TLS against clients that no one here wrote: OpenSSL, curl, Python's `ssl`
-with `websockets`, Node's `ws`, and what sslscan has to say."""
+with `websockets`, Node's `ws`, Go's `crypto/tls`, and what sslscan has to say."""
 
 import asyncio
 import json
@@ -214,6 +214,17 @@ def node_ws():
                        timeout=3 * SOON)
 
 
+def go_crypto_tls():
+    here = os.path.dirname(os.path.abspath(__file__))
+    with Pair() as pair, Relay(*pair.flags) as relay, tempfile.TemporaryDirectory() as directory:
+        client = os.path.join(directory, "client")
+        subprocess.run(
+            ["go", "build", "-o", client, "main.go"], cwd=os.path.join(here, "go_tls"), check=True,
+            env=os.environ | {"GO111MODULE": "off", "GOCACHE": os.path.join(directory, "cache"),
+                              "GOFLAGS": ""})
+        subprocess.run([client, relay.url, pair.certificate], check=True, timeout=SOON)
+
+
 # Only AEAD with forward secrecy: what rustls with ring offers, in its order.
 SUITES = {
     "TLSv1.3": ["TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"],
@@ -377,6 +388,6 @@ if __name__ == "__main__":
     main([
         websockets_and_ssl, both_versions_and_no_older_ones, sessions_resume,
         openssl_takes_the_chain_whatever_form_the_key_has, openssl_may_not_renegotiate,
-        openssl_renews_its_keys, curl_by_name_and_the_wrong_name, node_ws, what_sslscan_says, files_that_openssl_makes,
+        openssl_renews_its_keys, curl_by_name_and_the_wrong_name, node_ws, go_crypto_tls, what_sslscan_says, files_that_openssl_makes,
         the_whole_chain_is_served, keys_that_the_system_protects,
     ], at_once=4)

@@ -2,16 +2,16 @@
 //! of 80 KB, which its binary sends without a pause. All of it arrives, byte for byte, and
 //! another phone of the same binary is not delayed.
 
-use std::io::Write;
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::percentiles::{self, Latencies, mib, seconds};
 use crate::support::{
-    Answer, Peer, Process, connect, connect_reading_little, eventually, noise, phone_head,
-    round_trip,
+    Opcode, Peer, Process, buffered, connect_reading_little, content, envelope, eventually, frame,
+    healthz, noise, phone_head, round_trip,
 };
 
 /// 16 MiB with two layers of base64 around it.
@@ -57,19 +57,62 @@ pub fn at_a_third_of_the_speed() {
     during.expect_flat(&before);
     let grown = process.memory().1.saturating_sub(at_start);
     percentiles::record("relay: memory, highest above the start", mib(grown));
-    // The allocator keeps the pages for the next queue.
-    eventually("no byte is charged any more", || buffered(&process) == 0);
+    eventually("its memory is given back", || {
+        process.memory().0 < at_start + (FRAMES * LEN / 4) as u64
+    });
     let kept = process.memory().0.saturating_sub(at_start);
     percentiles::record("relay: memory, afterwards above the start", mib(kept));
 }
 
-/// Bytes that the relay charges to its budget.
-fn buffered(process: &Process) -> u64 {
-    let mut stream = connect(process.metrics);
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
-    let text = Answer::read(&mut stream).body;
-    let value = text.lines().find_map(|line| line.strip_prefix("pyrycode_relay_buffered_bytes "));
-    value.and_then(|value| value.parse().ok()).expect("a gauge")
+const SLOW: usize = 112;
+/// What is queued to a slow phone, and what is left of it.
+const QUEUED: u64 = 4 << 20;
+const LEFT: u64 = QUEUED / 8;
+
+/// Phone after phone lets a large queue form and reads most of it: what the relay holds is what
+/// it charges to its budget.
+pub fn queues_that_drain_to_an_eighth() {
+    let process = Process::start(&["--buffer-memory=83886080"]);
+    let (at_start, _) = process.memory();
+    let message = content(0, 0, 64 << 10);
+    let (mut binaries, mut phones) = (Vec::new(), Vec::<Peer>::new());
+    let mut kept_alive = Instant::now();
+    for number in 0..SLOW {
+        let name = format!("home-{}", number / 16);
+        if number % 16 == 0 {
+            binaries.push(Peer::binary(process.relay, &name));
+        }
+        let binary = binaries.last_mut().unwrap();
+        let head = phone_head(&name);
+        let phone = Peer::upgrade(connect_reading_little(process.relay), &head);
+        let before = buffered(&process);
+        let envelope = frame(Opcode::Text, true, envelope(&phone.id, &message).as_bytes());
+        (0..QUEUED as usize / message.len()).for_each(|_| binary.send_raw(&envelope));
+        binary.expect_alive();
+        let queued = buffered(&process) - before;
+        assert!(queued > QUEUED * 7 / 8, "{queued} bytes queued");
+        let mut left = queued;
+        while left > LEFT {
+            take(&phone, left.saturating_sub(LEFT).max(16 << 10) as usize);
+            left = buffered(&process) - before;
+        }
+        phones.push(phone);
+        // One that takes nothing for ten seconds is closed.
+        if kept_alive.elapsed() > Duration::from_secs(3) {
+            phones.iter().for_each(|phone| take(phone, 16 << 10));
+            kept_alive = Instant::now();
+        }
+    }
+    let (charged, grown) = (buffered(&process), process.memory().0.saturating_sub(at_start));
+    assert_eq!(healthz(process.relay), (binaries.len() as u64, SLOW as u64), "nobody was closed");
+    percentiles::record("charged", mib(charged));
+    percentiles::record("relay: memory above the start", mib(grown));
+    assert!(grown <= charged * 13 / 10, "{grown} bytes of memory, {charged} charged");
+}
+
+/// Reads this many bytes.
+fn take(phone: &Peer, count: usize) {
+    (&phone.stream).read_exact(&mut vec![0; count]).unwrap();
 }
 
 /// Reads one frame for every three that are sent, and the rest when all are.

@@ -19,16 +19,21 @@ mod burst;
 mod churn;
 mod client;
 mod crowd;
+mod crowding;
+mod dials;
 mod flood;
 mod guard;
+mod hellos;
 mod hostile;
 mod idle;
 mod mute;
 mod percentiles;
 mod redial;
+mod sharing;
 mod shed;
 mod starved;
 mod support;
+mod watch;
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
@@ -37,6 +42,7 @@ use std::time::Instant;
 const SCENARIOS: &[(&str, fn())] = &[
     ("burst: hundreds of frames at connect", burst::at_connect),
     ("attachment: 30 MB to a phone at a third of the speed", attachment::at_a_third_of_the_speed),
+    ("attachment: 112 queues that drain to an eighth", attachment::queues_that_drain_to_an_eighth),
     ("bulk: 64 MiB from four phones to a slow binary", bulk::to_a_slow_binary),
     ("bulk: 64 MiB from a binary to a slow phone", bulk::to_a_slow_phone),
     ("shed: a phone that never reads, beyond its backlog", shed::beyond_the_backlog),
@@ -45,7 +51,18 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("flood: pings beside 100 quiet pairs", flood::of_pings),
     ("hostile: empty texts", hostile::bad_envelopes),
     ("hostile: pings", hostile::pings),
+    ("hostile: smallest frames", hostile::smallest_frames),
     ("hostile: fragments", hostile::fragments),
+    ("hostile: log of bad envelopes", hostile::log_of_bad_envelopes),
+    ("hellos: 9,000 as their time ends, RSA-2048", hellos::burst_of_rsa_2048),
+    ("hellos: 9,000 as their time ends, RSA-4096", hellos::burst_of_rsa_4096),
+    ("hellos: 1,900 a second of one client", hellos::stream_of_rsa_2048),
+    ("crowding: half heads", crowding::half_heads),
+    ("crowding: first fragments", crowding::first_fragments),
+    ("crowding: slow readers", crowding::slow_readers),
+    ("sharing: eight phones of a slow binary", sharing::eight_phones),
+    ("sharing: two deaths and a probe", sharing::deaths_and_a_probe),
+    ("dials: 800 a second, 1,024 descriptors", dials::of_one_client),
     ("starved: 66 descriptors, 200 dialers", starved::to_two_connections),
     ("starved: 96 descriptors, 200 dialers", starved::with_live_pairs),
     ("idle: 10,000 binaries, plain and through TLS", idle::plain_and_tls),

@@ -16,15 +16,18 @@ mod tls;
 #[path = "../support/wire.rs"]
 mod wire;
 
+use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use http::{Answer, connect, connect_from, connect_reading_little, healthz};
+pub use http::{
+    Answer, connect, connect_from, connect_reading_little, connect_writing_little, healthz,
+};
 pub use peer::{Opcode, Peer, Received, envelope, frame, header, is_close_notice};
 pub use process::Process;
 pub(crate) use request::{binary as binary_head, phone as phone_head};
-pub use tls::{Pair, through_tls};
+pub use tls::{Pair, TlsStream, through_tls};
 pub(crate) use wire::first_frame;
 
 /// The longest wait for an event that should come at once, on a busy machine. Only a
@@ -38,6 +41,29 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         pause(Duration::from_millis(5));
     }
+}
+
+/// The values of these metrics.
+pub fn metrics<const N: usize>(process: &Process, names: [&str; N]) -> [u64; N] {
+    let mut stream = connect(process.metrics);
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
+    let text = Answer::read(&mut stream).body;
+    names.map(|name| {
+        let line = text.lines().find(|line| {
+            let rest =
+                line.strip_prefix("pyrycode_relay_").and_then(|line| line.strip_prefix(name));
+            rest.is_some_and(|rest| rest.starts_with(' '))
+        });
+        let value =
+            line.and_then(|line| line.rsplit(' ').next()).unwrap_or_else(|| panic!("no {name}"));
+        value.parse::<f64>().unwrap() as u64
+    })
+}
+
+/// Bytes that the relay charges to its budget.
+pub fn buffered(process: &Process) -> u64 {
+    let [bytes] = metrics(process, ["buffered_bytes"]);
+    bytes
 }
 
 /// How many descriptors the relay has open once those are closed that belong to
@@ -91,7 +117,7 @@ pub fn source(number: usize) -> Ipv4Addr {
 }
 
 /// The next envelope with a frame; close notices of other phones are skipped.
-fn hear_frame(binary: &mut Peer) -> String {
+fn hear_frame<S: Read + Write>(binary: &mut Peer<S>) -> String {
     loop {
         let text = binary.receive_text();
         if !is_close_notice(&text) {
@@ -101,7 +127,11 @@ fn hear_frame(binary: &mut Peer) -> String {
 }
 
 /// Sends a frame there and a frame back; fails unless exactly these arrive.
-pub fn round_trip(binary: &mut Peer, phone: &mut Peer, n: usize) -> Duration {
+pub fn round_trip<S: Read + Write>(
+    binary: &mut Peer<S>,
+    phone: &mut Peer<S>,
+    n: usize,
+) -> Duration {
     let (began, json) = (Instant::now(), n.to_string());
     phone.send_text(&json);
     assert_eq!(hear_frame(binary), envelope(&phone.id, &json));

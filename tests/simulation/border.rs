@@ -31,6 +31,7 @@ impl Trace {
 impl Core for World {
     fn handle_accept(&mut self, address: IpAddr, kind: ListenerKind, now: Instant) -> ConnId {
         let id = self.relay.handle_accept(address, kind, now);
+        self.cost.on_accept();
         self.trace.note(&(now, address, kind, id));
         self.check();
         id
@@ -44,6 +45,7 @@ impl Core for World {
     fn poll_effect(&mut self) -> Option<Effect> {
         let effect = self.relay.poll_effect();
         self.trace.note(&effect);
+        effect.into_iter().for_each(|effect| self.cost.on_effect(effect));
         if let Some(Effect::ReadThenExpire(id)) = effect
             && let Some(peer) = self.find(id)
             && self.faults.read_to_end()
@@ -86,6 +88,13 @@ impl World {
         }
         let before = self.oracle.as_ref().map(|oracle| oracle.before(self, input));
         self.relay.handle(input, now);
+        if self.cost.is_on {
+            let kept = match input {
+                Input::Bytes(id, _) | Input::Continue(id) => self.relay.kept(id),
+                _ => 0,
+            };
+            self.cost.on_input(input, kept);
+        }
         self.check();
         if let Some(mut oracle) = self.oracle.take() {
             oracle.after(self, input, &before.expect("taken above"));

@@ -132,6 +132,8 @@ impl Chaos {
             world.balancer = Some([10, 0, 0, 9].into());
         }
         world.tls_keys = (seed % 8 >= 5).then(|| StdRng::seed_from_u64(seed ^ 0x715));
+        // Turns take time, and none more than its bound.
+        world.cost.is_on = seed % 6 == 4;
         if seed % 4 == 3 {
             world.descriptors = capacity * 2 / 3;
         }

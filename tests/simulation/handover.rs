@@ -7,13 +7,14 @@
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
-use pyrycode_relay::relay::{Effect, Input, Relay};
+use pyrycode_relay::relay::{ConnId, Relay};
 use pyrycode_relay::server::turn::{Readiness, Turn};
 use pyrycode_relay::state::{self, Received, v1};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::replay::setting;
+use crate::survive::survive;
 use crate::world::World;
 use crate::{peer, wire};
 
@@ -69,7 +70,7 @@ impl World {
 }
 
 /// A relay with a bit of everything.
-fn lively() -> World {
+fn lively(messages: usize) -> World {
     let mut config = Config::default();
     config.limits.rate_per_minute = 30;
     let mut world = World::with(config, 100, 5);
@@ -80,7 +81,7 @@ fn lively() -> World {
         world.text(phone, "\"hello\"");
         world.deliver(binary, phone, "\"hello\"");
         world.peer_mut(phone).habits.reads = false;
-        for _ in 0..12 {
+        for _ in 0..messages {
             world.deliver(binary, phone, &format!("\"{}\"", "x".repeat(30_000)));
         }
         world.send_part(phone, &wire::frame(wire::TEXT, &[b'1'; 700])[..99]);
@@ -101,12 +102,13 @@ fn lively() -> World {
 /// Whatever a state says, it is refused or the relay goes on: it never panics.
 #[test]
 fn a_state_with_any_fault_is_refused_or_survived() {
-    let mut world = lively();
+    let mut world = lively(12);
     let saved = world.relay.save().expect("it is at rest");
     let bytes = postcard::to_allocvec(&saved).expect("every state can be encoded");
     let seed = setting("PYRYCODE_SIM_SEED").unwrap_or(3);
     let count = setting("PYRYCODE_SIM_SEEDS").unwrap_or(10) * 100;
     let mut rng = StdRng::seed_from_u64(seed);
+    let ids: Vec<ConnId> = world.peers.iter().map(|peer| peer.id).collect();
     let mut restored = 0;
     for step in 0..count {
         let mut damaged = bytes.clone();
@@ -122,29 +124,22 @@ fn a_state_with_any_fault_is_refused_or_survived() {
         let Ok((mut relay, lost)) = made else { continue };
         restored += 1;
         let now = world.now + Duration::from_secs(rng.random_range(0..100));
-        lost.iter().for_each(|id| relay.handle(Input::Disconnected(*id), now));
-        relay.handle(Input::Timeout, now);
-        for peer in &world.peers {
-            relay.handle(Input::Bytes(peer.id, b"\x81\x80\0\0\0\0"), now);
-        }
-        let mut effects = 0;
-        while let Some(effect) = relay.poll_effect() {
-            effects += 1;
-            assert!(effects < 10_000, "{replay}: effects without an end");
-            match effect {
-                Effect::Transmit(id) => {
-                    let count = relay.outgoing(id).iter().map(|slice| slice.len()).sum();
-                    relay.handle(Input::Written(id, count), now);
-                }
-                Effect::ReadThenExpire(id) => relay.handle(Input::ReadToEnd(id), now),
-                Effect::Continue(id) => relay.handle(Input::Continue(id), now),
-                _ => {}
-            }
-        }
-        relay.handle(Input::ShutDown, now);
-        for peer in &world.peers {
-            relay.handle(Input::Disconnected(peer.id), now);
-        }
+        println!("{replay}");
+        survive(&mut relay, &lost, &ids, now);
     }
     assert!(restored > count as usize / 20, "{restored} of {count} were restored");
+}
+
+/// `PYRYCODE_SIM_WRITE_STATE=1` writes an input for the fuzz target that restores states.
+#[test]
+fn a_state_for_the_fuzzer_is_written_on_demand() {
+    let mut world = lively(1);
+    let saved = world.relay.save().expect("it is at rest");
+    let bytes = postcard::to_allocvec(&saved).expect("every state can be encoded");
+    assert!(bytes.len() < 200_000, "{} bytes", bytes.len());
+    if setting("PYRYCODE_SIM_WRITE_STATE").is_some() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/state");
+        std::fs::create_dir_all(&folder).expect("a folder can be made");
+        std::fs::write(folder.join("lively"), bytes).expect("a file can be written");
+    }
 }

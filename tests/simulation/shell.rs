@@ -89,18 +89,7 @@ impl World {
         let mut rounds = 0;
         loop {
             self.hand_over(&mut turn);
-            for peer in std::mem::take(&mut self.readable) {
-                let end = match self.peers[peer].up.end {
-                    None => PeerEnd::Open,
-                    Some(End::Fin) => PeerEnd::Closed,
-                    Some(End::Reset) => PeerEnd::Broken,
-                };
-                turn.on_readable(self, self.peers[peer].id, end, self.now);
-            }
-            for peer in std::mem::take(&mut self.writable) {
-                turn.on_writable(self, self.peers[peer].id, self.now);
-            }
-            turn.run(self, self.now);
+            self.take_turn(&mut turn);
             let next = self.relay.next_deadline();
             let is_due = next.is_some_and(|next| next <= self.now);
             let is_at_rest = self.readable.is_empty() && self.writable.is_empty();
@@ -115,6 +104,36 @@ impl World {
             && let Some(oracle) = &self.oracle
         {
             oracle.nobody_is_overdue(self);
+        }
+    }
+
+    /// One turn, which takes the time of the cost model.
+    pub(crate) fn one_turn(&mut self) {
+        let mut turn = std::mem::replace(&mut self.turn, Turn::new(Vec::new()));
+        self.take_turn(&mut turn);
+        self.turn = turn;
+    }
+
+    fn take_turn(&mut self, turn: &mut Turn<Vec<u8>>) {
+        for peer in std::mem::take(&mut self.readable) {
+            let Peer { id, up, .. } = &self.peers[peer];
+            let (id, end) = match up.end {
+                None => (*id, PeerEnd::Open),
+                Some(End::Fin) => (*id, PeerEnd::Closed),
+                Some(End::Reset) => (*id, PeerEnd::Broken),
+            };
+            if self.relay.is_reading(id) {
+                self.cost.on_ready(id);
+            }
+            turn.on_readable(self, id, end, self.now);
+        }
+        for peer in std::mem::take(&mut self.writable) {
+            turn.on_writable(self, self.peers[peer].id, self.now);
+        }
+        turn.run(self, self.now);
+        let spent = self.cost.end_turn();
+        if !spent.is_zero() {
+            self.go_on(spent, spent);
         }
     }
 
@@ -190,15 +209,17 @@ impl World {
 
     /// TLS accepts full records, once those before them are sent.
     fn write_records(&mut self, index: usize, outgoing: &[u8]) -> Option<Written> {
+        let is_slow = !self.peers[index].tls.unsent().is_empty();
         if !self.flush(index, outgoing.len())? {
             return Some(Written::Bytes(0));
         }
         if self.peers[index].tls.is_broken() {
             return None;
         }
-        let count = self.peers[index].tls.seal(outgoing);
+        let count = self.peers[index].tls.seal(outgoing, is_slow);
         let is_all = self.flush(index, outgoing.len() - count)?;
-        Some(if is_all && count > 0 { Written::Part(count) } else { Written::Bytes(count) })
+        let is_part = is_all && count > 0 && count < outgoing.len();
+        Some(if is_part { Written::Part(count) } else { Written::Bytes(count) })
     }
 
     /// FIN is on the link.
@@ -273,11 +294,12 @@ impl Transport for World {
     }
 
     fn clock(&mut self) -> Instant {
-        self.now
+        self.now + self.cost.spent()
     }
 
     fn read<'b>(&mut self, id: ConnId, buffer: &'b mut Vec<u8>, _now: Instant) -> Received<'b> {
         let Some(index) = self.find(id) else { return Received::Nothing };
+        self.cost.on_read(id);
         let peer = &mut self.peers[index];
         let has_ended = peer.up.end.is_some();
         if peer.owes_header {
@@ -342,6 +364,7 @@ impl Transport for World {
             true => self.write_records(index, &outgoing),
             false => self.put(index, &outgoing, 0).map(Written::Bytes),
         };
+        self.cost.on_write(outgoing.len());
         written.unwrap_or(Written::Broken)
     }
 

@@ -23,7 +23,9 @@ use crate::wire;
 use crate::world::{PeerId, World, secs, text};
 
 /// The most that the relay seals at once.
-const SEAL_MAX: usize = 2 * RECORD_MAX;
+const SEAL_MAX: usize = 4 * RECORD_MAX;
+/// The same if it has not sent what it sealed before.
+const SEAL_SLOW: usize = 2 * RECORD_MAX;
 /// The records of AES-GCM that one key protects (RFC 8446 §5.5).
 const RECORDS_PER_KEY: u64 = 1 << 24;
 
@@ -216,9 +218,10 @@ impl Tls {
     }
 
     /// Seals the first of `bytes`, and returns how many.
-    pub(crate) fn seal(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn seal(&mut self, bytes: &[u8], is_slow: bool) -> usize {
         let Some(session) = &mut self.0 else { return 0 };
-        let bytes = &bytes[..bytes.len().min(SEAL_MAX)];
+        let most = if is_slow { SEAL_SLOW } else { SEAL_MAX };
+        let bytes = &bytes[..bytes.len().min(most)];
         let sealed = session.relay.records.seal(&[bytes], &mut session.unsent);
         sealed.expect("the session is not broken");
         session.relay.restore();

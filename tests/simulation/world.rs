@@ -21,6 +21,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::border::Trace;
+use crate::cost::Cost;
 use crate::faults::Faults;
 use crate::handover::HandOvers;
 use crate::link::Pipe;
@@ -75,6 +76,7 @@ pub(crate) struct World {
     pub(crate) oracle: Option<Box<Oracle>>,
     pub(crate) trace: Trace,
     pub(crate) calls: u64,
+    pub(crate) cost: Cost,
     /// The total time for which connections with a slot have been open.
     pub(crate) open_time: Duration,
 }
@@ -115,6 +117,7 @@ impl World {
             oracle: None,
             trace: Trace::default(),
             calls: 0,
+            cost: Cost::default(),
             open_time: Duration::ZERO,
         }
     }
@@ -199,6 +202,13 @@ impl World {
     pub(crate) fn send(&mut self, peer: PeerId, bytes: &[u8]) {
         self.peer_mut(peer).send(bytes);
         self.touch(peer);
+    }
+
+    /// The bytes are on the link, and the relay does nothing about them yet.
+    pub(crate) fn send_unsettled(&mut self, peer: PeerId, bytes: &[u8]) {
+        self.is_frozen = true;
+        self.send(peer, bytes);
+        self.is_frozen = false;
     }
 
     /// Sends a part of a frame: the peer's automatic answers wait for the rest.
@@ -374,7 +384,7 @@ impl World {
     }
 
     /// What should come within `time` has come; for the relay it was `counted`.
-    fn go_on(&mut self, time: Duration, counted: Duration) {
+    pub(crate) fn go_on(&mut self, time: Duration, counted: Duration) {
         let (binaries, phones) = self.relay.live();
         self.open_time += time * (binaries + phones) as u32;
         let then = self.wall + time;

@@ -48,11 +48,16 @@ impl Process {
         Self::spawn(command, listen)
     }
 
+    /// Starts it with these flags in this environment.
+    pub fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = bare_command(PROGRAM);
+        command.args(flags).envs(variables.iter().copied());
+        Self::spawn(command, ANY_PORT)
+    }
+
     /// Starts it in this environment.
     pub fn start_in(variables: &[(&str, &str)]) -> Self {
-        let mut command = bare_command(PROGRAM);
-        command.envs(variables.iter().copied());
-        Self::spawn(command, ANY_PORT)
+        Self::start_with(&[], variables)
     }
 
     /// Starts it with sockets at descriptors 3 and 4, as systemd does, for the process

@@ -297,3 +297,47 @@ fn a_backlog_may_fill_the_free_bytes_or_its_fair_share() {
         assert_eq!((budget.used(), budget.holders()), (0, 0));
     }
 }
+
+// Prefixes
+
+fn limiter() -> ClientLimiter {
+    let mut keys = 0_u64..;
+    ClientLimiter::new(10, 20, || [keys.next().unwrap_or(0), 7])
+}
+
+/// The `number`th /64 of the /48 `2001:db8:<site>::`.
+fn in_prefix(site: u16, number: u16) -> ClientKey {
+    let segments = [0x2001, 0xdb8, site, number, 0, 0, 0, 1];
+    ClientKey::from(IpAddr::from(std::net::Ipv6Addr::from(segments)))
+}
+
+#[test]
+fn a_whole_prefix_does_not_make_the_limiter_forget_others() {
+    let (mut limiter, attacker) = (limiter(), client("192.0.2.1"));
+    let spent = (0..100).take_while(|_| limiter.attempt(attacker, secs(0)).is_ok()).count();
+    assert_eq!(spent, 20);
+    let mut allowed = 0;
+    for number in 0..=u16::MAX {
+        allowed += u32::from(limiter.attempt(in_prefix(1, number), secs(1)).is_ok());
+    }
+    assert_eq!(allowed, 20 * PREFIX_CLIENTS, "what that many clients may do at once");
+    assert!(limiter.attempt(attacker, secs(2)).is_err(), "its bucket is still empty");
+    assert!(limiter.attempt(in_prefix(2, 1), secs(2)).is_ok(), "another prefix has its own");
+}
+
+#[test]
+fn what_is_refused_as_a_client_or_as_a_prefix_costs_the_other_nothing() {
+    let mut limiter = limiter();
+    let all = 20 * PREFIX_CLIENTS;
+    let greedy = in_prefix(1, 0);
+    let own = (0..10 * all).filter(|_| limiter.attempt(greedy, secs(0)).is_ok()).count();
+    assert_eq!(own, 20, "a client within its prefix");
+    // Its refusals took nothing of the others'.
+    let others = (20..all).filter(|n| limiter.attempt(in_prefix(1, *n as u16), secs(0)).is_ok());
+    assert_eq!(others.count(), all as usize - 20);
+    // Nor do those of a prefix that has nothing left take from one of its clients.
+    let late = in_prefix(1, 60_000);
+    assert!((0..50).all(|_| limiter.attempt(late, secs(0)).is_err()));
+    let after = (0..100).take_while(|_| limiter.attempt(late, secs(60)).is_ok()).count();
+    assert_eq!(after, 20);
+}

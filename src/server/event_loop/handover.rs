@@ -22,6 +22,7 @@ use std::time::Duration;
 use super::state::Saved;
 use super::{Core, Server};
 use crate::relay::Relay;
+use crate::server::certificates::renewer_handle::RenewerHandle;
 use crate::server::handover::manifest::{Manifest, Record};
 use crate::server::handover::pack::{Fault, pack};
 use crate::server::handover::program::{Identity, Program};
@@ -218,7 +219,7 @@ impl<C: Core> Server<C> {
     /// What push calls and orders come to; returns the next phase, and whether it is another.
     fn wait(&mut self, now: Instant) -> Result<(Phase, bool), Refused> {
         let waited = now.since(self.handover.since);
-        let is_order_over = self.tcp.tls.renewer.as_ref().is_none_or(|renewer| renewer.hold());
+        let is_order_over = self.tcp.tls.renewer.as_ref().is_none_or(RenewerHandle::hold);
         if self.handover.calls == 0 && is_order_over {
             // Effects that are left over are carried out in the next turn.
             return Ok(match self.rehearse()? {

@@ -172,14 +172,13 @@ impl<C: Core> Transport for Tcp<C> {
     fn write(&mut self, id: ConnId, buffers: &mut Buffers) -> Written {
         let Some(socket) = self.sockets.find(id) else { return Written::Nothing };
         let slices = self.core.outgoing(id);
-        if socket.buffered().unsent == 0 && slices.iter().all(|slice| slice.is_empty()) {
+        let all: usize = slices.iter().map(|slice| slice.len()).sum();
+        if all == 0 && socket.buffered().unsent == 0 {
             return Written::Nothing;
         }
         match socket.write(slices, buffers) {
-            // A TLS socket accepts one record per call.
-            Ok(count) if count > 0 && socket.takes_records() && socket.buffered().unsent == 0 => {
-                Written::Part(count)
-            }
+            // A TLS socket accepts a few records per call, although the kernel may have room.
+            Ok(count @ 1..) if count < all && socket.is_sent() => Written::Part(count),
             Ok(count) => Written::Bytes(count),
             Err(_) => Written::Broken,
         }

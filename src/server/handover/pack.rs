@@ -337,7 +337,10 @@ mod tests {
             Ok(holds) => assert_eq!((holds.len(), count), (1, 1)),
             // Without CAP_SYS_RESOURCE no more than RLIMIT_NOFILE may be in flight.
             Err(fault) => {
-                assert_eq!(fault.to_string(), Fault::new("sendmsg", Errno::TOOMANYREFS).to_string())
+                assert_eq!(
+                    fault.to_string(),
+                    Fault::new("sendmsg", Errno::TOOMANYREFS).to_string()
+                );
             }
         }
     }

@@ -208,7 +208,15 @@ struct Escaped<'a> {
 }
 
 impl Write for Escaped<'_> {
+    /// Nearly every value is short and plain: it is copied whole.
     fn write_str(&mut self, value: &str) -> fmt::Result {
+        let is_short =
+            self.text.len() - self.start + value.len() + ELLIPSIS.len_utf8() <= VALUE_MAX;
+        if is_short && !self.is_full && value.bytes().all(is_plain) {
+            self.text.push_str(value);
+            self.cut = self.text.len();
+            return Ok(());
+        }
         value.chars().try_for_each(|c| self.write_char(c))
     }
 
@@ -240,6 +248,11 @@ impl Write for Escaped<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a byte is a character that neither format escapes or quotes.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~') && !matches!(byte, b'=' | b'"' | b'\\')
 }
 
 /// Whether a terminal or an editor may interpret a character instead of showing it: controls

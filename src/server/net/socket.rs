@@ -17,7 +17,7 @@ use crate::config::{INITIAL_CAPACITY, PROXY_HEADER_MAX};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;
 use crate::relay::ConnId;
-use crate::server::net::tls_session::{Lent, Plain, Session, is_fault};
+use crate::server::net::tls_session::{Lent, Plain, SEAL_MAX, SEAL_SLOW, Session, is_fault};
 use crate::server::os::eintr::retry_eintr;
 use crate::server::turn::{PeerEnd, Readiness};
 
@@ -262,12 +262,13 @@ impl Socket {
         if self.tls.is_none() {
             return write(&mut self.stream, slices);
         }
+        let most = if self.is_sent() { SEAL_MAX } else { SEAL_SLOW };
         self.flush(&mut buffers.lent)?;
         let Some(session) = self.tls.as_mut().filter(|session| session.unsent().is_empty()) else {
             return Ok(0);
         };
         session.borrow(&mut buffers.lent);
-        let sealed = session.seal(slices, &mut buffers.plain);
+        let sealed = session.seal(slices, most, &mut buffers.plain);
         self.flush(&mut buffers.lent)?;
         sealed.map_err(io::Error::other)
     }
@@ -277,10 +278,10 @@ impl Socket {
         self.tls.as_ref().is_some_and(|session| session.is_handshaking())
     }
 
-    /// Whether [`Self::write`] accepts a limited number of bytes per call, however much room
-    /// the kernel has.
-    pub(in crate::server) fn takes_records(&self) -> bool {
-        self.tls.is_some()
+    /// Whether TLS has sent all that [`Self::write`] accepted: a limited number of bytes,
+    /// however much room the kernel has.
+    pub(in crate::server) fn is_sent(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.unsent().is_empty())
     }
 
     /// The bytes that TLS holds. [`Session`] bounds them.
@@ -291,7 +292,10 @@ impl Socket {
     /// Sends FIN after everything written, with TLS preceded by close_notify.
     pub(in crate::server) fn half_close(&mut self, buffers: &mut Buffers) {
         let Some(session) = &mut self.tls else {
-            let _ = self.stream.shutdown(Shutdown::Write);
+            // Where the peer has ended, too, the stream is closed next, which sends FIN.
+            if !self.has_ended() {
+                let _ = self.stream.shutdown(Shutdown::Write);
+            }
             return;
         };
         session.borrow(&mut buffers.lent);

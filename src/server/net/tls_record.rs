@@ -28,7 +28,7 @@ use ring::aead::{Aad, LessSafeKey};
 
 pub use self::fault::Fault;
 use self::keys::{IV, Sequence, Traffic};
-pub use self::keys::{SECRET_MAX, Suite};
+pub use self::keys::{Known, SECRET_MAX, Suite};
 use self::messages::{Partial, count};
 pub use self::saved::{Facts, Saved};
 
@@ -162,10 +162,11 @@ impl RecordLayer {
         }
     }
 
-    /// Whether these are the keys and ivs in use, to send and to receive.
+    /// The same with the keys and ivs in use; `None` also if they do not belong to the secrets.
     #[must_use]
-    pub fn has_keys(&self, send: (&[u8], &[u8]), receive: (&[u8], &[u8])) -> bool {
-        self.send.is(self.suite, send) && self.receive.is(self.suite, receive)
+    pub fn tls13_known(suite: Suite, send: Known<'_>, receive: Known<'_>) -> Option<Self> {
+        let [send, receive] = [send, receive].map(|known| Traffic::tls13_known(suite, known));
+        Some(Self::new(Version::Tls13, suite, send?, receive?))
     }
 
     /// Whether the peer has sent close_notify, so that the end of the stream is no truncation.

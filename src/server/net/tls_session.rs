@@ -33,9 +33,12 @@ use crate::protocol::transport::TransportBuffered;
 use crate::server::net::tls::ACME_TLS;
 use crate::server::net::tls_record::{Fault, RECORD_MAX, RecordLayer};
 
-/// The most plaintext sealed at once: a ping can overtake output that is not sealed yet. Two
-/// full records, so that large messages need half the calls of the kernel.
-const SEAL_MAX: usize = 2 * RECORD_MAX;
+/// The most plaintext sealed at once: what the kernel takes of it as one segment, so that
+/// large messages need as many calls as without TLS.
+pub(in crate::server) const SEAL_MAX: usize = 4 * RECORD_MAX;
+/// The same for a peer that has not taken what was sealed before: a ping can overtake output
+/// that is not sealed yet.
+pub(in crate::server) const SEAL_SLOW: usize = 2 * RECORD_MAX;
 
 /// What rustls holds for a handshake of which no ClientHello has arrived: resident memory of
 /// 20,000 silent connections over their number.
@@ -326,7 +329,7 @@ impl Session {
     }
 
     /// Seals the first of `slices`, joined, into [`Self::unsent`], and what the protocol owes
-    /// before; returns how many bytes.
+    /// before; returns how many bytes, at most `most` and [`SEAL_MAX`].
     ///
     /// # Errors
     /// If the handshake is not complete, the session is broken, or the keys have reached their
@@ -334,8 +337,10 @@ impl Session {
     pub(in crate::server) fn seal(
         &mut self,
         slices: [&[u8]; 3],
+        most: usize,
         memory: &mut Vec<u8>,
     ) -> Result<usize, SessionError> {
+        let most = most.min(SEAL_MAX);
         if let Some(fault) = self.fault() {
             return Err(fault);
         }
@@ -350,14 +355,14 @@ impl Session {
                 Ok(plain.len())
             }
             State::Rest(records) => {
-                let mut left = SEAL_MAX;
+                let mut left = most;
                 let slices = slices.map(|slice| {
                     let now = &slice[..slice.len().min(left)];
                     left -= now.len();
                     now
                 });
                 records.seal(&slices, &mut pending.unsent)?;
-                Ok(SEAL_MAX - left)
+                Ok(most - left)
             }
         }
     }

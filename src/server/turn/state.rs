@@ -14,6 +14,7 @@ impl<B> Turn<B> {
         (!self.is_behind).then(|| v1::Turn {
             queues: self.queues.each_ref().map(ids),
             expiring: expiring.collect(),
+            unwritten: ids(&self.unwritten),
         })
     }
 
@@ -21,13 +22,15 @@ impl<B> Turn<B> {
     /// the readiness that they had.
     #[must_use]
     pub fn restore(saved: v1::Turn, buffers: B) -> Self {
-        let v1::Turn { queues, expiring } = saved;
+        let v1::Turn { queues, expiring, unwritten } = saved;
+        let ids = |ids: Vec<u64>| ids.into_iter().map(ConnId::from_bits).collect();
         let expiring = expiring.into_iter().map(|(id, unread)| {
             (ConnId::from_bits(id), usize::try_from(unread).unwrap_or(usize::MAX))
         });
         Self {
-            queues: queues.map(|ids| ids.into_iter().map(ConnId::from_bits).collect()),
+            queues: queues.map(ids),
             expiring: expiring.collect(),
+            unwritten: ids(unwritten),
             is_behind: false,
             buffers,
         }

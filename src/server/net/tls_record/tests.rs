@@ -75,6 +75,11 @@ fn refusal(ends: &mut [RecordLayer; 2], input: &[u8]) -> (Option<Fault>, Option<
     (own.fault(), peer.fault())
 }
 
+/// Whether these are the keys and ivs in use, to send and to receive.
+fn has_keys(end: &RecordLayer, send: (&[u8], &[u8]), receive: (&[u8], &[u8])) -> bool {
+    end.send.is(end.suite, send) && end.receive.is(end.suite, receive)
+}
+
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
     digits.chunks(2).map(|two| (16 * two[0] + two[1]) as u8).collect()
@@ -83,20 +88,36 @@ fn hex(text: &str) -> Vec<u8> {
 /// RFC 8448 §3: secrets, keys, and the records behind the handshake.
 #[test]
 fn the_vectors_of_rfc_8448() {
-    let client = hex("9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5");
-    let server = hex("a11af9f05531f856ad47116b45a950328204b4f44bfb6b3a4b4f1f3fcb631643");
+    let client_secret = hex("9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5");
+    let server_secret = hex("a11af9f05531f856ad47116b45a950328204b4f44bfb6b3a4b4f1f3fcb631643");
     // The server's first record is a ticket, which belongs to the handshake here.
-    let sides = [((0, &client[..]), (1, &server[..])), ((1, &server[..]), (0, &client[..]))];
+    let ends = [(0, &client_secret[..]), (1, &server_secret[..])];
+    let sides = [(ends[0], ends[1]), (ends[1], ends[0])];
     let [mut client, mut server] =
         sides.map(|(send, receive)| RecordLayer::tls13(Suite::Aes128Gcm, send, receive).unwrap());
     let client_keys =
         (&hex("17422dda596ed5d9acd890e3c63f5051")[..], &hex("5b78923dee08579033e523d9")[..]);
     let server_keys =
         (&hex("9f02283b6c9c07efc26bb9f2ac92e356")[..], &hex("cf782b88dd83549aadf1e984")[..]);
-    assert!(client.has_keys(client_keys, server_keys) && server.has_keys(server_keys, client_keys));
     assert!(
-        !client.has_keys(server_keys, client_keys) && !client.has_keys(client_keys, client_keys)
+        has_keys(&client, client_keys, server_keys) && has_keys(&server, server_keys, client_keys)
     );
+    assert!(
+        !has_keys(&client, server_keys, client_keys)
+            && !has_keys(&client, client_keys, client_keys)
+    );
+
+    let known = |secret, (key, iv)| Known { sequence: 0, secret, key, iv };
+    let other = (client_keys.0, server_keys.1);
+    for (keys, is_known) in [(client_keys, true), (server_keys, false), (other, false)] {
+        let sides = [known(&client_secret, keys), known(&server_secret, server_keys)];
+        let layer = RecordLayer::tls13_known(Suite::Aes128Gcm, sides[0], sides[1]);
+        assert_eq!(layer.is_some(), is_known);
+        assert_eq!(
+            RecordLayer::tls13_known(Suite::Aes128Gcm, sides[1], sides[0]).is_some(),
+            is_known
+        );
+    }
 
     let text: Vec<u8> = (0..50).collect();
     let said = [

@@ -5,8 +5,8 @@
 //!
 //! 1. A session about which anything is in doubt stays in rustls for its life. What can be
 //!    checked is checked before the extraction, which consumes the connection.
-//! 2. The keys derived here are compared with those that rustls uses. Should they differ, that
-//!    connection ends, and no later session leaves rustls.
+//! 2. The iv derived here from each secret is compared with the one that rustls uses. Should
+//!    they differ, that connection ends, and no later session leaves rustls.
 //! 3. Caught secrets are overwritten when dropped. rustls does the same with the keys.
 
 use std::cell::{Cell, RefCell};
@@ -16,7 +16,7 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::{CipherSuite, ConnectionTrafficSecrets, Error, KeyLog, ProtocolVersion};
 use zeroize::Zeroize;
 
-use crate::server::net::tls_record::{RecordLayer, SECRET_MAX, Suite};
+use crate::server::net::tls_record::{Known, RecordLayer, SECRET_MAX, Suite};
 
 /// The application traffic secrets of a handshake (RFC 8446 §7.1). Those after a KeyUpdate
 /// are derived from them, and rustls shows them to a [`KeyLog`] only.
@@ -140,8 +140,9 @@ pub(super) fn extract(
             RecordLayer::tls12(suite, send, receive)
         }
         Some(Secrets { client, server }) => {
-            RecordLayer::tls13(suite, (sent, server.get()), (received, client.get()))
-                .filter(|layer| layer.has_keys(send, receive))
+            let known = |sequence, secret, (key, iv)| Known { sequence, secret, key, iv };
+            let send = known(sent, server.get(), send);
+            RecordLayer::tls13_known(suite, send, known(received, client.get(), receive))
         }
     };
     layer.map_or_else(distrust, Extracted::Rest)

@@ -90,7 +90,6 @@ pub(in crate::server) struct Session {
     pending: Option<Box<Pending>>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "nearly all sessions are at rest")]
 enum State {
     Handshake(Box<Handshake>),
     /// In rustls for its life.

@@ -108,7 +108,7 @@ pub fn run(request: Request) -> Result<String, Failed> {
 }
 
 fn upgrade(address: SocketAddr) -> Result<String, Failed> {
-    let health = ask(address).or_else(|_| ask(address)).map_err(|error| {
+    let health = ask_twice(address).map_err(|error| {
         Failed::Refused(format!(
             "no relay answers at {address}: {error};\n\
              give its --metrics-listen address, or --pid PID if it has none"
@@ -227,6 +227,18 @@ fn survives(status: &str) -> bool {
     (mask("SigCgt:") | mask("SigBlk:")) & SIGUSR2_BIT != 0
 }
 
+/// A listener that many ask at once may close a connection without an answer.
+fn ask_twice(address: SocketAddr) -> io::Result<Health> {
+    match ask(address) {
+        Err(error) if is_cut_off(&error) => ask(address),
+        first => first,
+    }
+}
+
+fn is_cut_off(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+}
+
 fn ask(address: SocketAddr) -> io::Result<Health> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_WITHIN)?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
@@ -234,6 +246,9 @@ fn ask(address: SocketAddr) -> io::Result<Health> {
     stream.write_all(REQUEST)?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
     let body = head.map_or(&[][..], |head| &answer[head + 4..]);
     serde_json::from_slice(body)

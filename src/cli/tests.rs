@@ -759,12 +759,44 @@ fn help_states_the_defaults_and_fits_a_terminal() {
     ] {
         assert!(HELP.contains(&default), "{default}");
     }
-    for line in HELP.lines().chain(PROBE_HELP.lines()) {
+    for line in HELP.lines().chain(PROBE_HELP.lines()).chain(UPGRADE_HELP.lines()) {
         assert!(line.chars().count() <= 80, "{line}");
     }
     for example in HELP.lines().filter_map(|line| line.strip_prefix("  pyrycode-relay")) {
         assert!(parse_line(example).is_ok(), "{example}");
     }
+}
+
+#[test]
+fn an_upgrade_names_a_relay() {
+    let metrics = |address: &str| Ok(Command::Upgrade(Request::Metrics(self::address(address))));
+    assert_eq!(parse_line("upgrade"), metrics("127.0.0.1:9090"));
+    assert_eq!(parse_line("upgrade -metrics-listen=[::1]:1"), metrics("[::1]:1"));
+    assert_eq!(parse_line("upgrade --pid 7"), Ok(Command::Upgrade(Request::Pid(7))));
+    assert_eq!(parse_line("upgrade --help"), Ok(Command::UpgradeHelp));
+    for line in [
+        "upgrade --metrics-listen=",
+        "upgrade --pid 0",
+        "upgrade --pid 7 --metrics-listen 127.0.0.1:1",
+        "upgrade now",
+        "upgrade -p",
+        "upgrade --insecure-listen :80",
+    ] {
+        text(parse_line(line), line);
+    }
+}
+
+#[test]
+fn the_flags_of_a_hand_over_come_first_and_are_not_told() {
+    let config = || Config { metrics_listen: None, ..Config::default() };
+    for (flag, command) in
+        [(REHEARSE, Command::Rehearse(config())), (ADOPT, Command::Adopt(config()))]
+    {
+        assert_eq!(parse_line(&format!("{flag} --metrics-listen=")), Ok(command));
+        assert!(parse_line(&format!("--metrics-listen= {flag}")).is_err());
+        assert!(!HELP.contains(flag.split('=').next().unwrap()));
+    }
+    assert!(parse_line("--handover=other").is_err());
 }
 
 fn own(https: &str) -> Serving {

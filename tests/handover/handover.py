@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -732,6 +733,36 @@ def a_proxy_header_cut_in_two_is_completed_after_it():
             assert peer.read_head().startswith(b"HTTP/1.1 101 ")
 
 
+SWARM = os.path.join(os.path.dirname(program()), "examples", "swarm")
+
+
+def as_many_as_the_machine_allows_notice_nothing():
+    """Up to 19,500 connections, of which some talk, by the load tool; prints the figures."""
+    if not os.path.exists(SWARM):
+        raise Skipped(f"{SWARM} is not there: cargo build --release --example swarm")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(19_500, hard - 500) // 5 * 5
+    with Upgradable() as relay:
+        swarm = subprocess.Popen(
+            [SWARM, f"--binaries={count // 5}", "--phones=4", "--seconds=20", "--messages=2000",
+             f"--pid={relay.process.pid}", relay.url],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            relay.wait_connected(count // 5, count // 5 * 4, within=120)
+            for _ in range(3):
+                relay.upgraded()
+            report, _ = swarm.communicate(timeout=120)
+        finally:
+            swarm.kill()
+            swarm.wait()
+        assert f"{count} of {count}" in re.search(r"^connections open at the end +(.*)$", report, re.M)[1], report
+        sent, returned = map(int, re.search(r"^frames sent, returned +(\d+), (\d+)$", report, re.M).groups())
+        assert returned >= sent - 60 and "\nlost                                 0\n" in report, report
+        pauses = [re.search(r"pause_ms=(\d+)", line)[1] for line in relay.lines("handover_done")]
+        trip = re.search(r"^their round trip +(.*)$", report, re.M)[1]
+        print(f"handover: {count} connections: pauses of {', '.join(pauses)} ms; round trips: {trip}")
+
+
 class UpgradablePushing(Pushing, Upgradable):
     """A relay that knows a Google, and whose program can be replaced."""
 
@@ -875,4 +906,5 @@ if __name__ == "__main__":
         listeners_survive_an_unreadable_state,
         an_unreadable_state_is_refused_in_the_rehearsal,
         as_an_operator_sees_it,
+        as_many_as_the_machine_allows_notice_nothing,
     ], at_once=4)

@@ -79,7 +79,7 @@ fn a_flood_of_any_kind_leaves_a_pair_its_time() {
     let ping = wire::frame(PING, b"");
     let text = wire::frame(TEXT, b"{\"conn_id\":\"00000000000000000000000000000000\",\"frame\":1}");
     let large = wire::frame(TEXT, &[b' '; 60_000]);
-    for (count, turns) in [(1, 60), (20, 60), (100, 60), (400, 40)] {
+    for (count, turns) in [(1, 60), (20, 60), (100, 60)] {
         for unit in [&bad_envelope, &ping, &text, &large] {
             let (world, longest) = exchange_beside(count, unit, turns);
             let what = format!("{count} flooders with frames of {} bytes", unit.len());

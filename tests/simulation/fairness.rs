@@ -152,6 +152,7 @@ fn thousands_whose_time_is_over_at_once_make_no_long_turn() {
 #[test]
 fn only_the_largest_client_is_shed() {
     const CLIENTS: u8 = 12;
+    let endless = wire::frame(TEXT, &vec![b'x'; MESSAGE_MAX]);
     for seed in seeds(8, &[]) {
         let _replay = Replay::new(seed, "fairness::only_the_largest_client_is_shed");
         let mut rng = StdRng::seed_from_u64(seed);
@@ -188,7 +189,7 @@ fn only_the_largest_client_is_shed() {
                 world.deliver(binary, phone, &format!("\"{}\"", "x".repeat(len)));
             } else {
                 // The beginning of a frame of a message that never ends.
-                world.send_part(phone, &wire::frame(TEXT, &vec![b'x'; MESSAGE_MAX])[..len]);
+                world.send_part(phone, &endless[..len]);
             }
             let is_shed = count(&world) > shed_before;
             phones.retain(|(phone, address)| {

@@ -16,6 +16,7 @@
 //! 3. The first close wins; nothing is queued after it.
 
 mod closing;
+mod outcome;
 mod state;
 mod summary;
 
@@ -23,6 +24,7 @@ use std::mem;
 use std::time::Duration;
 
 use self::closing::Closing;
+pub use self::outcome::{Expiry, Progress};
 pub use self::state::Saved;
 pub use self::summary::ConnectionSummary;
 use self::summary::hundredths;
@@ -60,31 +62,6 @@ enum State {
     },
     /// Our last bytes are queued; then half-close, drain, disconnect.
     Closing(Closing),
-}
-
-/// The action that a connection's deadline asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expiry {
-    /// The request head did not arrive in time.
-    Head,
-    /// The slot's holder did not answer the probe that this claimant waits for.
-    Claim,
-    /// The ping with this sequence number is due.
-    Ping(u32),
-    /// Close the connection with this cause.
-    Close(CloseCause),
-    /// It is closed; drop the socket.
-    Disconnect,
-}
-
-/// What a write has achieved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// All that was outgoing is written and more is queued: no writable event will follow,
-    /// because the socket has accepted every byte.
-    pub has_more: bool,
-    /// The ping of a probe has left.
-    pub has_sent_probe: bool,
 }
 
 impl Connection {
@@ -306,8 +283,7 @@ impl Connection {
         }
     }
 
-    /// Queues the ping of a probe; [`Self::on_written`] or [`Self::on_transport_buffered`]
-    /// reports when it has left.
+    /// Queues the ping of a probe; a write reports when it has left.
     pub fn send_probe(&mut self, payload: &[u8], pool: &mut OutboxPool, now: Instant) {
         if !self.is_closing() {
             self.pooled_outbox(pool, now).push_probe(payload);
@@ -409,8 +385,7 @@ impl Connection {
         Progress { has_more: is_all && self.queued().next().is_some(), has_sent_probe }
     }
 
-    /// The transport buffers this many bytes. They count as queued. Returns whether the ping of
-    /// a probe has left.
+    /// The transport buffers this many bytes, as queued. Returns whether a probe's ping has left.
     pub fn on_transport_buffered(&mut self, buffered: TransportBuffered, now: Instant) -> bool {
         let mut has_sent_probe = false;
         let TransportBuffered { unread, unsent } = buffered;

@@ -24,6 +24,7 @@
 //!    only, and a connection is read only so far, so a connection that a timer would close is
 //!    first read as far as it had sent then, and expires after that.
 
+mod class;
 mod core;
 mod state;
 
@@ -31,6 +32,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use self::class::{CLASSES, Class, SERVE_TIME, Usage};
 pub use self::core::Core;
 
 use crate::config::{BUFFER_MEMORY, READ_SIZE};
@@ -43,11 +45,6 @@ use crate::time::Instant;
 const BYTES_PER_PASS: usize = 1024 * 1024;
 /// The time for accepting in one turn.
 const ACCEPT_TIME: Duration = Duration::from_millis(1);
-/// The time for connections in one turn that used little time lately, and for expiries.
-const SERVE_TIME: Duration = Duration::from_millis(1);
-/// The time for busy connections in one turn, and for handshakes: an interactive peer waits for
-/// both, and for what they caused.
-const BUSY_TIME: Duration = Duration::from_micros(500);
 /// The time for writes and other effects after each queue. What is left over is done first in
 /// the next turn, before more is read.
 const EFFECT_TIME: Duration = Duration::from_millis(2);
@@ -138,39 +135,6 @@ pub struct Readiness {
     usage: Usage,
 }
 
-/// The time that a connection used lately, in units of 16 µs, halved every 1.05 s.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Usage {
-    units: u8,
-    epoch: u8,
-}
-
-impl Usage {
-    /// Units from which on a connection is busy. The first slice of a flood takes as much;
-    /// short messages, as a person causes them, are none of a unit each.
-    const BUSY: u8 = 4;
-    /// The most that one slice adds, lest a pause of the process counts for long.
-    const SLICE_MAX: u8 = 16;
-
-    fn add(&mut self, time: Duration, now: Instant) {
-        self.cool(now);
-        let units = u8::try_from(time.as_micros() / 16).unwrap_or(u8::MAX);
-        self.units = self.units.saturating_add(units.min(Self::SLICE_MAX));
-    }
-
-    /// Whether it used little.
-    fn is_light(&mut self, now: Instant) -> bool {
-        self.cool(now);
-        self.units < Self::BUSY
-    }
-
-    fn cool(&mut self, now: Instant) {
-        let epoch = (now.as_micros() >> 20) as u8;
-        let passed = epoch.wrapping_sub(std::mem::replace(&mut self.epoch, epoch));
-        self.units = self.units.checked_shr(passed.into()).unwrap_or(0);
-    }
-}
-
 /// How the peer's side of a stream has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PeerEnd {
@@ -223,29 +187,6 @@ pub struct Turn<B> {
     /// Effects were left over.
     is_behind: bool,
     buffers: B,
-}
-
-/// What a connection needs, as far as it is known before it is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    /// Little time, as it did lately.
-    Light,
-    /// A whole slice, probably.
-    Heavy,
-    /// A TLS handshake.
-    Handshake,
-}
-
-const CLASSES: [Class; 3] = [Class::Light, Class::Heavy, Class::Handshake];
-
-impl Class {
-    /// The time of its queue in one turn.
-    const fn time(self) -> Duration {
-        match self {
-            Self::Light => SERVE_TIME,
-            Self::Heavy | Self::Handshake => BUSY_TIME,
-        }
-    }
 }
 
 impl<B> Turn<B> {

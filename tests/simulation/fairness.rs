@@ -79,7 +79,7 @@ fn a_flood_of_any_kind_leaves_a_pair_its_time() {
     let ping = wire::frame(PING, b"");
     let text = wire::frame(TEXT, b"{\"conn_id\":\"00000000000000000000000000000000\",\"frame\":1}");
     let large = wire::frame(TEXT, &[b' '; 60_000]);
-    for (count, turns) in [(1, 60), (20, 60), (100, 60), (400, 40)] {
+    for (count, turns) in [(1, 60), (20, 60), (100, 60)] {
         for unit in [&bad_envelope, &ping, &text, &large] {
             let (world, longest) = exchange_beside(count, unit, turns);
             let what = format!("{count} flooders with frames of {} bytes", unit.len());
@@ -152,6 +152,7 @@ fn thousands_whose_time_is_over_at_once_make_no_long_turn() {
 #[test]
 fn only_the_largest_client_is_shed() {
     const CLIENTS: u8 = 12;
+    let endless = wire::frame(TEXT, &vec![b'x'; MESSAGE_MAX]);
     for seed in seeds(8, &[]) {
         let _replay = Replay::new(seed, "fairness::only_the_largest_client_is_shed");
         let mut rng = StdRng::seed_from_u64(seed);
@@ -188,7 +189,7 @@ fn only_the_largest_client_is_shed() {
                 world.deliver(binary, phone, &format!("\"{}\"", "x".repeat(len)));
             } else {
                 // The beginning of a frame of a message that never ends.
-                world.send_part(phone, &wire::frame(TEXT, &vec![b'x'; MESSAGE_MAX])[..len]);
+                world.send_part(phone, &endless[..len]);
             }
             let is_shed = count(&world) > shed_before;
             phones.retain(|(phone, address)| {

@@ -8,6 +8,7 @@ by the next version: the same program, or one that is broken in one way.
 
 import concurrent.futures
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 
@@ -641,6 +643,27 @@ def the_log_has_whole_lines():
     assert events == ["handover_started", "handover_rehearsed", "handover_done"] * 5, events
 
 
+def a_stuck_log_prevents_no_upgrade():
+    """Its lines are lost, and counted."""
+    with Upgradable("--log-level", "debug", reads_log=False) as relay, Traffic(relay) as traffic:
+        pipe = relay.process.stderr.fileno()
+        capacity = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+        def is_full():
+            with dial(relay, "client", "none") as phone:
+                phone.read_only_close()
+            unread = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0]
+            return unread > capacity - 1024
+        wait_until(is_full, complaint="the pipe does not fill up")
+        lost = "pyrycode_relay_log_lines_dropped_total"
+        for _ in range(2):
+            before = relay.metric(lost)
+            for _ in range(5):
+                assert is_full()
+            relay.upgraded()
+            assert relay.metric(lost) > before, "lost, and not counted"
+        traffic.goes_on()
+
+
 def new_connections_wait_for_it():
     """Dialled again and again, from before until after: none is refused."""
     with Upgradable() as relay, Traffic(relay) as traffic:
@@ -906,6 +929,7 @@ if __name__ == "__main__":
         a_relay_that_is_stopped_in_it_goes_on,
         scrapes_are_answered_late_and_counters_go_on,
         the_log_has_whole_lines,
+        a_stuck_log_prevents_no_upgrade,
         new_connections_wait_for_it,
         halves_are_completed_after_it,
         what_is_queued_is_delivered_after_it,

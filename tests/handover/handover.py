@@ -48,11 +48,18 @@ def copy(source, target):
 class Upgradable(Relay):
     """A relay whose program can be replaced."""
 
-    def __init__(self, *flags, **options):
+    def __init__(self, *flags, before="", **options):
+        """Started by a shell, after the command `before`."""
         self.directory = tempfile.mkdtemp(prefix="relay-")
         self.path = os.path.join(self.directory, "pyrycode-relay")
         copy(program(), self.path)
-        super().__init__(*flags, command=self.path, **options)
+        starter = os.path.join(self.directory, "start")
+        with open(self.path + ".source", "wb") as file:
+            # Not sh: dash cannot ignore SIGCHLD.
+            file.write(f'#!/bin/bash\n{before}\nexec {self.path} "$@"\n'.encode())
+        os.chmod(self.path + ".source", 0o755)
+        copy(self.path + ".source", starter)
+        super().__init__(*flags, command=starter, **options)
 
     def __exit__(self, *failure):
         try:
@@ -643,6 +650,13 @@ def the_log_has_whole_lines():
     assert events == ["handover_started", "handover_rehearsed", "handover_done"] * 5, events
 
 
+def an_ignored_sigchld_prevents_no_upgrade():
+    with Upgradable(before="trap '' CHLD") as relay, Traffic(relay) as traffic:
+        for _ in range(2):
+            relay.upgraded()
+        traffic.goes_on()
+
+
 def a_stuck_log_prevents_no_upgrade():
     """Its lines are lost, and counted."""
     with Upgradable("--log-level", "debug", reads_log=False) as relay, Traffic(relay) as traffic:
@@ -929,6 +943,7 @@ if __name__ == "__main__":
         a_relay_that_is_stopped_in_it_goes_on,
         scrapes_are_answered_late_and_counters_go_on,
         the_log_has_whole_lines,
+        an_ignored_sigchld_prevents_no_upgrade,
         a_stuck_log_prevents_no_upgrade,
         new_connections_wait_for_it,
         halves_are_completed_after_it,

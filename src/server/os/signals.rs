@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal as Number};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::{flag, low_level};
 
 /// The exit status after a second signal.
@@ -187,6 +187,8 @@ impl Signals {
         let upgrade = Arc::new(AtomicBool::new(false));
         flag::register(SIGUSR2, Arc::clone(&upgrade))?;
         low_level::pipe::register(SIGUSR2, waker)?;
+        // With SIGCHLD ignored, which is inherited, no child could be waited for (wait(2)).
+        flag::register(SIGCHLD, Arc::default())?;
         Ok(Self { wakes: UnixStream::from_std(wakes), hangup, upgrade, pending })
     }
 

@@ -81,9 +81,12 @@ fn text(error: impl Display) -> String {
 }
 
 /// The listening sockets of the relay, and that of the metrics.
-fn split(manifest: &Manifest, mut sockets: Vec<OwnedFd>) -> (Vec<OwnedFd>, Option<OwnedFd>) {
+fn split(
+    manifest: &Manifest,
+    mut sockets: Vec<OwnedFd>,
+) -> (Vec<(v1::Listener, OwnedFd)>, Option<OwnedFd>) {
     let admin = sockets.split_off(manifest.listeners.len().min(sockets.len())).pop();
-    (sockets, admin)
+    (manifest.listeners.iter().copied().zip(sockets).collect(), admin)
 }
 
 fn serve(prepared: Prepared, unpacked: Option<Result<Unpacked, pack::Fault>>) -> ExitCode {
@@ -208,7 +211,8 @@ fn take_over(
         AdminListener::taken_over(socket.into(), &config.metrics_allow, (started, uptime))
     });
     let handed_over = manifest.descriptors as u64 + manifest.record.dropped;
-    let spare = listeners.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>()?;
+    let spare = listeners.iter().map(|(kind, socket)| Ok((*kind, socket.try_clone()?)));
+    let spare = spare.collect::<io::Result<Vec<_>>>()?;
     let restored = state.map_err(text).and_then(|(bytes, sockets)| {
         let state = decode::<v1::State>(&bytes).map_err(text)?.state;
         let arrived = Arrived { state, listeners, sockets };
@@ -222,8 +226,7 @@ fn take_over(
         }
         Err(why) => {
             log_lost(&why);
-            let listeners = manifest.listeners.iter().zip(spare);
-            let listeners = listeners.map(|(kind, socket)| Listener::restore(*kind, socket));
+            let listeners = spare.into_iter().map(|(kind, socket)| Listener::restore(kind, socket));
             let listeners = listeners.collect::<io::Result<_>>()?;
             (begin(config, connections, listeners, seed)?, handed_over)
         }

@@ -18,8 +18,6 @@ pub struct State {
     pub relay: Relay,
     pub turn: Turn,
     /// In the order of their descriptors.
-    pub listeners: Vec<Listener>,
-    /// In the order of their descriptors.
     pub sockets: Vec<Socket>,
     pub tls: TlsStats,
     /// How long turns took.

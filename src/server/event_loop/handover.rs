@@ -366,13 +366,14 @@ impl<C: Core> Server<C> {
         let manifest = Manifest {
             version: env!("CARGO_PKG_VERSION").into(),
             format: FORMAT,
-            listeners: saved.state.listeners,
+            listeners: saved.listeners.iter().map(|(kind, _)| *kind).collect(),
             admin: admin.as_ref().map(|(record, _)| *record),
             descriptors: saved.sockets.len(),
             state: state.len() as u64,
             record,
         };
-        let mut listening = saved.listeners;
+        let listening = saved.listeners.into_iter().map(|(_, socket)| socket);
+        let mut listening: Vec<_> = listening.collect();
         listening.extend(admin.iter().map(|(_, socket)| socket.as_fd()));
         pack(&manifest, &state, &listening, &saved.sockets).map(Some)
     }

@@ -24,8 +24,8 @@ use crate::time::Instant;
 pub struct Saved<'s> {
     /// Everything but descriptors.
     pub state: v1::State,
-    /// The listening sockets, in the order of the state.
-    pub listeners: Vec<BorrowedFd<'s>>,
+    /// The listening sockets. They are not part of the state, which they have to survive.
+    pub listeners: Vec<(v1::Listener, BorrowedFd<'s>)>,
     /// The connections' sockets, in the order of the state.
     pub sockets: Vec<BorrowedFd<'s>>,
     /// Number of connections that cannot be handed over, because rustls holds their session:
@@ -39,7 +39,7 @@ pub struct Arrived {
     /// Everything but descriptors.
     pub state: v1::State,
     /// The listening sockets.
-    pub listeners: Vec<OwnedFd>,
+    pub listeners: Vec<(v1::Listener, OwnedFd)>,
     /// The connections' sockets.
     pub sockets: Vec<OwnedFd>,
 }
@@ -74,18 +74,16 @@ impl Server<Relay> {
                 _ => left_behind += 1,
             }
         }
-        let listeners: Vec<_> = self.tcp.listeners.save().collect();
         Some(Saved {
             state: v1::State {
                 now: self.tcp.clock.now().as_micros(),
                 relay,
                 turn,
-                listeners: listeners.iter().map(|(saved, _)| *saved).collect(),
                 sockets: saved,
                 tls: self.tcp.tls.stats.save(),
                 turns: self.turns.save(),
             },
-            listeners: listeners.into_iter().map(|(_, descriptor)| descriptor).collect(),
+            listeners: self.tcp.listeners.save().collect(),
             sockets,
             left_behind,
         })
@@ -104,8 +102,8 @@ impl Server<Relay> {
         shutdown: Duration,
     ) -> io::Result<Restored> {
         let Arrived { state, listeners, sockets } = arrived;
-        let v1::State { now, relay, turn, listeners: kinds, sockets: saved, tls, turns } = state;
-        if listeners.len() != kinds.len() || sockets.len() != saved.len() {
+        let v1::State { now, relay, turn, sockets: saved, tls, turns } = state;
+        if sockets.len() != saved.len() {
             return Err(io::Error::other(Unfit("number of descriptors")));
         }
         let now = Instant::from_micros(now);
@@ -113,8 +111,7 @@ impl Server<Relay> {
         let ids: Vec<ConnId> = ids.collect();
         let restored = Relay::restore(config, capacity, relay, seed, now);
         let (relay, mut lost) = restored.map_err(io::Error::other)?;
-        let listeners = kinds.into_iter().zip(listeners);
-        let listeners = listeners.map(|(kind, descriptor)| Listener::restore(kind, descriptor));
+        let listeners = listeners.into_iter().map(|(kind, socket)| Listener::restore(kind, socket));
         let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
         let mut server = Self::new(relay, listeners, signals, shutdown)?;
         server.tcp.clock = Clock::resume(now);

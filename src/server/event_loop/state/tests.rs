@@ -9,6 +9,8 @@ use super::*;
 use crate::state::{decode, encode};
 
 const SEED: [u8; 32] = [7; 32];
+/// The conn_id of the first phone of the committed state.
+const CONN_ID: &str = "efcb80f644bcddd01eae6ef13ae2567f";
 const WAIT: Duration = Duration::from_secs(10);
 
 fn config() -> Config {
@@ -35,7 +37,7 @@ fn handed_over(mut server: Server<Relay>) -> Server<Relay> {
     let bytes = encode("1.2.3", &saved.state, 0);
     let state: v1::State = decode(&bytes).expect("it is one").state;
     let own = |borrowed: &BorrowedFd<'_>| borrowed.try_clone_to_owned().unwrap();
-    let listeners = saved.listeners.iter().map(own).collect();
+    let listeners = saved.listeners.iter().map(|(kind, socket)| (*kind, own(socket))).collect();
     let sockets = saved.sockets.iter().map(own).collect();
     let arrived = Arrived { state: state.clone(), listeners, sockets };
     drop(server);
@@ -129,4 +131,115 @@ fn a_connection_takes_80_bytes_at_most() {
     let each = (len(&mut server) - before) / count;
     assert!((30..=80).contains(&each), "{each} bytes");
     drop(phones);
+}
+
+/// A state of this program, with what real sockets do not bring about at once: output that is
+/// queued, a message that is cut, TLS sessions, a push wake.
+fn state() -> v1::State {
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let relay = Relay::new(&config(), 100, SEED, Instant::START);
+    let mut server = Server::new(relay, vec![listener], None, WAIT).unwrap();
+    let binary = Client::dial(&mut server, address, "server", "x-pyrycode-version: 1");
+    let phones: Vec<_> = (0..3)
+        .map(|_| Client::dial(&mut server, address, "client", "x-pyrycode-token: t"))
+        .collect();
+    run(&mut server, |server| !server.turn.has_work());
+    let mut state = server.save().expect("no effects are left over").state;
+    let now = state.now;
+    let entries = &mut state.relay.connections.entries;
+    let piece = v1::Buffer { bytes: b"\x81\x05hello\x81\x02ho".to_vec(), room: 10 };
+    entries[1].outbox = Some(v1::Outbox {
+        pieces: vec![v1::Piece { buffer: piece, is_whole: false }],
+        sent: 0,
+        begun: 7,
+        control: v1::Buffer { bytes: b"\x89\x01p".to_vec(), room: 0 },
+        late_pong: None,
+        probe_end: None,
+        below: 0,
+        progress: now,
+    });
+    entries[2].inbound = Some(v1::Inbound {
+        kept: v1::Buffer::default(),
+        frame: v1::Buffer { bytes: b"\x80\x85\x01\x02\x03\x04ab".to_vec(), room: 0 },
+        fragments: Some(v1::Fragments {
+            is_text: true,
+            payload: v1::Buffer { bytes: b"\"first".to_vec(), room: 2 },
+            checked: 6,
+        }),
+        below: 0,
+        since: now,
+        paused: None,
+    });
+    for (version, socket) in [4, 3].into_iter().zip(&mut state.sockets[2..]) {
+        socket.tls = Some(v1::Session {
+            version,
+            suite: 1,
+            has_ended: false,
+            has_sent_end: false,
+            owes_answer: false,
+            key_updates: 1,
+            warnings: 0,
+            empty: 0,
+            renegotiations: 0,
+            message: [0; 5],
+            message_len: 0,
+            skip: 0,
+            sequences: [5, 70_000],
+            material: [7, 9].map(|byte| vec![byte; 48].into()),
+            partial: b"\x17\x03\x03".to_vec().into(),
+            unsent: Vec::new().into(),
+            is_ending: false,
+        });
+    }
+    drop((binary, phones));
+    // Timers follow what was added.
+    restored(state).save().expect("nothing was done").state
+}
+
+/// A server that continues a state, on sockets that stand for those of the time.
+fn restored(state: v1::State) -> Server<Relay> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dial = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let sockets = state.sockets.iter().map(|_| OwnedFd::from(dial())).collect();
+    let kind = v1::Listener { speaks: 0, is_proxied: false };
+    let listeners = vec![(kind, listener.try_clone().unwrap().into())];
+    let arrived = Arrived { state, listeners, sockets };
+    let Restored { server, lost } =
+        Server::restore(&config(), 100, arrived, [9; 32], None, WAIT).expect("it fits");
+    assert!(lost.is_empty(), "{lost:?}");
+    server.audit();
+    server
+}
+
+/// Writes the state that the test below restores. Once for each format: what is committed is
+/// never written again.
+#[test]
+#[ignore = "writes tests/fixtures"]
+fn write_the_state_of_this_format() {
+    let path =
+        format!("{}/tests/fixtures/state-{}", env!("CARGO_MANIFEST_DIR"), crate::state::FORMAT);
+    std::fs::write(path, &*encode("0.2.0", &state(), 0)).unwrap();
+}
+
+/// The first program that could hand over wrote it; every later one has to restore it.
+#[test]
+fn the_state_of_format_1_is_restored_for_ever() {
+    let bytes = include_bytes!("../../../../tests/fixtures/state-1");
+    let received = decode::<v1::State>(bytes).expect("it can be read");
+    assert_eq!(received.program, "0.2.0");
+    let mut server = restored(received.state.clone());
+    let core = &server.tcp.core;
+    assert_eq!((core.live(), core.slots(), core.websockets()), ((1, 3), 1, 4));
+    let stats = core.stats();
+    assert_eq!(stats.upgrades.each_ref().map(|counts| counts.total()), [1, 3]);
+    let ids = received.state.relay.connections.entries.iter();
+    let ids: Vec<ConnId> = ids.map(|it| ConnId::new(it.index, it.generation)).collect();
+    assert_eq!(core.conn_id(ids[1]), CONN_ID, "a name outlives its program");
+    let queued: Vec<u8> = core.queued(ids[1]).flatten().copied().collect();
+    assert_eq!(queued, b"\x81\x05hello\x89\x01p\x81\x02ho");
+    assert!(core.held(ids[2]) >= 8 + 6, "the message that is cut");
+    let tls = received.state.sockets.iter().filter(|socket| socket.tls.is_some());
+    assert_eq!(tls.count(), 2);
+    assert_eq!(server.save().expect("nothing was done").state, received.state, "saved again");
 }

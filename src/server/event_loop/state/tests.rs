@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use mio::Events;
 
 use super::*;
+use crate::relay::counts::Counts;
 use crate::state::{decode, encode};
 
 const SEED: [u8; 32] = [7; 32];
@@ -232,7 +233,7 @@ fn the_state_of_format_1_is_restored_for_ever() {
     let core = &server.tcp.core;
     assert_eq!((core.live(), core.slots(), core.websockets()), ((1, 3), 1, 4));
     let stats = core.stats();
-    assert_eq!(stats.upgrades.each_ref().map(|counts| counts.total()), [1, 3]);
+    assert_eq!(stats.upgrades.each_ref().map(Counts::total), [1, 3]);
     let ids = received.state.relay.connections.entries.iter();
     let ids: Vec<ConnId> = ids.map(|it| ConnId::new(it.index, it.generation)).collect();
     assert_eq!(core.conn_id(ids[1]), CONN_ID, "a name outlives its program");

@@ -236,6 +236,11 @@ class Traffic:
         self.stopping.set()
         for thread in self.threads[1:]:
             thread.join(30)
+        # A thread that reads while its socket is closed may read from the next socket with the
+        # same number: TLS took the first five bytes of an answer of another scenario.
+        with contextlib.suppress(OSError):
+            self.binary.socket.shutdown(socket.SHUT_RDWR)
+        self.threads[0].join(30)
         for peer in (self.binary, *self.phones):
             peer.socket.close()
         if failure is None:

@@ -63,8 +63,13 @@ impl Relay {
             rng,
         } = saved;
         let mut relay = Self::new(config, capacity, seed, now);
+        let mut graces: Vec<u32> = connections.graces.iter().map(|grace| grace.slot).collect();
+        graces.sort_unstable();
         let lost = relay.connections.restore(connections)?;
         relay.slots.restore(slots)?;
+        if relay.slots.in_grace() != graces {
+            return Err(Unfit("slots in grace"));
+        }
         relay.gates.restore(&attempts, challenge, started);
         if let Some(date) = Date::new(&date) {
             relay.gates.date = date;

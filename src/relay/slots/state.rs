@@ -96,6 +96,19 @@ impl Slots {
         Ok(())
     }
 
+    /// The indices of slots in grace whose end is in the wheel, in ascending order.
+    pub(in crate::relay) fn in_grace(&self) -> Vec<u32> {
+        let in_grace = self
+            .slots
+            .iter()
+            .map(|slot| matches!(slot.holder, Holder::Grace(_)) && !slot.server_id.is_empty());
+        let indices = (0..).zip(in_grace).filter(|(_, is_in_grace)| *is_in_grace);
+        indices
+            .map(|(index, _)| index)
+            .filter(|index| self.graces.armed(*index).is_some())
+            .collect()
+    }
+
     /// The claimants that were refused and are not told yet.
     pub(in crate::relay) fn rejected(&self) -> impl Iterator<Item = ConnId> {
         self.rejected.iter().copied()

@@ -21,23 +21,23 @@ use crate::{peer, wire};
 /// When to hand over.
 pub(crate) struct HandOvers {
     rng: StdRng,
-    per_mille: u32,
+    per_mille: u64,
     pub(crate) count: usize,
 }
 
 impl HandOvers {
-    pub(crate) fn new(per_mille: u32, seed: u64) -> Self {
+    pub(crate) fn new(per_mille: u64, seed: u64) -> Self {
         Self { rng: StdRng::seed_from_u64(seed), per_mille, count: 0 }
     }
 
     /// As the environment asks.
     pub(crate) fn from_environment(seed: u64) -> Self {
-        Self::new(setting("PYRYCODE_SIM_HANDOVERS").unwrap_or(0) as u32, seed)
+        Self::new(setting("PYRYCODE_SIM_HANDOVERS").unwrap_or(0), seed)
     }
 
     /// In a crowd, where it takes longer than everything else, more rarely.
     fn is_time(&mut self, crowd: usize) -> bool {
-        let rarer = 1 + crowd as u32 / 100;
+        let rarer = 1 + (crowd as u64 / 100).pow(2);
         self.per_mille > 0 && self.rng.random_range(0..1_000 * rarer) < self.per_mille
     }
 }
@@ -106,7 +106,7 @@ fn a_state_with_any_fault_is_refused_or_survived() {
     let saved = world.relay.save().expect("it is at rest");
     let bytes = postcard::to_allocvec(&saved).expect("every state can be encoded");
     let seed = setting("PYRYCODE_SIM_SEED").unwrap_or(3);
-    let count = setting("PYRYCODE_SIM_SEEDS").unwrap_or(10) * 100;
+    let count = (10 * setting("PYRYCODE_SIM_SEEDS").unwrap_or(100)).min(5_000);
     let mut rng = StdRng::seed_from_u64(seed);
     let ids: Vec<ConnId> = world.peers.iter().map(|peer| peer.id).collect();
     let mut restored = 0;

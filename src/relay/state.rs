@@ -7,12 +7,14 @@
 use chacha20::{ChaCha12Rng, SerializedRngState};
 
 use super::conn_id::ConnId;
+use super::connections::Client;
 use super::push_wake::Wakes;
 use super::relay::Relay;
+use super::slots::SlotKey;
 use super::warnings::Warnings;
-use crate::config::Config;
+use crate::config::{BINARY_LOW_WATER, Config};
 use crate::protocol::response::Date;
-use crate::state::v1::CLAIMANT;
+use crate::state::v1::{CLAIMANT, PHONE};
 use crate::state::{Unfit, v1};
 use crate::time::Instant;
 
@@ -63,12 +65,16 @@ impl Relay {
             rng,
         } = saved;
         let mut relay = Self::new(config, capacity, seed, now);
-        let mut graces: Vec<u32> = connections.graces.iter().map(|grace| grace.slot).collect();
-        graces.sort_unstable();
+        let graces = connections.graces.clone();
         let lost = relay.connections.restore(connections)?;
         relay.slots.restore(slots)?;
-        if relay.slots.in_grace() != graces {
+        if !graces.iter().map(|grace| grace.slot).eq(relay.slots.in_grace()) {
             return Err(Unfit("slots in grace"));
+        }
+        for v1::Grace { slot, client } in graces {
+            let (slot, client) = (SlotKey::from_bits(slot), Client::restore(&client));
+            let bytes = relay.slots.grace_bytes(slot);
+            relay.connections.charge_grace(slot, client, bytes);
         }
         relay.gates.restore(&attempts, challenge, started);
         if let Some(date) = Date::new(&date) {
@@ -82,6 +88,7 @@ impl Relay {
         let rng: SerializedRngState = rng.try_into().map_err(|_| Unfit("random numbers"))?;
         relay.rng = ChaCha12Rng::deserialize_state(&rng);
         relay.count_members()?;
+        relay.check_backpressure(&lost)?;
         Ok((relay, lost))
     }
 
@@ -100,5 +107,25 @@ impl Relay {
         }
         own.sort_unstable();
         if own == members { Ok(()) } else { Err(Unfit("members of slots")) }
+    }
+
+    /// Checks that the phones that are not read are those that wait for a slow binary: another
+    /// one would wait for ever.
+    fn check_backpressure(&self, lost: &[ConnId]) -> Result<(), Unfit> {
+        let phones = self.connections.members().filter(|(.., role)| *role == PHONE);
+        let is_stopped = |id: &ConnId| {
+            self.connections.get(*id).is_some_and(|entry| entry.connection().is_stopped())
+        };
+        let mut stopped: Vec<ConnId> = phones.map(|(id, ..)| id).filter(is_stopped).collect();
+        stopped.sort_unstable_by_key(|id| id.to_bits());
+        let mut paused = self.slots.paused();
+        paused.retain(|id| !lost.contains(id));
+        let is_slow = |id: ConnId| {
+            let entry = self.connections.get(id);
+            let backlog = entry.map_or(0, |entry| entry.connection().backlog());
+            backlog > BINARY_LOW_WATER || lost.contains(&id)
+        };
+        let is_fit = stopped == paused && self.slots.slow().all(is_slow);
+        if is_fit { Ok(()) } else { Err(Unfit("phones that wait")) }
     }
 }

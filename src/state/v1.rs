@@ -117,7 +117,7 @@ pub struct Connections {
     pub id_keys: [u64; 2],
     /// Connections that clients opened.
     pub opened: ClientLimiter,
-    /// What slots in grace hold.
+    /// Slots in grace, in their order.
     pub graces: Vec<Grace>,
     pub pool: Pool,
     pub timers: Wheel,
@@ -256,12 +256,11 @@ pub struct Piece {
     pub is_whole: bool,
 }
 
-/// What a slot in grace holds, and for which client.
+/// For which client a slot in grace holds memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grace {
     pub slot: u32,
     pub client: Client,
-    pub bytes: u64,
 }
 
 /// A client, for the sharing of memory.

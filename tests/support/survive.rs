@@ -10,6 +10,7 @@ const EFFECTS_MAX: usize = 100_000;
 /// down.
 pub(crate) fn survive(relay: &mut Relay, lost: &[ConnId], ids: &[ConnId], now: Instant) {
     lost.iter().for_each(|id| relay.handle(Input::Disconnected(*id), now));
+    relay.audit();
     relay.handle(Input::Timeout, now);
     for id in ids {
         relay.handle(Input::Bytes(*id, b"\x81\x80\0\0\0\0"), now);

@@ -175,13 +175,11 @@ impl Clients {
         self.shares.get(&holding).map_or(0, |share| share.bytes)
     }
 
-    /// Every slot in grace, its client and its bytes.
-    pub(super) fn graces(&self) -> impl Iterator<Item = (SlotKey, Client, usize)> {
+    /// Every slot in grace, and its client.
+    pub(super) fn graces(&self) -> impl Iterator<Item = (SlotKey, Client)> {
         let first = Holding::Grace(SlotKey::default());
         self.shares.range(first..).filter_map(|(holding, share)| match holding {
-            Holding::Grace(slot) => {
-                Some((*slot, self.records[share.record as usize].client, share.bytes))
-            }
+            Holding::Grace(slot) => Some((*slot, self.records[share.record as usize].client)),
             Holding::Connection(_) => None,
         })
     }

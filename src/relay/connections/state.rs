@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use slab::Slab;
 
-use super::clients::{Client, Holding, Order};
+use super::clients::Client;
 use super::entry::{Entry, Payer, Queued, Role, Stage};
 use super::traffic::{Flow, Traffic};
 use super::{Connections, Held};
@@ -50,15 +50,7 @@ impl Connections {
             accepted: self.accepted,
             id_keys: self.public_ids.reveal(),
             opened: shared.request_limits.save(),
-            graces: shared
-                .clients
-                .graces()
-                .map(|(slot, client, bytes)| v1::Grace {
-                    slot: slot.to_bits(),
-                    client: client.save(),
-                    bytes: bytes as u64,
-                })
-                .collect(),
+            graces: shared.clients.graces().map(|(slot, client)| client.save(slot)).collect(),
             pool: shared.pool.save(),
             timers: shared.timers.save(),
         })
@@ -84,7 +76,7 @@ impl Connections {
         &mut self,
         saved: v1::Connections,
     ) -> Result<Vec<ConnId>, Unfit> {
-        let v1::Connections { entries, vacant, accepted, id_keys, opened, graces, pool, timers } =
+        let v1::Connections { entries, vacant, accepted, id_keys, opened, graces: _, pool, timers } =
             saved;
         self.public_ids = PublicIds::new(HashKeys::new(id_keys));
         self.accepted = accepted;
@@ -123,12 +115,6 @@ impl Connections {
         self.shared.request_limits.restore(&opened);
         self.shared.pool.restore(&pool);
         self.count()?;
-        for v1::Grace { slot, client, bytes } in graces {
-            let bytes = usize::try_from(bytes).map_err(|_| Unfit("bytes in grace"))?;
-            let (slot, client) = (SlotKey::from_bits(slot), Client::restore(&client));
-            self.shared.budget.charge(0, bytes);
-            self.shared.clients.set(Holding::Grace(slot), client, bytes, Order::Size);
-        }
         Ok(lost)
     }
 
@@ -241,15 +227,17 @@ impl Entry {
 }
 
 impl Client {
-    fn save(self) -> v1::Client {
-        match self {
+    /// The client of a slot in grace.
+    fn save(self, slot: SlotKey) -> v1::Grace {
+        let client = match self {
             Self::Address(ClientKey::V4(octets)) => v1::Client::V4(octets),
             Self::Address(ClientKey::V6(octets)) => v1::Client::V6(octets),
             Self::Slot(slot) => v1::Client::Slot(slot.to_bits()),
-        }
+        };
+        v1::Grace { slot: slot.to_bits(), client }
     }
 
-    fn restore(saved: &v1::Client) -> Self {
+    pub(in crate::relay) fn restore(saved: &v1::Client) -> Self {
         match *saved {
             v1::Client::V4(octets) => Self::Address(ClientKey::V4(octets)),
             v1::Client::V6(octets) => Self::Address(ClientKey::V6(octets)),

@@ -99,6 +99,17 @@ impl Congestion {
         Self { is_full: saved.is_full, phones: saved.phones.iter().map(share).collect() }
     }
 
+    /// Whether it can be that of a slot with these phones: each of them once, and none paused
+    /// unless it is full.
+    pub(super) fn is_of(&self, phones: &[ConnId]) -> bool {
+        let is_known = |share: &Share| phones.contains(&share.phone);
+        let is_once =
+            |phone: &ConnId| self.phones.iter().filter(|it| it.phone == *phone).count() == 1;
+        self.phones.iter().all(is_known)
+            && phones.iter().all(is_once)
+            && (self.is_full || self.paused().next().is_none())
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.is_full
     }

@@ -9,7 +9,7 @@ use super::{Holder, Probe, Slot, SlotKey, Slots};
 use crate::config::{INITIAL_CAPACITY, PHONES_PER_SERVER_MAX};
 use crate::relay::conn_id::ConnId;
 use crate::state::{Unfit, v1};
-use crate::time::{Instant, Wheel};
+use crate::time::{Instant, TICK, Wheel};
 
 const MALFORMED: Unfit = Unfit("slots");
 
@@ -72,11 +72,16 @@ impl Slots {
         }
         for saved in congested {
             let slot = self.slots.get_mut(saved.slot as usize).ok_or(MALFORMED)?;
+            let congestion = Congestion::restore(&saved);
+            if matches!(slot.holder, Holder::Grace(_)) || !congestion.is_of(&slot.phones) {
+                return Err(MALFORMED);
+            }
             slot.is_congested = true;
-            self.congested.insert(saved.slot, Congestion::restore(&saved));
+            self.congested.insert(saved.slot, congestion);
         }
         self.rejected = rejected.into_iter().map(ConnId::from_bits).collect();
         self.graces = Wheel::restore(&graces, count, INITIAL_CAPACITY.max(count))?;
+        self.arm_graces();
         self.drain = drain.map(|drain| Wheel::restore(&drain, count, 0)).transpose()?;
         Ok(())
     }
@@ -96,17 +101,36 @@ impl Slots {
         Ok(())
     }
 
-    /// The indices of slots in grace whose end is in the wheel, in ascending order.
-    pub(in crate::relay) fn in_grace(&self) -> Vec<u32> {
-        let in_grace = self
-            .slots
-            .iter()
-            .map(|slot| matches!(slot.holder, Holder::Grace(_)) && !slot.server_id.is_empty());
-        let indices = (0..).zip(in_grace).filter(|(_, is_in_grace)| *is_in_grace);
-        indices
-            .map(|(index, _)| index)
-            .filter(|index| self.graces.armed(*index).is_some())
-            .collect()
+    /// The indices of slots in grace, in ascending order.
+    pub(in crate::relay) fn in_grace(&self) -> impl Iterator<Item = u32> {
+        let slots = (0..).zip(&self.slots).filter(|(_, slot)| !slot.server_id.is_empty());
+        slots.filter(|(_, slot)| matches!(slot.holder, Holder::Grace(_))).map(|(index, _)| index)
+    }
+
+    /// Arms the end of each grace. An earlier timer is kept, as it is armed again anyway.
+    fn arm_graces(&mut self) {
+        for (index, slot) in (0..).zip(&self.slots) {
+            if let Holder::Grace(until) = slot.holder
+                && !slot.server_id.is_empty()
+                && self.graces.armed(index).is_none_or(|armed| armed > until + TICK)
+            {
+                self.graces.arm(index, until);
+            }
+        }
+    }
+
+    /// The phones that are paused, in the order of their bits.
+    pub(in crate::relay) fn paused(&self) -> Vec<ConnId> {
+        let mut paused: Vec<ConnId> =
+            self.congested.values().flat_map(|congestion| congestion.paused()).collect();
+        paused.sort_unstable_by_key(|id| id.to_bits());
+        paused
+    }
+
+    /// The binaries of slots that are full.
+    pub(in crate::relay) fn slow(&self) -> impl Iterator<Item = ConnId> {
+        let full = self.congested.iter().filter(|(_, congestion)| congestion.is_full());
+        full.filter_map(|(slot, _)| self.holder(SlotKey(*slot)))
     }
 
     /// The claimants that were refused and are not told yet.

@@ -85,7 +85,7 @@ pub fn eight_phones() {
     percentiles::record("messages of each phone", format!("{counts:?}"));
     percentiles::record("time between two of one phone", &waits);
     percentiles::record("largest difference", format!("{spread} bytes"));
-    assert!(spread <= QUANTUM + 2 * LEN, "{counts:?}");
+    assert!(spread <= QUANTUM + LEN, "{counts:?}");
     assert!(waits.permille(1000) < Duration::from_secs(4), "a phone waited");
     drop(phones);
 }

@@ -45,8 +45,8 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// Units from which on a connection is busy. The first slice of a flood takes as much;
-    /// short messages, as a person causes them, are none of a unit each.
+    /// Units from which on a connection is busy. The first slice of a flood takes at least this
+    /// much. A short message takes less than a unit, which counts as none.
     const BUSY: u8 = 4;
     /// The most that one slice adds, lest a pause of the process counts for long.
     const SLICE_MAX: u8 = 16;

@@ -15,7 +15,7 @@ use pyrycode_relay::server::certificates::source::Source;
 use pyrycode_relay::server::fitting::{Fitted, Warning, backlog_warning};
 use pyrycode_relay::server::os::{backlog, descriptors, memory_limit, privileges};
 use pyrycode_relay::server::push::Push;
-use pyrycode_relay::state::FORMAT;
+use pyrycode_relay::state::formats_read;
 use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::upgrade::{self, Failed};
 
@@ -106,6 +106,6 @@ impl Prepared {
         for warning in &self.warnings {
             complain(format_args!("warning: {warning}"));
         }
-        print(&format!("{}handover-format {FORMAT}\n", cli::describe(&self.config)))
+        print(&format!("{}handover-format {}\n", cli::describe(&self.config), formats_read()))
     }
 }

@@ -24,7 +24,7 @@ use pyrycode_relay::server::net::listener::Listener;
 use pyrycode_relay::server::os::signals;
 use pyrycode_relay::server::os::systemd::{self, NotifyConfig};
 use pyrycode_relay::server::{Arrived, Handover, Restored, Server, Taken, log as sink};
-use pyrycode_relay::state::{FORMAT, decode, encode, v1};
+use pyrycode_relay::state::{decode, encode, v1};
 use pyrycode_relay::terminal::{FAILED, complain, print};
 use pyrycode_relay::time::Instant;
 use rustix::process::set_parent_process_death_signal;
@@ -62,6 +62,8 @@ fn try_out(prepared: Prepared) -> Result<Ready, String> {
     let Unpacked { manifest, listening, state } = unpacked.map_err(text)?;
     let (bytes, sockets) = state.map_err(text)?;
     let received = decode::<v1::State>(&bytes).map_err(text)?;
+    // In this program's format, whatever it was written in.
+    let arrival = encode(&received.program, &received.state, bytes.len());
     let (listeners, _) = split(&manifest, listening);
     let arrived = Arrived { state: received.state, listeners, sockets };
     let Prepared { config, connections, .. } = prepared;
@@ -69,11 +71,11 @@ fn try_out(prepared: Prepared) -> Result<Ready, String> {
     let Restored { mut server, lost } = restored.map_err(text)?;
     server.audit();
     let again = server.save().ok_or("effects are left over")?;
-    if *encode(&received.program, &again.state, bytes.len()) != *bytes {
+    if encode(&received.program, &again.state, bytes.len()) != arrival {
         return Err("the state is another one when it is saved again".into());
     }
     let version = env!("CARGO_PKG_VERSION").into();
-    Ok(Ready { version, format: FORMAT, dropped: lost.len() as u64 })
+    Ok(Ready { version, format: received.format, dropped: lost.len() as u64 })
 }
 
 fn text(error: impl Display) -> String {

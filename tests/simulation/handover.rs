@@ -9,7 +9,7 @@ use std::time::Duration;
 use pyrycode_relay::config::Config;
 use pyrycode_relay::relay::{ConnId, Relay};
 use pyrycode_relay::server::turn::{Readiness, Turn};
-use pyrycode_relay::state::{self, Received, v1};
+use pyrycode_relay::state::v1;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -49,10 +49,10 @@ impl World {
             return;
         }
         let (Some(relay), Some(waiting)) = (self.relay.save(), turn.save()) else { return };
-        let bytes = state::encode("test", &(&relay, &waiting), 0);
-        let received: Received<(v1::Relay, v1::Turn)> = state::decode(&bytes).expect("it is one");
-        assert_eq!(received.state, (relay.clone(), waiting), "what was encoded");
-        let (saved, waiting) = received.state;
+        let bytes = postcard::to_allocvec(&(&relay, &waiting)).expect("it can be encoded");
+        let decoded: (v1::Relay, v1::Turn) = postcard::from_bytes(&bytes).expect("it is one");
+        assert_eq!(decoded, (relay.clone(), waiting), "what was encoded");
+        let (saved, waiting) = decoded;
         let seed = self.handovers.rng.random();
         let capacity = self.capacity;
         let restored = Relay::restore(&self.config, capacity, saved, seed, self.now);

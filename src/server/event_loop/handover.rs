@@ -274,7 +274,8 @@ impl<C: Core> Server<C> {
         self.tcp.is_shared = false;
         let ready = outcome?;
         if ready.format != FORMAT {
-            let why = format!("{} writes states of the format {}", ready.version, ready.format);
+            let (version, format) = (ready.version, ready.format);
+            let why = format!("{version} took a state of format {format} over, not of {FORMAT}");
             return Err(Refused::new(Cause::Answer, why));
         }
         log::info!(

@@ -37,7 +37,7 @@ const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 pub struct Ready {
     /// Its version.
     pub version: String,
-    /// The format of states that it writes.
+    /// The format of the state that it took over.
     pub format: u32,
     /// The connections that it could not take over.
     pub dropped: u64,

@@ -213,6 +213,58 @@ fn restored(state: v1::State) -> Server<Relay> {
     server
 }
 
+/// As long as there is one format: another one before it, which lacks what it has.
+mod format_before {
+    use serde::{Deserialize, Serialize};
+
+    use super::v1;
+    use crate::relay::stats::Histogram;
+    use crate::state::State;
+
+    #[derive(Debug, Serialize, Deserialize)]
+    pub(super) struct Old {
+        pub sockets: Vec<v1::Socket>,
+        pub turn: v1::Turn,
+        pub relay: v1::Relay,
+        pub tls: v1::TlsStats,
+        pub now: u64,
+    }
+
+    #[derive(Debug, Serialize, Deserialize)]
+    pub(super) struct New(pub v1::State);
+
+    impl State for Old {
+        const FORMAT: u32 = 0;
+        type Before = Self;
+    }
+
+    impl State for New {
+        const FORMAT: u32 = 1;
+        type Before = Old;
+    }
+
+    impl From<Old> for New {
+        fn from(Old { sockets, turn, relay, tls, now }: Old) -> Self {
+            let turns = Histogram::default().save();
+            Self(v1::State { now, relay, turn, sockets, tls, turns })
+        }
+    }
+}
+
+#[test]
+fn the_state_of_the_format_before_is_continued() {
+    use format_before::{New, Old};
+    let v1::State { now, relay, turn, sockets, tls, turns: _ } = state();
+    let connections = relay.connections.entries.len();
+    let bytes = encode("0.1.9", &Old { sockets, turn, relay, tls, now }, 0);
+    let received = decode::<New>(&bytes).expect("it is the one before");
+    assert_eq!((received.program.as_str(), received.format), ("0.1.9", 0));
+    let New(state) = received.state;
+    let mut server = restored(state.clone());
+    assert_eq!(server.tcp.core.len(), connections);
+    assert_eq!(server.save().expect("nothing was done").state, state, "saved again");
+}
+
 /// Writes the state that the test below restores. Once for each format: what is committed is
 /// never written again.
 #[test]

@@ -134,7 +134,7 @@ fn upgrade(address: SocketAddr) -> Result<String, Failed> {
     for _ in 0..ASKS_MAX {
         std::thread::park_timeout(ASK_EVERY);
         let Some(Health { version, handovers: Some(now), .. }) = ask(address).ok() else {
-            if !fs::exists(format!("/proc/{pid}")).unwrap_or(true) {
+            if has_ended(pid) {
                 return Err(Failed::Refused(format!("the relay, process {pid}, has ended")));
             }
             continue;
@@ -153,6 +153,14 @@ fn upgrade(address: SocketAddr) -> Result<String, Failed> {
         }
     }
     Err(Failed::Refused("the relay did not tell the outcome in time: see its log".into()))
+}
+
+/// Whether a process has ended, even if its parent has not waited for it.
+fn has_ended(pid: i32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(status) => status.contains("\nState:\tZ"),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// This process's namespace of process ids.
@@ -258,7 +266,10 @@ fn ask(address: SocketAddr) -> io::Result<Health> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::process::{Command, Stdio};
     use std::thread;
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
 
     use super::*;
 
@@ -268,6 +279,19 @@ mod tests {
         assert!(!survives("SigBlk:\t0000000000000000\nSigCgt:\t0000000180004403\n"));
         assert!(survives("SigBlk:\t0000000000000000\nSigCgt:\t0000000180004c03\n"));
         assert!(survives("SigBlk:\t0000000000000800\nSigCgt:\t0000000000000000\n"));
+    }
+
+    #[test]
+    fn a_process_that_was_not_waited_for_has_ended() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pid = child.id().cast_signed();
+        assert!(!has_ended(pid));
+        drop(child.stdin.take());
+        let ends = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(Pid::from_child(&child)), ends).unwrap();
+        assert!(has_ended(pid));
+        child.wait().unwrap();
+        assert!(has_ended(pid));
     }
 
     /// What is said about a listener that gives this answer.

@@ -591,6 +591,97 @@ def a_relay_that_is_stopped_in_it_goes_on():
             traffic.goes_on()
 
 
+def a_stop_of_70_seconds_in_it_counts_against_nobody():
+    """Longer than a heartbeat with its deadline."""
+    with contextlib.ExitStack() as stack:
+        stopped = []
+        for delay in (0.0, 0.02, 0.04, 0.06):
+            relay = stack.enter_context(Upgradable())
+            peers = pair(relay)
+            relay.ask()
+            time.sleep(delay)
+            freeze(relay.process)
+            stopped.append((relay, *peers))
+        time.sleep(70)
+        for relay, _, _ in stopped:
+            relay.resume()
+        for relay, binary, phone in stopped:
+            relay.wait_done(1, 20)
+            phone.send(frame(TEXT, b'"still here"'))
+            assert binary.read_message().endswith(b'"frame":"still here"}')
+
+
+class Failing:
+    """Lets the COUNTth call of one kind by the loop of a relay fail, as strace does it."""
+
+    def __init__(self, relay, call, error, count):
+        self.tracer = subprocess.Popen(
+            ["strace", "-p", str(relay.process.pid), "-o", "/dev/null", "-e", f"trace={call}",
+             "-e", f"inject={call}:error={error}:when={count}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        # Its first line says that it is attached, or why not.
+        said = self.tracer.stderr.readline()
+        if "attached" not in said:
+            self.__exit__()
+            raise Skipped(f"strace cannot trace here: {said}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.tracer.terminate()
+        self.tracer.wait()
+        self.tracer.stderr.close()
+
+
+def every_call_that_fails_is_refused():
+    """Those that the loop makes until it is another program: their number, how each can fail,
+    and the causes that are told."""
+    with Upgradable() as relay, Traffic(relay) as traffic:
+        relay.upgraded()
+        traffic.goes_on()
+        descriptors = relay.descriptors()
+        for call, calls, errors, *causes in [
+            ("statx", 2, ["EIO", "EACCES"], "start"),
+            ("memfd_create", 2, ["ENOMEM", "EMFILE"], "pack"),
+            ("socketpair", 5, ["EMFILE", "ENFILE"], "pack", "start"),
+            ("sendmsg", 6, ["ETOOMANYREFS", "ENOBUFS", "EAGAIN"], "pack"),
+            ("fcntl", 2, ["EMFILE"], "pack"),
+            ("clone3", 1, ["EAGAIN"], "start"),
+            ("execve", 1, ["E2BIG", "EACCES", "EIO", "ELOOP", "EMFILE", "ENFILE", "ENOENT",
+                           "ENOEXEC", "ENOMEM", "ENOTDIR", "EPERM", "ETXTBSY"], "execute"),
+        ]:
+            for error in errors:
+                for count in range(1, calls + 1):
+                    with Failing(relay, call, error, count):
+                        status, said = relay.upgrade()
+                    what = f"{call} {count} {error}: {said}"
+                    assert status == 1 and any(f"refused ({it})" in said for it in causes), what
+                    traffic.goes_on()
+                    wait_until(lambda: not relay.children(), complaint="a child is left")
+                    assert abs(relay.descriptors() - descriptors) <= 3, what
+        relay.upgraded()
+        traffic.goes_on()
+
+
+def a_call_that_fails_in_the_next_program_does_not_end_it():
+    """It costs one connection, or all, but not the listeners."""
+    for call, count, dropped in [
+        ("recvmsg", 2, 2), ("recvmsg", 3, 2), ("recvmsg", 4, 2), ("lseek", 1, 2),
+        ("epoll_ctl", 1, 2), ("epoll_ctl", 3, 1), ("epoll_ctl", 4, 1), ("ftruncate", 1, 0),
+    ]:
+        with Upgradable() as relay:
+            peers = pair(relay)
+            with Failing(relay, call, "ENOMEM", count):
+                said = relay.upgraded()
+            assert f": {2 - dropped} connections, " in said, (call, count, said)
+            assert len(relay.lines("handover_state_lost")) == (dropped == 2), relay.log
+            for peer in pair(relay, "anew"):
+                peer.socket.close()
+            for peer in peers:
+                peer.socket.close()
+
+
 def scrapes_are_answered_late_and_counters_go_on():
     with Upgradable() as relay, Traffic(relay) as traffic:
         failures, rows, stopping = [], [], threading.Event()
@@ -931,6 +1022,7 @@ def as_an_operator_sees_it():
 
 if __name__ == "__main__":
     main([
+        a_stop_of_70_seconds_in_it_counts_against_nobody,
         nothing_is_noticed,
         nothing_is_noticed_by_python_node_and_go,
         nothing_is_noticed_through_tls,
@@ -945,6 +1037,8 @@ if __name__ == "__main__":
         a_relay_that_drains_refuses,
         ten_in_a_row_leave_nothing_behind,
         a_relay_that_is_stopped_in_it_goes_on,
+        every_call_that_fails_is_refused,
+        a_call_that_fails_in_the_next_program_does_not_end_it,
         scrapes_are_answered_late_and_counters_go_on,
         the_log_has_whole_lines,
         an_ignored_sigchld_prevents_no_upgrade,

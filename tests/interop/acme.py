@@ -651,6 +651,37 @@ def an_order_that_takes_its_time_is_waited_for_and_kept():
             serial(relay, authority.trust())
 
 
+def an_upgrade_waits_for_an_order():
+    with FrontScene() as (authority, front, flags):
+        front.slow_for = 6
+        with Relay(*flags) as relay:
+            wait_until(lambda: front.count("finalize-order"), 30)
+            relay.process.send_signal(signal.SIGUSR2)
+            wait_says(relay, "handover_started")
+            wait_says(relay, "handover_done")
+            events = re.findall(r"msg=(handover_\w+|certificate_served)", "".join(relay.log))
+            assert events[:3] == ["handover_started", "certificate_served", "handover_rehearsed"], events
+            serial(relay, authority.trust())
+            assert authority.issued() == 1, "what was ordered is ordered once"
+
+
+def an_upgrade_is_refused_while_an_order_takes_too_long():
+    with FrontScene() as (authority, front, flags):
+        front.slow_for = 75
+        with Relay(*flags) as relay:
+            wait_until(lambda: front.count("finalize-order"), 30)
+            relay.process.send_signal(signal.SIGUSR2)
+            wait_says(relay, "handover_refused", within=70)
+            refused = [line for line in relay.log if "msg=handover_refused" in line]
+            assert "cause=certificate_order" in refused[0], refused
+            # It was ordered on meanwhile, and nothing stands in the way of another upgrade.
+            wait_says(relay, "certificate_served", within=60)
+            relay.process.send_signal(signal.SIGUSR2)
+            wait_says(relay, "handover_done")
+            serial(relay, authority.trust())
+            assert authority.issued() == 1, "what was ordered is ordered once"
+
+
 @contextlib.contextmanager
 def prepared(*commands):
     """A program that runs `commands` in mounts of its own and becomes the relay."""
@@ -742,6 +773,8 @@ if __name__ == "__main__":
         a_certificate_is_renewed_when_the_authority_wants_it_to_be,
         an_authority_is_asked_again_when_it_says_in_either_form,
         an_order_that_takes_its_time_is_waited_for_and_kept,
+        an_upgrade_waits_for_an_order,
+        an_upgrade_is_refused_while_an_order_takes_too_long,
         a_cache_that_cannot_be_written_costs_no_certificate,
         a_cache_that_is_of_no_use_is_refused_with_its_path_and_left_alone,
     ])

@@ -210,7 +210,9 @@ def a_terminal_that_is_closed_ends_it():
 
 def spawn_at_terminal(command, terminal):
     """A process whose terminal this is, as a shell starts it in the foreground."""
-    takes_it = ("import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
+    # Whatever started the tests may ignore SIGHUP, as nohup does.
+    takes_it = ("import fcntl, os, signal, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
+                "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
                 "os.dup2(1, 0); os.execvp(sys.argv[1], sys.argv[1:])")
     return spawn([sys.executable, "-c", takes_it, *command], stdout=terminal, stderr=terminal,
                  start_new_session=True)

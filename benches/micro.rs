@@ -25,7 +25,40 @@ fn main() {
 const SIZES: [usize; 3] = [256, 1024, 16 * 1024];
 const CONN_ID: &str = "48d196f1a4e634ab0000000100000001";
 
-/// JSON as daemons send it: short keys, short texts, numbers; of about `size` bytes.
+/// A text that is sent, by its shape and its size in bytes.
+#[derive(Clone, Copy, Debug)]
+enum Text {
+    /// JSON as daemons send it: short keys, short texts, numbers.
+    Dense(usize),
+    /// One string in base64, as clients send what they encrypted.
+    Base64(usize),
+    /// One string in Japanese.
+    Japanese(usize),
+}
+
+const TEXTS: [Text; 8] = [
+    Text::Dense(256),
+    Text::Dense(1024),
+    Text::Dense(16 * 1024),
+    Text::Base64(256),
+    Text::Base64(1024),
+    Text::Base64(16 * 1024),
+    Text::Base64(87 * 1024 + 512),
+    Text::Japanese(16 * 1024),
+];
+
+impl Text {
+    fn json(self) -> String {
+        let string = |unit: &str, size: usize| format!("\"{}\"", unit.repeat(size / unit.len()));
+        match self {
+            Self::Dense(size) => json(size),
+            Self::Base64(size) => string("bG9yZW0gaXBzdW0g", size),
+            Self::Japanese(size) => string("\u{4e2d}\u{7d99}\u{5668}", size),
+        }
+    }
+}
+
+/// Dense JSON of about `size` bytes.
 fn json(size: usize) -> String {
     const ITEM: &str =
         r#"{"id":48213,"ok":true,"text":"the \"brown\" fox\n","w":[1,2.5,-3e2,null]},"#;
@@ -44,10 +77,16 @@ fn masked(payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x81];
     match payload.len() {
         len @ ..126 => frame.push(0x80 | len as u8),
-        len => {
-            frame.push(0x80 | 126);
-            frame.extend_from_slice(&u16::try_from(len).expect("at most 64 KiB").to_be_bytes());
-        }
+        len => match u16::try_from(len) {
+            Ok(len) => {
+                frame.push(0x80 | 126);
+                frame.extend_from_slice(&len.to_be_bytes());
+            }
+            Err(_) => {
+                frame.push(0x80 | 127);
+                frame.extend_from_slice(&(len as u64).to_be_bytes());
+            }
+        },
     }
     frame.extend_from_slice(&KEY);
     frame.extend(payload.iter().zip(KEY.iter().cycle()).map(|(byte, key)| byte ^ key));
@@ -55,27 +94,27 @@ fn masked(payload: &[u8]) -> Vec<u8> {
 }
 
 /// Checks a phone's frame.
-#[divan::bench(args = SIZES)]
-fn json_check(bencher: Bencher<'_, '_>, size: usize) {
-    let json = json(size);
+#[divan::bench(args = TEXTS)]
+fn json_check(bencher: Bencher<'_, '_>, text: Text) {
+    let json = text.json();
     bencher
         .counter(BytesCount::of_str(&json))
         .bench(|| envelope::frame(black_box(&json)).map(str::len));
 }
 
 /// Opens a binary's envelope.
-#[divan::bench(args = SIZES)]
-fn envelope_unwrap(bencher: Bencher<'_, '_>, size: usize) {
-    let message = format!(r#"{{"conn_id":"{CONN_ID}","frame":{}}}"#, json(size));
+#[divan::bench(args = TEXTS)]
+fn envelope_unwrap(bencher: Bencher<'_, '_>, text: Text) {
+    let message = format!(r#"{{"conn_id":"{CONN_ID}","frame":{}}}"#, text.json());
     bencher
         .counter(BytesCount::of_str(&message))
         .bench(|| envelope::unwrap(black_box(&message)).is_ok());
 }
 
 /// From bytes to a message, a whole frame at once.
-#[divan::bench(args = SIZES)]
-fn websocket_step(bencher: Bencher<'_, '_>, size: usize) {
-    let frame = masked(json(size).as_bytes());
+#[divan::bench(args = TEXTS)]
+fn websocket_step(bencher: Bencher<'_, '_>, text: Text) {
+    let frame = masked(text.json().as_bytes());
     let (mut codec, mut reassembly) = (Codec::new(MESSAGE_MAX), Reassembly::default());
     bencher.counter(BytesCount::of_slice(&frame)).bench_local(|| {
         codec
@@ -85,9 +124,9 @@ fn websocket_step(bencher: Bencher<'_, '_>, size: usize) {
 }
 
 /// The same split in the middle, so that the first half is buffered.
-#[divan::bench(args = SIZES)]
-fn websocket_step_in_halves(bencher: Bencher<'_, '_>, size: usize) {
-    let frame = masked(json(size).as_bytes());
+#[divan::bench(args = TEXTS)]
+fn websocket_step_in_halves(bencher: Bencher<'_, '_>, text: Text) {
+    let frame = masked(text.json().as_bytes());
     let halves = frame.split_at(frame.len() / 2);
     let (mut codec, mut reassembly) = (Codec::new(MESSAGE_MAX), Reassembly::default());
     bencher.counter(BytesCount::of_slice(&frame)).bench_local(|| {

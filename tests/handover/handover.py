@@ -609,6 +609,8 @@ def a_stop_of_70_seconds_in_it_counts_against_nobody():
             relay.wait_done(1, 20)
             phone.send(frame(TEXT, b'"still here"'))
             assert binary.read_message().endswith(b'"frame":"still here"}')
+            for peer in (binary, phone):
+                peer.socket.close()
 
 
 class Failing:
@@ -675,6 +677,7 @@ def a_call_that_fails_in_the_next_program_does_not_end_it():
             with Failing(relay, call, "ENOMEM", count):
                 said = relay.upgraded()
             assert f": {2 - dropped} connections, " in said, (call, count, said)
+            wait_until(lambda: relay.lines("handover_done"))
             assert len(relay.lines("handover_state_lost")) == (dropped == 2), relay.log
             for peer in pair(relay, "anew"):
                 peer.socket.close()

@@ -70,6 +70,10 @@ pub struct Server<C> {
     handover: handover::State<C>,
 }
 
+/// How long connections that are no WebSockets are waited for in a shut-down, once nothing else
+/// is.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long a shut-down may take, and one in progress.
 #[derive(Debug)]
 struct ShutDown {
@@ -152,9 +156,16 @@ impl<C: Core> Server<C> {
         Ok(())
     }
 
-    fn is_finished(&self) -> bool {
-        let Some(drained_by) = self.shut_down.drained_by else { return false };
-        self.tcp.core.websockets() == 0 || self.tcp.clock.now() >= drained_by
+    /// Whether it has shut down. Requests that were accepted are answered: a moment ago nothing
+    /// told their clients that they would not be.
+    fn is_finished(&mut self) -> bool {
+        let Some(drained_by) = &mut self.shut_down.drained_by else { return false };
+        let now = self.tcp.clock.now();
+        let is_idle = self.tcp.core.websockets() == 0;
+        if is_idle {
+            *drained_by = (*drained_by).min(now + ANSWERED_WITHIN);
+        }
+        now >= *drained_by || is_idle && self.tcp.sockets.is_empty()
     }
 
     fn round(&mut self, events: &mut Events) -> io::Result<()> {

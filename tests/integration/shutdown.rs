@@ -99,6 +99,23 @@ fn while_it_drains_it_reports_so_and_refuses_upgrades() {
 }
 
 #[test]
+fn a_request_that_was_accepted_is_answered_though_no_websocket_is_left() {
+    let mut process = Process::start(&[]);
+    let relay = process.relay;
+    let (mut early, silent) = (connect(relay), connect(relay));
+    // Both are accepted, because they were first.
+    assert_eq!(ask(relay, HEALTHZ).status, 200);
+    process.signal(Signal::TERM);
+    eventually("it drains", || ask(relay, HEALTHZ).status == 503);
+    early.write_all(phone_head("home").as_bytes()).unwrap();
+    assert_eq!(Answer::read(&mut early).status, 503);
+    let (status, took) = process.wait();
+    assert_eq!(status, Some(0));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    drop(silent);
+}
+
+#[test]
 fn a_second_signal_ends_it_at_once() {
     let mut process = Process::start(&[]);
     let mut holdout = Peer::binary(process.relay, "home");

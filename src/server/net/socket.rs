@@ -78,6 +78,11 @@ impl Sockets {
         (socket.generation == id.generation()).then_some(socket)
     }
 
+    /// Whether there are none.
+    pub(in crate::server) fn is_empty(&self) -> bool {
+        self.0.iter().all(Option::is_none)
+    }
+
     /// The number of TLS handshakes under way.
     pub(in crate::server) fn handshakes(&self) -> usize {
         self.0.iter().flatten().filter(|socket| socket.is_handshaking()).count()

@@ -146,6 +146,26 @@ fn thousands_whose_time_is_over_at_once_make_no_long_turn() {
     assert_eq!(world.relay.live(), (1, 0));
 }
 
+/// Neither those that dial nor those that are closed.
+#[test]
+fn thousands_that_come_and_go_at_once_make_no_long_turn() {
+    let mut world = World::with(Config::default(), 10_000, 1);
+    world.cost.is_on = true;
+    let peers: Vec<PeerId> = world.at_once(|world| {
+        let dials = (0..3_000).map(|number: u32| {
+            let [.., high, low] = number.to_be_bytes();
+            world
+                .dial_from(IpAddr::from([10, 3, high, low]), claim(&format!("{number}")).as_bytes())
+        });
+        dials.collect()
+    });
+    world.pass(secs(1));
+    assert_eq!(world.relay.live(), (3_000, 0));
+    world.shut_down();
+    world.pass(secs(1));
+    assert!(peers.iter().all(|peer| world.is_gone(*peer)));
+}
+
 /// Of clients with queues of all sizes, the one that holds most is shed and no other.
 #[test]
 fn only_the_largest_client_is_shed() {

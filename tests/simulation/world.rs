@@ -206,9 +206,15 @@ impl World {
 
     /// The bytes are on the link, and the relay does nothing about them yet.
     pub(crate) fn send_unsettled(&mut self, peer: PeerId, bytes: &[u8]) {
+        self.at_once(|world| world.send(peer, bytes));
+    }
+
+    /// No turn is taken before all of it has happened, nor after it.
+    pub(crate) fn at_once<T>(&mut self, happens: impl FnOnce(&mut Self) -> T) -> T {
         self.is_frozen = true;
-        self.send(peer, bytes);
+        let happened = happens(self);
         self.is_frozen = false;
+        happened
     }
 
     /// Sends a part of a frame: the peer's automatic answers wait for the rest.

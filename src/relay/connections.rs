@@ -47,7 +47,7 @@ use crate::config::{Config, INITIAL_CAPACITY, Timeouts};
 use crate::protocol::connection::{Connection, Expiry};
 use crate::protocol::outbox_pool::OutboxPool;
 use crate::protocol::websocket::Codec;
-use crate::time::{Instant, TICK, Wheel};
+use crate::time::{Instant, Wheel};
 
 // Every timeout of the protocol fits the wheel, so that no timer fires early at the horizon.
 const _: () = {
@@ -419,11 +419,8 @@ impl Shared {
             }
         }
         let deadline = entry.connection.deadline(&self.timeouts);
-        // A timer within one tick of the deadline is exact enough; an earlier one is armed
-        // again.
-        if self.timers.armed(key).is_none_or(|armed| armed > deadline + TICK) {
-            self.timers.arm(key, deadline);
-        }
+        // A timer that is too early is armed again when it fires.
+        self.timers.arm_by(key, deadline);
     }
 
     fn charge(&mut self, before: Held, after: Held) {

@@ -88,6 +88,15 @@ impl Wheel {
         self.occupied[slot as usize / 64] |= 1 << (slot % 64);
     }
 
+    /// Arms `key` to fire at `at`, unless it is armed and fires a tick later at most, or at the
+    /// next one.
+    pub fn arm_by(&mut self, key: u32, at: Instant) {
+        let latest = (at + TICK).max(instant(self.now + 1));
+        if self.armed(key).is_none_or(|armed| armed > latest) {
+            self.arm(key, at);
+        }
+    }
+
     /// Disarms `key`; nothing happens if it is not armed.
     pub fn disarm(&mut self, key: u32) {
         if self.is_armed(key) {

@@ -18,7 +18,7 @@ use crate::relay::conn_id::{ConnId, PublicIds};
 use crate::relay::keyed_hash::HashKeys;
 use crate::relay::slots::SlotKey;
 use crate::state::{Unfit, v1};
-use crate::time::{Instant, TICK, Wheel};
+use crate::time::{Instant, Wheel};
 
 /// Stages by their number in a state.
 const STAGES: [Stage; 9] = [
@@ -134,11 +134,10 @@ impl Connections {
                 shared.request_limits.count(ClientKey::from(entry.client()));
             }
             let deadline = entry.connection.deadline(&shared.timeouts);
-            match shared.timers.armed(key) {
-                None => return Err(Unfit("timers of connections")),
-                Some(armed) if armed > deadline + TICK => shared.timers.arm(key, deadline),
-                Some(_) => {}
+            if shared.timers.armed(key).is_none() {
+                return Err(Unfit("timers of connections"));
             }
+            shared.timers.arm_by(key, deadline);
         }
         Ok(())
     }

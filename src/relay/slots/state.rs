@@ -9,7 +9,7 @@ use super::{Holder, Probe, Slot, SlotKey, Slots};
 use crate::config::{INITIAL_CAPACITY, PHONES_PER_SERVER_MAX};
 use crate::relay::conn_id::ConnId;
 use crate::state::{Unfit, v1};
-use crate::time::{Instant, TICK, Wheel};
+use crate::time::{Instant, Wheel};
 
 const MALFORMED: Unfit = Unfit("slots");
 
@@ -107,14 +107,13 @@ impl Slots {
         slots.filter(|(_, slot)| matches!(slot.holder, Holder::Grace(_))).map(|(index, _)| index)
     }
 
-    /// Arms the end of each grace. An earlier timer is kept, as it is armed again anyway.
+    /// Arms the end of each grace that is not.
     fn arm_graces(&mut self) {
         for (index, slot) in (0..).zip(&self.slots) {
             if let Holder::Grace(until) = slot.holder
                 && !slot.server_id.is_empty()
-                && self.graces.armed(index).is_none_or(|armed| armed > until + TICK)
             {
-                self.graces.arm(index, until);
+                self.graces.arm_by(index, until);
             }
         }
     }

@@ -360,3 +360,22 @@ fn a_million_keys_fire_each_once() {
     assert!(fired.iter().all(|&fired| fired));
     assert!(wheel.is_empty());
 }
+
+#[test]
+fn a_key_that_fires_early_enough_is_left_alone() {
+    let mut wheel = Wheel::new(ticks(100));
+    let mut armed_by = |before: u64, by: u64| {
+        wheel.arm(3, ticks(before));
+        wheel.arm_by(3, ticks(by));
+        wheel.armed(3)
+    };
+    assert_eq!(armed_by(105, 110), Some(ticks(105)));
+    assert_eq!(armed_by(111, 110), Some(ticks(111)), "a tick later");
+    assert_eq!(armed_by(112, 110), Some(ticks(110)));
+    // At the next tick, as everything that is overdue.
+    assert_eq!(armed_by(101, 50), Some(ticks(101)));
+    assert_eq!(armed_by(102, 50), Some(ticks(101)));
+    wheel.disarm(3);
+    wheel.arm_by(3, ticks(110));
+    assert_eq!(wheel.armed(3), Some(ticks(110)));
+}

@@ -157,3 +157,37 @@ fn a_state_for_the_fuzzer_is_written_on_demand() {
         std::fs::write(folder.join("lively"), bytes).expect("a file can be written");
     }
 }
+
+/// A phone that is not read, or a slow binary that nothing waits for, is so for ever.
+#[test]
+fn backpressure_that_would_never_end_is_refused() {
+    let mut world = lively(12);
+    let saved = world.relay.save().expect("it is at rest");
+    let refused = |damage: fn(&mut v1::Relay)| {
+        let mut saved = saved.clone();
+        damage(&mut saved);
+        let restored = Relay::restore(&world.config, world.capacity, saved, [0; 32], world.now);
+        restored.map(|(_, lost)| lost).unwrap_err()
+    };
+    let damages: [fn(&mut v1::Relay); 3] = [
+        |saved| saved.slots.congested.iter_mut().for_each(|slot| slot.phones[0].2 = false),
+        |saved| {
+            let entries = saved.connections.entries.iter_mut();
+            entries.flat_map(|entry| &mut entry.inbound).for_each(|inbound| inbound.paused = None);
+        },
+        |saved| {
+            // Its queue is gone.
+            let slow = saved.slots.congested.iter().find(|slot| slot.is_full).expect("one is");
+            let v1::Holder::Binary(id) = saved.slots.slots[slow.slot as usize].holder else {
+                panic!("it is held");
+            };
+            let entries = &mut saved.connections.entries;
+            let entry =
+                entries.iter_mut().find(|it| it.index == ConnId::from_bits(id).index() as u32);
+            entry.expect("it is there").outbox = None;
+        },
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        assert_eq!(refused(damage).0, "phones that wait", "damage {number}");
+    }
+}

@@ -59,7 +59,7 @@ fn try_out(prepared: Prepared) -> Result<Ready, String> {
     // If the relay ends, nothing waits for an answer.
     let _ = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let unpacked = pack::take_stdin().and_then(|socket| pack::unpack(socket.as_fd()));
-    let Unpacked { manifest, listening, state } = unpacked.map_err(text)?;
+    let Unpacked { manifest, listening, state, kept: _ } = unpacked.map_err(text)?;
     let (bytes, sockets) = state.map_err(text)?;
     let received = decode::<v1::State>(&bytes).map_err(text)?;
     // In this program's format, whatever it was written in.
@@ -68,7 +68,8 @@ fn try_out(prepared: Prepared) -> Result<Ready, String> {
     let arrived = Arrived { state: received.state, listeners, sockets };
     let Prepared { config, connections, .. } = prepared;
     let restored = Server::restore(&config, connections, arrived, [0; 32], None, Duration::ZERO);
-    let Restored { mut server, lost } = restored.map_err(text)?;
+    let Restored { mut server, mut lost } = restored.map_err(text)?;
+    lost.extend(server.register_all());
     server.audit();
     let again = server.save().ok_or("effects are left over")?;
     if encode(&received.program, &again.state, bytes.len()) != arrival {
@@ -162,13 +163,14 @@ fn run(
     let metrics_listen = admin.as_ref().map(AdminListener::local_addr).transpose()?;
     let beside =
         OfThisProcess { admin: admin.as_ref().map(AdminListener::to_hold), sink: sink.clone() };
-    let setup = Handover { program: own_program(), beside: Box::new(beside), taken };
+    let setup = Handover { program: own_program(), beside: Box::new(beside) };
     // The relay serves even if systemd's socket cannot be reached.
     let notifier = notify.connect().unwrap_or_else(|error| {
         log::warn!(err:% = error; "notify_failed");
         None
     });
-    let mut server = server.with_push(push)?.with_notifier(notifier).with_handover(setup);
+    let mut server =
+        server.with_push(push)?.with_notifier(notifier).with_handover(setup).with_taken(taken);
     if let Some(source) = source {
         server = server.with_tls(source)?;
     }
@@ -205,7 +207,7 @@ fn take_over(
     unpacked: Unpacked,
     seed: [u8; 32],
 ) -> io::Result<TakenOver> {
-    let Unpacked { manifest, listening, state } = unpacked;
+    let Unpacked { manifest, listening, state, kept } = unpacked;
     let (listeners, admin) = split(&manifest, listening);
     let admin = admin.zip(manifest.admin).map(|(socket, record)| {
         let started = Duration::from_nanos(record.started_ns);
@@ -238,6 +240,7 @@ fn take_over(
         record: manifest.record,
         connections: handed_over.saturating_sub(dropped),
         dropped,
+        epoll: kept,
     };
     Ok((server, admin, Some(taken)))
 }

@@ -15,7 +15,8 @@ pub mod push;
 pub mod turn;
 
 pub use event_loop::Server;
-pub use event_loop::handover::{Handover, Taken};
+pub use event_loop::arrival::Taken;
+pub use event_loop::handover::Handover;
 pub use event_loop::state::{Arrived, Restored, Saved};
 pub use messages::{LoopHandle, LoopMessage};
 pub use turn::Core;

@@ -11,8 +11,9 @@
 //! 3. Note what the events say; take signals and messages; write sockets that drained.
 //! 4. to 8. Accept, read, write, timers, all bounded in time: [`super::turn`].
 //! 9. Push wakes go to their own thread: nothing here waits for them.
-//! 10. Last, a hand-over that is under way is carried on.
+//! 10. Last, a hand-over that is under way is carried on, from the program before or to the next.
 
+pub(super) mod arrival;
 mod beside;
 pub(super) mod handover;
 pub(super) mod state;
@@ -39,6 +40,7 @@ use crate::server::os::signals::Signals;
 use crate::server::push;
 use crate::server::turn::Core;
 use crate::time::Instant;
+use arrival::Arrival;
 use beside::Watchdog;
 use tcp::Tcp;
 
@@ -68,6 +70,7 @@ pub struct Server<C> {
     date: DateClock,
     shut_down: ShutDown,
     handover: handover::State<C>,
+    arrival: Arrival,
 }
 
 /// How long connections that are no WebSockets are waited for in a shut-down, once nothing else
@@ -111,6 +114,7 @@ impl<C: Core> Server<C> {
             date: DateClock::default(),
             shut_down: ShutDown { limit: shutdown, drained_by: None },
             handover: handover::State::default(),
+            arrival: Arrival::default(),
         })
     }
 
@@ -148,7 +152,7 @@ impl<C: Core> Server<C> {
         if let Some(signals) = &self.signals {
             signals.unblock()?;
         }
-        self.on_taken_over();
+        self.arrival.begin();
         self.watchdog.ready(self.tcp.clock.now());
         while !self.is_finished() {
             self.round(&mut events)?;
@@ -195,7 +199,8 @@ impl<C: Core> Server<C> {
         self.turn.run(&mut self.tcp, now);
         // 9. Push wakes.
         self.push(now);
-        // 10. A hand-over, when nothing is half done.
+        // 10. Hand-overs, when nothing is half done.
+        self.arrive(now);
         self.hand_over(now);
         self.turns.observe(self.tcp.clock.read().since(now));
         Ok(())
@@ -203,7 +208,7 @@ impl<C: Core> Server<C> {
 
     /// How long to sleep; `None`: until an event.
     fn timeout(&self) -> Option<Duration> {
-        if self.turn.has_work() || self.tcp.wants_accept() {
+        if self.turn.has_work() || self.tcp.wants_accept() || self.arrival.is_under_way() {
             return Some(Duration::ZERO);
         }
         let next = [

@@ -57,21 +57,6 @@ pub struct Handover {
     pub program: Option<Program>,
     /// What takes part besides the loop.
     pub beside: Box<dyn Beside>,
-    /// What the program before left behind, if there was one.
-    pub taken: Option<Taken>,
-}
-
-/// A hand-over from the view of the program that took over.
-#[derive(Clone, Debug)]
-pub struct Taken {
-    /// The version of the program before.
-    pub from: String,
-    /// What it left behind.
-    pub record: Record,
-    /// The connections that were taken over.
-    pub connections: u64,
-    /// The connections that were dropped.
-    pub dropped: u64,
 }
 
 /// Hand-overs of a loop.
@@ -126,6 +111,20 @@ impl<C> State<C> {
         HandoverStats { is_running: self.is_running(), ..self.stats.clone() }
     }
 
+    /// Goes on counting where the program before stopped.
+    pub(super) fn continue_from(&mut self, record: &Record) {
+        let last = record.last_refusal.clone();
+        self.stats.done = record.done;
+        self.stats.refused = record.refused;
+        self.stats.last_refusal = last.map(|(cause, said)| Refusal { cause, said });
+    }
+
+    /// Another program has handed over to this one.
+    pub(super) fn on_done(&mut self, done: Done) {
+        self.stats.done += 1;
+        self.stats.last_done = Some(done);
+    }
+
     fn enter(&mut self, phase: Phase, now: Instant) {
         self.phase = phase;
         self.since = now;
@@ -143,32 +142,8 @@ impl Server<Relay> {
 impl<C: Core> Server<C> {
     /// Lets SIGUSR2 hand over what `save` saves.
     fn with_handover_of(mut self, setup: Handover, save: Save<C>) -> Self {
-        if let Some(Taken { record, .. }) = &setup.taken {
-            let last = record.last_refusal.clone();
-            self.handover.stats = HandoverStats {
-                done: record.done,
-                refused: record.refused,
-                last_refusal: last.map(|(cause, said)| Refusal { cause, said }),
-                ..HandoverStats::default()
-            };
-        }
         self.handover.setup = Some((setup, save));
         self
-    }
-
-    /// The loop runs: if another program handed over to this one, that is done now.
-    pub(super) fn on_taken_over(&mut self) {
-        let Some((Handover { taken, .. }, _)) = &mut self.handover.setup else { return };
-        let Some(Taken { from, record, connections, dropped }) = taken.take() else { return };
-        let pause = Duration::from_micros(system_micros().saturating_sub(record.paused_at_us));
-        log::info!(
-            connections, pause_ms = pause.as_millis() as u64, from, to = env!("CARGO_PKG_VERSION"),
-            dropped = Some(dropped).filter(|count| *count > 0);
-            "handover_done"
-        );
-        let stats = &mut self.handover.stats;
-        stats.done += 1;
-        stats.last_done = Some(Done { from, connections, dropped, pause });
     }
 
     /// SIGUSR2 has arrived.
@@ -178,7 +153,7 @@ impl<C: Core> Server<C> {
             _ if self.shut_down.drained_by.is_some() => {
                 Refused::new(Cause::Draining, "the relay is shutting down")
             }
-            _ if self.handover.is_running() => {
+            _ if self.handover.is_running() || self.arrival.is_under_way() => {
                 Refused::new(Cause::Running, "a hand-over is under way")
             }
             None => Refused::new(Cause::NoProgram, "the file of this program is not known"),
@@ -353,6 +328,8 @@ impl<C: Core> Server<C> {
         let admin = admin.map(|(record, socket)| Ok((record, socket.try_clone_to_owned()?)));
         let admin = admin.transpose().map_err(|error: std::io::Error| Fault::new("dup", error))?;
         let save = *save;
+        // Its epoll instance: to take every connection out of it is not part of the pause.
+        let poll = self.poll.registry().try_clone().map_err(|error| Fault::new("epoll", error))?;
         let Some(saved) = save(self) else { return Ok(None) };
         let capacity = STATE_PER_CONNECTION * saved.sockets.len();
         let state = encode(env!("CARGO_PKG_VERSION"), &saved.state, capacity);
@@ -373,10 +350,11 @@ impl<C: Core> Server<C> {
             state: state.len() as u64,
             record,
         };
+        let kept = (paused_at_us > 0).then(|| poll.as_fd());
         let listening = saved.listeners.into_iter().map(|(_, socket)| socket);
         let mut listening: Vec<_> = listening.collect();
         listening.extend(admin.iter().map(|(_, socket)| socket.as_fd()));
-        pack(&manifest, &state, &listening, &saved.sockets).map(Some)
+        pack(&manifest, &state, &listening, &saved.sockets, kept).map(Some)
     }
 
     /// Goes on as if there had been no hand-over.

@@ -7,6 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::Server;
+use super::arrival::Arrival;
 use crate::config::{Config, READ_SIZE};
 use crate::relay::stats::Histogram;
 use crate::relay::{ConnId, Input, Relay};
@@ -47,7 +48,8 @@ pub struct Arrived {
 /// A server that can continue, but for some of its connections.
 #[derive(Debug)]
 pub struct Restored {
-    /// The server. It has not read, written or accepted anything.
+    /// The server. It has not read, written or accepted anything, and its connections have no
+    /// events before it runs, or [`Server::register_all`].
     pub server: Server<Relay>,
     /// Connections whose socket did not arrive, or that cannot be continued; to be
     /// [disconnected](Server::disconnect) before it runs.
@@ -118,12 +120,18 @@ impl Server<Relay> {
         server.tcp.tls.stats = tls_stats::Stats::restore(tls);
         server.turns = Histogram::restore(&turns);
         server.turn = Turn::restore(turn, Buffers::new(READ_SIZE));
-        let registry = server.poll.registry();
         for (saved, descriptor) in saved.iter().zip(sockets) {
-            server.tcp.sockets.restore(saved, descriptor, registry);
+            server.tcp.sockets.restore(saved, descriptor);
         }
+        server.arrival = Arrival::of(saved.iter().map(|saved| ConnId::from_bits(saved.id)));
         lost.extend(ids.into_iter().filter(|id| server.tcp.sockets.find(*id).is_none()));
         Ok(Restored { server, lost })
+    }
+
+    /// Lets all connections have events, as a server that runs does bit by bit. Returns those
+    /// for which that is impossible.
+    pub fn register_all(&mut self) -> Vec<ConnId> {
+        self.register(usize::MAX)
     }
 
     /// Ends connections that cannot be continued.

@@ -3,9 +3,10 @@
 //! Owns how they travel: the state in a memfd (memfd_create(2)), descriptors in flight by
 //! SCM_RIGHTS (unix(7)). Must not know what they are for.
 //!
-//! The socket holds two messages. The first is the [`Manifest`] with the listening sockets.
+//! The socket holds three messages. The first is the [`Manifest`] with the listening sockets.
 //! The second has the memfd and the reading ends of further sockets, which hold all other
-//! descriptors, in order.
+//! descriptors, in order. The third, which may be missing, has a descriptor of the program before
+//! that takes long to close.
 //!
 //! 1. Nothing here waits: when a socket is full, a further one is used, and when it is
 //!    empty, something is missing.
@@ -18,6 +19,7 @@ use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::slice;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -70,7 +72,8 @@ fn pair() -> Result<(OwnedFd, OwnedFd), Fault> {
 }
 
 /// Packs a state with its descriptors and returns the end of a socket to read them from.
-/// `listening` are the descriptors that the manifest describes.
+/// `listening` are the descriptors that the manifest describes; `kept` is one that execve(2)
+/// would take long to close.
 ///
 /// # Errors
 /// Those of the kernel, with the step that failed.
@@ -79,6 +82,7 @@ pub fn pack(
     state: &[u8],
     listening: &[BorrowedFd<'_>],
     descriptors: &[BorrowedFd<'_>],
+    kept: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd, Fault> {
     let text = serde_json::to_vec(manifest).map_err(Fault::of("manifest"))?;
     let memory =
@@ -89,7 +93,9 @@ pub fn pack(
     let (writing, reading) = pair()?;
     let mut rest = vec![memory.as_fd()];
     rest.extend(holds.iter().map(AsFd::as_fd));
-    for (bytes, descriptors) in [(&*text, listening), (MARK, &*rest)] {
+    let messages = [(&*text, listening), (MARK, &*rest)];
+    let kept = kept.as_ref().map(|kept| (MARK, slice::from_ref(kept)));
+    for (bytes, descriptors) in messages.into_iter().chain(kept) {
         send(&writing, bytes, descriptors).map_err(Fault::of("sendmsg"))?;
     }
     Ok(reading)
@@ -156,6 +162,8 @@ pub struct Unpacked {
     pub listening: Vec<OwnedFd>,
     /// The state with its descriptors, or what is wrong with them.
     pub state: Result<(Vec<u8>, Vec<OwnedFd>), Fault>,
+    /// What the program before had open and takes long to close.
+    pub kept: Option<OwnedFd>,
 }
 
 /// Takes everything out of a socket that [`pack`] returned.
@@ -171,7 +179,8 @@ pub fn unpack(socket: BorrowedFd<'_>) -> Result<Unpacked, Fault> {
         return Err(Fault::new("manifest", "a listening socket is missing"));
     }
     let state = take_state(socket, &manifest);
-    Ok(Unpacked { manifest, listening, state })
+    let kept = receive(socket, &mut [0; MARK.len()]).ok().and_then(|(_, mut rest)| rest.pop());
+    Ok(Unpacked { manifest, listening, state, kept })
 }
 
 fn take_state(
@@ -287,11 +296,13 @@ mod tests {
             let listening = UnixStream::pair().unwrap();
             let manifest = manifest(2, streams.len(), &state);
             let listening = [listening.0.as_fd(), listening.1.as_fd()];
-            let socket = pack(&manifest, &state, &listening, &borrow(&streams)).unwrap();
+            let kept = streams.first().map(AsFd::as_fd);
+            let socket = pack(&manifest, &state, &listening, &borrow(&streams), kept).unwrap();
             let unpacked = unpack(socket.as_fd()).unwrap();
             assert_eq!(unpacked.manifest, manifest);
             let inodes = |all: &[OwnedFd]| all.iter().map(inode).collect::<Vec<_>>();
             assert_eq!(inodes(&unpacked.listening), listening.map(inode));
+            assert_eq!(unpacked.kept.as_ref().map(inode), kept.map(inode));
             let (found, descriptors) = unpacked.state.unwrap();
             assert_eq!(found, state);
             let sent: Vec<_> = streams.iter().map(inode).collect();
@@ -366,7 +377,7 @@ mod tests {
             (Manifest { descriptors: 2, ..good.clone() }, "descriptors: too many"),
             (Manifest { descriptors: 4, ..good.clone() }, "descriptors: 3 instead of 4"),
         ] {
-            let socket = pack(&wrong, b"state", &borrowed[..1], &borrowed[1..]).unwrap();
+            let socket = pack(&wrong, b"state", &borrowed[..1], &borrowed[1..], None).unwrap();
             let unpacked = unpack(socket.as_fd()).unwrap();
             assert_eq!(unpacked.listening.len(), 1);
             assert_eq!(unpacked.state.unwrap_err().to_string(), why);
@@ -382,7 +393,7 @@ mod tests {
         assert!(refused(one.as_fd()).starts_with("manifest: "), "the end");
         let file = File::open("/dev/null").unwrap();
         assert!(refused(file.as_fd()).starts_with("recvmsg: "), "no socket");
-        let socket = pack(&manifest(2, 0, b""), b"", &[one.as_fd()], &[]).unwrap();
+        let socket = pack(&manifest(2, 0, b""), b"", &[one.as_fd()], &[], None).unwrap();
         assert_eq!(refused(socket.as_fd()), "manifest: a listening socket is missing");
     }
 

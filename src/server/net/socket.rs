@@ -121,6 +121,9 @@ pub(in crate::server) struct TlsFailure {
     pub(in crate::server) in_handshake: bool,
 }
 
+/// What a connection has events for.
+const EVENTS: Interest = Interest::READABLE.add(Interest::WRITABLE);
+
 impl Socket {
     pub(in crate::server) fn new(
         mut stream: TcpStream,
@@ -129,7 +132,7 @@ impl Socket {
         token: Token,
         owes_header: bool,
     ) -> io::Result<Self> {
-        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        registry.register(&mut stream, token, EVENTS)?;
         let tls = tls.map(|(config, served)| Session::new(config, served));
         let tls = tls.transpose().map_err(io::Error::other)?;
         Ok(Self {

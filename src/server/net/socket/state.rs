@@ -3,9 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mio::net::TcpStream;
-use mio::{Interest, Registry, Token};
+use mio::{Registry, Token};
 
-use super::{Socket, Sockets};
+use super::{EVENTS, Socket, Sockets};
 use crate::relay::ConnId;
 use crate::server::net::tls_session::Session;
 use crate::server::turn::Readiness;
@@ -26,13 +26,8 @@ impl Sockets {
 
     /// Adds the socket of which [`Self::save`] returned `saved`. Returns false if it cannot be
     /// continued: then it is closed.
-    pub(in crate::server) fn restore(
-        &mut self,
-        saved: &v1::Socket,
-        descriptor: OwnedFd,
-        registry: &Registry,
-    ) -> bool {
-        let socket = Socket::restore(saved, descriptor, registry);
+    pub(in crate::server) fn restore(&mut self, saved: &v1::Socket, descriptor: OwnedFd) -> bool {
+        let socket = Socket::restore(saved, descriptor);
         let is_restored = socket.is_some();
         if let Some(socket) = socket {
             self.insert(ConnId::from_bits(saved.id), socket);
@@ -42,6 +37,11 @@ impl Sockets {
 }
 
 impl Socket {
+    /// Lets a restored socket have events; returns whether it can have them.
+    pub(in crate::server) fn register(&mut self, id: ConnId, registry: &Registry) -> bool {
+        registry.register(&mut self.stream, Token(id.to_bits() as usize), EVENTS).is_ok()
+    }
+
     fn save(&self) -> Option<v1::Socket> {
         let tls = match &self.tls {
             Some(session) => Some(session.save()?),
@@ -52,17 +52,13 @@ impl Socket {
         Some(v1::Socket { id: 0, readiness, owes_header, tls })
     }
 
-    fn restore(saved: &v1::Socket, descriptor: OwnedFd, registry: &Registry) -> Option<Self> {
+    fn restore(saved: &v1::Socket, descriptor: OwnedFd) -> Option<Self> {
         let tls = match &saved.tls {
             Some(session) => Some(Box::new(Session::restore(session)?)),
             None => None,
         };
-        let mut stream = TcpStream::from_std(std::net::TcpStream::from(descriptor));
-        let token = Token(saved.id as usize);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        registry.register(&mut stream, token, interest).ok()?;
         Some(Self {
-            stream,
+            stream: TcpStream::from_std(std::net::TcpStream::from(descriptor)),
             generation: 0,
             tls,
             readiness: Readiness::restore(&saved.readiness),

@@ -141,6 +141,7 @@ pub(super) struct Traffic {
     pub(super) counter: Counter,
     /// All zero in TLS 1.2.
     secret: [u8; SECRET_MAX],
+    /// Zero, as the iv, until they were derived.
     key: [u8; KEY_MAX],
     iv: [u8; IV],
 }
@@ -159,14 +160,14 @@ impl Traffic {
         Some(Self { counter, secret: [0; SECRET_MAX], key: [0; KEY_MAX], iv: [0; IV] })
     }
 
-    /// With key and iv from a traffic secret; `None` if it or the number is not possible.
+    /// With a traffic secret, from which [`Self::key`] derives key and iv; `None` if it or the
+    /// number is not possible.
     pub(super) fn tls13(suite: Suite, sequence: u64, secret: &[u8]) -> Option<Self> {
         let mut traffic = Self::empty(sequence)?;
         if secret.len() != suite.secret_len() {
             return None;
         }
         traffic.secret[..secret.len()].copy_from_slice(secret);
-        traffic.derive(suite);
         Some(traffic)
     }
 
@@ -220,7 +221,10 @@ impl Traffic {
     /// Whether these are its key and iv.
     #[cfg(test)]
     pub(super) fn is(&self, suite: Suite, (key, iv): (&[u8], &[u8])) -> bool {
-        self.key[..suite.key_len()] == *key && self.iv == *iv
+        let Self { secret, key: own, iv: own_iv, .. } = self;
+        let mut own = Self { counter: Counter::ZERO, secret: *secret, key: *own, iv: *own_iv };
+        let _ = own.key(suite);
+        own.key[..suite.key_len()] == *key && own.iv == *iv
     }
 
     /// What is saved of it.
@@ -234,7 +238,14 @@ impl Traffic {
     }
 
     /// The key, expanded for the cipher. ring does not overwrite it when it is dropped.
-    pub(super) fn key(&self, suite: Suite) -> LessSafeKey {
+    ///
+    /// Key and iv are derived here if they were not before: a hand-over has no time to do it
+    /// for all sessions at once. So this is called before a nonce is asked for.
+    pub(super) fn key(&mut self, suite: Suite) -> LessSafeKey {
+        // Derived again, should they really be zero.
+        if self.key == [0; KEY_MAX] && self.iv == [0; IV] {
+            self.derive(suite);
+        }
         let key = UnboundKey::new(suite.aead(), &self.key[..suite.key_len()]);
         LessSafeKey::new(key.expect("the length is that of the suite"))
     }

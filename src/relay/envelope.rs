@@ -190,7 +190,7 @@ fn is_too_deep(json: &str, limit: usize) -> bool {
 }
 
 /// Number of `[` and `{`, in strings as well. Sums of bytes in bytes, as many as cannot
-/// overflow, use vector instructions: 6 instead of 88 µs for 200 KiB.
+/// overflow, use vector instructions.
 fn opening_brackets(json: &str) -> usize {
     // The two differ in this bit, and no other byte becomes one of them with it.
     const CASE: u8 = b'[' ^ b'{';

@@ -235,7 +235,7 @@ mod tests {
             for bit in 0..8 {
                 changed[at] ^= 1 << bit;
                 let refused = read(&changed).unwrap_err();
-                let format = New::FORMAT ^ 1_u32.rotate_left((8 * at.wrapping_sub(8) + bit) as u32);
+                let format = u32::from_le_bytes(changed[8..12].try_into().unwrap());
                 let expected = match at {
                     0..8 => Unreadable::Foreign,
                     8..12 if format != Old::FORMAT => Unreadable::Format(format),

@@ -402,8 +402,6 @@ pub struct Turn {
     pub queues: [Vec<u64>; 3],
     /// Connections that are read to their end, and the bytes left.
     pub expiring: Vec<(u64, u64)>,
-    /// Connections whose sockets have room.
-    pub unwritten: Vec<u64>,
 }
 
 /// What is known of a stream between two reads.

@@ -1,20 +1,20 @@
 //! State of a turn and of the readiness of streams, for a hand-over.
 
+use std::collections::VecDeque;
+
 use super::{PeerEnd, Readiness, Turn, Usage};
 use crate::relay::ConnId;
 use crate::state::v1;
 
 impl<B> Turn<B> {
-    /// What waits to be served; `None` while effects are left over.
+    /// What waits to be served; `None` while effects or writes are left over.
     #[must_use]
     pub fn save(&self) -> Option<v1::Turn> {
-        let ids =
-            |ids: &std::collections::VecDeque<ConnId>| ids.iter().map(|id| id.to_bits()).collect();
+        let ids = |ids: &VecDeque<ConnId>| ids.iter().map(|id| id.to_bits()).collect();
         let expiring = self.expiring.iter().map(|(id, unread)| (id.to_bits(), *unread as u64));
-        (!self.is_behind).then(|| v1::Turn {
+        (!self.is_behind && self.unwritten.is_empty()).then(|| v1::Turn {
             queues: self.queues.each_ref().map(ids),
             expiring: expiring.collect(),
-            unwritten: ids(&self.unwritten),
         })
     }
 
@@ -22,7 +22,7 @@ impl<B> Turn<B> {
     /// the readiness that they had.
     #[must_use]
     pub fn restore(saved: v1::Turn, buffers: B) -> Self {
-        let v1::Turn { queues, expiring, unwritten } = saved;
+        let v1::Turn { queues, expiring } = saved;
         let ids = |ids: Vec<u64>| ids.into_iter().map(ConnId::from_bits).collect();
         let expiring = expiring.into_iter().map(|(id, unread)| {
             (ConnId::from_bits(id), usize::try_from(unread).unwrap_or(usize::MAX))
@@ -30,7 +30,7 @@ impl<B> Turn<B> {
         Self {
             queues: queues.map(ids),
             expiring: expiring.collect(),
-            unwritten: ids(unwritten),
+            unwritten: VecDeque::new(),
             is_behind: false,
             buffers,
         }

@@ -85,7 +85,8 @@ impl<C: Core> Server<C> {
         }
         if let Some((taken, _)) = &mut self.arrival.taken {
             let lost = lost.len() as u64;
-            (taken.connections, taken.dropped) = (taken.connections - lost, taken.dropped + lost);
+            taken.connections = taken.connections.saturating_sub(lost);
+            taken.dropped += lost;
         }
         if self.arrival.waiting.is_empty()
             && let Some((taken, pause)) = self.arrival.taken.take()

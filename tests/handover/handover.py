@@ -613,13 +613,13 @@ def a_stop_of_70_seconds_in_it_counts_against_nobody():
                 peer.socket.close()
 
 
-class Failing:
-    """Lets the COUNTth call of one kind by the loop of a relay fail, as strace does it."""
+class Tampered:
+    """Tampers with calls of one kind by the loop of a relay, as strace does it (--inject)."""
 
-    def __init__(self, relay, call, error, count):
+    def __init__(self, relay, call, how):
         self.tracer = subprocess.Popen(
             ["strace", "-p", str(relay.process.pid), "-o", "/dev/null", "-e", f"trace={call}",
-             "-e", f"inject={call}:error={error}:when={count}"],
+             "-e", f"inject={call}:{how}"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         # Its first line says that it is attached, or why not.
         said = self.tracer.stderr.readline()
@@ -634,6 +634,41 @@ class Failing:
         self.tracer.terminate()
         self.tracer.wait()
         self.tracer.stderr.close()
+
+
+def failing(relay, call, error, count):
+    """Lets the call with this number fail."""
+    return Tampered(relay, call, f"error={error}:when={count}")
+
+
+def what_happens_in_the_pause_is_seen_after_it():
+    with Upgradable() as relay:
+        binary = dial(relay, "server")
+        last, gone, talking = [dial(relay, "client") for _ in range(3)]
+        def stopped():
+            with open(f"/proc/{relay.process.pid}/stat") as stat:
+                return stat.read().rpartition(")")[2].split()[0] == "t"
+        with Tampered(relay, "execve", "delay_enter=1500000"), \
+                concurrent.futures.ThreadPoolExecutor(1) as pool:
+            relay.ask()
+            # Other calls stop it for a moment only.
+            wait_until(lambda: all(stopped() for _ in range(300)))
+            last.send(frame(TEXT, b'"last"'))
+            last.half_close()
+            gone.reset()
+            talking.send(frame(TEXT, b'"first half')[:-3])
+            late = pool.submit(dial, relay, "client")
+            assert relay.process.poll() is None and not relay.lines("handover_done")
+            relay.wait_done(1)
+            late = late.result()
+        late.send(frame(TEXT, b'"late"'))
+        seen = [json.loads(binary.read_message()) for _ in range(4)]
+        frames = {it["frame"]: it["conn_id"] for it in seen if "frame" in it}
+        notices = {it["conn_id"]: it["close_code"] for it in seen if "close_code" in it}
+        assert sorted(frames) == ["last", "late"] and len(notices) == 2, seen
+        assert frames["last"] in notices and set(notices.values()) == {1001}, seen
+        for peer in (binary, last, talking, late):
+            peer.socket.close()
 
 
 def every_call_that_fails_is_refused():
@@ -655,7 +690,7 @@ def every_call_that_fails_is_refused():
         ]:
             for error in errors:
                 for count in range(1, calls + 1):
-                    with Failing(relay, call, error, count):
+                    with failing(relay, call, error, count):
                         status, said = relay.upgrade()
                     what = f"{call} {count} {error}: {said}"
                     assert status == 1 and any(f"refused ({it})" in said for it in causes), what
@@ -674,7 +709,7 @@ def a_call_that_fails_in_the_next_program_does_not_end_it():
     ]:
         with Upgradable() as relay:
             peers = pair(relay)
-            with Failing(relay, call, "ENOMEM", count):
+            with failing(relay, call, "ENOMEM", count):
                 said = relay.upgraded()
             assert f": {2 - dropped} connections, " in said, (call, count, said)
             wait_until(lambda: relay.lines("handover_done"))
@@ -1040,6 +1075,7 @@ if __name__ == "__main__":
         a_relay_that_drains_refuses,
         ten_in_a_row_leave_nothing_behind,
         a_relay_that_is_stopped_in_it_goes_on,
+        what_happens_in_the_pause_is_seen_after_it,
         every_call_that_fails_is_refused,
         a_call_that_fails_in_the_next_program_does_not_end_it,
         scrapes_are_answered_late_and_counters_go_on,

@@ -87,13 +87,15 @@ impl World {
             }
         }
         let before = self.oracle.as_ref().map(|oracle| oracle.before(self, input));
+        let fired = |relay: &Relay| relay.stats().loop_lag.buckets.iter().sum::<u64>();
+        let fired_before = fired(&self.relay);
         self.relay.handle(input, now);
         if self.cost.is_on {
             let kept = match input {
                 Input::Bytes(id, _) | Input::Continue(id) => self.relay.kept(id),
                 _ => 0,
             };
-            self.cost.on_input(input, kept);
+            self.cost.on_input(input, kept, fired(&self.relay) - fired_before);
         }
         self.check();
         if let Some(mut oracle) = self.oracle.take() {

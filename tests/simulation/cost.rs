@@ -21,8 +21,8 @@ const ACCEPT: Duration = Duration::from_micros(20);
 const READ: Duration = Duration::from_micros(3);
 const WRITE: Duration = Duration::from_micros(8);
 const DISCONNECT: Duration = Duration::from_micros(10);
-/// Timers of a call, as many as one handles.
-const TIMERS: Duration = Duration::from_millis(1);
+/// A timer that fires.
+const TIMER: Duration = Duration::from_micros(4);
 const FRAME: Duration = Duration::from_nanos(1_150);
 const BYTE: Duration = Duration::from_nanos(2);
 
@@ -85,14 +85,15 @@ impl Cost {
         }
     }
 
-    /// The relay has handled an input, of which it left `kept` bytes of this connection over.
-    pub(crate) fn on_input(&mut self, input: Input<'_>, kept: usize) {
+    /// The relay has handled an input, of which it left `kept` bytes of this connection over, and
+    /// `timers` that were due.
+    pub(crate) fn on_input(&mut self, input: Input<'_>, kept: usize, timers: u64) {
         if !self.is_on {
             return;
         }
         self.spend(CALL);
         match input {
-            Input::Timeout => self.spend(TIMERS),
+            Input::Timeout => self.spend(TIMER * timers as u32),
             Input::Bytes(id, bytes) => {
                 self.unhandled.entry(id.to_bits()).or_default().bytes.extend(bytes);
                 self.on_handled(id, kept);

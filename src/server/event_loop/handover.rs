@@ -328,8 +328,9 @@ impl<C: Core> Server<C> {
         let admin = admin.map(|(record, socket)| Ok((record, socket.try_clone_to_owned()?)));
         let admin = admin.transpose().map_err(|error: std::io::Error| Fault::new("dup", error))?;
         let save = *save;
-        // Its epoll instance: to take every connection out of it is not part of the pause.
-        let poll = self.poll.registry().try_clone().map_err(|error| Fault::new("epoll", error))?;
+        // To take every connection out of its epoll instance is no part of the pause.
+        let epoll = (paused_at_us > 0).then(|| self.poll.registry().try_clone());
+        let epoll = epoll.transpose().map_err(|error| Fault::new("epoll", error))?;
         let Some(saved) = save(self) else { return Ok(None) };
         let capacity = STATE_PER_CONNECTION * saved.sockets.len();
         let state = encode(env!("CARGO_PKG_VERSION"), &saved.state, capacity);
@@ -350,7 +351,7 @@ impl<C: Core> Server<C> {
             state: state.len() as u64,
             record,
         };
-        let kept = (paused_at_us > 0).then(|| poll.as_fd());
+        let kept = epoll.as_ref().map(AsFd::as_fd);
         let listening = saved.listeners.into_iter().map(|(_, socket)| socket);
         let mut listening: Vec<_> = listening.collect();
         listening.extend(admin.iter().map(|(_, socket)| socket.as_fd()));

@@ -16,6 +16,7 @@ use crate::relay::{ConnId, Input};
 use crate::server::handover::manifest::Record;
 use crate::server::messages::handover_stats::Done;
 use crate::server::os::clock::system_micros;
+use crate::server::os::signals::Blocked;
 use crate::time::Instant;
 
 /// Connections that are registered between two turns: for a millisecond or two.
@@ -114,7 +115,8 @@ impl<C: Core> Server<C> {
             "handover_done"
         );
         self.handover.on_done(Done { from, connections, dropped, pause });
-        // Without a thread it is closed here.
+        // Signals are the loop's. Without a thread it is closed here.
+        let _blocked = Blocked::new();
         let _ = thread::Builder::new().name("close".into()).spawn(|| drop(epoll));
     }
 }

@@ -158,9 +158,13 @@ fn upgrade(address: SocketAddr) -> Result<String, Failed> {
 /// Whether a process has ended, even if its parent has not waited for it.
 fn has_ended(pid: i32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/status")) {
-        Ok(status) => status.contains("\nState:\tZ"),
+        Ok(status) => is_zombie(&status),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
+}
+
+fn is_zombie(status: &str) -> bool {
+    status.contains("\nState:\tZ")
 }
 
 /// This process's namespace of process ids.
@@ -215,6 +219,9 @@ fn send(pid: i32) -> Result<(), Failed> {
         io::ErrorKind::NotFound => refuse(&"there is none, or it is hidden from this user"),
         _ => refuse(&error),
     })?;
+    if is_zombie(&status) {
+        return Err(refuse(&"it has ended, and its parent has not waited for it"));
+    }
     if !survives(&status) {
         let told = format!("process {pid} does not know how to hand over:\n{RESTART}");
         return Err(Failed::TooOld(told));
@@ -290,6 +297,8 @@ mod tests {
         let ends = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         waitid(WaitId::Pid(Pid::from_child(&child)), ends).unwrap();
         assert!(has_ended(pid));
+        let told = send(pid).unwrap_err().to_string();
+        assert!(told.contains("it has ended"), "{told}");
         child.wait().unwrap();
         assert!(has_ended(pid));
     }

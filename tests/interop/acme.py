@@ -651,35 +651,35 @@ def an_order_that_takes_its_time_is_waited_for_and_kept():
             serial(relay, authority.trust())
 
 
-def an_upgrade_waits_for_an_order():
+@contextlib.contextmanager
+def upgraded_while_ordering(slow_for):
+    """A relay that is asked to upgrade while its order is processed, for so many seconds."""
     with FrontScene() as (authority, front, flags):
-        front.slow_for = 6
+        front.slow_for = slow_for
         with Relay(*flags) as relay:
             wait_until(lambda: front.count("finalize-order"), 30)
             relay.process.send_signal(signal.SIGUSR2)
-            wait_says(relay, "handover_started")
-            wait_says(relay, "handover_done")
-            events = re.findall(r"msg=(handover_\w+|certificate_served)", "".join(relay.log))
-            assert events[:3] == ["handover_started", "certificate_served", "handover_rehearsed"], events
+            yield relay
             serial(relay, authority.trust())
             assert authority.issued() == 1, "what was ordered is ordered once"
+
+
+def an_upgrade_waits_for_an_order():
+    with upgraded_while_ordering(6) as relay:
+        wait_says(relay, "handover_done")
+        events = re.findall(r"msg=(handover_\w+|certificate_served)", "".join(relay.log))
+        assert events[:3] == ["handover_started", "certificate_served", "handover_rehearsed"], events
 
 
 def an_upgrade_is_refused_while_an_order_takes_too_long():
-    with FrontScene() as (authority, front, flags):
-        front.slow_for = 75
-        with Relay(*flags) as relay:
-            wait_until(lambda: front.count("finalize-order"), 30)
-            relay.process.send_signal(signal.SIGUSR2)
-            wait_says(relay, "handover_refused", within=70)
-            refused = [line for line in relay.log if "msg=handover_refused" in line]
-            assert "cause=certificate_order" in refused[0], refused
-            # It was ordered on meanwhile, and nothing stands in the way of another upgrade.
-            wait_says(relay, "certificate_served", within=60)
-            relay.process.send_signal(signal.SIGUSR2)
-            wait_says(relay, "handover_done")
-            serial(relay, authority.trust())
-            assert authority.issued() == 1, "what was ordered is ordered once"
+    with upgraded_while_ordering(75) as relay:
+        wait_says(relay, "handover_refused", within=70)
+        refused = [line for line in relay.log if "msg=handover_refused" in line]
+        assert "cause=certificate_order" in refused[0], refused
+        # It was ordered on meanwhile, and nothing stands in the way of another upgrade.
+        wait_says(relay, "certificate_served", within=60)
+        relay.process.send_signal(signal.SIGUSR2)
+        wait_says(relay, "handover_done")
 
 
 @contextlib.contextmanager

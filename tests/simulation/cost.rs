@@ -21,7 +21,8 @@ const ACCEPT: Duration = Duration::from_micros(20);
 const READ: Duration = Duration::from_micros(3);
 const WRITE: Duration = Duration::from_micros(8);
 const DISCONNECT: Duration = Duration::from_micros(10);
-/// A timer that fires.
+/// A call for timers, and each that fires, if there are more than it should handle.
+const TIMERS: Duration = Duration::from_millis(1);
 const TIMER: Duration = Duration::from_micros(4);
 const FRAME: Duration = Duration::from_nanos(1_150);
 const BYTE: Duration = Duration::from_nanos(2);
@@ -93,7 +94,7 @@ impl Cost {
         }
         self.spend(CALL);
         match input {
-            Input::Timeout => self.spend(TIMER * timers as u32),
+            Input::Timeout => self.spend(TIMERS.max(TIMER * timers as u32)),
             Input::Bytes(id, bytes) => {
                 self.unhandled.entry(id.to_bits()).or_default().bytes.extend(bytes);
                 self.on_handled(id, kept);

@@ -78,7 +78,7 @@ impl Sockets {
         (socket.generation == id.generation()).then_some(socket)
     }
 
-    /// Whether there are none.
+    /// Whether no connection has a socket.
     pub(in crate::server) fn is_empty(&self) -> bool {
         self.0.iter().all(Option::is_none)
     }

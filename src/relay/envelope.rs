@@ -7,11 +7,14 @@
 //! (`RawValue` skips a value with its own stack), so depth costs memory, bounded by the
 //! message size, and no thread stack.
 
+mod shortened;
+
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use self::shortened::Shortened;
 use super::conn_id::PublicId;
 use super::counts::closed_list;
 use crate::config::{ENVELOPE_MAX, NESTING_MAX};
@@ -111,6 +114,23 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 /// # Errors
 /// Why the message is dropped.
 pub fn unwrap(message: &str) -> Result<Envelope<'_>, Dropped> {
+    Shortened::new(message).and_then(|it| unwrap_shortened(&it)).map_or_else(|| parse(message), Ok)
+}
+
+/// `None` unless the string that was shortened is in the frame.
+fn unwrap_shortened<'a>(message: &Shortened<'a>) -> Option<Envelope<'a>> {
+    let Ok(Envelope::Deliver { conn_id, frame, close_code }) = parse(message.as_str()) else {
+        return None;
+    };
+    let frame = frame.filter(|frame| message.is_gap_in(frame))?;
+    let conn_id = match conn_id {
+        Cow::Borrowed(conn_id) => Cow::Borrowed(message.original(conn_id)),
+        Cow::Owned(conn_id) => Cow::Owned(conn_id),
+    };
+    Some(Envelope::Deliver { conn_id, frame: Some(message.original(frame)), close_code })
+}
+
+fn parse(message: &str) -> Result<Envelope<'_>, Dropped> {
     // serde accepts an array as a struct's fields in order.
     if !message.trim_ascii_start().starts_with('{') {
         return Err(Dropped::Malformed);
@@ -149,8 +169,13 @@ fn push_wake(object: &str) -> Result<Envelope<'_>, Dropped> {
 /// without surrounding white space.
 #[must_use]
 pub fn frame(message: &str) -> Option<&str> {
-    let value: &RawValue = serde_json::from_str(message).ok()?;
-    Some(value.get()).filter(|frame| !is_too_deep(frame, NESTING_MAX))
+    let frame = Shortened::new(message).and_then(|it| Some(it.original(value(it.as_str())?)));
+    frame.or_else(|| value(message))
+}
+
+fn value(text: &str) -> Option<&str> {
+    let value: &RawValue = serde_json::from_str(text).ok()?;
+    Some(value.get()).filter(|value| !is_too_deep(value, NESTING_MAX))
 }
 
 /// The parts of the envelope around `frame`, in order.

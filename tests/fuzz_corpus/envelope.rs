@@ -15,9 +15,15 @@ enum Verdict<'a> {
     Deliver { conn_id: String, frame: Option<&'a str>, close_code: Option<u16> },
 }
 
-/// Compares both readings.
+/// Checks the text, and the same with a long string.
 pub(crate) fn run(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
+    check(text);
+    json::stretched(text).iter().for_each(|long| check(long));
+}
+
+/// Compares both readings.
+fn check(text: &str) {
     let verdict = match envelope::unwrap(text) {
         Err(_) => Verdict::Dropped,
         Ok(Envelope::PushWake { token }) => Verdict::PushWake { token: token.into_owned() },

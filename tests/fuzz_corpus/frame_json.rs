@@ -5,9 +5,15 @@ use pyrycode_relay::relay::envelope;
 
 use super::json;
 
-/// Compares with the grammar, and the answer with a tree of values.
+/// Checks the text, and the same with a long string.
 pub(crate) fn run(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
+    check(text);
+    json::stretched(text).iter().for_each(|long| check(long));
+}
+
+/// Compares with the grammar, and the answer with a tree of values.
+fn check(text: &str) {
     let frame = envelope::frame(text);
     let expected = json::only_value(text).filter(|value| json::depth(value) <= NESTING_MAX);
     assert_eq!(frame, expected, "{text:?}");

@@ -21,6 +21,7 @@ use pyrycode_relay::protocol::heartbeat::Heartbeat;
 use pyrycode_relay::protocol::outbox_pool::OutboxPool;
 use pyrycode_relay::protocol::request::{self, Head};
 use pyrycode_relay::protocol::response::{self, Date, Refusal};
+use pyrycode_relay::protocol::transport::Slices;
 use pyrycode_relay::protocol::websocket::{self, Codec, Incoming, Opcode};
 use pyrycode_relay::protocol::work::Work;
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind};
@@ -334,8 +335,8 @@ impl Core for Echo {
         self.connections.peek(id).is_some_and(Connection::is_reading)
     }
 
-    fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
-        self.connections.peek(id).map_or([&[]; 3], Connection::outgoing)
+    fn outgoing(&self, id: ConnId) -> Slices<'_> {
+        self.connections.peek(id).map_or_else(Slices::default, Connection::outgoing)
     }
 
     fn websockets(&self) -> usize {

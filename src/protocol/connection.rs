@@ -33,7 +33,7 @@ use super::heartbeat::{Heartbeat, HeartbeatAction, PongResult};
 use super::inbound::Inbound;
 use super::outbox::Outbox;
 use super::outbox_pool::OutboxPool;
-use super::transport::TransportBuffered;
+use super::transport::{Slices, TransportBuffered};
 use super::websocket::{Codec, Incoming, Opcode, Reassembly};
 use super::work::Work;
 use crate::config::{DRAIN_MAX, Timeouts};
@@ -363,8 +363,8 @@ impl Connection {
 
     /// What to write next, in this order, in one call; where much is queued, its first bytes.
     #[must_use]
-    pub fn outgoing(&self) -> [&[u8]; 3] {
-        self.outbox.as_ref().map_or([&[]; 3], |outbox| outbox.slices())
+    pub fn outgoing(&self) -> Slices<'_> {
+        self.outbox.as_ref().map_or_else(Slices::default, |outbox| outbox.slices())
     }
 
     /// All that is queued, in the order in which it is written.

@@ -13,6 +13,7 @@ pub(super) mod chunks;
 mod piece;
 
 use self::chunks::{Chunks, SpareChunks};
+use super::transport::Slices;
 use super::websocket::{self, HEADER_MAX, Opcode};
 use crate::time::Instant;
 
@@ -190,12 +191,12 @@ impl Outbox {
     /// What to write next, in this order, in one call: the rest of the begun frame, control
     /// frames, messages; the first bytes of them where they are in more chunks.
     #[must_use]
-    pub fn slices(&self) -> [&[u8]; 3] {
+    pub fn slices(&self) -> Slices<'_> {
         if let Some(only) = self.queue.only() {
             let (begun, rest) = only.split_at(self.begun);
-            return [begun, &self.control, rest];
+            return [begun, &self.control, rest, &[], &[], &[], &[], &[]];
         }
-        let mut slices: [&[u8]; 3] = [&[]; 3];
+        let mut slices = Slices::default();
         for (slice, queued) in slices.iter_mut().zip(self.queued()) {
             *slice = queued;
         }

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::protocol::close::CloseCause;
 use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::protocol::response::Date;
-use crate::protocol::transport::TransportBuffered;
+use crate::protocol::transport::{Slices, TransportBuffered};
 use crate::time::Instant;
 
 /// An event that the shell hands to the relay.
@@ -213,8 +213,8 @@ impl Relay {
     /// What to write to the connection next, in this order, in one call; where much is queued,
     /// its first bytes.
     #[must_use]
-    pub fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
-        self.connections.get(id).map_or([&[]; 3], |entry| entry.connection().outgoing())
+    pub fn outgoing(&self, id: ConnId) -> Slices<'_> {
+        self.connections.get(id).map_or_else(Slices::default, |entry| entry.connection().outgoing())
     }
 
     /// The client's address as far as it is known: the peer's until a PROXY header or a

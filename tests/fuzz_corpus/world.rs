@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use pyrycode_relay::config::{Config, PROXY_HEADER_MAX, READ_SIZE};
 use pyrycode_relay::protocol::proxy_header::{self, Header};
-use pyrycode_relay::protocol::transport::TransportBuffered;
+use pyrycode_relay::protocol::transport::{Slices, TransportBuffered};
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
 use pyrycode_relay::server::Core;
 use pyrycode_relay::server::turn::{PeerEnd, Readiness, Received, Transport, Turn, Written};
@@ -385,7 +385,7 @@ impl Core for World {
         self.relay.is_reading(id)
     }
 
-    fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
+    fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.relay.outgoing(id)
     }
 

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use pyrycode_relay::protocol::proxy_header::{Malformed, Proxied};
-use pyrycode_relay::protocol::transport::TransportBuffered;
+use pyrycode_relay::protocol::transport::{Slices, TransportBuffered};
 use pyrycode_relay::relay::{ConnId, Effect, Input, ListenerKind, Relay};
 use pyrycode_relay::server::Core;
 use pyrycode_relay::time::Instant;
@@ -63,7 +63,7 @@ impl Core for World {
         self.relay.is_reading(id)
     }
 
-    fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
+    fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.relay.outgoing(id)
     }
 

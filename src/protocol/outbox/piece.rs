@@ -10,8 +10,8 @@ use std::ops::Deref;
 
 use memmap2::MmapMut;
 
-/// Maximum size of a piece, in bytes. In one write of three pieces 48 KiB go out, three times
-/// what the kernel takes beyond the congestion window (`NOTSENT_LOWAT`).
+/// Maximum size of a piece, in bytes: what the kernel takes beyond the congestion window
+/// (`NOTSENT_LOWAT`).
 pub(crate) const CHUNK: usize = 16 * 1024;
 
 /// Bytes, at most [`CHUNK`].

@@ -15,7 +15,7 @@ use rustls::ServerConfig;
 
 use crate::config::{INITIAL_CAPACITY, PROXY_HEADER_MAX};
 use crate::protocol::proxy_header::{self, Header, Malformed, Proxied};
-use crate::protocol::transport::TransportBuffered;
+use crate::protocol::transport::{Slices, TransportBuffered, only};
 use crate::relay::ConnId;
 use crate::server::net::tls_session::{Lent, Plain, SEAL_MAX, SEAL_SLOW, Session, is_fault};
 use crate::server::os::eintr::retry_eintr;
@@ -264,11 +264,15 @@ impl Socket {
     /// the number of bytes accepted.
     pub(in crate::server) fn write(
         &mut self,
-        slices: [&[u8]; 3],
+        slices: Slices<'_>,
         buffers: &mut Buffers,
     ) -> io::Result<usize> {
         if self.tls.is_none() {
-            return write(&mut self.stream, slices);
+            return match only(&slices) {
+                // send(2) is cheaper than writev(2), and there is nearly always one slice.
+                Some(only) => write(|| self.stream.write(only)),
+                None => write(|| self.stream.write_vectored(&slices.map(IoSlice::new))),
+            };
         }
         let most = if self.is_sent() { SEAL_MAX } else { SEAL_SLOW };
         self.flush(&mut buffers.lent)?;
@@ -335,7 +339,7 @@ impl Socket {
         let is_ending = session.is_ending();
         let sent = match session.unsent() {
             [] => Ok(0),
-            unsent => write(&mut self.stream, [unsent, &[], &[]]),
+            unsent => write(|| self.stream.write(unsent)),
         };
         session.on_sent(*sent.as_ref().unwrap_or(&0));
         session.give_back(memory);
@@ -355,14 +359,9 @@ fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> 
     }
 }
 
-/// Writes the slices in one call; returns the number of bytes that the kernel accepted.
-fn write(stream: &mut TcpStream, slices: [&[u8]; 3]) -> io::Result<usize> {
-    let written = retry_eintr(|| match slices {
-        // send(2) is cheaper than writev(2), and there is nearly always one slice.
-        [[], [], only] | [[], only, []] | [only, [], []] => stream.write(only),
-        _ => stream.write_vectored(&slices.map(IoSlice::new)),
-    });
-    match written {
+/// Writes once; returns the number of bytes that the kernel accepted.
+fn write(once: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    match retry_eintr(once) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
         result => result,
     }

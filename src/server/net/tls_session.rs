@@ -29,7 +29,7 @@ use rustls::{Error, ServerConfig};
 use self::driver::{Kept, Say, say_alert};
 use self::extract::{Extracted, extract};
 use self::handshake::Handshake;
-use crate::protocol::transport::TransportBuffered;
+use crate::protocol::transport::{Slices, TransportBuffered, only};
 use crate::server::net::tls::ACME_TLS;
 use crate::server::net::tls_record::{Fault, RECORD_MAX, RecordLayer};
 
@@ -336,7 +336,7 @@ impl Session {
     /// usage limit.
     pub(in crate::server) fn seal(
         &mut self,
-        slices: [&[u8]; 3],
+        slices: Slices<'_>,
         most: usize,
         memory: &mut Vec<u8>,
     ) -> Result<usize, SessionError> {
@@ -405,8 +405,8 @@ impl Session {
 }
 
 /// The first bytes of the slices, at most one record.
-fn joined<'a>(slices: [&'a [u8]; 3], memory: &'a mut Vec<u8>) -> &'a [u8] {
-    if let [[], [], only] | [[], only, []] | [only, [], []] = slices {
+fn joined<'a>(slices: Slices<'a>, memory: &'a mut Vec<u8>) -> &'a [u8] {
+    if let Some(only) = only(&slices) {
         return &only[..only.len().min(RECORD_MAX)];
     }
     memory.clear();

@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use crate::protocol::transport::Slices;
 use crate::relay::push_wake::Wake;
 use crate::relay::{ConnId, Effect, Input, ListenerKind, Relay, Snapshot};
 use crate::time::Instant;
@@ -34,7 +35,7 @@ pub trait Core {
     fn is_reading(&self, id: ConnId) -> bool;
 
     /// What to write to the connection next, in this order, in one call.
-    fn outgoing(&self, id: ConnId) -> [&[u8]; 3];
+    fn outgoing(&self, id: ConnId) -> Slices<'_>;
 
     /// WebSockets, open or lingering: what a shut-down waits for.
     fn websockets(&self) -> usize;
@@ -75,7 +76,7 @@ impl Core for Relay {
         self.is_reading(id)
     }
 
-    fn outgoing(&self, id: ConnId) -> [&[u8]; 3] {
+    fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.outgoing(id)
     }
 

@@ -22,7 +22,7 @@ fn taken(session: &mut Session) -> Vec<u8> {
 }
 
 fn seal(session: &mut Session, plain: &[u8]) -> Result<usize, SessionError> {
-    session.seal([&[], plain, &[]], SEAL_MAX, &mut Vec::new())
+    session.seal([plain, &[], &[], &[], &[], &[], &[], &[]], SEAL_MAX, &mut Vec::new())
 }
 
 struct Pair {
@@ -579,7 +579,8 @@ fn several_queued_messages_are_full_records() {
         let mut left = [&one[..], &two[..]];
         while left.iter().any(|part| !part.is_empty()) {
             let most = [SEAL_SLOW, SEAL_MAX, usize::MAX][heard % 3];
-            let slices = [&[], left[0], left[1]];
+            let mut slices = Slices::default();
+            slices[1..3].copy_from_slice(&left);
             let count = pair.server.seal(slices, most, &mut Vec::new()).unwrap();
             let is_rest = matches!(pair.server.state, State::Rest(_));
             let most = if is_rest { most.min(SEAL_MAX) } else { RECORD_MAX };

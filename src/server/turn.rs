@@ -41,8 +41,10 @@ use crate::protocol::transport::TransportBuffered;
 use crate::relay::{ConnId, Effect, Input, ListenerKind};
 use crate::time::Instant;
 
-/// Bytes read before the output that they caused is written.
-const BYTES_PER_PASS: usize = 1024 * 1024;
+/// Bytes read before the output that they caused is written. As long as both are in a core's
+/// own cache, of 512 KiB or more today, the kernel copies them from there: messages of 16 KiB
+/// cost a tenth less than with 1 MiB.
+const BYTES_PER_PASS: usize = 256 * 1024;
 /// The time for accepting in one turn.
 const ACCEPT_TIME: Duration = Duration::from_millis(1);
 /// The time for writes and other effects after each queue. What is left over is done first in

@@ -20,6 +20,7 @@
 //!    its own reply would be a second close frame.
 
 use std::io::{self, Cursor, Read, Write};
+use std::mem;
 
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
@@ -122,9 +123,7 @@ pub enum Incoming {
 /// A whole message after unmasking and reassembly.
 #[derive(Debug)]
 pub struct Message {
-    memory: Vec<u8>,
-    /// Where the payload begins in `memory`.
-    start: usize,
+    payload: Vec<u8>,
     is_text: bool,
 }
 
@@ -133,8 +132,8 @@ impl Message {
     ///
     /// # Errors
     /// If it is text, and not UTF-8.
-    fn new(memory: Vec<u8>, start: usize, is_text: bool) -> Result<Self, CloseCause> {
-        let message = Self { memory, start, is_text };
+    fn new(payload: Vec<u8>, is_text: bool) -> Result<Self, CloseCause> {
+        let message = Self { payload, is_text };
         if is_text && message.text().is_none() {
             return Err(CloseCause::InvalidUtf8);
         }
@@ -144,13 +143,13 @@ impl Message {
     /// The payload, if it is UTF-8 (a binary message need not be).
     #[must_use]
     pub fn text(&self) -> Option<&str> {
-        simdutf8::basic::from_utf8(self.bytes()).ok()
+        simdutf8::basic::from_utf8(&self.payload).ok()
     }
 
     /// The payload.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..]
+        &self.payload
     }
 
     /// Whether it is a text message.
@@ -167,6 +166,17 @@ impl PartialEq for Message {
 }
 
 impl Eq for Message {}
+
+/// Appends a part of a payload without its mask (RFC 6455 §5.3), of which `mask` begins with
+/// the byte for that part. Each block is unmasked while it is in the nearest cache.
+fn append_unmasked(payload: &mut Vec<u8>, masked: &[u8], mask: [u8; 4]) {
+    const BLOCK: usize = 4 * 1024;
+    for block in masked.chunks(BLOCK) {
+        let start = payload.len();
+        payload.extend_from_slice(block);
+        unmask(&mut payload[start..], mask);
+    }
+}
 
 /// Removes the mask of a payload (RFC 6455 §5.3). Applied twice it changes nothing.
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
@@ -196,9 +206,7 @@ struct Fragments {
 
 impl Fragments {
     fn append(&mut self, masked: &[u8], mask: [u8; 4]) -> Result<(), CloseCause> {
-        let start = self.payload.len();
-        self.payload.extend_from_slice(masked);
-        unmask(&mut self.payload[start..], mask);
+        append_unmasked(&mut self.payload, masked, mask);
         if self.is_text {
             self.checked += match simdutf8::compat::from_utf8(&self.payload[self.checked..]) {
                 Ok(text) => text.len(),
@@ -211,7 +219,7 @@ impl Fragments {
     }
 
     fn finish(self) -> Result<Message, CloseCause> {
-        Message::new(self.payload, 0, self.is_text)
+        Message::new(self.payload, self.is_text)
     }
 }
 
@@ -241,13 +249,15 @@ impl Reassembly {
 pub struct Codec {
     context: WebSocketContext,
     message_max: usize,
+    /// The memory of the last message that was given back.
+    spare: Vec<u8>,
 }
 
 impl Codec {
     /// For messages of at most `message_max` bytes after reassembly.
     #[must_use]
     pub fn new(message_max: usize) -> Self {
-        Self { context: fresh_context(message_max), message_max }
+        Self { context: fresh_context(message_max), message_max, spare: Vec::new() }
     }
 
     /// Consumes `input` up to the end of the next message or control frame. `None`: `input`
@@ -275,16 +285,20 @@ impl Codec {
                 };
                 *input = rest;
                 work.spend(frame.len());
-                self.decode(&header, frame, reassembly)?
+                match is_whole(&header) {
+                    true => Some(self.message(&header, frame, &[])?),
+                    false => self.decode(&header, frame, reassembly)?,
+                }
             } else {
-                let Some((header, frame)) = self.finish(reassembly, input)? else {
+                let Some((header, mut begun, rest)) = self.finish(reassembly, input)? else {
                     return Ok(None);
                 };
-                work.spend(frame.len());
-                match header.opcode {
-                    // It becomes the message: its bytes are not copied once more.
-                    OpCode::Data(data) if is_whole(data, &header) => Some(message(&header, frame)?),
-                    _ => self.decode(&header, &frame, reassembly)?,
+                work.spend(begun.len() + rest.len());
+                if is_whole(&header) {
+                    Some(self.message(&header, &begun, rest)?)
+                } else {
+                    begun.extend_from_slice(rest);
+                    self.decode(&header, &begun, reassembly)?
                 }
             };
             if incoming.is_some() {
@@ -294,13 +308,13 @@ impl Codec {
         Ok(None)
     }
 
-    /// Completes the incomplete frame from `input`; `None` if `input` ends before the frame
-    /// does.
-    fn finish(
+    /// The incomplete frame and the rest of it in `input`; `None` if `input` ends before the
+    /// frame does.
+    fn finish<'a>(
         &self,
         reassembly: &mut Reassembly,
-        input: &mut &[u8],
-    ) -> Result<Option<(FrameHeader, Vec<u8>)>, CloseCause> {
+        input: &mut &'a [u8],
+    ) -> Result<Option<(FrameHeader, Vec<u8>, &'a [u8])>, CloseCause> {
         let (header, len) = loop {
             if let Some(found) = self.header(&reassembly.frame, reassembly)? {
                 break found;
@@ -309,12 +323,36 @@ impl Codec {
             reassembly.frame.push(byte);
             *input = rest;
         };
-        let missing = (len - reassembly.frame.len()).min(input.len());
-        let (more, rest) = input.split_at(missing);
-        reassembly.frame.extend_from_slice(more);
+        let Some((more, rest)) = input.split_at_checked(len - reassembly.frame.len()) else {
+            reassembly.frame.extend_from_slice(input);
+            *input = &[];
+            return Ok(None);
+        };
         *input = rest;
-        let whole = reassembly.frame.len() == len;
-        Ok(whole.then(|| (header, std::mem::take(&mut reassembly.frame))))
+        Ok(Some((header, mem::take(&mut reassembly.frame), more)))
+    }
+
+    /// The message that a whole frame is: a part with at least the header, and the rest.
+    fn message(
+        &mut self,
+        header: &FrameHeader,
+        begun: &[u8],
+        rest: &[u8],
+    ) -> Result<Incoming, CloseCause> {
+        let mut payload = mem::take(&mut self.spare);
+        payload.clear();
+        let mut mask = header.mask.unwrap_or_default();
+        append_unmasked(&mut payload, &begun[received_header_len(header, begun)..], mask);
+        mask.rotate_left(payload.len() % 4);
+        append_unmasked(&mut payload, rest, mask);
+        let is_text = header.opcode == OpCode::Data(Data::Text);
+        Message::new(payload, is_text).map(Incoming::Message)
+    }
+
+    /// Takes the memory of a message back, for the next one. Memory that was just in use is in
+    /// the cache, and the allocator's need not be.
+    pub fn recycle(&mut self, message: Message) {
+        self.spare = message.payload;
     }
 
     /// The header at the start of `bytes` and the length of its frame, or `None` if the
@@ -348,7 +386,7 @@ impl Codec {
         Ok(Some((header, cursor.position() as usize + len as usize)))
     }
 
-    /// Decodes one whole frame whose header is valid. `None`: a fragment before the last.
+    /// Decodes a control frame or a fragment. `None`: a fragment before the last.
     fn decode(
         &mut self,
         header: &FrameHeader,
@@ -360,9 +398,6 @@ impl Codec {
             return close_payload(header, &frame[frame.len() - payload_len..]).map(Some);
         }
         if let OpCode::Data(data) = header.opcode {
-            if is_whole(data, header) {
-                return message(header, frame.to_vec()).map(Some);
-            }
             let mut fragments = reassembly.fragments.take().unwrap_or_else(|| {
                 let is_text = data == Data::Text;
                 Box::new(Fragments { is_text, payload: Vec::new(), checked: 0 })
@@ -415,17 +450,9 @@ fn received_header_len(header: &FrameHeader, frame: &[u8]) -> usize {
     2 + length_bytes + header.mask.map_or(0, |mask| mask.len())
 }
 
-/// Whether a data frame is a whole message.
-fn is_whole(data: Data, header: &FrameHeader) -> bool {
-    header.is_final && data != Data::Continue
-}
-
-/// The message that a whole frame is, unmasked in place.
-fn message(header: &FrameHeader, mut frame: Vec<u8>) -> Result<Incoming, CloseCause> {
-    let start = received_header_len(header, &frame);
-    unmask(&mut frame[start..], header.mask.unwrap_or_default());
-    let is_text = header.opcode == OpCode::Data(Data::Text);
-    Message::new(frame, start, is_text).map(Incoming::Message)
+/// Whether a frame is a whole message.
+fn is_whole(header: &FrameHeader) -> bool {
+    header.is_final && matches!(header.opcode, OpCode::Data(data) if data != Data::Continue)
 }
 
 /// Unmasks and validates the payload of a close frame (RFC 6455 §5.5.1, §7.4).

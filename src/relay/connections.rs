@@ -46,7 +46,7 @@ use super::slots::SlotKey;
 use crate::config::{Config, INITIAL_CAPACITY, Timeouts};
 use crate::protocol::connection::{Connection, Expiry};
 use crate::protocol::outbox_pool::OutboxPool;
-use crate::protocol::websocket::Codec;
+use crate::protocol::websocket::{Codec, Message};
 use crate::time::{Instant, Wheel};
 
 // Every timeout of the protocol fits the wheel, so that no timer fires early at the horizon.
@@ -278,6 +278,11 @@ impl Connections {
         if let Some(entry) = self.slab.get_mut(id.index()).filter(|entry| entry.is(id)) {
             entry.traffic.received.add(len);
         }
+    }
+
+    /// Takes the memory of a message back, for the next one.
+    pub(super) fn recycle(&mut self, message: Message) {
+        self.shared.codec.recycle(message);
     }
 
     /// The next connection whose deadline has come, with its expiry. Call until `None`. An

@@ -70,9 +70,11 @@ impl Relay {
                 Some(Next::Nothing) => break,
                 Some(Next::Message(message, Some(Role::Phone), slot)) => {
                     self.forward_to_binary(public_id, slot, &message, now);
+                    self.connections.recycle(message);
                 }
                 Some(Next::Message(message, _, slot)) => {
                     self.forward_to_phone(public_id, slot, &message, now);
+                    self.connections.recycle(message);
                 }
                 Some(Next::Pong(result, role, slot)) => self.on_pong(result, role, slot),
                 Some(Next::Close(cause, echo)) => self.close(id, cause, &echo, now),
@@ -117,8 +119,8 @@ impl Relay {
         };
         self.connections.count_received(phone.id, frame.len());
         let backlog = self.connections.edit(binary, now, |it| {
-            let conn_id = phone.to_string();
-            it.send_frame(&envelope::wrap(&conn_id, frame), frame.len());
+            let mut memory = [0; PublicId::LEN];
+            it.send_frame(&envelope::wrap(phone.encode(&mut memory), frame), frame.len());
             it.connection().backlog()
         });
         self.stats.frames_to_binary += 1;

@@ -61,11 +61,11 @@ fn close(code: u16, reason: impl AsRef<[u8]>) -> Vec<u8> {
 }
 
 fn text(payload: &str) -> Incoming {
-    Incoming::Message(Message::new(payload.into(), 0, true).expect("it is UTF-8"))
+    Incoming::Message(Message::new(payload.into(), true).expect("it is UTF-8"))
 }
 
 fn binary(payload: &[u8]) -> Incoming {
-    Incoming::Message(Message::new(payload.to_vec(), 0, false).expect("it is binary"))
+    Incoming::Message(Message::new(payload.to_vec(), false).expect("it is binary"))
 }
 
 fn ping(payload: &'static [u8]) -> Incoming {

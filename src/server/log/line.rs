@@ -85,9 +85,12 @@ const ELLIPSIS: char = '…';
 /// In debug builds, on a key that is not in [`KEYS`]; release builds leave it out.
 pub(super) fn render(format: LogFormat, since_epoch: Duration, record: &Record<'_>) -> String {
     let mut line = Line { format, text: String::with_capacity(256) };
-    line.push("time", Shape::Text, Rfc3339(since_epoch));
-    line.push("level", Shape::Text, name(record.level()));
-    line.push("msg", Shape::Text, record.args());
+    line.push_str("time", str::from_utf8(&rfc3339(since_epoch)).unwrap_or_default());
+    line.push_str("level", name(record.level()));
+    match record.args().as_str() {
+        Some(message) => line.push_str("msg", message),
+        None => line.push("msg", Shape::Text, record.args()),
+    }
     // Only the visitor could fail, and it never does.
     let _ = record.key_values().visit(&mut line);
     if format == LogFormat::Json {
@@ -124,6 +127,20 @@ enum Shape {
 
 impl Line {
     fn push(&mut self, key: &str, shape: Shape, value: impl Display) {
+        self.push_with(key, shape, |escaped| write!(escaped, "{value}"));
+    }
+
+    /// A text that needs no formatting, which takes longer than all else.
+    fn push_str(&mut self, key: &str, value: &str) {
+        self.push_with(key, Shape::Text, |escaped| escaped.write_str(value));
+    }
+
+    fn push_with(
+        &mut self,
+        key: &str,
+        shape: Shape,
+        write: impl FnOnce(&mut Escaped<'_>) -> fmt::Result,
+    ) {
         let text = &mut self.text;
         match self.format {
             LogFormat::Logfmt => {
@@ -140,7 +157,7 @@ impl Line {
         let start = text.len();
         let mut escaped = Escaped { text, start, cut: start, is_full: false, is_plain: true };
         // An error means that the value is full and formatting stopped early.
-        let _ = write!(escaped, "{value}");
+        let _ = write(&mut escaped);
         let is_plain = escaped.is_plain && text.len() > start;
         let is_quoted = match self.format {
             LogFormat::Logfmt => !is_plain,
@@ -176,6 +193,11 @@ impl VisitValue<'_> for Pair<'_> {
 
     fn visit_any(&mut self, value: Value<'_>) -> Result<(), Error> {
         self.line.push(self.key, Shape::Text, value);
+        Ok(())
+    }
+
+    fn visit_str(&mut self, value: &str) -> Result<(), Error> {
+        self.line.push_str(self.key, value);
         Ok(())
     }
 
@@ -271,23 +293,35 @@ fn is_hazard(c: char) -> bool {
         )
 }
 
-/// A time since 1970 as RFC 3339 in UTC, to the millisecond, rounded down.
-struct Rfc3339(Duration);
-
-impl Display for Rfc3339 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (seconds, millis) = (self.0.as_secs(), self.0.subsec_millis());
-        let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-        // Howard Hinnant's civil_from_days: years start on 1 March, so that the
-        // leap day is the last; an era is the 400 years after which it repeats.
-        let days = seconds / 86_400 + 719_468;
-        let (era, day) = (days / 146_097, days % 146_097);
-        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-        let day = day - (365 * year + year / 4 - year / 100);
-        let month = (5 * day + 2) / 153;
-        let day = day - (153 * month + 2) / 5 + 1;
-        let (carry, month) = if month < 10 { (0, month + 3) } else { (1, month - 9) };
-        let year = 400 * era + year + carry;
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+/// A time since 1970 as RFC 3339 in UTC, to the millisecond, rounded down; the year modulo
+/// 10,000.
+fn rfc3339(since_epoch: Duration) -> [u8; 24] {
+    let (seconds, millis) = (since_epoch.as_secs(), since_epoch.subsec_millis());
+    // Howard Hinnant's civil_from_days: years start on 1 March, so that the
+    // leap day is the last; an era is the 400 years after which it repeats.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (carry, month) = if month < 10 { (0, month + 3) } else { (1, month - 9) };
+    let year = 400 * era + year + carry;
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    for (field, value) in [
+        (0..4, year),
+        (5..7, month),
+        (8..10, day),
+        (11..13, seconds / 3_600 % 24),
+        (14..16, seconds / 60 % 60),
+        (17..19, seconds % 60),
+        (20..23, u64::from(millis)),
+    ] {
+        let mut rest = value;
+        for digit in text[field].iter_mut().rev() {
+            *digit += (rest % 10) as u8;
+            rest /= 10;
+        }
     }
+    text
 }

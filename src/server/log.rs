@@ -3,7 +3,11 @@
 //! Owns the queue between the logging threads and the one thread that writes. Must not know
 //! what is logged; `line` owns the format of a line.
 //!
-//! 1. Logging never blocks: a line that finds the queue full is lost and counted.
+//! Lines are rendered into one buffer, which the writing thread exchanges for its own: a line
+//! costs no allocation, and the memory of the last one is still in the cache.
+//!
+//! 1. Logging never waits for the writer: a line that finds the queue full is lost and counted.
+//!    The buffer is locked while a line is rendered or the buffers are exchanged, and no longer.
 //! 2. Each lost line is reported once: `log_lines_dropped lost=N`, written as soon as the
 //!    writer accepts bytes again.
 //! 3. A line is written whole or not at all, unless the process ends in the middle of it.
@@ -16,10 +20,10 @@ mod line;
 mod tests;
 
 use std::io::{self, Write};
-use std::iter;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -30,13 +34,15 @@ use crate::server::os::clock::wall_time;
 
 pub use line::{KEYS, VALUE_MAX};
 
-/// The budget for queued lines, including their queue entries. A usual line of 200 bytes
-/// costs 288, so about 3,600 of them fit; a line with the longest values that peers can
-/// cause costs 1 KiB.
+/// The bytes of lines that may be queued or on their way to the writer. A usual line has 200,
+/// so 5,000 of them fit; a line with the longest values that peers can cause has 1 KiB.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 
 /// A batch of this size is written without waiting for more lines.
-const BATCH_BYTES: usize = 16 * 1024;
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// The capacity that an empty buffer keeps.
+const KEPT_BYTES: usize = 64 * 1024;
 
 /// How long a first line waits for others. Waking the thread costs the event loop more than
 /// a line does: in a burst of upgrades a third of all CPU time.
@@ -48,8 +54,8 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// The crate whose records are written.
 const TARGET: &str = "pyrycode_relay";
 
-// The queue must hold several batches, or the writer would wait for the loop.
-const _: () = assert!(QUEUE_BYTES >= 8 * BATCH_BYTES);
+// Lines at debug fill half of the queue, and have to wake the writer before that.
+const _: () = assert!(QUEUE_BYTES / 2 >= 2 * BATCH_BYTES);
 
 /// The time limit of [`Sink::finish`], in which no connection is served.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(50);
@@ -73,25 +79,44 @@ pub fn install(config: &Config, lost: u64) -> io::Result<Sink> {
 pub struct Sink {
     format: LogFormat,
     level: LevelFilter,
-    queue: Sender<Entry>,
-    counters: Arc<Counters>,
+    signals: Sender<Signal>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug, Default)]
-struct Counters {
-    /// The cost of the queued lines.
-    queued_bytes: AtomicUsize,
-    /// The number of lines that are queued or being written.
-    lines_queued: AtomicU64,
+struct Shared {
+    queue: Mutex<Queue>,
     /// Lines lost since the start.
     lines_dropped: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    /// Whole lines.
+    lines: String,
+    /// Bytes that were taken out and are not written yet.
+    taken: usize,
+    /// The number of lines that are queued or not written yet.
+    count: u64,
+}
+
+impl Shared {
+    /// The queue. A panic while it was locked can have left half a line, which is cut.
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|poisoned| {
+            let mut queue = PoisonError::into_inner(poisoned);
+            let whole = queue.lines.rfind('\n').map_or(0, |end| end + 1);
+            queue.lines.truncate(whole);
+            queue
+        })
+    }
+}
+
 #[derive(Debug)]
-enum Entry {
-    /// One line with its line feed.
-    Line(String),
-    /// Answered when every entry before it has been written or lost.
+enum Signal {
+    /// There are lines where there were none, or a batch of them.
+    Lines,
+    /// Answered when every line before it has been written or lost.
     Flush(SyncSender<()>),
 }
 
@@ -116,28 +141,28 @@ impl Sink {
         level: LevelFilter,
         writer: impl Write + Send + 'static,
     ) -> io::Result<Self> {
-        // The channel has no bound of its own: `queued_bytes` bounds the lines,
-        // and a flush must find room behind a full queue.
-        let (queue, entries) = mpsc::channel();
-        let counters = Counters { lines_dropped: AtomicU64::new(lost), ..Counters::default() };
-        let counters = Arc::new(counters);
+        // Nothing is sent but flushes, and at most two signals for each exchange of buffers.
+        let (signals, received) = mpsc::channel();
+        let shared = Shared { lines_dropped: AtomicU64::new(lost), ..Shared::default() };
+        let shared = Arc::new(shared);
         let drain = Drain {
-            entries,
-            counters: Arc::clone(&counters),
+            signals: received,
+            shared: Arc::clone(&shared),
             format,
             writer,
-            batch: Vec::with_capacity(2 * BATCH_BYTES),
+            spare: String::new(),
+            batch: Vec::new(),
             is_mid_line: false,
             reported: lost,
         };
         thread::Builder::new().name("log".into()).spawn(|| drain.run())?;
-        Ok(Self { format, level, queue, counters })
+        Ok(Self { format, level, signals, shared })
     }
 
     /// Lines lost since the start, to a full queue or a writer that failed.
     #[must_use]
     pub fn lines_dropped(&self) -> u64 {
-        self.counters.lines_dropped.load(Ordering::Relaxed)
+        self.shared.lines_dropped.load(Ordering::Relaxed)
     }
 
     /// Writes every line out before another program takes over, and returns the number of lines
@@ -145,14 +170,15 @@ impl Sink {
     #[must_use]
     pub fn finish(&self) -> u64 {
         self.flush_within(FINISH_TIMEOUT);
-        self.lines_dropped() + self.counters.lines_queued.load(Ordering::Relaxed)
+        let queued = self.shared.queue().count;
+        self.lines_dropped() + queued
     }
 
     /// Waits up to `timeout` until every line logged before has left the queue; returns
     /// whether it has.
     pub fn flush_within(&self, timeout: Duration) -> bool {
         let (done, flushed) = mpsc::sync_channel(1);
-        self.queue.send(Entry::Flush(done)).is_ok() && flushed.recv_timeout(timeout).is_ok()
+        self.signals.send(Signal::Flush(done)).is_ok() && flushed.recv_timeout(timeout).is_ok()
     }
 }
 
@@ -167,20 +193,24 @@ impl log::Log for Sink {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // Before the line is rendered, which costs most of it.
-        let room = room(record.level());
-        if self.counters.queued_bytes.load(Ordering::Relaxed) >= room {
-            self.counters.lines_dropped.fetch_add(1, Ordering::Relaxed);
+        let mut queue = self.shared.queue();
+        let before = queue.lines.len();
+        // A line that has no room is rendered only if it might have some.
+        let room = room(record.level()).saturating_sub(queue.taken);
+        if before < room {
+            line::render(self.format, wall_time(), record, &mut queue.lines);
+        }
+        let after = queue.lines.len();
+        if before >= room || after > room {
+            queue.lines.truncate(before);
+            self.shared.lines_dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let line = line::render(self.format, wall_time(), record);
-        let cost = cost(&line);
-        let queued = self.counters.queued_bytes.fetch_add(cost, Ordering::Relaxed) + cost;
-        self.counters.lines_queued.fetch_add(1, Ordering::Relaxed);
-        if queued > room || self.queue.send(Entry::Line(line)).is_err() {
-            self.counters.lines_queued.fetch_sub(1, Ordering::Relaxed);
-            self.counters.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
-            self.counters.lines_dropped.fetch_add(1, Ordering::Relaxed);
+        queue.count += 1;
+        drop(queue);
+        if before == 0 || before < BATCH_BYTES && after >= BATCH_BYTES {
+            // The thread ends after the last sink only.
+            let _ = self.signals.send(Signal::Lines);
         }
     }
 
@@ -195,17 +225,14 @@ fn room(level: Level) -> usize {
     if level > Level::Info { QUEUE_BYTES / 2 } else { QUEUE_BYTES }
 }
 
-/// The memory that a queued line takes.
-fn cost(line: &String) -> usize {
-    size_of::<Entry>() + line.capacity()
-}
-
 /// The writer's end of the queue, on its thread.
 struct Drain<W> {
-    entries: Receiver<Entry>,
-    counters: Arc<Counters>,
+    signals: Receiver<Signal>,
+    shared: Arc<Shared>,
     format: LogFormat,
     writer: W,
+    /// The buffer to exchange, empty.
+    spare: String,
     /// The bytes to write next.
     batch: Vec<u8>,
     /// The writer has accepted a part of the line whose rest `batch` starts with.
@@ -216,49 +243,43 @@ struct Drain<W> {
 
 impl<W: Write> Drain<W> {
     fn run(mut self) {
-        while let Some(first) = self.next() {
-            let (mut flush, mut lines) = (None, 0);
-            for entry in iter::once(first).chain(self.entries.try_iter()) {
-                match entry {
-                    Entry::Line(line) => {
-                        self.counters.queued_bytes.fetch_sub(cost(&line), Ordering::Relaxed);
-                        self.batch.extend_from_slice(line.as_bytes());
-                        lines += 1;
-                    }
-                    Entry::Flush(done) => flush = Some(done),
-                }
-                if flush.is_some() || self.batch.len() >= BATCH_BYTES {
-                    break;
-                }
-            }
+        while let Ok(signal) = self.signals.recv() {
+            let signal = match signal {
+                // Other lines will follow the first one.
+                Signal::Lines => self.signals.recv_timeout(GATHER).unwrap_or(Signal::Lines),
+                flush @ Signal::Flush(_) => flush,
+            };
+            let count = self.take();
             self.write_batch();
-            self.counters.lines_queued.fetch_sub(lines, Ordering::Relaxed);
-            if let Some(done) = flush {
+            let mut queue = self.shared.queue();
+            queue.taken = 0;
+            queue.count -= count;
+            drop(queue);
+            if let Signal::Flush(done) = signal {
                 // The receiver may have timed out.
                 let _ = done.try_send(());
             }
         }
     }
 
-    /// The next entry. If the queue was empty, waits [`GATHER`] for more to follow.
-    fn next(&self) -> Option<Entry> {
-        self.entries.try_recv().ok().or_else(|| {
-            let first = self.entries.recv().ok()?;
-            // Nothing is behind a flush that something would not wait for.
-            if matches!(first, Entry::Flush(_)) {
-                return Some(first);
-            }
-            #[expect(clippy::disallowed_methods, reason = "no thread waits for this one")]
-            thread::sleep(GATHER);
-            Some(first)
-        })
+    /// Takes all lines over into the batch; returns their number.
+    fn take(&mut self) -> u64 {
+        let mut queue = self.shared.queue();
+        mem::swap(&mut queue.lines, &mut self.spare);
+        queue.taken = self.spare.len();
+        let count = queue.count;
+        drop(queue);
+        self.batch.extend_from_slice(self.spare.as_bytes());
+        self.spare.clear();
+        self.spare.shrink_to(KEPT_BYTES);
+        count
     }
 
     /// Writes the batch and, after it, the number of lost lines. Lines that the writer
     /// refuses are lost; the rest of a line that it accepted in part is kept for the next
     /// batch, so that no line follows an incomplete one.
     fn write_batch(&mut self) {
-        let dropped = self.counters.lines_dropped.load(Ordering::Relaxed);
+        let dropped = self.shared.lines_dropped.load(Ordering::Relaxed);
         let lines = self.batch.len();
         if dropped > self.reported {
             let notice = dropped_notice(self.format, dropped - self.reported);
@@ -278,10 +299,11 @@ impl<W: Write> Drain<W> {
         }
         let refused = &self.batch[begun.min(lines)..lines];
         let refused = refused.iter().filter(|&&byte| byte == b'\n').count();
-        self.counters.lines_dropped.fetch_add(refused as u64, Ordering::Relaxed);
+        self.shared.lines_dropped.fetch_add(refused as u64, Ordering::Relaxed);
 
         self.batch.truncate(begun);
         self.batch.drain(..written);
+        self.batch.shrink_to(KEPT_BYTES);
     }
 }
 
@@ -308,5 +330,7 @@ fn dropped_notice(format: LogFormat, lost: u64) -> String {
         .args(format_args!("log_lines_dropped"))
         .key_values(&lost)
         .build();
-    line::render(format, wall_time(), &record)
+    let mut line = String::new();
+    line::render(format, wall_time(), &record, &mut line);
+    line
 }

@@ -77,14 +77,20 @@ pub const VALUE_MAX: usize = 256;
 
 const ELLIPSIS: char = '…';
 
-/// The line of a record, with its line feed. `since_epoch` is its time as the
-/// duration since 1970.
+/// Appends the line of a record, with its line feed, to `text`. `since_epoch` is its time as
+/// the duration since 1970.
 ///
 /// # Panics
 ///
 /// In debug builds, on a key that is not in [`KEYS`]; release builds leave it out.
-pub(super) fn render(format: LogFormat, since_epoch: Duration, record: &Record<'_>) -> String {
-    let mut line = Line { format, text: String::with_capacity(256) };
+pub(super) fn render(
+    format: LogFormat,
+    since_epoch: Duration,
+    record: &Record<'_>,
+    text: &mut String,
+) {
+    let start = text.len();
+    let mut line = Line { format, text, start };
     line.push_str("time", str::from_utf8(&rfc3339(since_epoch)).unwrap_or_default());
     line.push_str("level", name(record.level()));
     match record.args().as_str() {
@@ -97,7 +103,6 @@ pub(super) fn render(format: LogFormat, since_epoch: Duration, record: &Record<'
         line.text.push('}');
     }
     line.text.push('\n');
-    line.text
 }
 
 /// The level as Go's `slog` writes it; a level that `slog` does not name is written as its
@@ -112,9 +117,11 @@ fn name(level: Level) -> &'static str {
     }
 }
 
-struct Line {
+struct Line<'a> {
     format: LogFormat,
-    text: String,
+    text: &'a mut String,
+    /// Where the line starts.
+    start: usize,
 }
 
 /// Whether JSON quotes a value.
@@ -125,7 +132,7 @@ enum Shape {
     Word,
 }
 
-impl Line {
+impl Line<'_> {
     fn push(&mut self, key: &str, shape: Shape, value: impl Display) {
         self.push_with(key, shape, |escaped| write!(escaped, "{value}"));
     }
@@ -141,15 +148,16 @@ impl Line {
         shape: Shape,
         write: impl FnOnce(&mut Escaped<'_>) -> fmt::Result,
     ) {
-        let text = &mut self.text;
+        let text = &mut *self.text;
+        let is_first = text.len() == self.start;
         match self.format {
             LogFormat::Logfmt => {
-                text.push_str(if text.is_empty() { "" } else { " " });
+                text.push_str(if is_first { "" } else { " " });
                 text.push_str(key);
                 text.push('=');
             }
             LogFormat::Json => {
-                text.push_str(if text.is_empty() { "{\"" } else { ",\"" });
+                text.push_str(if is_first { "{\"" } else { ",\"" });
                 text.push_str(key);
                 text.push_str("\":");
             }
@@ -170,7 +178,7 @@ impl Line {
     }
 }
 
-impl<'kvs> VisitSource<'kvs> for Line {
+impl<'kvs> VisitSource<'kvs> for Line<'_> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
         if KEYS.contains(&key.as_str()) {
             return value.visit(Pair { line: self, key: key.as_str() });
@@ -180,12 +188,12 @@ impl<'kvs> VisitSource<'kvs> for Line {
     }
 }
 
-struct Pair<'a> {
-    line: &'a mut Line,
+struct Pair<'a, 'b> {
+    line: &'a mut Line<'b>,
     key: &'a str,
 }
 
-impl VisitValue<'_> for Pair<'_> {
+impl VisitValue<'_> for Pair<'_, '_> {
     /// Leaves out a key without a value.
     fn visit_null(&mut self) -> Result<(), Error> {
         Ok(())

@@ -8,10 +8,16 @@ use super::*;
 
 const FORMATS: [LogFormat; 2] = [LogFormat::Logfmt, LogFormat::Json];
 
+fn rendered(format: LogFormat, since_epoch: Duration, record: &Record<'_>) -> String {
+    let mut text = String::from("before\n");
+    render(format, since_epoch, record, &mut text);
+    text.split_off("before\n".len())
+}
+
 /// The line of an event `e` with these pairs, at the start of 1970.
 fn line(format: LogFormat, pairs: &[(&str, Value<'_>)]) -> String {
     let record = Record::builder().args(format_args!("e")).key_values(&pairs).build();
-    render(format, Duration::ZERO, &record)
+    rendered(format, Duration::ZERO, &record)
 }
 
 /// Reads a line as its consumer would; every value as it was before escaping.
@@ -70,13 +76,13 @@ fn a_line_looks_like_this() {
     let args = format_args!("server_claimed");
     let record = Record::builder().level(Level::Warn).args(args).key_values(&pairs).build();
     assert_eq!(
-        render(LogFormat::Logfmt, time, &record),
+        rendered(LogFormat::Logfmt, time, &record),
         "time=2024-02-29T12:34:56.789Z level=WARN msg=server_claimed server_id=home \
          device_name=\"Ann's \\\"phone\\\"\" remote=[::1]:80 close_code=1011 connections=-1 \
          err=\"\"\n"
     );
     assert_eq!(
-        render(LogFormat::Json, time, &record),
+        rendered(LogFormat::Json, time, &record),
         "{\"time\":\"2024-02-29T12:34:56.789Z\",\"level\":\"WARN\",\"msg\":\"server_claimed\",\
          \"server_id\":\"home\",\"device_name\":\"Ann's \\\"phone\\\"\",\"remote\":\"[::1]:80\",\
          \"close_code\":1011,\"connections\":-1,\"err\":\"\"}\n"
@@ -94,9 +100,9 @@ fn levels_are_spelt_as_slog_does() {
         (Level::Trace, "DEBUG-4"),
     ] {
         let record = Record::builder().level(level).args(format_args!("e")).build();
-        let logfmt = render(LogFormat::Logfmt, Duration::ZERO, &record);
+        let logfmt = rendered(LogFormat::Logfmt, Duration::ZERO, &record);
         assert_eq!(logfmt, format!("time=1970-01-01T00:00:00.000Z level={spelt} msg=e\n"));
-        let json = render(LogFormat::Json, Duration::ZERO, &record);
+        let json = rendered(LogFormat::Json, Duration::ZERO, &record);
         assert!(json.contains(&format!("\"level\":\"{spelt}\"")), "{json}");
     }
 }
@@ -142,7 +148,7 @@ fn the_event_is_escaped_like_a_value() {
     for format in FORMATS {
         let event = format!("{}\nforged{}", "x", "\u{1b}");
         // In one statement: `format_args!` in a `let` of its own needs Rust 1.89.
-        let line = render(
+        let line = rendered(
             format,
             Duration::ZERO,
             &Record::builder().args(format_args!("{event}")).build(),

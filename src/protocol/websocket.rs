@@ -19,6 +19,8 @@
 //! 4. Close frames never reach a context: tungstenite 0.30 rejects the valid code 1014, and
 //!    its own reply would be a second close frame.
 
+mod reassembly;
+
 use std::io::{self, Cursor, Read, Write};
 use std::mem;
 
@@ -26,6 +28,8 @@ use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
+pub use self::reassembly::Reassembly;
+use self::reassembly::{Fragments, append_unmasked};
 pub(super) use self::state::are_frames;
 use super::close::{CloseCause, is_sendable};
 use super::work::Work;
@@ -167,83 +171,6 @@ impl PartialEq for Message {
 
 impl Eq for Message {}
 
-/// Appends a part of a payload without its mask (RFC 6455 §5.3), of which `mask` begins with
-/// the byte for that part. Each block is unmasked while it is in the nearest cache.
-fn append_unmasked(payload: &mut Vec<u8>, masked: &[u8], mask: [u8; 4]) {
-    const BLOCK: usize = 4 * 1024;
-    for block in masked.chunks(BLOCK) {
-        let start = payload.len();
-        payload.extend_from_slice(block);
-        unmask(&mut payload[start..], mask);
-    }
-}
-
-/// Removes the mask of a payload (RFC 6455 §5.3). Applied twice it changes nothing.
-fn unmask(payload: &mut [u8], mask: [u8; 4]) {
-    let (words, rest) = payload.as_chunks_mut::<4>();
-    for word in words {
-        *word = (u32::from_ne_bytes(*word) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
-    }
-    rest.iter_mut().zip(mask).for_each(|(byte, key)| *byte ^= key);
-}
-
-/// Reassembly of one incomplete message.
-#[derive(Debug, Default)]
-pub struct Reassembly {
-    /// An incomplete frame as received, header included, still masked.
-    frame: Vec<u8>,
-    fragments: Option<Box<Fragments>>,
-}
-
-/// The fragments of a message so far.
-#[derive(Debug)]
-struct Fragments {
-    is_text: bool,
-    payload: Vec<u8>,
-    /// Length of the part of `payload` that is known to be UTF-8, if it is text.
-    checked: usize,
-}
-
-impl Fragments {
-    fn append(&mut self, masked: &[u8], mask: [u8; 4]) -> Result<(), CloseCause> {
-        append_unmasked(&mut self.payload, masked, mask);
-        if self.is_text {
-            self.checked += match simdutf8::compat::from_utf8(&self.payload[self.checked..]) {
-                Ok(text) => text.len(),
-                // A character may be in two fragments.
-                Err(error) if error.error_len().is_none() => error.valid_up_to(),
-                Err(_) => return Err(CloseCause::InvalidUtf8),
-            };
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<Message, CloseCause> {
-        Message::new(self.payload, self.is_text)
-    }
-}
-
-impl Reassembly {
-    /// Whether no message is incomplete.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.frame.is_empty() && self.fragments.is_none()
-    }
-
-    /// Bytes of memory that it holds.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        let fragments = self.fragments.as_ref();
-        let fragments = fragments.map_or(0, |it| size_of::<Fragments>() + it.payload.capacity());
-        self.frame.capacity() + fragments
-    }
-
-    /// Bytes of the fragmented message so far, if there is one.
-    fn fragmented_len(&self) -> Option<usize> {
-        self.fragments.as_ref().map(|fragments| fragments.payload.len())
-    }
-}
-
 /// The context that all connections share.
 #[derive(Debug)]
 pub struct Codec {
@@ -290,9 +217,10 @@ impl Codec {
                     false => self.decode(&header, frame, reassembly)?,
                 }
             } else {
-                let Some((header, mut begun, rest)) = self.finish(reassembly, input)? else {
+                let Some((header, rest)) = self.finish(reassembly, input)? else {
                     return Ok(None);
                 };
+                let mut begun = mem::take(&mut reassembly.frame);
                 work.spend(begun.len() + rest.len());
                 if is_whole(&header) {
                     Some(self.message(&header, &begun, rest)?)
@@ -308,13 +236,13 @@ impl Codec {
         Ok(None)
     }
 
-    /// The incomplete frame and the rest of it in `input`; `None` if `input` ends before the
-    /// frame does.
+    /// The header of the incomplete frame and what it lacks, from `input`; `None` if `input`
+    /// ends before the frame does.
     fn finish<'a>(
         &self,
         reassembly: &mut Reassembly,
         input: &mut &'a [u8],
-    ) -> Result<Option<(FrameHeader, Vec<u8>, &'a [u8])>, CloseCause> {
+    ) -> Result<Option<(FrameHeader, &'a [u8])>, CloseCause> {
         let (header, len) = loop {
             if let Some(found) = self.header(&reassembly.frame, reassembly)? {
                 break found;
@@ -329,7 +257,7 @@ impl Codec {
             return Ok(None);
         };
         *input = rest;
-        Ok(Some((header, mem::take(&mut reassembly.frame), more)))
+        Ok(Some((header, more)))
     }
 
     /// The message that a whole frame is: a part with at least the header, and the rest.

@@ -77,7 +77,7 @@ fn text(rng: &mut StdRng) -> String {
         (r#"{"conn_id":"c","frame":""#, r#""}"#),
         (r#"{"frame":{"a":""#, r#""},"close_code":4000,"conn_id":"c"}"#),
         (r#"{"conn_id":""#, r#"","frame":1}"#),
-        (r#"{"conn_id":"\u0063""#, r#"","frame":1}"#),
+        (r#"{"conn_id":"c\""#, r#"","frame":1}"#),
         (r#"{"conn_id":"c","frame":1,""#, r#"":2}"#),
         (r#"{"conn_id":"c","frame":1,"push_wake":{"token":""#, r#""}}"#),
     ];

@@ -54,6 +54,23 @@ fn other_texts_are_not_shortened() {
     }
 }
 
+/// Between two strings there are quotes as around one.
+#[test]
+fn what_stands_between_strings_is_checked_as_before() {
+    let numbers = format!("{}1", "1,".repeat(INSIDE_MIN));
+    for (text, is_json) in [
+        (format!(r#"["a",{numbers},"b"]"#), true),
+        (format!(r#"{{"a":[{numbers}],"b":1}}"#), true),
+        (format!(r#"["a",{numbers},,"b"]"#), false),
+    ] {
+        assert!(shortened(&text).is_some());
+        assert_eq!(frame(&text), is_json.then_some(&*text));
+        let envelope = format!(r#"{{"conn_id":"c","frame":{text}}}"#);
+        assert_eq!(unwrap(&envelope).is_ok(), is_json);
+        assert_eq!(unwrap(&envelope), parse(&envelope));
+    }
+}
+
 #[test]
 fn parts_are_those_of_the_text() {
     let inside = inside();

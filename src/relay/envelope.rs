@@ -130,6 +130,7 @@ fn unwrap_shortened<'a>(message: &Shortened<'a>) -> Option<Envelope<'a>> {
     Some(Envelope::Deliver { conn_id, frame: Some(message.original(frame)), close_code })
 }
 
+/// Parses a binary's message as it stands.
 fn parse(message: &str) -> Result<Envelope<'_>, Dropped> {
     // serde accepts an array as a struct's fields in order.
     if !message.trim_ascii_start().starts_with('{') {
@@ -173,6 +174,7 @@ pub fn frame(message: &str) -> Option<&str> {
     frame.or_else(|| value(message))
 }
 
+/// The only JSON value in `text`, unless it nests too deep.
 fn value(text: &str) -> Option<&str> {
     let value: &RawValue = serde_json::from_str(text).ok()?;
     Some(value.get()).filter(|value| !is_too_deep(value, NESTING_MAX))

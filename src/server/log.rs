@@ -34,8 +34,9 @@ use crate::server::os::clock::wall_time;
 
 pub use line::{KEYS, VALUE_MAX};
 
-/// The bytes of lines that may be queued or on their way to the writer. A usual line has 200,
-/// so 5,000 of them fit; a line with the longest values that peers can cause has 1 KiB.
+/// The bytes of lines that may be queued or on their way to the writer, in at most twice as
+/// much memory. A usual line has 200, so 5,000 of them fit; a line with the longest values that
+/// peers can cause has 1 KiB.
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 
 /// A batch of this size is written without waiting for more lines.
@@ -101,14 +102,8 @@ struct Queue {
 }
 
 impl Shared {
-    /// The queue. A panic while it was locked can have left half a line, which is cut.
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(|poisoned| {
-            let mut queue = PoisonError::into_inner(poisoned);
-            let whole = queue.lines.rfind('\n').map_or(0, |end| end + 1);
-            queue.lines.truncate(whole);
-            queue
-        })
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

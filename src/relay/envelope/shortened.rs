@@ -12,13 +12,13 @@
 //! a string escapes it, and the second ends that string. Between them the text is inside a
 //! string in both cases, and R may stand anywhere in a string.
 //!
-//! If `A""B` is not JSON, nothing follows for `A"R"B`.
+//! If `A""B` is not JSON, nothing follows for `A"R"B`: R may stand between two strings.
 
 /// The shortest inside that is left out. The parser reads a shorter one in the time that the
 /// rest takes to be copied.
 const INSIDE_MIN: usize = 512;
 
-/// A text, and a copy of it without the inside of its longest string.
+/// A text, and a copy of it without what stands between two quotes around its middle.
 #[derive(Debug)]
 pub(super) struct Shortened<'a> {
     text: &'a str,
@@ -28,7 +28,7 @@ pub(super) struct Shortened<'a> {
 }
 
 impl<'a> Shortened<'a> {
-    /// `None` if no string without escapes is half of `text`.
+    /// `None` if that is less than half of `text`, or no part of a string without escapes.
     pub(super) fn new(text: &'a str) -> Option<Self> {
         let bytes = text.as_bytes();
         let middle = bytes.len() / 2;

@@ -1,10 +1,12 @@
-//! Waiting: the admin listener's connections whose peer has to do something next.
+//! Waiting: the admin listener's connections, and whether their peer has to do something next.
 //!
-//! Owns their order of arrival, and closes the oldest of them where it would keep a new
-//! connection waiting. Must not know requests.
+//! Owns their order of arrival, and closes the oldest that waits for its peer where it would
+//! keep a new connection waiting. Must not know requests.
 //!
 //! 1. If as many connections are in progress as may be, the oldest that waits for its peer is
-//!    closed: whatever silent peers there are, the next connection is accepted.
+//!    closed: whatever silent peers there are, the next connection is accepted. A connection
+//!    that is closed is no longer in progress, so that no second one is closed for the same
+//!    place.
 //! 2. The newest connection is not closed before it had a place: if all others are being
 //!    answered, the next one waits for the end of the first answer.
 
@@ -18,20 +20,20 @@ pub(super) struct Waiting {
     connections: Mutex<Connections>,
 }
 
+/// In their order of arrival.
 #[derive(Debug, Default)]
-struct Connections {
-    in_progress: usize,
-    /// Connections accepted so far.
-    accepted: u64,
-    /// Those that wait, by their number.
-    waiting: Vec<(u64, Arc<TcpStream>)>,
+struct Connections(Vec<Connection>);
+
+#[derive(Debug)]
+struct Connection {
+    stream: Arc<TcpStream>,
+    waits: bool,
 }
 
-/// A connection in progress, until it is dropped.
+/// A connection, in progress until it is dropped or closed for another.
 #[derive(Debug)]
 pub(super) struct Ticket<'a> {
     all: &'a Waiting,
-    number: u64,
     stream: Arc<TcpStream>,
 }
 
@@ -44,33 +46,27 @@ impl Waiting {
     /// A connection was accepted, and waits for its peer.
     pub(super) fn enter(&self, stream: TcpStream) -> Ticket<'_> {
         let stream = Arc::new(stream);
+        let mut connections = self.lock();
         // It is added last, so that it is not the one to be closed.
-        let number = self.change(|it| {
-            it.in_progress += 1;
-            it.accepted += 1;
-            it.accepted
-        });
-        self.lock().waiting.push((number, Arc::clone(&stream)));
-        Ticket { all: self, number, stream }
+        connections.close_oldest_from(self.max - 1);
+        connections.0.push(Connection { stream: Arc::clone(&stream), waits: true });
+        Ticket { all: self, stream }
     }
 
     fn lock(&self) -> MutexGuard<'_, Connections> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Changes the list, and closes the oldest that waits if there is no room for another.
-    fn change<T>(&self, change: impl FnOnce(&mut Connections) -> T) -> T {
-        let mut connections = self.lock();
-        let result = change(&mut connections);
-        let oldest = (0..connections.waiting.len()).min_by_key(|at| connections.waiting[*at].0);
-        if connections.in_progress >= self.max
-            && let Some(oldest) = oldest
+impl Connections {
+    /// Closes the oldest that waits if there are `count` connections.
+    fn close_oldest_from(&mut self, count: usize) {
+        if self.0.len() >= count
+            && let Some(oldest) = self.0.iter().position(|it| it.waits)
         {
-            let (_, stream) = connections.waiting.swap_remove(oldest);
             // Its thread reads the end, and is free. An error: the peer was faster.
-            let _ = stream.shutdown(Shutdown::Both);
+            let _ = self.0.remove(oldest).stream.shutdown(Shutdown::Both);
         }
-        result
     }
 }
 
@@ -82,22 +78,31 @@ impl Ticket<'_> {
 
     /// It has sent its request, and is no longer closed for others.
     pub(super) fn on_request(&self) {
-        self.all.change(|it| it.waiting.retain(|(number, _)| *number != self.number));
+        self.set_waits(false);
     }
 
     /// It has its response, and waits for the peer to close.
     pub(super) fn on_response(&self) {
-        let waits = (self.number, Arc::clone(&self.stream));
-        self.all.change(|it| it.waiting.push(waits));
+        self.set_waits(true);
+    }
+
+    fn set_waits(&self, waits: bool) {
+        let mut connections = self.all.lock();
+        // One that is closed already has no place.
+        if let Some(it) = connections.0.iter_mut().find(|it| self.is_of(it)) {
+            it.waits = waits;
+        }
+        connections.close_oldest_from(self.all.max);
+    }
+
+    fn is_of(&self, connection: &Connection) -> bool {
+        Arc::ptr_eq(&self.stream, &connection.stream)
     }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.all.change(|it| {
-            it.in_progress -= 1;
-            it.waiting.retain(|(number, _)| *number != self.number);
-        });
+        self.all.lock().0.retain(|it| !self.is_of(it));
     }
 }
 
@@ -157,5 +162,22 @@ mod tests {
         first.on_response();
         assert!(is_closed(&mut one) && !is_closed(&mut other));
         drop(second);
+    }
+
+    #[test]
+    fn no_second_one_is_closed_for_the_same_place() {
+        let all = Waiting::new(4);
+        let (mut dialers, tickets): (Vec<_>, Vec<_>) = (0..4)
+            .map(|_| {
+                let (dialer, stream) = pair();
+                (dialer, all.enter(stream))
+            })
+            .unzip();
+        // The thread of the first has not noticed yet.
+        tickets[1].on_request();
+        tickets[0].on_request();
+        tickets[0].on_response();
+        let closed: Vec<_> = dialers.iter_mut().map(is_closed).collect();
+        assert_eq!(closed, [true, false, false, false]);
     }
 }

@@ -19,6 +19,7 @@ mod gates;
 mod invariants;
 mod keyed_hash;
 mod notice;
+mod ping_phase;
 mod proxied;
 pub mod push_wake;
 pub mod refusals;

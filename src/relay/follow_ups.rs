@@ -4,14 +4,11 @@
 //! call from the shell ends with it. A follow-up may queue further ones, so a chain of closes
 //! of any length needs no recursion.
 
-use std::time::Duration;
-
-use rand::RngExt;
-
 use super::admission::EarlyClose;
 use super::closing::FollowUp;
 use super::conn_id::ConnId;
 use super::connections::{Editor, Role, Shed};
+use super::ping_phase;
 use super::relay::Relay;
 use super::slots::SlotKey;
 use super::stats::Outcome;
@@ -98,7 +95,7 @@ impl Relay {
         binary_version: Option<&str>,
         now: Instant,
     ) {
-        let first_ping = self.first_ping(now);
+        let first_ping = self.first_ping(id, now);
         let open = |it: &mut Editor<'_>| (it.open(Role::Binary, slot, first_ping), it.client());
         let Some(((), remote)) = self.connections.edit(id, now, open) else { return };
         log::info!(
@@ -109,10 +106,8 @@ impl Relay {
         self.stats.on_upgrade(false, Outcome::Accept);
     }
 
-    /// When a connection that opens now is pinged first: at a random time within one
-    /// interval, so that peers that connected together are not pinged together.
-    pub(super) fn first_ping(&mut self, now: Instant) -> Instant {
-        let interval = self.connections.timeouts().ping_interval.as_micros() as u64;
-        now + Duration::from_micros(self.rng.random_range(1..=interval))
+    /// When the connection is pinged first, if it opens now.
+    pub(super) fn first_ping(&self, id: ConnId, now: Instant) -> Instant {
+        ping_phase::first_ping(id, self.connections.timeouts().ping_interval, now)
     }
 }

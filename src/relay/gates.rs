@@ -352,7 +352,7 @@ impl Relay {
             "phone_registered"
         );
         self.stats.on_upgrade(true, Outcome::Accept);
-        let first_ping = self.first_ping(now);
+        let first_ping = self.first_ping(id, now);
         self.connections.edit(id, now, |it| it.open(Role::Phone, slot, first_ping));
     }
 

@@ -14,6 +14,7 @@ use super::source::{calls_of_self, lex, mentions, method_names, module_of, remov
 const ORDER: &[&str] = &[
     "keyed_hash",
     "conn_id",
+    "ping_phase",
     "counts",
     "envelope",
     "admission",

@@ -191,7 +191,7 @@ impl Transport for Crowd {
                 self.readable.push(id);
             }
         }
-        if count == 0 { Written::Nothing } else { Written::Bytes(count) }
+        if count == 0 { Written::Nothing } else { Written::All(count) }
     }
 
     fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {

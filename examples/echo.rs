@@ -335,6 +335,10 @@ impl Core for Echo {
         self.connections.peek(id).is_some_and(Connection::is_reading)
     }
 
+    fn is_request(&self, id: ConnId) -> bool {
+        self.connections.peek(id).is_some_and(Connection::is_head)
+    }
+
     fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.connections.peek(id).map_or_else(Slices::default, Connection::outgoing)
     }

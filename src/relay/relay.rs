@@ -210,6 +210,12 @@ impl Relay {
         self.connections.get(id).is_some_and(|entry| entry.connection().is_reading())
     }
 
+    /// Whether the connection has not been upgraded or refused yet.
+    #[must_use]
+    pub fn is_request(&self, id: ConnId) -> bool {
+        self.connections.get(id).is_some_and(|entry| entry.connection().is_head())
+    }
+
     /// What to write to the connection next, in this order, in one call; where much is queued,
     /// its first bytes.
     #[must_use]

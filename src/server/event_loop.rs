@@ -8,7 +8,7 @@
 //! 1. Sleep until something is ready or the next deadline; not at all while a
 //!    socket still has input.
 //! 2. Read the clock, once: the whole round happens at one instant.
-//! 3. Note what the events say; take signals and messages; write sockets that drained.
+//! 3. Note what the events say; take signals and messages.
 //! 4. to 8. Accept, read, write, timers, all bounded in time: [`super::turn`].
 //! 9. Push wakes go to their own thread: nothing here waits for them.
 //! 10. Last, a hand-over that is under way is carried on, from the program before or to the next.
@@ -240,7 +240,7 @@ impl<C: Core> Server<C> {
                     self.turn.on_readable(&mut self.tcp, id, end, now);
                 }
                 if event.is_writable() {
-                    self.turn.on_writable(&mut self.tcp, id, now);
+                    self.turn.on_writable(&mut self.tcp, id);
                 }
             }
         }

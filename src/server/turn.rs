@@ -10,35 +10,43 @@
 //! before others are served. The longest step that cannot be divided is one TLS handshake:
 //! 0.2 ms with ECDSA P-256, 0.7 ms with RSA-2048, 7 ms with RSA-4096.
 //!
+//! Connections that used little time lately come first, in reading and in writing, and do not
+//! wait for what busy ones caused: their turn may come while that is left over.
+//!
 //! The steps continue those of the event loop, and each may depend on the ones before. The
-//! numbers stand at the branches of [`Turn::run`] as well.
-//! 4. Write what the last turn left over.
+//! numbers stand at the branches of [`Turn::run`] as well. After each step its effects are
+//! carried out (`output.rs`); writes to busy connections wait for step 7.
+//! 4. Carry out the effects that the last turn left over. If some remain, the next steps up to
+//!    timers are left out: more input would only make it longer.
 //! 5. Accept, at most for [`ACCEPT_TIME`].
-//! 6. Serve connections with input, one slice each: those that used little time lately, then
-//!    the busy ones, then handshakes; each queue in order of arrival, at least one connection,
-//!    and at most for its time ([`Class::time`]). A connection with more input goes to the back.
-//! 7. Write: everything that a queue of connections caused for a peer in one call; sooner
-//!    when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget. What the first
-//!    queue caused does not wait for the others.
+//! 6. Serve light connections with input, one slice each; then, after step 7, handshakes. Each
+//!    queue in order of arrival, at least one connection, and at most for its time
+//!    ([`Class::time`]). A connection with more input goes to the back.
+//! 7. Write to busy connections and, once all of them are written, serve those with input, for
+//!    [`Class::time`] each; everything that was caused for a peer is written in one call, and
+//!    at the latest when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
 //! 8. Only then timers: no deadline counts while a pong waits unread. One poll returns a batch
 //!    only, and a connection is read only so far, so a connection that a timer would close is
 //!    first read as far as it had sent then, and expires after that.
 
 mod class;
 mod core;
+mod output;
 mod state;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use self::class::{CLASSES, Class, SERVE_TIME, Usage};
+use bitflags::bitflags;
+
+use self::class::{Class, SERVE_TIME, Usage};
 pub use self::core::Core;
 
 use crate::config::{BUFFER_MEMORY, READ_SIZE};
 use crate::protocol::proxy_header::{Malformed, Proxied};
 use crate::protocol::transport::TransportBuffered;
-use crate::relay::{ConnId, Effect, Input, ListenerKind};
+use crate::relay::{ConnId, Input, ListenerKind};
 use crate::time::Instant;
 
 /// Bytes read before the output that they caused is written. As long as both are in a core's
@@ -47,19 +55,9 @@ use crate::time::Instant;
 const BYTES_PER_PASS: usize = 256 * 1024;
 /// The time for accepting in one turn.
 const ACCEPT_TIME: Duration = Duration::from_millis(1);
-/// The time for writes and other effects after each queue. What is left over is done first in
-/// the next turn, before more is read.
-const EFFECT_TIME: Duration = Duration::from_millis(2);
 /// The most that a byte of input may cost; what took longer, the kernel took for other
 /// processes. The dearest bytes are those of bad envelopes, six of which cost 1.15 µs.
 const TIME_PER_BYTE: Duration = Duration::from_nanos(200);
-/// Effects between two readings of the clock, which takes as long as a tenth of a write.
-const EFFECTS_PER_READING: usize = 8;
-/// The most that one connection is written in one call, in records of TLS: some 0.1 ms.
-const RECORDS_PER_WRITE: usize = 4;
-/// The maximum of bytes read from a peer before its deadline counts. The listeners bound the
-/// kernel's receive buffer far below it.
-const READ_TO_END_MAX: usize = 8 * 1024 * 1024;
 
 // The most that a pass queues: the envelope around a one-byte frame is eight times as long
 // as the frame on the wire.
@@ -128,13 +126,34 @@ pub struct Readiness {
     pub is_readable: bool,
     /// How the peer's side has ended, as far as events tell.
     pub end: PeerEnd,
-    /// The stream was readable while flow control had stopped reading.
-    has_unwanted: bool,
-    /// The core has input left over from an earlier slice.
-    has_kept: bool,
-    /// In a queue of connections to serve.
-    is_queued: bool,
+    flags: Flags,
     usage: Usage,
+}
+
+bitflags! {
+    /// What else is known of a stream.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct Flags: u8 {
+        /// The stream was readable while flow control had stopped reading.
+        const UNWANTED = 1;
+        /// The core has input left over from an earlier slice.
+        const KEPT = 2;
+        /// In a queue of connections to serve.
+        const QUEUED = 4;
+        /// In the queue of busy connections to write.
+        const UNWRITTEN = 8;
+        /// It had no room for all that there was to write: an event says when it has.
+        const FULL = 16;
+    }
+}
+
+impl Readiness {
+    /// Whether the flag is set; it is not any more.
+    fn take(&mut self, flag: Flags) -> bool {
+        let is_set = self.flags.contains(flag);
+        self.flags.remove(flag);
+        is_set
+    }
 }
 
 /// How the peer's side of a stream has ended.
@@ -169,8 +188,10 @@ pub enum Received<'b> {
 pub enum Written {
     /// There was nothing to write.
     Nothing,
-    /// This many bytes were accepted: all, or as many as there was room for.
-    Bytes(usize),
+    /// All bytes were accepted, this many.
+    All(usize),
+    /// This many bytes were accepted, as many as there was room for.
+    Full(usize),
     /// This many bytes were accepted, and there may be room for more.
     Part(usize),
     /// The stream has failed.
@@ -184,7 +205,7 @@ pub struct Turn<B> {
     queues: [VecDeque<ConnId>; 3],
     /// Connections whose deadline has passed, each with the bytes to read before it counts.
     expiring: VecDeque<(ConnId, usize)>,
-    /// Connections that may be written on, and no event or effect will say so.
+    /// Busy connections to write.
     unwritten: VecDeque<ConnId>,
     /// Effects were left over.
     is_behind: bool,
@@ -214,12 +235,20 @@ impl<B> Turn<B> {
 
     /// Steps 4 to 8, all at the instant `now`.
     pub fn run<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
-        // 4. What was left over: more input would only make it longer.
+        // 4. What was left over.
         if self.apply_effects(transport, now) {
             // 5. Accept.
             self.accept(transport, now);
-            // 6. Serve; 7. within a pass and after it, write.
-            self.serve(transport, now);
+            // 6. Serve those that need little; 7. the busy ones, if what they caused is written.
+            let begun = transport.clock();
+            self.serve(transport, Class::Light, begun, now);
+            let begun = transport.clock();
+            if self.flush(transport, now) {
+                self.serve(transport, Class::Heavy, begun, now);
+                self.flush(transport, now);
+            }
+            let begun = transport.clock();
+            self.serve(transport, Class::Handshake, begun, now);
             self.apply_effects(transport, now);
         }
         // 8. Timers, after the bytes that have arrived.
@@ -245,36 +274,6 @@ impl<B> Turn<B> {
         }
     }
 
-    /// A connection has room for output.
-    pub fn on_writable<T: Transport<Buffers = B>>(
-        &mut self,
-        transport: &mut T,
-        id: ConnId,
-        now: Instant,
-    ) {
-        for _ in 0..RECORDS_PER_WRITE {
-            if transport.readiness(id).is_none() {
-                return;
-            }
-            let before = transport.buffered(id);
-            let written = transport.write(id, &mut self.buffers);
-            let buffered = transport.buffered(id);
-            if buffered != before {
-                transport.core().handle(Input::Buffered(id, buffered), now);
-            }
-            match written {
-                Written::Nothing => return,
-                // After a short write the stream is full: new room is a new event.
-                Written::Bytes(count) => {
-                    return transport.core().handle(Input::Written(id, count), now);
-                }
-                Written::Part(count) => transport.core().handle(Input::Written(id, count), now),
-                Written::Broken => return transport.core().handle(Input::Disconnected(id), now),
-            }
-        }
-        self.unwritten.push_back(id);
-    }
-
     fn accept<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
         let begun = transport.clock();
         while let Some((peer, kind)) = transport.accept(now) {
@@ -293,41 +292,42 @@ impl<B> Turn<B> {
         }
     }
 
-    /// Serves each connection that was queued when the turn began, as far as the time goes.
-    fn serve<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
+    /// Serves each connection that was queued when the turn began, as far as the time since
+    /// `begun` goes.
+    fn serve<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        class: Class,
+        begun: Instant,
+        now: Instant,
+    ) {
         let mut unsent = 0;
-        for class in CLASSES {
-            if self.queues[class as usize].is_empty() {
-                continue;
-            }
-            if class != Class::Light {
+        let mut last = begun;
+        for _ in 0..self.queues[class as usize].len() {
+            if unsent >= BYTES_PER_PASS {
                 unsent = 0;
-                self.apply_effects(transport, now);
+                if !self.flush(transport, now) {
+                    return;
+                }
+                last = transport.clock();
             }
-            let begun = transport.clock();
-            let mut last = begun;
-            for _ in 0..self.queues[class as usize].len() {
-                if unsent >= BYTES_PER_PASS {
-                    unsent = 0;
-                    self.apply_effects(transport, now);
-                    last = transport.clock();
-                }
-                let Some(id) = self.queues[class as usize].pop_front() else { break };
-                let Some(readiness) = transport.readiness(id) else { continue };
-                readiness.is_queued = false;
-                let is_read = !readiness.has_kept;
-                let count = self.slice(transport, id, now);
-                unsent += count;
-                let clock = transport.clock();
-                if let Some(readiness) = transport.readiness(id) {
-                    let most = if is_read { TIME_PER_BYTE * count as u32 } else { Duration::MAX };
-                    readiness.usage.add(clock.since(last).min(most), now);
-                }
-                self.queue(transport, id, now);
-                last = clock;
-                if clock.since(begun) >= class.time() {
-                    break;
-                }
+            let Some(id) = self.queues[class as usize].pop_front() else { break };
+            let Some(readiness) = transport.readiness(id) else { continue };
+            readiness.flags.remove(Flags::QUEUED);
+            let is_read = !readiness.flags.contains(Flags::KEPT);
+            // Requests and handshakes have limits of their own, and say nothing of what follows.
+            let is_counted = !transport.core().is_request(id);
+            let count = self.slice(transport, id, now);
+            unsent += count;
+            let clock = transport.clock();
+            if is_counted && let Some(readiness) = transport.readiness(id) {
+                let most = if is_read { TIME_PER_BYTE * count as u32 } else { Duration::MAX };
+                readiness.usage.add(clock.since(last).min(most), clock, now);
+            }
+            self.queue(transport, id, now);
+            last = clock;
+            if clock.since(begun) >= class.time() {
+                break;
             }
         }
     }
@@ -341,7 +341,7 @@ impl<B> Turn<B> {
         now: Instant,
     ) -> usize {
         let Some(readiness) = transport.readiness(id) else { return 0 };
-        if !std::mem::take(&mut readiness.has_kept) {
+        if !readiness.take(Flags::KEPT) {
             return self.read_once(transport, id, now);
         }
         transport.core().handle(Input::Continue(id), now);
@@ -359,7 +359,8 @@ impl<B> Turn<B> {
         let Some(readiness) = transport.readiness(id) else { return 0 };
         if !is_reading {
             // Backpressure: the input stays in the kernel until Effect::Resume.
-            readiness.has_unwanted |= std::mem::take(&mut readiness.is_readable);
+            let is_readable = std::mem::take(&mut readiness.is_readable);
+            readiness.flags |= if is_readable { Flags::UNWANTED } else { Flags::empty() };
             let end = readiness.end;
             let input = match end {
                 PeerEnd::Open => return 0,
@@ -409,7 +410,8 @@ impl<B> Turn<B> {
             let Some((id, unread)) = self.expiring.pop_front() else { return };
             let is_reading = transport.core().is_reading(id);
             let Some(readiness) = transport.readiness(id) else { continue };
-            let is_more = readiness.has_kept || unread > 0 && is_reading;
+            let is_kept = readiness.flags.contains(Flags::KEPT);
+            let is_more = is_kept || unread > 0 && is_reading;
             if is_more {
                 // Poll may not have returned the event for this input yet.
                 readiness.is_readable = true;
@@ -423,70 +425,13 @@ impl<B> Turn<B> {
         }
     }
 
-    /// Carries out effects; returns whether those were all.
-    fn apply_effects<T: Transport<Buffers = B>>(
-        &mut self,
-        transport: &mut T,
-        now: Instant,
-    ) -> bool {
-        let begun = transport.clock();
-        for count in 1.. {
-            if let Some(effect) = transport.core().poll_effect() {
-                self.apply(transport, effect, now);
-            } else if let Some(id) = self.unwritten.pop_front() {
-                self.on_writable(transport, id, now);
-            } else {
-                break;
-            }
-            let is_read = usize::is_multiple_of(count, EFFECTS_PER_READING);
-            if is_read && transport.clock().since(begun) >= EFFECT_TIME {
-                self.is_behind = true;
-                return false;
-            }
-        }
-        self.is_behind = false;
-        true
-    }
-
-    fn apply<T: Transport<Buffers = B>>(
-        &mut self,
-        transport: &mut T,
-        effect: Effect,
-        now: Instant,
-    ) {
-        match effect {
-            Effect::Transmit(id) => self.on_writable(transport, id, now),
-            Effect::Resume(id) => {
-                if let Some(readiness) = transport.readiness(id) {
-                    readiness.is_readable |= std::mem::take(&mut readiness.has_unwanted);
-                }
-                self.queue(transport, id, now);
-            }
-            Effect::Continue(id) => {
-                if let Some(readiness) = transport.readiness(id) {
-                    readiness.has_kept = true;
-                }
-                self.queue(transport, id, now);
-            }
-            // No request can be in an unfinished handshake, which would cost the most.
-            Effect::ReadThenExpire(id) if transport.is_handshaking(id) => {
-                transport.core().handle(Input::Disconnected(id), now);
-            }
-            Effect::ReadThenExpire(id) => {
-                let unread = transport.unread(id).min(READ_TO_END_MAX);
-                self.expiring.push_back((id, unread));
-            }
-            Effect::HalfClose(id) => transport.half_close(id, &mut self.buffers),
-            Effect::Disconnect(id) => transport.disconnect(id, &mut self.buffers),
-        }
-    }
-
     /// Adds a connection that has input to the queue of its class.
     fn queue<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId, now: Instant) {
         let is_handshaking = transport.is_handshaking(id);
         let Some(readiness) = transport.readiness(id) else { return };
-        let has_input = readiness.is_readable || readiness.has_kept;
-        if has_input && !std::mem::replace(&mut readiness.is_queued, true) {
+        let has_input = readiness.is_readable || readiness.flags.contains(Flags::KEPT);
+        if has_input && !readiness.flags.contains(Flags::QUEUED) {
+            readiness.flags.insert(Flags::QUEUED);
             let class = match (is_handshaking, readiness.usage.is_light(now)) {
                 (true, _) => Class::Handshake,
                 (false, true) => Class::Light,

@@ -278,7 +278,7 @@ impl World {
                 turn.on_readable(self, self.peers[index].id, end, self.now);
             }
             for index in std::mem::take(&mut self.writable) {
-                turn.on_writable(self, self.peers[index].id, self.now);
+                turn.on_writable(self, self.peers[index].id);
             }
             turn.run(self, self.now);
             let next = self.relay.next_deadline();
@@ -385,6 +385,10 @@ impl Core for World {
         self.relay.is_reading(id)
     }
 
+    fn is_request(&self, id: ConnId) -> bool {
+        self.relay.is_request(id)
+    }
+
     fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.relay.outgoing(id)
     }
@@ -485,7 +489,7 @@ impl Transport for World {
                 self.readable.push(index);
             }
         }
-        Written::Bytes(count)
+        if count == bytes.len() { Written::All(count) } else { Written::Full(count) }
     }
 
     fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {

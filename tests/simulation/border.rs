@@ -63,6 +63,10 @@ impl Core for World {
         self.relay.is_reading(id)
     }
 
+    fn is_request(&self, id: ConnId) -> bool {
+        self.relay.is_request(id)
+    }
+
     fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.relay.outgoing(id)
     }

@@ -1,7 +1,7 @@
 //! Cost model: the virtual time that each call, frame and byte takes, and what follows from it
 //! for turns.
 //!
-//! Owns the time that a turn has taken so far, and since which turn each connection waits. While
+//! Owns the time that a turn has taken so far, and since when each connection waits. While
 //! it is off, a turn takes no time. Decides nothing.
 //!
 //! The costs are rounded up from those measured on a machine with two slow cores, and those of
@@ -24,6 +24,8 @@ const DISCONNECT: Duration = Duration::from_micros(10);
 /// A call for timers, and each that fires, if there are more than it should handle.
 const TIMERS: Duration = Duration::from_millis(1);
 const TIMER: Duration = Duration::from_micros(4);
+/// A request with its answer and its log line, where nothing of it is in the cache.
+const REQUEST: Duration = Duration::from_micros(100);
 const FRAME: Duration = Duration::from_nanos(1_150);
 const BYTE: Duration = Duration::from_nanos(2);
 
@@ -32,14 +34,15 @@ const BYTE: Duration = Duration::from_nanos(2);
 pub(crate) struct Cost {
     pub(crate) is_on: bool,
     spent: Duration,
-    turns: u64,
+    /// The time that all turns before took.
+    before: Duration,
     /// What each connection has sent and the relay has not handled.
     unhandled: HashMap<u64, Unhandled>,
-    /// Since which turn each connection waits to be served.
-    waiting: HashMap<u64, u64>,
-    /// The longest turn, and the largest number of turns that a connection waited.
+    /// Since when, by `before`, each connection waits to be served.
+    waiting: HashMap<u64, Duration>,
+    /// The longest turn, and the longest time of turns that a connection waited.
     pub(crate) longest: Duration,
-    pub(crate) waited: u64,
+    pub(crate) waited: Duration,
 }
 
 impl Cost {
@@ -70,7 +73,7 @@ impl Cost {
     /// A connection has input, which its event or an effect says.
     pub(crate) fn on_ready(&mut self, id: ConnId) {
         if self.is_on {
-            self.waiting.entry(id.to_bits()).or_insert(self.turns);
+            self.waiting.entry(id.to_bits()).or_insert(self.before);
         }
     }
 
@@ -111,8 +114,8 @@ impl Cost {
     fn on_handled(&mut self, id: ConnId, kept: usize) {
         let Some(unhandled) = self.unhandled.get_mut(&id.to_bits()) else { return };
         let count = unhandled.bytes.len().saturating_sub(kept);
-        let frames = unhandled.take(count);
-        self.spend(FRAME * frames + BYTE * count as u32);
+        let (requests, frames) = unhandled.take(count);
+        self.spend(REQUEST * requests + FRAME * frames + BYTE * count as u32);
     }
 
     /// The turn is over; returns the time that it took.
@@ -120,12 +123,12 @@ impl Cost {
         if !self.is_on {
             return Duration::ZERO;
         }
-        self.turns += 1;
         let spent = std::mem::take(&mut self.spent);
+        self.before += spent;
         self.longest = self.longest.max(spent);
         assert!(spent <= TURN_MAX, "a turn takes {spent:?}");
-        let longest = self.waiting.values().map(|since| self.turns - since).max();
-        self.waited = self.waited.max(longest.unwrap_or(0));
+        let longest = self.waiting.values().map(|since| self.before - *since).max();
+        self.waited = self.waited.max(longest.unwrap_or_default());
         spent
     }
 }
@@ -141,9 +144,9 @@ struct Unhandled {
 }
 
 impl Unhandled {
-    /// Takes bytes out; returns how many frames began in them.
-    fn take(&mut self, mut count: usize) -> u32 {
-        let mut frames = 0;
+    /// Takes bytes out; returns how many requests ended and how many frames began in them.
+    fn take(&mut self, mut count: usize) -> (u32, u32) {
+        let (mut requests, mut frames) = (0, 0);
         while count > 0 {
             let skipped = count.min(self.within);
             self.bytes.drain(..skipped);
@@ -155,6 +158,7 @@ impl Unhandled {
                     // The head; no frame begins like that.
                     if self.header.ends_with(b"\r\n\r\n") {
                         self.header.clear();
+                        requests += 1;
                     }
                 } else if let Some(left) = self.left() {
                     self.header.clear();
@@ -163,7 +167,7 @@ impl Unhandled {
                 }
             }
         }
-        frames
+        (requests, frames)
     }
 
     /// The length of the rest of the frame, mask included, if the header says it.

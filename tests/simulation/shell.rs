@@ -128,7 +128,7 @@ impl World {
             turn.on_readable(self, id, end, self.now);
         }
         for peer in std::mem::take(&mut self.writable) {
-            turn.on_writable(self, self.peers[peer].id, self.now);
+            turn.on_writable(self, self.peers[peer].id);
         }
         turn.run(self, self.now);
         let spent = self.cost.end_turn();
@@ -211,15 +211,18 @@ impl World {
     fn write_records(&mut self, index: usize, outgoing: &[u8]) -> Option<Written> {
         let is_slow = !self.peers[index].tls.unsent().is_empty();
         if !self.flush(index, outgoing.len())? {
-            return Some(Written::Bytes(0));
+            return Some(Written::Full(0));
         }
         if self.peers[index].tls.is_broken() {
             return None;
         }
         let count = self.peers[index].tls.seal(outgoing, is_slow);
         let is_all = self.flush(index, outgoing.len() - count)?;
-        let is_part = is_all && count > 0 && count < outgoing.len();
-        Some(if is_part { Written::Part(count) } else { Written::Bytes(count) })
+        Some(match is_all {
+            true if count == outgoing.len() => Written::All(count),
+            true if count > 0 => Written::Part(count),
+            _ => Written::Full(count),
+        })
     }
 
     /// FIN is on the link.
@@ -362,7 +365,10 @@ impl Transport for World {
         }
         let written = match tls.is_on() {
             true => self.write_records(index, &outgoing),
-            false => self.put(index, &outgoing, 0).map(Written::Bytes),
+            false => self.put(index, &outgoing, 0).map(|count| match count == outgoing.len() {
+                true => Written::All(count),
+                false => Written::Full(count),
+            }),
         };
         self.cost.on_write(outgoing.len());
         written.unwrap_or(Written::Broken)

@@ -57,9 +57,11 @@ pub struct Restored {
 }
 
 impl Server<Relay> {
-    /// All that a hand-over moves; `None` while effects are left over from a turn. The server
-    /// is as it was.
+    /// All that a hand-over moves; `None` while effects are left over from a turn. What waits
+    /// for busy connections to be written is written before; else the server is as it was.
     pub fn save(&mut self) -> Option<Saved<'_>> {
+        let now = self.tcp.clock.now();
+        self.turn.write_all(&mut self.tcp, now);
         let (relay, turn) = (self.tcp.core.save()?, self.turn.save()?);
         let ids = relay.connections.entries.iter().map(|it| ConnId::new(it.index, it.generation));
         let ids: Vec<ConnId> = ids.collect();

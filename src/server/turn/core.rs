@@ -34,6 +34,9 @@ pub trait Core {
     /// Whether the connection's input is wanted now.
     fn is_reading(&self, id: ConnId) -> bool;
 
+    /// Whether the connection has not been upgraded or refused yet.
+    fn is_request(&self, id: ConnId) -> bool;
+
     /// What to write to the connection next, in this order, in one call.
     fn outgoing(&self, id: ConnId) -> Slices<'_>;
 
@@ -74,6 +77,10 @@ impl Core for Relay {
 
     fn is_reading(&self, id: ConnId) -> bool {
         self.is_reading(id)
+    }
+
+    fn is_request(&self, id: ConnId) -> bool {
+        self.is_request(id)
     }
 
     fn outgoing(&self, id: ConnId) -> Slices<'_> {

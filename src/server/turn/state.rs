@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{PeerEnd, Readiness, Turn, Usage};
+use super::{Flags, PeerEnd, Readiness, Turn, Usage};
 use crate::relay::ConnId;
 use crate::state::v1;
 
@@ -46,14 +46,20 @@ impl Readiness {
     /// As plain values.
     #[must_use]
     pub fn save(&self) -> v1::Readiness {
-        let Self { is_readable, end, has_unwanted, has_kept, is_queued, usage } = *self;
+        let Self { is_readable, end, flags, usage } = *self;
         let end = match end {
             PeerEnd::Open => 0,
             PeerEnd::Closed => 1,
             PeerEnd::Broken => 2,
         };
-        let usage = [usage.units, usage.epoch];
-        v1::Readiness { is_readable, end, has_unwanted, has_kept, is_queued, usage }
+        v1::Readiness {
+            is_readable,
+            end,
+            has_unwanted: flags.contains(Flags::UNWANTED),
+            has_kept: flags.contains(Flags::KEPT),
+            is_queued: flags.contains(Flags::QUEUED),
+            usage: usage.save(),
+        }
     }
 
     /// The readiness of which [`Self::save`] returned `saved`.
@@ -65,8 +71,11 @@ impl Readiness {
             1 => PeerEnd::Closed,
             _ => PeerEnd::Broken,
         };
-        let [units, epoch] = usage;
-        let usage = Usage { units, epoch };
-        Self { is_readable, end, has_unwanted, has_kept, is_queued, usage }
+        // Whether it is full is not saved: the next event tells.
+        let mut flags = Flags::FULL;
+        flags.set(Flags::UNWANTED, has_unwanted);
+        flags.set(Flags::KEPT, has_kept);
+        flags.set(Flags::QUEUED, is_queued);
+        Self { is_readable, end, flags, usage: Usage::restore(usage) }
     }
 }

@@ -1,0 +1,198 @@
+//! Output: carries out effects and writes to connections.
+//!
+//! Owns the queue of busy connections to write. Must not know what is written.
+//!
+//! 1. The effects of one connection are carried out in their order. A write of a busy connection
+//!    waits for those of the others; it is done before the connection ends.
+//! 2. A connection is in the queue once at most ([`Flags::UNWRITTEN`]).
+
+use std::time::Duration;
+
+use super::class::BUSY_TIME;
+use super::{Core, Flags, Transport, Turn, Written};
+use crate::relay::{ConnId, Effect, Input};
+use crate::time::Instant;
+
+/// The time for effects at once. What is left over is done first in the next turn, before more
+/// is read.
+const EFFECT_TIME: Duration = Duration::from_millis(2);
+/// Effects between two readings of the clock, which takes as long as a tenth of a write.
+const EFFECTS_PER_READING: usize = 8;
+/// The most that one connection is written in one call, in records of TLS: some 0.1 ms.
+const RECORDS_PER_WRITE: usize = 4;
+/// The maximum of bytes read from a peer before its deadline counts. The listeners bound the
+/// kernel's receive buffer far below it.
+const READ_TO_END_MAX: usize = 8 * 1024 * 1024;
+
+impl<B> Turn<B> {
+    /// A connection has an event for room. Most have it with every input, and wait for none; one
+    /// that does is a busy one, for now.
+    pub fn on_writable<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId) {
+        let Some(readiness) = transport.readiness(id) else { return };
+        if readiness.flags.contains(Flags::FULL) || transport.buffered(id).unsent > 0 {
+            self.write_later(transport, id);
+        }
+    }
+
+    /// Carries out effects and all writes; returns whether those were all.
+    pub(super) fn flush<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        now: Instant,
+    ) -> bool {
+        let begun = transport.clock();
+        self.apply_effects(transport, now) && self.write_busy(transport, begun, now)
+    }
+
+    /// Writes to busy connections, however long it takes, so that nothing is half done; what
+    /// is written once is not written again.
+    pub fn write_all<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
+        for _ in 0..self.unwritten.len() {
+            let begun = transport.clock();
+            self.write_busy(transport, begun, now);
+        }
+    }
+
+    /// Writes to busy connections for at most [`BUSY_TIME`] since `begun`, but to one at least;
+    /// returns whether those were all.
+    pub(super) fn write_busy<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        begun: Instant,
+        now: Instant,
+    ) -> bool {
+        while let Some(id) = self.unwritten.pop_front() {
+            let Some(readiness) = transport.readiness(id) else { continue };
+            if readiness.flags.contains(Flags::UNWRITTEN) {
+                self.write(transport, id, now);
+                if transport.clock().since(begun) >= BUSY_TIME {
+                    break;
+                }
+            }
+        }
+        self.apply_effects(transport, now) && self.unwritten.is_empty()
+    }
+
+    /// Carries out effects; returns whether those were all, but for busy connections to write.
+    pub(super) fn apply_effects<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        now: Instant,
+    ) -> bool {
+        let begun = transport.clock();
+        let mut count: usize = 0;
+        self.is_behind = false;
+        while let Some(effect) = transport.core().poll_effect() {
+            self.apply(transport, effect, now);
+            count += 1;
+            let is_read = count.is_multiple_of(EFFECTS_PER_READING);
+            if is_read && transport.clock().since(begun) >= EFFECT_TIME {
+                self.is_behind = true;
+                break;
+            }
+        }
+        !self.is_behind
+    }
+
+    fn apply<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        effect: Effect,
+        now: Instant,
+    ) {
+        match effect {
+            Effect::Transmit(id) => self.transmit(transport, id, now),
+            Effect::Resume(id) => {
+                if let Some(readiness) = transport.readiness(id) {
+                    readiness.is_readable |= readiness.take(Flags::UNWANTED);
+                }
+                self.queue(transport, id, now);
+            }
+            Effect::Continue(id) => {
+                if let Some(readiness) = transport.readiness(id) {
+                    readiness.flags.insert(Flags::KEPT);
+                }
+                self.queue(transport, id, now);
+            }
+            // No request can be in an unfinished handshake, which would cost the most.
+            Effect::ReadThenExpire(id) if transport.is_handshaking(id) => {
+                transport.core().handle(Input::Disconnected(id), now);
+            }
+            Effect::ReadThenExpire(id) => {
+                let unread = transport.unread(id).min(READ_TO_END_MAX);
+                self.expiring.push_back((id, unread));
+            }
+            Effect::HalfClose(id) => {
+                self.write_first(transport, id, now);
+                transport.half_close(id, &mut self.buffers);
+            }
+            Effect::Disconnect(id) => {
+                self.write_first(transport, id, now);
+                transport.disconnect(id, &mut self.buffers);
+            }
+        }
+    }
+
+    /// Writes to a connection now, or after the others if it is busy.
+    fn transmit<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId, now: Instant) {
+        let Some(readiness) = transport.readiness(id) else { return };
+        if readiness.usage.is_light(now) {
+            self.write(transport, id, now);
+        } else {
+            self.write_later(transport, id);
+        }
+    }
+
+    fn write_later<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId) {
+        if let Some(readiness) = transport.readiness(id)
+            && !readiness.flags.contains(Flags::UNWRITTEN)
+        {
+            readiness.flags.insert(Flags::UNWRITTEN);
+            self.unwritten.push_back(id);
+        }
+    }
+
+    /// What comes next is about a connection whose last bytes may be waiting.
+    fn write_first<T: Transport<Buffers = B>>(
+        &mut self,
+        transport: &mut T,
+        id: ConnId,
+        now: Instant,
+    ) {
+        if transport.readiness(id).is_some_and(|it| it.flags.contains(Flags::UNWRITTEN)) {
+            self.write(transport, id, now);
+        }
+    }
+
+    fn write<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId, now: Instant) {
+        if let Some(readiness) = transport.readiness(id) {
+            readiness.flags.remove(Flags::UNWRITTEN);
+        }
+        for _ in 0..RECORDS_PER_WRITE {
+            let before = transport.buffered(id);
+            let written = transport.write(id, &mut self.buffers);
+            let buffered = transport.buffered(id);
+            if buffered != before {
+                transport.core().handle(Input::Buffered(id, buffered), now);
+            }
+            let (count, is_full) = match written {
+                Written::Nothing => (0, false),
+                Written::All(count) | Written::Part(count) => (count, false),
+                // New room is a new event.
+                Written::Full(count) => (count, true),
+                Written::Broken => return transport.core().handle(Input::Disconnected(id), now),
+            };
+            if let Some(readiness) = transport.readiness(id) {
+                readiness.flags.set(Flags::FULL, is_full);
+                readiness.usage.add_write(count, now);
+            }
+            if written != Written::Nothing {
+                transport.core().handle(Input::Written(id, count), now);
+            }
+            if !matches!(written, Written::Part(_)) {
+                return;
+            }
+        }
+        self.write_later(transport, id);
+    }
+}

@@ -93,13 +93,13 @@ impl Connections {
         for (id, entry) in entries {
             let is_queued = effects.binary_search_by_key(&(id.to_bits(), 0), |e| (e.0, e.1));
             assert_eq!(
-                entry.queued.has(Queued::TRANSMIT),
+                entry.queued.contains(Queued::TRANSMIT),
                 is_queued.is_ok(),
                 "A9: transmit of {id:?}"
             );
             let is_queued = effects.binary_search_by_key(&(id.to_bits(), 4), |e| (e.0, e.1));
             assert_eq!(
-                entry.queued.has(Queued::CONTINUE),
+                entry.queued.contains(Queued::CONTINUE),
                 is_queued.is_ok(),
                 "A9: input of {id:?}"
             );

@@ -8,6 +8,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use bitflags::bitflags;
+
 use super::clients::Client;
 use super::traffic::Traffic;
 use crate::protocol::connection::{Connection, ConnectionSummary};
@@ -64,28 +66,22 @@ pub(super) enum Payer {
     Slot,
 }
 
-/// Kinds of effects that are queued for a connection, each at most once; in one byte.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Queued(u8);
+bitflags! {
+    /// Kinds of effects that are queued for a connection, each at most once.
+    #[derive(Clone, Copy, Debug, Default)]
+    pub(super) struct Queued: u8 {
+        const TRANSMIT = 1;
+        const EXPIRY = 2;
+        const CONTINUE = 4;
+    }
+}
 
 impl Queued {
-    pub(super) const TRANSMIT: u8 = 1;
-    pub(super) const EXPIRY: u8 = 2;
-    pub(super) const CONTINUE: u8 = 4;
-
     /// Adds a kind; returns whether it was missing.
-    pub(super) fn add(&mut self, kind: u8) -> bool {
-        let is_new = !self.has(kind);
-        self.0 |= kind;
+    pub(super) fn add(&mut self, kind: Self) -> bool {
+        let is_new = !self.contains(kind);
+        self.insert(kind);
         is_new
-    }
-
-    pub(super) fn remove(&mut self, kind: u8) {
-        self.0 &= !kind;
-    }
-
-    pub(super) fn has(self, kind: u8) -> bool {
-        self.0 & kind != 0
     }
 }
 

@@ -214,7 +214,7 @@ impl Entry {
             },
             stage: self.stage_number(),
             is_limited: self.is_limited,
-            is_expiring: self.queued.has(Queued::EXPIRY),
+            is_expiring: self.queued.contains(Queued::EXPIRY),
             payer: payer.unwrap_or_default() as u8,
             slot: self.slot.to_bits(),
             traffic: [self.traffic.received.to_bits(), self.traffic.sent.to_bits()],

@@ -8,7 +8,7 @@
 
 use std::ops::Deref;
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 
 /// Maximum size of a piece, in bytes: what the kernel takes beyond the congestion window
 /// (`NOTSENT_LOWAT`).
@@ -36,8 +36,9 @@ impl Piece {
 
     /// An empty piece with room for [`CHUNK`] bytes.
     pub(super) fn whole() -> Self {
-        // The kernel bounds the number of mappings (`vm.max_map_count`).
-        MmapMut::map_anon(CHUNK).map_or_else(
+        // It is about to be filled: its pages come with the call, not by a page fault each. The
+        // kernel bounds the number of mappings (`vm.max_map_count`).
+        MmapOptions::new().len(CHUNK).populate().map_anon().map_or_else(
             |_| Self::short(CHUNK),
             |pages| Self { memory: Memory::Mapped(pages), len: 0 },
         )

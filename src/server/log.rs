@@ -40,10 +40,10 @@ pub use line::{KEYS, VALUE_MAX};
 pub const QUEUE_BYTES: usize = 1024 * 1024;
 
 /// A batch of this size is written without waiting for more lines.
-const BATCH_BYTES: usize = 256 * 1024;
+const BATCH_BYTES: usize = 64 * 1024;
 
 /// The capacity that an empty buffer keeps.
-const KEPT_BYTES: usize = 64 * 1024;
+const KEPT_BYTES: usize = 16 * 1024;
 
 /// How long a first line waits for others. Waking the thread costs the event loop more than
 /// a line does: in a burst of upgrades a third of all CPU time.

@@ -194,7 +194,7 @@ impl Transport for Crowd {
         if count == 0 { Written::Nothing } else { Written::All(count) }
     }
 
-    fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+    fn half_close(&mut self, id: ConnId, _is_over: bool, _buffer: &mut Vec<u8>) -> bool {
         panic!("no peer of this bench is closed: {id:?}");
     }
 

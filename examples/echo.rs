@@ -339,6 +339,10 @@ impl Core for Echo {
         self.connections.peek(id).is_some_and(Connection::is_head)
     }
 
+    fn has_closed(&self, id: ConnId) -> bool {
+        self.connections.peek(id).is_some_and(Connection::has_closed)
+    }
+
     fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.connections.peek(id).map_or_else(Slices::default, Connection::outgoing)
     }

@@ -16,6 +16,7 @@
 //! 3. The first close wins; nothing is queued after it.
 
 mod closing;
+mod deadlines;
 mod outcome;
 mod state;
 mod summary;
@@ -29,7 +30,7 @@ pub use self::state::Saved;
 pub use self::summary::ConnectionSummary;
 use self::summary::hundredths;
 use super::close::CloseCause;
-use super::heartbeat::{Heartbeat, HeartbeatAction, PongResult};
+use super::heartbeat::{Heartbeat, PongResult};
 use super::inbound::Inbound;
 use super::outbox::Outbox;
 use super::outbox_pool::OutboxPool;
@@ -201,6 +202,12 @@ impl Connection {
         if let State::Closing(closing) = &mut self.state {
             closing.peer_ended = true;
         }
+    }
+
+    /// Whether both close frames are sent.
+    #[must_use]
+    pub fn has_closed(&self) -> bool {
+        matches!(&self.state, State::Closing(Closing { answered: true, half_closed: true, .. }))
     }
 
     /// Whether the socket may be dropped: both directions have ended, or the peer has sent
@@ -413,61 +420,6 @@ impl Connection {
         closing.deadline = closing.deadline.min(now + timeouts.linger);
         closing.hasten(now, timeouts);
         true
-    }
-
-    // Time
-
-    /// When [`Self::handle_timeout`] has to be called next.
-    #[must_use]
-    pub fn deadline(&self, timeouts: &Timeouts) -> Instant {
-        let own = match &self.state {
-            State::Head { deadline }
-            | State::Waiting { deadline }
-            | State::Closing(Closing { deadline, .. }) => *deadline,
-            State::Open { heartbeat, .. } => heartbeat.deadline(!self.is_stopped(), timeouts),
-        };
-        own.min(self.message_deadline(timeouts)).min(self.write_deadline(timeouts))
-    }
-
-    /// What is due at `now`, one expiry per call.
-    pub fn handle_timeout(&mut self, now: Instant, timeouts: &Timeouts) -> Option<Expiry> {
-        let reading = !self.is_stopped();
-        let stuck = now >= self.write_deadline(timeouts);
-        let unfinished = now >= self.message_deadline(timeouts);
-        match &mut self.state {
-            State::Head { deadline } => (stuck || now >= *deadline).then_some(Expiry::Head),
-            State::Closing(closing) => {
-                (stuck || now >= closing.deadline).then_some(Expiry::Disconnect)
-            }
-            State::Waiting { .. } | State::Open { .. } if stuck => {
-                Some(Expiry::Close(CloseCause::WriteTimeout))
-            }
-            State::Waiting { deadline } => (now >= *deadline).then_some(Expiry::Claim),
-            State::Open { .. } if unfinished => Some(Expiry::Close(CloseCause::MessageTimeout)),
-            State::Open { heartbeat, .. } => {
-                match heartbeat.handle_timeout(now, reading, timeouts)? {
-                    HeartbeatAction::Ping(sequence) => Some(Expiry::Ping(sequence)),
-                    HeartbeatAction::Dead => Some(Expiry::Close(CloseCause::HeartbeatTimeout)),
-                }
-            }
-        }
-    }
-
-    /// Deadline of the incomplete message.
-    fn message_deadline(&self, timeouts: &Timeouts) -> Instant {
-        match (&self.state, &self.inbound) {
-            (State::Open { .. }, Some(inbound))
-                if inbound.paused.is_none() && !inbound.reassembly.is_empty() =>
-            {
-                inbound.since + timeouts.message
-            }
-            _ => Instant::NEVER,
-        }
-    }
-
-    /// Deadline for write progress.
-    fn write_deadline(&self, timeouts: &Timeouts) -> Instant {
-        self.outbox.as_ref().map_or(Instant::NEVER, |outbox| outbox.progress() + timeouts.write)
     }
 
     // Memory

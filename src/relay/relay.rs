@@ -216,6 +216,13 @@ impl Relay {
         self.connections.get(id).is_some_and(|entry| entry.connection().is_head())
     }
 
+    /// Whether both close frames of a WebSocket are sent: then its peer sends nothing more
+    /// (RFC 6455 §5.5.1).
+    #[must_use]
+    pub fn has_closed(&self, id: ConnId) -> bool {
+        self.connections.get(id).is_some_and(|entry| entry.connection().has_closed())
+    }
+
     /// What to write to the connection next, in this order, in one call; where much is queued,
     /// its first bytes.
     #[must_use]

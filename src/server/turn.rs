@@ -112,8 +112,9 @@ pub trait Transport {
     /// Writes what the core has queued for the connection, in one call.
     fn write(&mut self, id: ConnId, buffers: &mut Self::Buffers) -> Written;
 
-    /// Sends FIN after everything written.
-    fn half_close(&mut self, id: ConnId, buffers: &mut Self::Buffers);
+    /// Sends FIN after everything written. If the peer sends nothing more (`is_over`), this may
+    /// be left to [`Self::disconnect`]; returns whether it is.
+    fn half_close(&mut self, id: ConnId, is_over: bool, buffers: &mut Self::Buffers) -> bool;
 
     /// Closes the stream and forgets it.
     fn disconnect(&mut self, id: ConnId, buffers: &mut Self::Buffers);

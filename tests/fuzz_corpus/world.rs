@@ -389,6 +389,10 @@ impl Core for World {
         self.relay.is_request(id)
     }
 
+    fn has_closed(&self, id: ConnId) -> bool {
+        self.relay.has_closed(id)
+    }
+
     fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.relay.outgoing(id)
     }
@@ -492,7 +496,7 @@ impl Transport for World {
         if count == bytes.len() { Written::All(count) } else { Written::Full(count) }
     }
 
-    fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+    fn half_close(&mut self, id: ConnId, is_over: bool, _buffer: &mut Vec<u8>) -> bool {
         if let Some(index) = self.find(id) {
             let peer = &mut self.peers[index];
             assert!(!peer.is_half_closed, "half-closed twice");
@@ -500,6 +504,7 @@ impl Transport for World {
             peer.is_half_closed = true;
             assert_eq!(peer.status == Some(101), peer.close.is_some());
         }
+        is_over
     }
 
     fn disconnect(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {

@@ -67,6 +67,10 @@ impl Core for World {
         self.relay.is_request(id)
     }
 
+    fn has_closed(&self, id: ConnId) -> bool {
+        self.relay.has_closed(id)
+    }
+
     fn outgoing(&self, id: ConnId) -> Slices<'_> {
         self.relay.outgoing(id)
     }

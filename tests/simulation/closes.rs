@@ -3,7 +3,10 @@
 //! The codec of every peer checks that there is never a second one, and nothing after the
 //! first.
 
+use pyrycode_relay::config::READ_SIZE;
 use pyrycode_relay::time::TICK;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use crate::peer::Seen;
 use crate::wire;
@@ -29,6 +32,30 @@ fn a_valid_close_is_echoed_and_an_empty_one_empty() {
         }
         assert_eq!((world.relay.slots(), world.relay.live()), (1, (0, 0)));
         world.finish();
+    }
+}
+
+/// The peer has sent its last frame, and everything that it sent is read: nothing is left to wait
+/// for. TLS waits for the end of the peer's, and so does a relay that has more to read.
+#[test]
+fn a_peer_that_closes_first_is_not_waited_for() {
+    for has_tls in [false, true] {
+        for has_more in [false, true] {
+            let mut world = World::new();
+            world.tls_keys = has_tls.then(|| StdRng::seed_from_u64(1));
+            let binary = world.binary("home");
+            world.peer_mut(binary).habits.hangs_up = false;
+            let mut bytes = wire::frame(wire::CLOSE, &1000_u16.to_be_bytes());
+            if has_more {
+                bytes.resize(READ_SIZE + 1, 0);
+            }
+            world.send(binary, &bytes);
+            assert_eq!(world.heard(binary), closed(1000, ""));
+            let is_gone = world.is_gone(binary);
+            assert_eq!(is_gone, !has_tls && !has_more, "TLS {has_tls}, more {has_more}");
+            world.pass(secs(1));
+            assert!(world.is_gone(binary));
+        }
     }
 }
 

@@ -374,20 +374,23 @@ impl Transport for World {
         written.unwrap_or(Written::Broken)
     }
 
-    fn half_close(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {
+    fn half_close(&mut self, id: ConnId, is_over: bool, _buffer: &mut Vec<u8>) -> bool {
         let peer = self.find(id).expect("half-closes a connection that is there");
         assert!(self.peers[peer].tls.unsent().is_empty(), "(4) FIN ahead of what TLS holds");
         self.peers[peer].on_half_close();
         if self.faults.half_close() {
             // The next read reports the cause of an error here.
-            return self.break_link(peer);
+            self.break_link(peer);
+            return false;
         }
         if !self.peers[peer].tls.is_on() {
-            return self.end(peer);
+            self.end(peer);
+            return is_over;
         }
         self.peers[peer].tls.seal_end();
         // An error is found by the next read.
         let _ = self.flush(peer, 0);
+        false
     }
 
     fn disconnect(&mut self, id: ConnId, _buffer: &mut Vec<u8>) {

@@ -185,10 +185,15 @@ impl<C: Core> Transport for Tcp<C> {
         }
     }
 
-    fn half_close(&mut self, id: ConnId, buffers: &mut Buffers) {
-        if let Some(socket) = self.sockets.find(id) {
+    fn half_close(&mut self, id: ConnId, is_over: bool, buffers: &mut Buffers) -> bool {
+        let Some(socket) = self.sockets.find(id) else { return false };
+        // TLS is owed the peer's close_notify: closing the stream before would reset it. Nor
+        // does closing send FIN while another process has a copy.
+        let is_closed_next = is_over && !socket.has_tls() && !self.is_shared;
+        if !is_closed_next {
             socket.half_close(buffers);
         }
+        is_closed_next
     }
 
     fn disconnect(&mut self, id: ConnId, buffers: &mut Buffers) {

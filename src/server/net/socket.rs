@@ -285,6 +285,11 @@ impl Socket {
         sealed.map_err(io::Error::other)
     }
 
+    /// Whether TLS protects the stream.
+    pub(in crate::server) fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Whether the next input may cost public-key cryptography.
     pub(in crate::server) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|session| session.is_handshaking())

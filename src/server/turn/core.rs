@@ -37,6 +37,9 @@ pub trait Core {
     /// Whether the connection has not been upgraded or refused yet.
     fn is_request(&self, id: ConnId) -> bool;
 
+    /// Whether both close frames of a WebSocket are sent: then its peer sends nothing more.
+    fn has_closed(&self, id: ConnId) -> bool;
+
     /// What to write to the connection next, in this order, in one call.
     fn outgoing(&self, id: ConnId) -> Slices<'_>;
 
@@ -81,6 +84,10 @@ impl Core for Relay {
 
     fn is_request(&self, id: ConnId) -> bool {
         self.is_request(id)
+    }
+
+    fn has_closed(&self, id: ConnId) -> bool {
+        self.has_closed(id)
     }
 
     fn outgoing(&self, id: ConnId) -> Slices<'_> {

@@ -124,7 +124,11 @@ impl<B> Turn<B> {
             }
             Effect::HalfClose(id) => {
                 self.write_first(transport, id, now);
-                transport.half_close(id, &mut self.buffers);
+                let is_read = transport.readiness(id).is_some_and(|it| !it.is_readable);
+                let is_over = is_read && transport.core().has_closed(id);
+                if transport.half_close(id, is_over, &mut self.buffers) {
+                    transport.core().handle(Input::End(id), now);
+                }
             }
             Effect::Disconnect(id) => {
                 self.write_first(transport, id, now);

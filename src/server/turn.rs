@@ -241,15 +241,12 @@ impl<B> Turn<B> {
             // 5. Accept.
             self.accept(transport, now);
             // 6. Serve those that need little; 7. the busy ones, if what they caused is written.
-            let begun = transport.clock();
-            self.serve(transport, Class::Light, begun, now);
-            let begun = transport.clock();
+            self.serve(transport, Class::Light, now);
             if self.flush(transport, now) {
-                self.serve(transport, Class::Heavy, begun, now);
+                self.serve(transport, Class::Heavy, now);
                 self.flush(transport, now);
             }
-            let begun = transport.clock();
-            self.serve(transport, Class::Handshake, begun, now);
+            self.serve(transport, Class::Handshake, now);
             self.apply_effects(transport, now);
         }
         // 8. Timers, after the bytes that have arrived.
@@ -293,17 +290,13 @@ impl<B> Turn<B> {
         }
     }
 
-    /// Serves each connection that was queued when the turn began, as far as the time since
-    /// `begun` goes.
-    fn serve<T: Transport<Buffers = B>>(
-        &mut self,
-        transport: &mut T,
-        class: Class,
-        begun: Instant,
-        now: Instant,
-    ) {
-        let mut unsent = 0;
-        let mut last = begun;
+    /// Serves each connection that was queued when the turn began, as far as the time goes.
+    fn serve<T: Transport<Buffers = B>>(&mut self, transport: &mut T, class: Class, now: Instant) {
+        if self.queues[class as usize].is_empty() {
+            return;
+        }
+        let begun = transport.clock();
+        let (mut last, mut unsent) = (begun, 0);
         for _ in 0..self.queues[class as usize].len() {
             if unsent >= BYTES_PER_PASS {
                 unsent = 0;

@@ -40,27 +40,24 @@ impl<B> Turn<B> {
         transport: &mut T,
         now: Instant,
     ) -> bool {
-        let begun = transport.clock();
-        self.apply_effects(transport, now) && self.write_busy(transport, begun, now)
+        self.apply_effects(transport, now) && self.write_busy(transport, now)
     }
 
     /// Writes to busy connections, however long it takes, so that nothing is half done; what
     /// is written once is not written again.
     pub fn write_all<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
         for _ in 0..self.unwritten.len() {
-            let begun = transport.clock();
-            self.write_busy(transport, begun, now);
+            self.write_busy(transport, now);
         }
     }
 
-    /// Writes to busy connections for at most [`BUSY_TIME`] since `begun`, but to one at least;
-    /// returns whether those were all.
-    pub(super) fn write_busy<T: Transport<Buffers = B>>(
-        &mut self,
-        transport: &mut T,
-        begun: Instant,
-        now: Instant,
-    ) -> bool {
+    /// Writes to busy connections for at most [`BUSY_TIME`], but to one at least; returns whether
+    /// those were all.
+    fn write_busy<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) -> bool {
+        if self.unwritten.is_empty() {
+            return true;
+        }
+        let begun = transport.clock();
         while let Some(id) = self.unwritten.pop_front() {
             let Some(readiness) = transport.readiness(id) else { continue };
             if readiness.flags.contains(Flags::UNWRITTEN) {
@@ -79,16 +76,17 @@ impl<B> Turn<B> {
         transport: &mut T,
         now: Instant,
     ) -> bool {
-        let begun = transport.clock();
-        let mut count: usize = 0;
+        let (mut begun, mut count) = (None, 0_usize);
         self.is_behind = false;
         while let Some(effect) = transport.core().poll_effect() {
             self.apply(transport, effect, now);
             count += 1;
-            let is_read = count.is_multiple_of(EFFECTS_PER_READING);
-            if is_read && transport.clock().since(begun) >= EFFECT_TIME {
-                self.is_behind = true;
-                break;
+            if count.is_multiple_of(EFFECTS_PER_READING) {
+                let clock = transport.clock();
+                if clock.since(*begun.get_or_insert(clock)) >= EFFECT_TIME {
+                    self.is_behind = true;
+                    break;
+                }
             }
         }
         !self.is_behind

@@ -191,7 +191,7 @@ impl Transport for Crowd {
                 self.readable.push(id);
             }
         }
-        if count == 0 { Written::Nothing } else { Written::All(count) }
+        if count == 0 { Written::Nothing } else { Written::Bytes(count) }
     }
 
     fn half_close(&mut self, id: ConnId, _is_over: bool, _buffer: &mut Vec<u8>) -> bool {

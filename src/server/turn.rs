@@ -143,8 +143,6 @@ bitflags! {
         const QUEUED = 4;
         /// In the queue of busy connections to write.
         const UNWRITTEN = 8;
-        /// It had no room for all that there was to write: an event says when it has.
-        const FULL = 16;
     }
 }
 
@@ -189,10 +187,8 @@ pub enum Received<'b> {
 pub enum Written {
     /// There was nothing to write.
     Nothing,
-    /// All bytes were accepted, this many.
-    All(usize),
-    /// This many bytes were accepted, as many as there was room for.
-    Full(usize),
+    /// This many bytes were accepted: all, or as many as there was room for.
+    Bytes(usize),
     /// This many bytes were accepted, and there may be room for more.
     Part(usize),
     /// The stream has failed.

@@ -493,7 +493,7 @@ impl Transport for World {
                 self.readable.push(index);
             }
         }
-        if count == bytes.len() { Written::All(count) } else { Written::Full(count) }
+        Written::Bytes(count)
     }
 
     fn half_close(&mut self, id: ConnId, is_over: bool, _buffer: &mut Vec<u8>) -> bool {

@@ -211,18 +211,15 @@ impl World {
     fn write_records(&mut self, index: usize, outgoing: &[u8]) -> Option<Written> {
         let is_slow = !self.peers[index].tls.unsent().is_empty();
         if !self.flush(index, outgoing.len())? {
-            return Some(Written::Full(0));
+            return Some(Written::Bytes(0));
         }
         if self.peers[index].tls.is_broken() {
             return None;
         }
         let count = self.peers[index].tls.seal(outgoing, is_slow);
         let is_all = self.flush(index, outgoing.len() - count)?;
-        Some(match is_all {
-            true if count == outgoing.len() => Written::All(count),
-            true if count > 0 => Written::Part(count),
-            _ => Written::Full(count),
-        })
+        let is_part = is_all && count > 0 && count < outgoing.len();
+        Some(if is_part { Written::Part(count) } else { Written::Bytes(count) })
     }
 
     /// FIN is on the link.
@@ -365,10 +362,7 @@ impl Transport for World {
         }
         let written = match tls.is_on() {
             true => self.write_records(index, &outgoing),
-            false => self.put(index, &outgoing, 0).map(|count| match count == outgoing.len() {
-                true => Written::All(count),
-                false => Written::Full(count),
-            }),
+            false => self.put(index, &outgoing, 0).map(Written::Bytes),
         };
         self.cost.on_write(outgoing.len());
         written.unwrap_or(Written::Broken)

@@ -177,10 +177,9 @@ impl<C: Core> Transport for Tcp<C> {
             return Written::Nothing;
         }
         match socket.write(slices, buffers) {
-            Ok(count) if count == all && socket.buffered().unsent == 0 => Written::All(count),
             // A TLS socket accepts a few records per call, although the kernel may have room.
-            Ok(count @ 1..) if socket.is_sent() => Written::Part(count),
-            Ok(count) => Written::Full(count),
+            Ok(count @ 1..) if count < all && socket.is_sent() => Written::Part(count),
+            Ok(count) => Written::Bytes(count),
             Err(_) => Written::Broken,
         }
     }

@@ -28,8 +28,8 @@ impl<B> Turn<B> {
     /// A connection has an event for room. Most have it with every input, and wait for none; one
     /// that does is a busy one, for now.
     pub fn on_writable<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId) {
-        let Some(readiness) = transport.readiness(id) else { return };
-        if readiness.flags.contains(Flags::FULL) || transport.buffered(id).unsent > 0 {
+        let is_waiting = transport.core().outgoing(id).iter().any(|slice| !slice.is_empty());
+        if is_waiting || transport.buffered(id).unsent > 0 {
             self.write_later(transport, id);
         }
     }
@@ -177,21 +177,18 @@ impl<B> Turn<B> {
             if buffered != before {
                 transport.core().handle(Input::Buffered(id, buffered), now);
             }
-            let (count, is_full) = match written {
-                Written::Nothing => (0, false),
-                Written::All(count) | Written::Part(count) => (count, false),
-                // New room is a new event.
-                Written::Full(count) => (count, true),
-                Written::Broken => return transport.core().handle(Input::Disconnected(id), now),
+            let (Written::Bytes(count) | Written::Part(count)) = written else {
+                if written == Written::Broken {
+                    transport.core().handle(Input::Disconnected(id), now);
+                }
+                return;
             };
             if let Some(readiness) = transport.readiness(id) {
-                readiness.flags.set(Flags::FULL, is_full);
                 readiness.usage.add_write(count, now);
             }
-            if written != Written::Nothing {
-                transport.core().handle(Input::Written(id, count), now);
-            }
-            if !matches!(written, Written::Part(_)) {
+            transport.core().handle(Input::Written(id, count), now);
+            // After a short write the stream is full: new room is a new event.
+            if let Written::Bytes(_) = written {
                 return;
             }
         }

@@ -71,8 +71,7 @@ impl Readiness {
             1 => PeerEnd::Closed,
             _ => PeerEnd::Broken,
         };
-        // Whether it is full is not saved: the next event tells.
-        let mut flags = Flags::FULL;
+        let mut flags = Flags::empty();
         flags.set(Flags::UNWANTED, has_unwanted);
         flags.set(Flags::KEPT, has_kept);
         flags.set(Flags::QUEUED, is_queued);

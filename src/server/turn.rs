@@ -239,7 +239,7 @@ impl<B> Turn<B> {
             // 6. Serve those that need little; 7. the busy ones, if what they caused is written.
             self.serve(transport, Class::Light, now);
             if self.flush(transport, now) {
-                self.serve(transport, Class::Heavy, now);
+                self.serve(transport, Class::Busy, now);
                 self.flush(transport, now);
             }
             self.serve(transport, Class::Handshake, now);
@@ -313,6 +313,9 @@ impl<B> Turn<B> {
             if is_counted && let Some(readiness) = transport.readiness(id) {
                 let most = if is_read { TIME_PER_BYTE * count as u32 } else { Duration::MAX };
                 readiness.usage.add(clock.since(last).min(most), clock, now);
+                if readiness.is_readable {
+                    readiness.usage.add_rest(now);
+                }
             }
             self.queue(transport, id, now);
             last = clock;
@@ -425,7 +428,7 @@ impl<B> Turn<B> {
             let class = match (is_handshaking, readiness.usage.is_light(now)) {
                 (true, _) => Class::Handshake,
                 (false, true) => Class::Light,
-                (false, false) => Class::Heavy,
+                (false, false) => Class::Busy,
             };
             self.queues[class as usize].push_back(id);
         }

@@ -33,6 +33,8 @@ const BYTE: Duration = Duration::from_nanos(2);
 #[derive(Default)]
 pub(crate) struct Cost {
     pub(crate) is_on: bool,
+    /// The machine is this many times as fast.
+    pub(crate) speed: u32,
     spent: Duration,
     /// The time that all turns before took.
     before: Duration,
@@ -53,7 +55,7 @@ impl Cost {
 
     fn spend(&mut self, time: Duration) {
         if self.is_on {
-            self.spent += time;
+            self.spent += time / self.speed.max(1);
         }
     }
 

@@ -21,7 +21,7 @@ pub(super) enum Class {
     /// Little time, as it did lately.
     Light,
     /// A whole slice, probably.
-    Heavy,
+    Busy,
     /// A TLS handshake.
     Handshake,
 }
@@ -31,7 +31,7 @@ impl Class {
     pub(super) const fn time(self) -> Duration {
         match self {
             Self::Light => SERVE_TIME,
-            Self::Heavy => BUSY_TIME,
+            Self::Busy => BUSY_TIME,
             Self::Handshake => HANDSHAKE_TIME,
         }
     }
@@ -49,12 +49,13 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// Units from which on a connection is busy: one long slice, or some 2 ms of short work.
+    /// Units from which on a connection is busy: one long slice, one that left input over, or
+    /// some 2 ms of short work.
     const BUSY: u8 = 8;
     /// The most that one slice adds, lest a pause of the process counts for long.
     const SLICE_MAX: u8 = 32;
-    /// The shortest slice that counts in full, as the first one of a flood does. That of a small
-    /// message takes up to 20 µs beside busy connections, which leave it no cache.
+    /// The shortest slice that counts in full. That of a small message takes up to 20 µs beside
+    /// busy connections, which leave it no cache.
     const LONG_MICROS: u64 = 64;
     /// A short slice counts, as one unit, if the clock came to a multiple of this in it: so no
     /// connection needs a count of what is less than a unit.
@@ -81,6 +82,11 @@ impl Usage {
         } else if end.as_micros() % Self::SAMPLE_MICROS < micros {
             self.add_units(1, now);
         }
+    }
+
+    /// Some of its input was left over: on a fast machine no other sign of a flood is as early.
+    pub(super) fn add_rest(&mut self, now: Instant) {
+        self.add_units(Self::BUSY.into(), now);
     }
 
     /// It was written `count` bytes. Short writes are not counted: those that cause them are.

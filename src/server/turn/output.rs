@@ -109,6 +109,7 @@ impl<B> Turn<B> {
             Effect::Continue(id) => {
                 if let Some(readiness) = transport.readiness(id) {
                     readiness.flags.insert(Flags::KEPT);
+                    readiness.usage.add_rest(now);
                 }
                 self.queue(transport, id, now);
             }
@@ -138,7 +139,7 @@ impl<B> Turn<B> {
     /// Writes to a connection now, or after the others if it is busy.
     fn transmit<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId, now: Instant) {
         let Some(readiness) = transport.readiness(id) else { return };
-        if readiness.usage.is_light(now) {
+        if readiness.usage.is_light(now) && !readiness.flags.contains(Flags::UNWRITTEN) {
             self.write(transport, id, now);
         } else {
             self.write_later(transport, id);

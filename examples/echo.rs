@@ -306,7 +306,7 @@ impl Core for Echo {
             Input::Bytes(id, bytes) => self.handle_bytes(id, bytes, now),
             Input::End(id) => self.handle_end(id),
             Input::Disconnected(id) => self.remove(id),
-            Input::Written(id, count) => self.handle_written(id, count, now),
+            Input::Written(id, count, _) => self.handle_written(id, count, now),
             Input::ReadToEnd(id) => self.expire_after_read(id, now),
             Input::Timeout => self.handle_timeout(now),
             Input::ShutDown => self.shut_down(now),

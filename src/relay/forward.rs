@@ -219,10 +219,18 @@ impl Relay {
         }
     }
 
-    /// The first `count` bytes of what is outgoing were written. If that brings a slow binary
+    /// The first `count` bytes of what is outgoing were written, of which the transport buffers
+    /// as many as `buffered` says. If that brings a slow binary
     /// down to the low watermark, its phones are read again.
-    pub(super) fn handle_written(&mut self, id: ConnId, count: usize, now: Instant) {
-        self.drain(id, now, |it| it.on_written(count));
+    pub(super) fn handle_written(
+        &mut self,
+        id: ConnId,
+        count: usize,
+        buffered: TransportBuffered,
+        now: Instant,
+    ) {
+        // First what is below: a ping that was written may be there.
+        self.drain(id, now, |it| it.on_buffered(buffered) | it.on_written(count));
     }
 
     /// The transport buffers this many bytes of the connection.

@@ -46,11 +46,12 @@ pub enum Input<'a> {
     Reset(ConnId),
     /// The socket has failed: nothing more can be read or written.
     Disconnected(ConnId),
-    /// This many bytes of [`Relay::outgoing`] were written.
-    Written(ConnId, usize),
+    /// This many bytes of [`Relay::outgoing`] were written, and this many does the transport
+    /// below the relay (TLS) buffer now. In one input, as nothing may be queued or shed between
+    /// the two: what was written would be counted twice, or be another thing.
+    Written(ConnId, usize, TransportBuffered),
     /// The number of bytes that the transport below the relay (TLS) buffers for the
-    /// connection has changed. They count as queued. Hand it in before [`Self::Written`] of
-    /// the write that changed it.
+    /// connection has changed. They count as queued.
     Buffered(ConnId, TransportBuffered),
     /// All that the peer had sent was handed in, as [`Effect::ReadThenExpire`] asked.
     ReadToEnd(ConnId),
@@ -156,7 +157,7 @@ impl Relay {
                 }
             }
             Input::Disconnected(id) => self.disconnect(id, CloseCause::Disconnected, now),
-            Input::Written(id, count) => self.handle_written(id, count, now),
+            Input::Written(id, count, buffered) => self.handle_written(id, count, buffered, now),
             Input::Buffered(id, buffered) => self.handle_buffered(id, buffered, now),
             Input::ReadToEnd(id) => self.expire_after_read(id, now),
             Input::Timeout => self.on_time(now),

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use pyrycode_relay::config::Config;
+use pyrycode_relay::protocol::transport::TransportBuffered;
 use pyrycode_relay::relay::{ConnId, Input, ListenerKind};
 
 use super::bytes::Bytes;
@@ -162,7 +163,7 @@ fn stale(world: &mut World, bytes: &mut Bytes<'_>) {
     let before = (relay.len(), relay.live(), relay.slots(), relay.buffered());
     for input in [
         Input::Bytes(id, b"GET"),
-        Input::Written(id, 1),
+        Input::Written(id, 1, TransportBuffered::default()),
         Input::Hangup(id),
         Input::End(id),
         Input::ReadToEnd(id),

@@ -29,7 +29,7 @@ fn answer(relay: &mut Relay, confined: bool, head: &str) -> String {
     relay.handle(Input::Bytes(id, head.as_bytes()), NOW);
     assert_eq!(effects(relay), [Effect::Transmit(id)]);
     let answer = String::from_utf8(relay.outgoing(id).concat()).expect("text");
-    relay.handle(Input::Written(id, answer.len()), NOW);
+    relay.handle(Input::Written(id, answer.len(), TransportBuffered::default()), NOW);
     assert_eq!(effects(relay), [Effect::HalfClose(id)]);
     relay.handle(Input::End(id), NOW);
     assert_eq!(effects(relay), [Effect::Disconnect(id)]);
@@ -47,8 +47,8 @@ fn a_half_close_waits_for_bytes_buffered_in_tls() {
     relay.handle(Input::Bytes(id, HEALTH), NOW);
     assert_eq!(effects(&mut relay), [Effect::Transmit(id)]);
     let len = relay.outgoing(id).concat().len();
-    relay.handle(Input::Buffered(id, TransportBuffered { unread: 0, unsent: len + 22 }), NOW);
-    relay.handle(Input::Written(id, len), NOW);
+    let below = TransportBuffered { unread: 0, unsent: len + 22 };
+    relay.handle(Input::Written(id, len, below), NOW);
     assert!(relay.outgoing(id).concat().is_empty());
     for kept in [len + 22, 40, 1] {
         relay.handle(Input::Buffered(id, TransportBuffered { unread: 0, unsent: kept }), NOW);

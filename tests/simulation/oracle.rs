@@ -204,7 +204,7 @@ impl Oracle {
             | Input::Disconnected(id)
             | Input::Hangup(id)
             | Input::ReadToEnd(id)
-            | Input::Written(id, _) => {
+            | Input::Written(id, ..) => {
                 if let Some(peer) = world.find(id) {
                     if matches!(call, Input::ReadToEnd(_)) && self.records[peer].head_left > 0 {
                         // Its time for a head is over.

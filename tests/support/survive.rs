@@ -1,5 +1,6 @@
 //! A relay that was restored from a state, in use: whatever the state said, it goes on.
 
+use pyrycode_relay::protocol::transport::TransportBuffered;
 use pyrycode_relay::relay::{ConnId, Effect, Input, Relay};
 use pyrycode_relay::time::Instant;
 
@@ -20,7 +21,7 @@ pub(crate) fn survive(relay: &mut Relay, lost: &[ConnId], ids: &[ConnId], now: I
             None => break,
             Some(Effect::Transmit(id)) => {
                 let count = relay.outgoing(id).iter().map(|slice| slice.len()).sum();
-                relay.handle(Input::Written(id, count), now);
+                relay.handle(Input::Written(id, count, TransportBuffered::default()), now);
             }
             Some(Effect::ReadThenExpire(id)) => relay.handle(Input::ReadToEnd(id), now),
             Some(Effect::Continue(id)) => relay.handle(Input::Continue(id), now),

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
+use crate::protocol::transport::TransportBuffered;
 
 const NOW: Instant = Instant::START;
 
@@ -11,7 +12,7 @@ fn settle(relay: &mut Relay) {
     while let Some(effect) = relay.poll_effect() {
         if let Effect::Transmit(id) = effect {
             let count = relay.outgoing(id).iter().map(|slice| slice.len()).sum();
-            relay.handle(Input::Written(id, count), NOW);
+            relay.handle(Input::Written(id, count, TransportBuffered::default()), NOW);
         }
     }
 }

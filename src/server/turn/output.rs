@@ -172,12 +172,7 @@ impl<B> Turn<B> {
             readiness.flags.remove(Flags::UNWRITTEN);
         }
         for _ in 0..RECORDS_PER_WRITE {
-            let before = transport.buffered(id);
             let written = transport.write(id, &mut self.buffers);
-            let buffered = transport.buffered(id);
-            if buffered != before {
-                transport.core().handle(Input::Buffered(id, buffered), now);
-            }
             let (Written::Bytes(count) | Written::Part(count)) = written else {
                 if written == Written::Broken {
                     transport.core().handle(Input::Disconnected(id), now);
@@ -187,7 +182,8 @@ impl<B> Turn<B> {
             if let Some(readiness) = transport.readiness(id) {
                 readiness.usage.add_write(count, now);
             }
-            transport.core().handle(Input::Written(id, count), now);
+            let buffered = transport.buffered(id);
+            transport.core().handle(Input::Written(id, count, buffered), now);
             // After a short write the stream is full: new room is a new event.
             if let Written::Bytes(_) = written {
                 return;

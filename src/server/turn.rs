@@ -251,6 +251,8 @@ impl<B> Turn<B> {
             self.apply_effects(transport, now);
         }
         self.expire(transport, now);
+        // Pings leave before the next claim is decided, to busy connections as well.
+        self.flush(transport, now);
     }
 
     /// A connection has input, or its peer's side has ended.

@@ -66,6 +66,10 @@ impl<B> Turn<B> {
                     break;
                 }
             }
+            // What is in further chunks follows at once, so that no timer comes before it.
+            if self.unwritten.is_empty() && !self.apply_effects(transport, now) {
+                return false;
+            }
         }
         self.apply_effects(transport, now) && self.unwritten.is_empty()
     }

@@ -112,10 +112,12 @@ impl Pings {
     /// The ping of the probe for the claimants of this slot, the last one if it was sent again;
     /// `None`: it has not left.
     fn probe_sent(&self, slot: &Slot) -> Option<&Asked> {
-        let first = self.asked.get(slot.asked.checked_sub(self.answered)?)?;
-        let is_same =
-            |asked: &&Asked| asked.payload == first.payload && asked.written >= slot.probed;
-        self.asked.iter().rfind(is_same)
+        let begin = slot.asked.checked_sub(self.answered)?;
+        let first = self.asked.get(begin)?;
+        let has_left = |asked: &&Asked| asked.written >= slot.probed;
+        let is_same = |asked: &&Asked| asked.payload == first.payload && has_left(asked);
+        // Where an ordinary ping waited for its socket ahead of the probe, that is the first.
+        self.asked.iter().rfind(is_same).or_else(|| self.asked.range(begin..).find(has_left))
     }
 
     /// How many of these it answered, if only by answering a later one.

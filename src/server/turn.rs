@@ -10,20 +10,20 @@
 //! before others are served. The longest step that cannot be divided is one TLS handshake:
 //! 0.2 ms with ECDSA P-256, 0.7 ms with RSA-2048, 7 ms with RSA-4096.
 //!
-//! Connections that used little time lately come first, in reading and in writing, and do not
-//! wait for what busy ones caused: their turn may come while that is left over.
+//! Connections that used little time lately come first, and do not wait for others whose
+//! sockets have room again.
 //!
 //! The steps continue those of the event loop, and each may depend on the ones before. The
 //! numbers stand at the branches of [`Turn::run`] as well. After each step its effects are
-//! carried out (`output.rs`); writes to busy connections wait for step 7.
+//! carried out (`output.rs`).
 //! 4. Carry out the effects that the last turn left over. If some remain, the next steps up to
 //!    timers are left out: more input would only make it longer.
 //! 5. Accept, at most for [`ACCEPT_TIME`].
 //! 6. Serve light connections with input, one slice each; then, after step 7, handshakes. Each
 //!    queue in order of arrival, at least one connection, and at most for its time
 //!    ([`Class::time`]). A connection with more input goes to the back.
-//! 7. Write to busy connections and, once all of them are written, serve those with input, for
-//!    [`Class::time`] each; everything that was caused for a peer is written in one call, and
+//! 7. Write to connections whose sockets have room again and, once all of them are written, serve
+//!    busy ones with input, for [`Class::time`] each; everything that was caused for a peer is written in one call, and
 //!    at the latest when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
 //! 8. Only then timers: no deadline counts while a pong waits unread. One poll returns a batch
 //!    only, and a connection is read only so far, so a connection that a timer would close is
@@ -141,7 +141,7 @@ bitflags! {
         const KEPT = 2;
         /// In a queue of connections to serve.
         const QUEUED = 4;
-        /// In the queue of busy connections to write.
+        /// In the queue of connections to write on.
         const UNWRITTEN = 8;
     }
 }
@@ -202,7 +202,7 @@ pub struct Turn<B> {
     queues: [VecDeque<ConnId>; 3],
     /// Connections whose deadline has passed, each with the bytes to read before it counts.
     expiring: VecDeque<(ConnId, usize)>,
-    /// Busy connections to write.
+    /// Connections to write on.
     unwritten: VecDeque<ConnId>,
     /// Effects were left over.
     is_behind: bool,
@@ -236,7 +236,7 @@ impl<B> Turn<B> {
         if self.apply_effects(transport, now) {
             // 5. Accept.
             self.accept(transport, now);
-            // 6. Serve those that need little; 7. the busy ones, if what they caused is written.
+            // 6. Serve those that need little; 7. write on, and serve the busy ones.
             self.serve(transport, Class::Light, now);
             if self.flush(transport, now) {
                 self.serve(transport, Class::Busy, now);
@@ -251,7 +251,7 @@ impl<B> Turn<B> {
             self.apply_effects(transport, now);
         }
         self.expire(transport, now);
-        // Pings leave before the next claim is decided, to busy connections as well.
+        // What timers caused leaves in their turn.
         self.flush(transport, now);
     }
 
@@ -416,7 +416,10 @@ impl<B> Turn<B> {
             } else {
                 transport.core().handle(Input::ReadToEnd(id), now);
             }
-            self.apply_effects(transport, now);
+            // What was read must not pile up for a peer that is not slow.
+            if !self.flush(transport, now) {
+                return;
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 //! Output: carries out effects and writes to connections.
 //!
-//! Owns the queue of busy connections to write. Must not know what is written.
+//! Owns the queue of connections to write on: those whose socket was full and has room again,
+//! or took only a part. Must not know what is written.
 //!
-//! 1. The effects of one connection are carried out in their order. A write of a busy connection
-//!    waits for those of the others; it is done before the connection ends.
+//! 1. The effects of one connection are carried out in their order, and what is in the queue is
+//!    written before the connection ends.
 //! 2. A connection is in the queue once at most ([`Flags::UNWRITTEN`]).
 
 use std::time::Duration;
@@ -43,7 +44,7 @@ impl<B> Turn<B> {
         self.apply_effects(transport, now) && self.write_busy(transport, now)
     }
 
-    /// Writes to busy connections, however long it takes, so that nothing is half done; what
+    /// Writes to those in the queue, however long it takes, so that nothing is half done; what
     /// is written once is not written again.
     pub fn write_all<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) {
         for _ in 0..self.unwritten.len() {
@@ -51,7 +52,7 @@ impl<B> Turn<B> {
         }
     }
 
-    /// Writes to busy connections for at most [`BUSY_TIME`], but to one at least; returns whether
+    /// Writes to those in the queue for at most [`BUSY_TIME`], but to one at least; returns whether
     /// those were all.
     fn write_busy<T: Transport<Buffers = B>>(&mut self, transport: &mut T, now: Instant) -> bool {
         if self.unwritten.is_empty() {
@@ -74,7 +75,7 @@ impl<B> Turn<B> {
         self.apply_effects(transport, now) && self.unwritten.is_empty()
     }
 
-    /// Carries out effects; returns whether those were all, but for busy connections to write.
+    /// Carries out effects; returns whether those were all.
     pub(super) fn apply_effects<T: Transport<Buffers = B>>(
         &mut self,
         transport: &mut T,
@@ -103,7 +104,7 @@ impl<B> Turn<B> {
         now: Instant,
     ) {
         match effect {
-            Effect::Transmit(id) => self.transmit(transport, id, now),
+            Effect::Transmit(id) => self.write(transport, id, now),
             Effect::Resume(id) => {
                 if let Some(readiness) = transport.readiness(id) {
                     readiness.is_readable |= readiness.take(Flags::UNWANTED);
@@ -137,16 +138,6 @@ impl<B> Turn<B> {
                 self.write_first(transport, id, now);
                 transport.disconnect(id, &mut self.buffers);
             }
-        }
-    }
-
-    /// Writes to a connection now, or after the others if it is busy.
-    fn transmit<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId, now: Instant) {
-        let Some(readiness) = transport.readiness(id) else { return };
-        if readiness.usage.is_light(now) && !readiness.flags.contains(Flags::UNWRITTEN) {
-            self.write(transport, id, now);
-        } else {
-            self.write_later(transport, id);
         }
     }
 

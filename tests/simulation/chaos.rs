@@ -305,7 +305,7 @@ fn sweep(seeds: &[u64], capacity: usize, steps: usize, test: &'static str) -> Ou
 }
 
 /// Seeds of small chaos runs that found a fault.
-const REGRESSIONS: [u64; 6] = [189, 864, 217_266, 240_783, 242_091, 266_358];
+const REGRESSIONS: [u64; 7] = [189, 864, 1_560, 217_266, 240_783, 242_091, 266_358];
 
 #[test]
 fn small_chaos_runs() {

@@ -22,9 +22,10 @@
 //! 6. Serve light connections with input, one slice each; then, after step 7, handshakes. Each
 //!    queue in order of arrival, at least one connection, and at most for its time
 //!    ([`Class::time`]). A connection with more input goes to the back.
-//! 7. Write to connections whose sockets have room again and, once all of them are written, serve
-//!    busy ones with input, for [`Class::time`] each; everything that was caused for a peer is written in one call, and
-//!    at the latest when [`BYTES_PER_PASS`] were read, so that a pass fits the byte budget.
+//! 7. Write to connections whose sockets have room again and, once all of them are written,
+//!    serve busy ones with input, for [`Class::time`] each; everything that was caused for a
+//!    peer is written in one call, at the latest when [`BYTES_PER_PASS`] were read, so that a
+//!    pass fits the byte budget.
 //! 8. Only then timers: no deadline counts while a pong waits unread. One poll returns a batch
 //!    only, and a connection is read only so far, so a connection that a timer would close is
 //!    first read as far as it had sent then, and expires after that.

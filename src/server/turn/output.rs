@@ -3,8 +3,7 @@
 //! Owns the queue of connections to write on: those whose socket was full and has room again,
 //! or took only a part. Must not know what is written.
 //!
-//! 1. The effects of one connection are carried out in their order, and what is in the queue is
-//!    written before the connection ends.
+//! 1. A connection that is in the queue is written before a deadline of its peer counts.
 //! 2. A connection is in the queue once at most ([`Flags::UNWRITTEN`]).
 
 use std::time::Duration;
@@ -26,8 +25,7 @@ const RECORDS_PER_WRITE: usize = 4;
 const READ_TO_END_MAX: usize = 8 * 1024 * 1024;
 
 impl<B> Turn<B> {
-    /// A connection has an event for room. Most have it with every input, and wait for none; one
-    /// that does is a busy one, for now.
+    /// A connection has an event for room. Most have it with every input, and wait for none.
     pub fn on_writable<T: Transport<Buffers = B>>(&mut self, transport: &mut T, id: ConnId) {
         let is_waiting = transport.core().outgoing(id).iter().any(|slice| !slice.is_empty());
         if is_waiting || transport.buffered(id).unsent > 0 {
@@ -123,11 +121,13 @@ impl<B> Turn<B> {
                 transport.core().handle(Input::Disconnected(id), now);
             }
             Effect::ReadThenExpire(id) => {
+                if transport.readiness(id).is_some_and(|it| it.flags.contains(Flags::UNWRITTEN)) {
+                    self.write(transport, id, now);
+                }
                 let unread = transport.unread(id).min(READ_TO_END_MAX);
                 self.expiring.push_back((id, unread));
             }
             Effect::HalfClose(id) => {
-                self.write_first(transport, id, now);
                 let is_read = transport.readiness(id).is_some_and(|it| !it.is_readable);
                 let is_over = is_read && transport.core().has_closed(id);
                 if transport.half_close(id, is_over, &mut self.buffers) {
@@ -135,7 +135,6 @@ impl<B> Turn<B> {
                 }
             }
             Effect::Disconnect(id) => {
-                self.write_first(transport, id, now);
                 transport.disconnect(id, &mut self.buffers);
             }
         }
@@ -147,18 +146,6 @@ impl<B> Turn<B> {
         {
             readiness.flags.insert(Flags::UNWRITTEN);
             self.unwritten.push_back(id);
-        }
-    }
-
-    /// What comes next is about a connection whose last bytes may be waiting.
-    fn write_first<T: Transport<Buffers = B>>(
-        &mut self,
-        transport: &mut T,
-        id: ConnId,
-        now: Instant,
-    ) {
-        if transport.readiness(id).is_some_and(|it| it.flags.contains(Flags::UNWRITTEN)) {
-            self.write(transport, id, now);
         }
     }
 

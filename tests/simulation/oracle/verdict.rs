@@ -116,8 +116,13 @@ impl Pings {
         let first = self.asked.get(begin)?;
         let has_left = |asked: &&Asked| asked.written >= slot.probed;
         let is_same = |asked: &&Asked| asked.payload == first.payload && has_left(asked);
-        // Where an ordinary ping waited for its socket ahead of the probe, that is the first.
-        self.asked.iter().rfind(is_same).or_else(|| self.asked.range(begin..).find(has_left))
+        // Where an ordinary ping waited for its socket ahead of the probe, that is the first; only
+        // a probe is sent again.
+        let is_again = |asked: &&Asked| {
+            let is_before = |it: &Asked| it.payload == asked.payload && it.written < slot.probed;
+            has_left(asked) && self.asked.range(begin..).any(is_before)
+        };
+        self.asked.iter().rfind(is_same).or_else(|| self.asked.iter().rfind(is_again))
     }
 
     /// How many of these it answered, if only by answering a later one.

@@ -32,14 +32,19 @@ impl<'a> Shortened<'a> {
     pub(super) fn new(text: &'a str) -> Option<Self> {
         let bytes = text.as_bytes();
         let middle = bytes.len() / 2;
-        // A string that is more than half of the text covers its middle.
-        let gap = memchr::memrchr(b'"', &bytes[..middle])? + 1;
-        let inside_len = memchr::memchr2(b'"', b'\\', &bytes[gap..])?;
-        let (inside, after) = bytes[gap..].split_at(inside_len);
-        if inside_len < middle.max(INSIDE_MIN) || after[0] != b'"' || has_control(inside) {
+        // A string that is more than half of the text covers its middle, from where either of
+        // its ends is the first that is found.
+        let opening = memchr::memrchr2(b'"', b'\\', &bytes[..middle])?;
+        let closing = middle + memchr::memchr2(b'"', b'\\', &bytes[middle..])?;
+        let gap = opening + 1;
+        let inside = &bytes[gap..closing];
+        if [bytes[opening], bytes[closing]] != [b'"'; 2]
+            || inside.len() < middle.max(INSIDE_MIN)
+            || has_control(inside)
+        {
             return None;
         }
-        Some(Self { text, short: [&text[..gap], &text[gap + inside_len..]].concat(), gap })
+        Some(Self { text, short: [&text[..gap], &text[closing..]].concat(), gap })
     }
 
     /// The shortened text.

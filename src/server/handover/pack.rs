@@ -229,7 +229,7 @@ fn read_once(mut memory: File, len: u64) -> Result<Vec<u8>, Fault> {
     Ok(state)
 }
 
-/// The next message: its length, 0 if there is none, and its descriptors.
+/// The next message: its length, 0 if nothing is left, and its descriptors.
 fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Fault> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PER_MESSAGE))];
     let mut rights = RecvAncillaryBuffer::new(&mut space);

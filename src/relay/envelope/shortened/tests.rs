@@ -45,6 +45,7 @@ fn other_texts_are_not_shortened() {
         format!("\"{}\"", &inside[..INSIDE_MIN - 4]),
         // Escapes, and what has to be escaped.
         format!("\"{inside}\\n\""),
+        format!("\"\\n{inside}\""),
         format!("\"{inside}\\\"{inside}\""),
         format!("\"{inside}\u{1f}\""),
         // Less than half of the text.

@@ -146,6 +146,10 @@ impl Echo {
             ) {
                 Ok(None) => break,
                 Ok(Some(Incoming::Message(message))) => {
+                    if let Err(cause) = message.text() {
+                        connection.close(cause, &[], now, &self.timeouts);
+                        continue;
+                    }
                     let opcode = if message.is_text() { Opcode::Text } else { Opcode::Binary };
                     connection.send_message(opcode, &[message.bytes()], &mut self.pool, now);
                     connection.keep(input.to_vec(), now);

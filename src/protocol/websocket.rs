@@ -14,8 +14,8 @@
 //!    computes the handshake.
 //! 3. Data frames never reach a context, which would copy them once more and check text with
 //!    std. The fragments of a message are collected in [`Reassembly`], which holds no more than
-//!    their payload. Text is checked as it arrives, so invalid UTF-8 is rejected at the fragment
-//!    that has it.
+//!    their payload. Those of text are checked as they arrive, so invalid UTF-8 is rejected at
+//!    the fragment that has it; a whole message is checked where it is used ([`Message::text`]).
 //! 4. Close frames never reach a context: tungstenite 0.30 rejects the valid code 1014, and
 //!    its own reply would be a second close frame.
 
@@ -125,29 +125,23 @@ pub enum Incoming {
 }
 
 /// A whole message after unmasking and reassembly.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Message {
     payload: Vec<u8>,
     is_text: bool,
 }
 
 impl Message {
-    /// The message with this payload.
+    /// The payload as text; `None`: a binary message, which need not be UTF-8, is not.
     ///
     /// # Errors
-    /// If it is text, and not UTF-8.
-    fn new(payload: Vec<u8>, is_text: bool) -> Result<Self, CloseCause> {
-        let message = Self { payload, is_text };
-        if is_text && message.text().is_none() {
-            return Err(CloseCause::InvalidUtf8);
+    /// If a text message is not UTF-8 (RFC 6455 §8.1): the cause to close with.
+    pub fn text(&self) -> Result<Option<&str>, CloseCause> {
+        match simdutf8::basic::from_utf8(&self.payload) {
+            Ok(text) => Ok(Some(text)),
+            Err(_) if self.is_text => Err(CloseCause::InvalidUtf8),
+            Err(_) => Ok(None),
         }
-        Ok(message)
-    }
-
-    /// The payload, if it is UTF-8 (a binary message need not be).
-    #[must_use]
-    pub fn text(&self) -> Option<&str> {
-        simdutf8::basic::from_utf8(&self.payload).ok()
     }
 
     /// The payload.
@@ -162,14 +156,6 @@ impl Message {
         self.is_text
     }
 }
-
-impl PartialEq for Message {
-    fn eq(&self, other: &Self) -> bool {
-        self.is_text == other.is_text && self.bytes() == other.bytes()
-    }
-}
-
-impl Eq for Message {}
 
 /// The context that all connections share.
 #[derive(Debug)]
@@ -213,7 +199,7 @@ impl Codec {
                 *input = rest;
                 work.spend(frame.len());
                 match is_whole(&header) {
-                    true => Some(self.message(&header, frame, &[])?),
+                    true => Some(self.message(&header, frame, &[])),
                     false => self.decode(&header, frame, reassembly)?,
                 }
             } else {
@@ -223,7 +209,7 @@ impl Codec {
                 let mut begun = mem::take(&mut reassembly.frame);
                 work.spend(begun.len() + rest.len());
                 if is_whole(&header) {
-                    Some(self.message(&header, &begun, rest)?)
+                    Some(self.message(&header, &begun, rest))
                 } else {
                     begun.extend_from_slice(rest);
                     self.decode(&header, &begun, reassembly)?
@@ -261,12 +247,7 @@ impl Codec {
     }
 
     /// The message that a whole frame is: a part with at least the header, and the rest.
-    fn message(
-        &mut self,
-        header: &FrameHeader,
-        begun: &[u8],
-        rest: &[u8],
-    ) -> Result<Incoming, CloseCause> {
+    fn message(&mut self, header: &FrameHeader, begun: &[u8], rest: &[u8]) -> Incoming {
         let mut payload = mem::take(&mut self.spare);
         payload.clear();
         let mut mask = header.mask.unwrap_or_default();
@@ -274,7 +255,7 @@ impl Codec {
         mask.rotate_left(payload.len() % 4);
         append_unmasked(&mut payload, rest, mask);
         let is_text = header.opcode == OpCode::Data(Data::Text);
-        Message::new(payload, is_text).map(Incoming::Message)
+        Incoming::Message(Message { payload, is_text })
     }
 
     /// Takes the memory of a message back, for the next one. Memory that was just in use is in
@@ -333,7 +314,7 @@ impl Codec {
             let masked = &frame[frame.len() - payload_len..];
             fragments.append(masked, header.mask.unwrap_or_default())?;
             if header.is_final {
-                return (*fragments).finish().map(|message| Some(Incoming::Message(message)));
+                return Ok(Some(Incoming::Message(fragments.finish())));
             }
             reassembly.fragments = Some(fragments);
             return Ok(None);

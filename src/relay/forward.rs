@@ -109,7 +109,11 @@ impl Relay {
         message: &Message,
         now: Instant,
     ) {
-        let Some(frame) = message.text().and_then(envelope::frame) else {
+        let text = match message.text() {
+            Ok(text) => text,
+            Err(cause) => return self.close(phone.id, cause, &[], now),
+        };
+        let Some(frame) = text.and_then(envelope::frame) else {
             let server_id = self.slots.server_id(slot);
             log::warn!(server_id, conn_id:% = phone; "phone_forwarder_marshal_err");
             return self.close(phone.id, CloseCause::NotJson, &[], now);
@@ -165,7 +169,13 @@ impl Relay {
         message: &Message,
         now: Instant,
     ) -> Result<(), Dropped> {
-        let text = message.text().ok_or(Dropped::NotUtf8)?;
+        let text = match message.text() {
+            Ok(text) => text.ok_or(Dropped::NotUtf8)?,
+            Err(cause) => {
+                self.close(binary.id, cause, &[], now);
+                return Ok(());
+            }
+        };
         let (conn_id, frame, close_code) = match envelope::unwrap(text)? {
             Envelope::Deliver { conn_id, frame, close_code } => (conn_id, frame, close_code),
             Envelope::PushWake { token } => return self.accept_wake(slot, &token, now),

@@ -50,7 +50,10 @@ fn read(codec: &mut Codec, pieces: &[&[u8]]) -> Said {
         let mut input = *piece;
         loop {
             match codec.next(&mut reassembly, &mut input, &mut Work::unbounded()) {
-                Ok(Some(incoming)) => events.push(event(incoming)),
+                Ok(Some(incoming)) => match event(incoming) {
+                    Ok(event) => events.push(event),
+                    Err(cause) => return Said { events, cause: Some(cause), is_between: false },
+                },
                 Ok(None) => break,
                 Err(cause) => return Said { events, cause: Some(cause), is_between: false },
             }
@@ -62,17 +65,17 @@ fn read(codec: &mut Codec, pieces: &[&[u8]]) -> Said {
     Said { events, cause: None, is_between: reassembly.is_empty() }
 }
 
-fn event(incoming: Incoming) -> Event {
-    match incoming {
+fn event(incoming: Incoming) -> Result<Event, CloseCause> {
+    Ok(match incoming {
         Incoming::Message(message) => {
             let payload = message.bytes().to_vec();
-            assert_eq!(message.text(), str::from_utf8(&payload).ok());
+            assert_eq!(message.text()?, str::from_utf8(&payload).ok());
             Event::Message { is_text: message.is_text(), payload }
         }
         Incoming::Ping(payload) => Event::Ping(payload.to_vec()),
         Incoming::Pong(payload) => Event::Pong(payload.to_vec()),
         Incoming::Close(payload) => Event::Close(payload),
-    }
+    })
 }
 
 /// The same with all bytes at hand.

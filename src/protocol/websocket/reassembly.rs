@@ -57,8 +57,8 @@ impl Fragments {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Result<Message, CloseCause> {
-        Message::new(self.payload, self.is_text)
+    pub(super) fn finish(self) -> Message {
+        Message { payload: self.payload, is_text: self.is_text }
     }
 }
 

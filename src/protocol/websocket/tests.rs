@@ -61,11 +61,11 @@ fn close(code: u16, reason: impl AsRef<[u8]>) -> Vec<u8> {
 }
 
 fn text(payload: &str) -> Incoming {
-    Incoming::Message(Message::new(payload.into(), true).expect("it is UTF-8"))
+    Incoming::Message(Message { payload: payload.into(), is_text: true })
 }
 
 fn binary(payload: &[u8]) -> Incoming {
-    Incoming::Message(Message::new(payload.to_vec(), false).expect("it is binary"))
+    Incoming::Message(Message { payload: payload.to_vec(), is_text: false })
 }
 
 fn ping(payload: &'static [u8]) -> Incoming {
@@ -78,6 +78,19 @@ fn pong(payload: &'static [u8]) -> Incoming {
 
 /// The decoded items of a stream, and the cause that ended it.
 type Received = (Vec<Incoming>, Option<CloseCause>);
+
+/// The next item, used: a message has been checked.
+fn next(
+    codec: &mut Codec,
+    reassembly: &mut Reassembly,
+    input: &mut &[u8],
+) -> Result<Option<Incoming>, CloseCause> {
+    let incoming = codec.next(reassembly, input, &mut Work::unbounded())?;
+    if let Some(Incoming::Message(message)) = &incoming {
+        message.text()?;
+    }
+    Ok(incoming)
+}
 
 /// The receiving end of one connection.
 struct Receiver {
@@ -98,7 +111,7 @@ impl Receiver {
     /// Hands in a piece of the stream.
     fn receive(&mut self, mut piece: &[u8]) {
         while self.received.1.is_none() {
-            match self.codec.next(&mut self.reassembly, &mut piece, &mut Work::unbounded()) {
+            match next(&mut self.codec, &mut self.reassembly, &mut piece) {
                 Ok(Some(incoming)) => self.received.0.push(incoming),
                 Ok(None) => {
                     assert!(piece.is_empty(), "None means used up");
@@ -166,11 +179,11 @@ fn text_and_bytes_of_a_message() {
     let [Incoming::Message(one), Incoming::Message(two)] = &received[..] else {
         panic!("{received:?}")
     };
-    assert_eq!((one.is_text(), one.text(), one.bytes()), (true, Some("1"), &b"1"[..]));
-    assert_eq!((two.is_text(), two.text(), two.bytes()), (false, Some("2"), &b"2"[..]));
+    assert_eq!((one.is_text(), one.text(), one.bytes()), (true, Ok(Some("1")), &b"1"[..]));
+    assert_eq!((two.is_text(), two.text(), two.bytes()), (false, Ok(Some("2")), &b"2"[..]));
     let (received, _) = whole(&frame(FIN | BINARY, [0xff]));
     let [Incoming::Message(message)] = &received[..] else { panic!("{received:?}") };
-    assert_eq!((message.text(), message.bytes()), (None, &[0xff][..]), "need not be UTF-8");
+    assert_eq!((message.text(), message.bytes()), (Ok(None), &[0xff][..]), "need not be UTF-8");
 }
 
 #[test]
@@ -466,9 +479,8 @@ fn a_violation_on_one_connection_leaves_the_others_alone() {
     let mut codec = Codec::new(MAX);
     let crab = "🦀".as_bytes();
     let mut healthy = Reassembly::default();
-    let mut receive = |reassembly: &mut Reassembly, bytes: &[u8]| {
-        codec.next(reassembly, &mut &*bytes, &mut Work::unbounded())
-    };
+    let mut receive =
+        |reassembly: &mut Reassembly, bytes: &[u8]| next(&mut codec, reassembly, &mut &*bytes);
     assert_eq!(receive(&mut healthy, &frame(TEXT, &crab[..2])), Ok(None));
     for bad in [
         frame(FIN | TEXT, [0xff]),
@@ -656,7 +668,7 @@ fn connections_that_share_a_codec_do_not_mix() {
             let (mut piece, after) = rest.split_at(rng.random_range(1..=rest.len().min(300)));
             *rest = after;
             loop {
-                match codec.next(reassembly, &mut piece, &mut Work::unbounded()) {
+                match next(&mut codec, reassembly, &mut piece) {
                     Ok(Some(incoming)) => received.0.push(incoming),
                     Ok(None) => break,
                     Err(cause) => break received.1 = Some(cause),

@@ -101,21 +101,45 @@ fn a_flood_of_any_kind_leaves_a_pair_its_time() {
     }
 }
 
+fn attachment() -> String {
+    format!("\"{}\"", "x".repeat(60_000))
+}
+
+/// Phones that do not read, with four attachments each.
+fn slow_phones(world: &mut World) -> Vec<PeerId> {
+    let slow_phone = |number: usize| {
+        let home = format!("home-{number}");
+        let (binary, phone) = (world.binary(&home), world.phone(&home));
+        world.stop_reading(phone, 100_000);
+        for _ in 0..4 {
+            world.deliver(binary, phone, &attachment());
+        }
+        phone
+    };
+    (0..64).map(slow_phone).collect()
+}
+
+/// What has room again when the relay has stood still is written before deadlines count that
+/// passed meanwhile, however many have.
+#[test]
+fn room_after_a_pause_counts_before_deadlines() {
+    let mut world = busy_world(1);
+    let phones = slow_phones(&mut world);
+    world.pass(secs(8));
+    let in_reverse =
+        |world: &mut World| phones.iter().rev().for_each(|phone| world.read_on(*phone));
+    world.freeze(secs(4), in_reverse);
+    world.pass(secs(1));
+    for phone in phones {
+        assert_eq!(world.heard(phone), vec![text(&attachment()); 4]);
+    }
+}
+
 /// Large queues to many phones that read again in the same moment are written bit by bit.
 #[test]
 fn many_that_read_again_at_once_make_no_long_turn() {
     let mut world = busy_world(1);
-    let phones: Vec<PeerId> = (0..64)
-        .map(|number| {
-            let home = format!("home-{number}");
-            let (binary, phone) = (world.binary(&home), world.phone(&home));
-            world.stop_reading(phone, 100_000);
-            for _ in 0..4 {
-                world.deliver(binary, phone, &format!("\"{}\"", "x".repeat(60_000)));
-            }
-            phone
-        })
-        .collect();
+    let phones = slow_phones(&mut world);
     world.pass(secs(8));
     world.cost.longest = Duration::ZERO;
     world.at_once(|world| phones.iter().for_each(|phone| world.read_on(*phone)));

@@ -17,6 +17,7 @@ const STEP_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Clock {
     now: Instant,
+    /// When it was exactly `now`.
     read_at: Monotonic,
     stopped: Duration,
 }
@@ -47,11 +48,17 @@ impl Clock {
 
     /// Reads the time after a sleep of at most `asked` (`None`: without limit).
     pub fn read_after(&mut self, asked: Option<Duration>) -> Instant {
-        let read_at = monotonic();
+        self.advance(monotonic(), asked)
+    }
+
+    fn advance(&mut self, read_at: Monotonic, asked: Option<Duration>) -> Instant {
+        let before = self.now;
         let passed = read_at.saturating_duration_since(self.read_at);
-        self.read_at = read_at;
         let counted = asked.map_or(passed, |asked| passed.min(asked + STEP_MAX));
         self.now += counted;
+        // The next reading counts the fraction of a microsecond. A busy loop reads the clock
+        // every few microseconds, and lost a second of each minute without it.
+        self.read_at = read_at - (counted - self.now.since(before));
         self.stopped += passed - counted;
         self.now
     }
@@ -107,6 +114,19 @@ mod tests {
         let mut clock = Clock::start();
         passed(&mut clock, Duration::from_secs(70));
         assert!(clock.read_after(None).since(Instant::START) >= Duration::from_secs(70));
+        assert_eq!(clock.take_stopped(), Duration::ZERO);
+    }
+
+    #[test]
+    fn fractions_of_a_microsecond_add_up() {
+        let mut clock = Clock::start();
+        let start = clock.read_at;
+        let mut passed = Duration::ZERO;
+        for nanos in (300..3_300).step_by(3) {
+            passed += Duration::from_nanos(nanos);
+            let now = clock.advance(start + passed, Some(Duration::ZERO));
+            assert_eq!(now.since(Instant::START).as_micros(), passed.as_micros());
+        }
         assert_eq!(clock.take_stopped(), Duration::ZERO);
     }
 

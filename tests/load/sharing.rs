@@ -145,6 +145,11 @@ fn a_death_beside_flooders() {
     }
     let took = found(relay, 1, died);
     percentiles::record("a dead phone beside 100 flooders: gone after", seconds(took));
+    // However busy the relay is, its time is the machine's.
+    let end = process.expect_line("phone_unregistered");
+    let age = end.split_once("age_ms=").and_then(|(_, rest)| rest.split(' ').next());
+    let age = Duration::from_millis(age.unwrap().parse().unwrap());
+    assert!(took < age + Duration::from_millis(500), "{took:?} after its death: {end}");
     is_over.store(true, Ordering::Relaxed);
 }
 

@@ -68,12 +68,14 @@ impl Relay {
             let read = |it: &mut Editor<'_>| Next::read(it, &mut input, public_id, &mut work);
             match self.connections.edit(id, now, read) {
                 Some(Next::Nothing) => break,
-                Some(Next::Message(message, Some(Role::Phone), slot)) => {
-                    self.forward_to_binary(public_id, slot, &message, now);
-                    self.connections.recycle(message);
-                }
-                Some(Next::Message(message, _, slot)) => {
-                    self.forward_to_phone(public_id, slot, &message, now);
+                Some(Next::Message(message, role, slot)) => {
+                    match (message.text(), role) {
+                        (Err(cause), _) => self.close(id, cause, &[], now),
+                        (Ok(text), Some(Role::Phone)) => {
+                            self.forward_to_binary(public_id, slot, text, now);
+                        }
+                        (Ok(text), _) => self.forward_to_phone(public_id, slot, text, now),
+                    }
                     self.connections.recycle(message);
                 }
                 Some(Next::Pong(result, role, slot)) => self.on_pong(result, role, slot),
@@ -106,13 +108,9 @@ impl Relay {
         &mut self,
         phone: PublicId,
         slot: SlotKey,
-        message: &Message,
+        text: Option<&str>,
         now: Instant,
     ) {
-        let text = match message.text() {
-            Ok(text) => text,
-            Err(cause) => return self.close(phone.id, cause, &[], now),
-        };
         let Some(frame) = text.and_then(envelope::frame) else {
             let server_id = self.slots.server_id(slot);
             log::warn!(server_id, conn_id:% = phone; "phone_forwarder_marshal_err");
@@ -141,10 +139,10 @@ impl Relay {
         &mut self,
         binary: PublicId,
         slot: SlotKey,
-        message: &Message,
+        text: Option<&str>,
         now: Instant,
     ) {
-        if let Err(cause) = self.deliver(binary, slot, message, now) {
+        if let Err(cause) = self.deliver(binary, slot, text, now) {
             self.stats.on_dropped(cause);
             self.warn(binary, slot, cause, now);
         }
@@ -166,16 +164,10 @@ impl Relay {
         &mut self,
         binary: PublicId,
         slot: SlotKey,
-        message: &Message,
+        text: Option<&str>,
         now: Instant,
     ) -> Result<(), Dropped> {
-        let text = match message.text() {
-            Ok(text) => text.ok_or(Dropped::NotUtf8)?,
-            Err(cause) => {
-                self.close(binary.id, cause, &[], now);
-                return Ok(());
-            }
-        };
+        let text = text.ok_or(Dropped::NotUtf8)?;
         let (conn_id, frame, close_code) = match envelope::unwrap(text)? {
             Envelope::Deliver { conn_id, frame, close_code } => (conn_id, frame, close_code),
             Envelope::PushWake { token } => return self.accept_wake(slot, &token, now),
